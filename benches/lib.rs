@@ -1,0 +1,1 @@
+//! Kernel benches and the report beside other programs.

@@ -1,0 +1,2 @@
+#![no_std]
+//! Fixed-arena kernels.

@@ -10,8 +10,8 @@ use thiserror::Error;
 
 /// Largest index file.
 pub const INDEX_BYTES_MAX: u64 = 32 << 20;
-/// Most shards: each is one map, and Linux allows a process 65,530 of them.
-pub const SHARDS_MAX: usize = 4096;
+/// Most shards. The largest published models have under 200, and each costs an open file and a map.
+pub const SHARDS_MAX: usize = 1000;
 /// The name of the index in a model folder.
 pub const INDEX_NAME: &str = "model.safetensors.index.json";
 

@@ -1,1 +1,146 @@
-//! Placeholder.
+//! What a model folder holds beside its weights: the JSON files and the chat template, as bytes.
+//!
+//! It parses none of them and opens no weights. It opens these files and no others: Python code in a model folder,
+//! and whatever `auto_map` names, is never touched.
+
+use crate::checkpoint::map::{self, MapError};
+use std::borrow::Cow;
+use std::fs;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why a file of the folder could not be had.
+#[derive(Debug, Error)]
+#[allow(missing_docs, reason = "the messages name every field")]
+pub enum FilesError {
+    #[error("{}: no model there; looked for a folder with config.json, tokenizer.json and model.safetensors, or for one .safetensors file: check the path", .path.display())]
+    NoPath { path: PathBuf },
+    #[error("{}: expected a model folder or a .safetensors file, found something else: give the folder that holds config.json", .path.display())]
+    NotAModel { path: PathBuf },
+    #[error("{}: expected {name}, found none; {advice}", .folder.display())]
+    Missing { folder: PathBuf, name: &'static str, advice: &'static str },
+    #[error(transparent)]
+    File(#[from] MapError),
+}
+
+/// The files, by name, with the most that each may hold. A published tokenizer of 260,000 tokens has 35 MB.
+const CONFIG: Kind = Kind { name: "config.json", bytes_max: 1 << 20 };
+const GENERATION_CONFIG: Kind = Kind { name: "generation_config.json", bytes_max: 1 << 20 };
+const TOKENIZER: Kind = Kind { name: "tokenizer.json", bytes_max: 64 << 20 };
+const TOKENIZER_CONFIG: Kind = Kind { name: "tokenizer_config.json", bytes_max: 16 << 20 };
+const SPECIAL_TOKENS_MAP: Kind = Kind { name: "special_tokens_map.json", bytes_max: 1 << 20 };
+const CHAT_TEMPLATE: Kind = Kind { name: "chat_template.jinja", bytes_max: 1 << 20 };
+
+#[derive(Clone, Copy)]
+struct Kind {
+    name: &'static str,
+    bytes_max: u64,
+}
+
+/// The same files as bytes of the program.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "each is the file of that name")]
+pub struct EmbeddedFiles {
+    pub config: Option<&'static [u8]>,
+    pub generation_config: Option<&'static [u8]>,
+    pub tokenizer: Option<&'static [u8]>,
+    pub tokenizer_config: Option<&'static [u8]>,
+    pub special_tokens_map: Option<&'static [u8]>,
+    pub chat_template: Option<&'static [u8]>,
+}
+
+/// The files beside the weights.
+#[derive(Clone, Debug)]
+pub struct ModelFiles {
+    /// The folder, or what stands for it in messages.
+    folder: PathBuf,
+    embedded: Option<EmbeddedFiles>,
+}
+
+type Bytes<'a> = Result<Option<Cow<'a, [u8]>>, FilesError>;
+
+impl ModelFiles {
+    /// The files at `path`: a folder, or a `.safetensors` file (or its index) whose folder holds the rest.
+    pub fn open(path: &Path) -> Result<Self, FilesError> {
+        let metadata = fs::metadata(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => FilesError::NoPath { path: path.into() },
+            _ => FilesError::File(MapError::Io { path: path.into(), source }),
+        })?;
+        if metadata.is_dir() {
+            return Ok(Self { folder: path.into(), embedded: None });
+        }
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        if !metadata.is_file() || !(name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")) {
+            return Err(FilesError::NotAModel { path: path.into() });
+        }
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(Self { folder: folder.into(), embedded: None })
+    }
+
+    /// The files carried in the program; `label` stands for their folder in messages.
+    pub fn embedded(label: &str, files: EmbeddedFiles) -> Self {
+        Self { folder: label.into(), embedded: Some(files) }
+    }
+
+    /// The folder, or the label of embedded files: for messages.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// `config.json`.
+    pub fn config(&self) -> Bytes<'_> {
+        self.get(CONFIG, |files| files.config)
+    }
+
+    /// `generation_config.json`.
+    pub fn generation_config(&self) -> Bytes<'_> {
+        self.get(GENERATION_CONFIG, |files| files.generation_config)
+    }
+
+    /// `tokenizer.json`.
+    pub fn tokenizer(&self) -> Bytes<'_> {
+        self.get(TOKENIZER, |files| files.tokenizer)
+    }
+
+    /// `tokenizer_config.json`.
+    pub fn tokenizer_config(&self) -> Bytes<'_> {
+        self.get(TOKENIZER_CONFIG, |files| files.tokenizer_config)
+    }
+
+    /// `special_tokens_map.json`.
+    pub fn special_tokens_map(&self) -> Bytes<'_> {
+        self.get(SPECIAL_TOKENS_MAP, |files| files.special_tokens_map)
+    }
+
+    /// `chat_template.jinja`. Older models keep the template inside `tokenizer_config.json`.
+    pub fn chat_template(&self) -> Bytes<'_> {
+        self.get(CHAT_TEMPLATE, |files| files.chat_template)
+    }
+
+    /// [`config`](Self::config), where a model without one cannot be used.
+    pub fn require_config(&self) -> Result<Cow<'_, [u8]>, FilesError> {
+        let advice = "it says which architecture the weights are: download it from where the weights came";
+        self.config()?.ok_or_else(|| self.missing(CONFIG, advice))
+    }
+
+    /// [`tokenizer`](Self::tokenizer), where a model without one cannot be used.
+    pub fn require_tokenizer(&self) -> Result<Cow<'_, [u8]>, FilesError> {
+        let advice = "it turns text into tokens: download it, or convert tokenizer.model with transformers' AutoTokenizer and save_pretrained";
+        self.tokenizer()?.ok_or_else(|| self.missing(TOKENIZER, advice))
+    }
+
+    fn missing(&self, kind: Kind, advice: &'static str) -> FilesError {
+        FilesError::Missing { folder: self.folder.clone(), name: kind.name, advice }
+    }
+
+    fn get(&self, kind: Kind, pick: impl Fn(&EmbeddedFiles) -> Option<&'static [u8]>) -> Bytes<'_> {
+        if let Some(files) = &self.embedded {
+            return Ok(pick(files).map(Cow::Borrowed));
+        }
+        match map::read_regular(&self.folder.join(kind.name), kind.bytes_max) {
+            Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
+            Err(MapError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,5 +1,5 @@
 //! A checkpoint becomes a running decoder.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod checkpoint;
 pub mod detokenizer;

@@ -1,1 +1,343 @@
-//! Placeholder.
+//! A checkpoint: the named tensors of one safetensors file, of several shards, or of bytes in the program itself.
+//!
+//! It is not a model: it neither knows which tensors an architecture needs nor what they mean. Everything a file
+//! claims is checked when it is opened, at the cost of its headers alone; from then on a [`TensorView`] cannot be
+//! wrong. Tensor data stays in the file's map until somebody reads it.
+
+mod dtype;
+mod folder;
+pub mod header;
+pub mod index;
+pub mod json;
+pub mod map;
+pub mod writer;
+
+pub use dtype::Dtype;
+
+use folder::Weights;
+use header::{Entry, HEADER_BYTES_MAX, Header, HeaderError, PREFIX_BYTES, TENSORS_MAX};
+use index::{INDEX_BYTES_MAX, IndexError, ShardIndex};
+use json::quote;
+use map::{Map, MapError};
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why a checkpoint was refused.
+#[derive(Debug, Error)]
+#[allow(missing_docs, reason = "the messages name every field")]
+pub enum CheckpointError {
+    #[error("{}: nothing there; expected a model folder or a .safetensors file: check the path", .path.display())]
+    NoPath { path: PathBuf },
+    #[error("{}: {source}; check the permissions and the disk", .path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("{}: no weights; looked for model.safetensors, {} and any one .safetensors file: download the model again, with its weights", .folder.display(), index::INDEX_NAME)]
+    NoWeights { folder: PathBuf },
+    #[error("{}: expected one .safetensors file or a {}, found {}: add the index, or give the path of one file", .folder.display(), index::INDEX_NAME, list(.found))]
+    Ambiguous { folder: PathBuf, found: Vec<String> },
+    #[error("{}: expected safetensors, found {}; pickles can run code and are never read, GGUF is not read: fetch the model's safetensors, or convert it with transformers' save_pretrained", .path.display(), list(.found))]
+    Foreign { path: PathBuf, found: Vec<String> },
+    #[error("{}: expected a folder or a file ending in .safetensors", .path.display())]
+    NotSafetensors { path: PathBuf },
+    #[error(transparent)]
+    File(#[from] MapError),
+    #[error("{}: {source}; the file is damaged or incomplete: download or convert it again", .file.display())]
+    Header { file: PathBuf, source: HeaderError },
+    #[error("{}: {source}; the index is damaged or not from this model: download it again", .file.display())]
+    Index { file: PathBuf, source: IndexError },
+    #[error("{}: tensor {tensor} is listed in {shard}, but {shard} has no tensor of that name: download both again", .file.display())]
+    Unlisted { file: PathBuf, tensor: Box<str>, shard: String },
+    #[error("tensor {tensor}: expected in one shard, found in {} and in {}: remove files of another model from the folder", .first.display(), .second.display())]
+    TwoShards { tensor: Box<str>, first: PathBuf, second: PathBuf },
+    #[error("{}: changed while in use: load the model again", .file.display())]
+    Changed { file: PathBuf },
+}
+
+/// The first few of many names.
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<_> = names.iter().take(SHOWN).map(|name| quote(name)).collect();
+    let more = names.len().saturating_sub(SHOWN);
+    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
+}
+
+/// One tensor, where it lies.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// How its elements are stored.
+    pub dtype: Dtype,
+    /// Its dimensions, slowest first.
+    pub shape: &'a [usize],
+    /// Its elements, row by row, little-endian; exactly as many as the shape says. No alignment is promised.
+    pub data: &'a [u8],
+    /// The file it came from.
+    pub file: &'a Path,
+}
+
+impl TensorView<'_> {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.data.len() / self.dtype.bytes()
+    }
+
+    /// Widens elements `[start, start + out.len())` to f32: exactly, but for F64 and integers of more than 24 bits,
+    /// which are rounded to nearest.
+    ///
+    /// # Panics
+    /// If the tensor does not have these elements.
+    pub fn read_f32(&self, start: usize, out: &mut [f32]) {
+        let end = start.checked_add(out.len()).filter(|&end| end <= self.elements());
+        let end = end.expect("the caller asks for elements that the shape has");
+        let size = self.dtype.bytes();
+        self.dtype.widen(&self.data[start * size..end * size], out);
+    }
+
+    /// The first element that is NaN or infinite: never to be found in a sound checkpoint.
+    pub fn first_non_finite(&self) -> Option<usize> {
+        if !self.dtype.is_float() {
+            return None;
+        }
+        let mut values = [0.0; 1024];
+        for start in (0..self.elements()).step_by(values.len()) {
+            let values = &mut values[..(self.elements() - start).min(1024)];
+            self.read_f32(start, values);
+            // A sum of zeros cannot hide a NaN, and unlike a search it compiles to SIMD.
+            if values.iter().map(|v| v * 0.0).sum::<f32>() != 0.0 {
+                return values.iter().position(|v| !v.is_finite()).map(|i| start + i);
+            }
+        }
+        None
+    }
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Map),
+    Carried(PathBuf, &'static [u8]),
+}
+
+impl Bytes {
+    fn get(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map.bytes(),
+            Self::Carried(_, bytes) => bytes,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Mapped(map) => map.path(),
+            Self::Carried(label, _) => label,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shard {
+    bytes: Bytes,
+    header: Header,
+}
+
+/// A checked checkpoint.
+#[derive(Debug)]
+pub struct Checkpoint {
+    shards: Vec<Shard>,
+    /// Shard and entry of every tensor, sorted by name.
+    by_name: Vec<(u16, u32)>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint at `path`: a folder with `model.safetensors`, with an index and its shards, or with any
+    /// one `.safetensors` file; or such a file, or such an index, itself.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let mut limits = Limits::default();
+        match folder::find(path)? {
+            Weights::Single(file) => Ok(Self::new(vec![open_shard(&file, &mut limits)?])),
+            Weights::Sharded(file) => open_sharded(&file, &mut limits),
+        }
+    }
+
+    /// The checkpoint in `bytes`, such as the model carried in the program; `label` stands for its path in messages.
+    pub fn from_bytes(label: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
+        let file = PathBuf::from(label);
+        match header::parse(bytes, bytes.len() as u64) {
+            Ok(header) => Ok(Self::new(vec![Shard { bytes: Bytes::Carried(file, bytes), header }])),
+            Err(source) => Err(CheckpointError::Header { file, source }),
+        }
+    }
+
+    /// Takes shards in which no two tensors have one name.
+    fn new(shards: Vec<Shard>) -> Self {
+        let mut by_name = Vec::new();
+        for (s, shard) in shards.iter().enumerate() {
+            let s = u16::try_from(s).expect("at most SHARDS_MAX shards");
+            let entries = u32::try_from(shard.header.len()).expect("at most TENSORS_MAX tensors");
+            by_name.extend((0..entries).map(|i| (s, i)));
+        }
+        let mut checkpoint = Self { shards, by_name: Vec::new() };
+        by_name.sort_unstable_by_key(|&place| checkpoint.entry(place).name);
+        checkpoint.by_name = by_name;
+        checkpoint
+    }
+
+    fn entry(&self, (shard, i): (u16, u32)) -> Entry<'_> {
+        self.shards[usize::from(shard)].header.entry(i as usize)
+    }
+
+    fn view(&self, place: (u16, u32)) -> TensorView<'_> {
+        let Entry { name, dtype, shape, start, end } = self.entry(place);
+        let bytes = &self.shards[usize::from(place.0)].bytes;
+        // The header was checked against the length of these very bytes, so both ends fit in usize and lie inside.
+        TensorView { name, dtype, shape, data: &bytes.get()[start as usize..end as usize], file: bytes.path() }
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
+        let found = self.by_name.binary_search_by_key(&name, |&place| self.entry(place).name).ok()?;
+        Some(self.view(self.by_name[found]))
+    }
+
+    /// Every tensor, sorted by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
+        self.by_name.iter().map(|&place| self.view(place))
+    }
+
+    /// The `__metadata__` of the first file, in its order.
+    pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.shards.first().into_iter().flat_map(|shard| shard.header.metadata())
+    }
+
+    /// Size of all files, headers included.
+    pub fn file_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.bytes.get().len() as u64).sum()
+    }
+
+    /// Fails if a mapped file was replaced, cut or written to since it was opened. Costs one `stat` for each.
+    pub fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        for shard in &self.shards {
+            if let Bytes::Mapped(map) = &shard.bytes
+                && !map.unchanged()
+            {
+                return Err(CheckpointError::Changed { file: map.path().into() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the files of one checkpoint may cost together; a thousand shards must not each use the limit of one.
+struct Limits {
+    header_bytes: u64,
+    tensors: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { header_bytes: HEADER_BYTES_MAX, tensors: TENSORS_MAX }
+    }
+}
+
+fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError> {
+    let (map, mut file) = Map::open(path)?;
+    let header_error = |source| CheckpointError::Header { file: path.into(), source };
+    let io_error = |source| CheckpointError::File(MapError::Io { path: path.into(), source });
+    let file_len = map.bytes().len() as u64;
+    if file_len < PREFIX_BYTES {
+        return Err(header_error(HeaderError::NoLength { found: file_len }));
+    }
+    // The header is read, not mapped: names and shapes must not change under us, whatever happens to the file.
+    let mut prefix = [0; PREFIX_BYTES as usize];
+    file.read_exact(&mut prefix).map_err(io_error)?;
+    let length = header::text_len(prefix, file_len, limits.header_bytes).map_err(header_error)?;
+    let mut text = Vec::with_capacity(length as usize);
+    let read = file.take(length).read_to_end(&mut text).map_err(io_error)?;
+    if read as u64 != length {
+        return Err(header_error(HeaderError::Length { declared: length, available: read as u64 }));
+    }
+    let header = Header::from_text(text, file_len, limits.tensors).map_err(header_error)?;
+    limits.header_bytes -= header.bytes();
+    limits.tensors -= header.len();
+    Ok(Shard { bytes: Bytes::Mapped(map), header })
+}
+
+fn open_sharded(file: &Path, limits: &mut Limits) -> Result<Checkpoint, CheckpointError> {
+    let bytes = map::read_regular(file, INDEX_BYTES_MAX)?;
+    limits.header_bytes = limits.header_bytes.saturating_sub(bytes.len() as u64);
+    let index = index::from_vec(bytes).map_err(|source| CheckpointError::Index { file: file.into(), source })?;
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let mut shards = Vec::new();
+    for name in index.shards() {
+        shards.push(open_shard(&folder.join(name), limits)?);
+    }
+    check_index(file, &index, &shards)?;
+    Ok(Checkpoint::new(shards))
+}
+
+/// Every listed tensor is in its shard, and no tensor is in two. A tensor that is in a shard but not in the index
+/// is let pass: published checkpoints have such buffers, and it is found under its name like any other.
+fn check_index(file: &Path, index: &ShardIndex, shards: &[Shard]) -> Result<(), CheckpointError> {
+    let mut places = HashMap::with_capacity(shards.iter().map(|shard| shard.header.len()).sum());
+    for (s, shard) in shards.iter().enumerate() {
+        for entry in shard.header.entries() {
+            if let Some(first) = places.insert(entry.name, s) {
+                let (first, second): (&Shard, &Shard) = (&shards[first], shard);
+                return Err(CheckpointError::TwoShards {
+                    tensor: quote(entry.name),
+                    first: first.bytes.path().into(),
+                    second: second.bytes.path().into(),
+                });
+            }
+        }
+    }
+    for (name, shard) in index.tensors() {
+        if places.get(name) != Some(&shard) {
+            let shard = index.shards().nth(shard).expect("tensors() numbers shards()").to_owned();
+            return Err(CheckpointError::Unlisted { file: file.into(), tensor: quote(name), shard });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view<'a>(dtype: Dtype, shape: &'a [usize], data: &'a [u8]) -> TensorView<'a> {
+        TensorView { name: "w", dtype, shape, data, file: Path::new("f") }
+    }
+
+    #[test]
+    fn non_finite_values_are_found_at_any_place() {
+        for place in [0, 1023, 1024, 2999] {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut values = vec![1.5f32; 3000];
+                values[place] = bad;
+                let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                assert_eq!(view(Dtype::F32, &[3000], &data).first_non_finite(), Some(place));
+            }
+        }
+        assert_eq!(view(Dtype::F32, &[1], &f32::MAX.to_le_bytes()).first_non_finite(), None);
+        assert_eq!(view(Dtype::U8, &[1], &[255]).first_non_finite(), None);
+    }
+
+    #[test]
+    fn ranges_of_elements_are_widened() {
+        let data: Vec<u8> = (0..6i16).flat_map(|v| v.to_le_bytes()).collect();
+        let mut out = [9.0; 3];
+        view(Dtype::I16, &[2, 3], &data).read_f32(2, &mut out);
+        assert_eq!(out, [2.0, 3.0, 4.0]);
+        view(Dtype::I16, &[2, 3], &data).read_f32(6, &mut []);
+    }
+
+    #[test]
+    fn the_carried_model_opens() {
+        let bytes = include_bytes!("../../carried/model.safetensors");
+        let checkpoint = Checkpoint::from_bytes("the model carried in the program", bytes).unwrap();
+        assert!(checkpoint.tensors().len() > 10);
+        assert!(checkpoint.tensors().all(|tensor| tensor.first_non_finite().is_none()));
+        assert!(checkpoint.tensors().is_sorted_by_key(|tensor| tensor.name));
+    }
+}

@@ -1,0 +1,220 @@
+//! Writes a safetensors file.
+//!
+//! It is not a converter: it takes bytes as they are to lie in the file. A file is visible under its final name
+//! only when it is complete and on the disk.
+
+use super::Dtype;
+use super::header::{self, DIMS_MAX, HeaderError, NAME_BYTES_MAX};
+use super::json::quote;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use thiserror::Error;
+
+/// Why a file was not written.
+#[derive(Debug, Error)]
+#[allow(missing_docs, reason = "the messages name every field")]
+pub enum WriteError {
+    #[error("{}: expected the name of a file", .path.display())]
+    NoName { path: PathBuf },
+    #[error("{}: tensor {tensor}: expected {expected} bytes for its shape and dtype, found {found}", .path.display())]
+    Size { path: PathBuf, tensor: Box<str>, expected: u64, found: u64 },
+    #[error("{}: tensor {tensor}: expected a name of 1 to {NAME_BYTES_MAX} bytes that is not __metadata__, and at most {DIMS_MAX} dimensions below 2^63 bytes", .path.display())]
+    Tensor { path: PathBuf, tensor: Box<str> },
+    #[error("{}: {source}", .path.display())]
+    Header { path: PathBuf, source: HeaderError },
+    #[error("{}: {source}; nothing was written under that name: check space and permissions", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// A tensor to write: name, dtype, shape and bytes.
+pub type Tensor<'a> = (&'a str, Dtype, &'a [usize], &'a [u8]);
+
+/// Writes `tensors` to `path`, replacing what was there, with the given `__metadata__`.
+pub fn write_safetensors(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Result<(), WriteError> {
+    // Wide types first, then by name, as the reference implementation does: then every offset is aligned.
+    let mut tensors = tensors.to_vec();
+    tensors.sort_by_key(|&(name, dtype, ..)| (std::cmp::Reverse(dtype.bytes()), name));
+    let prefix = prefix(path, &tensors, metadata)?;
+    let io_error = |source| WriteError::Io { path: path.into(), source };
+    let (temporary, file) = Temporary::create(path)?;
+    write_all(file, &prefix, &tensors).map_err(io_error)?;
+    temporary.rename(path).map_err(io_error)
+}
+
+/// The header with its length, checked by our own reader: what we write we can read.
+fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Result<Vec<u8>, WriteError> {
+    let mut text = String::from("{");
+    if !metadata.is_empty() {
+        let pairs: Vec<_> = metadata.iter().map(|(key, value)| format!("{}:{}", json(key), json(value))).collect();
+        text += &format!("\"__metadata__\":{{{}}},", pairs.join(","));
+    }
+    let mut start = 0u64;
+    for &(name, dtype, shape, data) in tensors {
+        let wide: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
+        let expected = header::size_bytes(&wide, dtype).filter(|_| name != "__metadata__");
+        let expected = expected.ok_or_else(|| WriteError::Tensor { path: path.into(), tensor: quote(name) })?;
+        let found = data.len() as u64;
+        if expected != found {
+            return Err(WriteError::Size { path: path.into(), tensor: quote(name), expected, found });
+        }
+        let (key, end) = (json(name), start + found);
+        text += &format!(
+            "{key}:{{\"dtype\":\"{}\",\"shape\":{shape:?},\"data_offsets\":[{start},{end}]}},",
+            dtype.name()
+        );
+        start = end;
+    }
+    if text.len() > 1 {
+        text.pop();
+    }
+    text.push('}');
+    // The data then begins at a multiple of 8, so a reader may use it in place.
+    text += &" ".repeat(text.len().next_multiple_of(8) - text.len());
+    let bytes = [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    match header::parse(&bytes, bytes.len() as u64 + start) {
+        Ok(_) => Ok(bytes),
+        Err(source) => Err(WriteError::Header { path: path.into(), source }),
+    }
+}
+
+/// A string as JSON spells it.
+fn json(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\0'..' ' => out += &format!("\\u{:04x}", u32::from(c)),
+            _ => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+fn write_all(file: File, prefix: &[u8], tensors: &[Tensor<'_>]) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    out.write_all(prefix)?;
+    for (.., data) in tensors {
+        out.write_all(data)?;
+    }
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+/// A file under a name nobody looks for; removed unless it is renamed.
+struct Temporary {
+    path: Option<PathBuf>,
+}
+
+impl Temporary {
+    /// In the same folder, because a rename across file systems is a copy.
+    fn create(path: &Path) -> Result<(Self, File), WriteError> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = path.file_name().ok_or_else(|| WriteError::NoName { path: path.into() })?.to_string_lossy();
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_file_name(format!(".{name}.{}.{number}.tmp", std::process::id()));
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
+        let file = file.map_err(|source| WriteError::Io { path: path.into(), source })?;
+        Ok((Self { path: Some(temporary) }, file))
+    }
+
+    fn rename(mut self, to: &Path) -> io::Result<()> {
+        let from = self.path.as_ref().expect("taken only below");
+        fs::rename(from, to)?;
+        self.path = None;
+        sync_folder(to)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            // The write has failed already; a second failure has nobody to tell.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// A rename is on the disk only when its folder is. Windows has no such call.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(not(unix)) {
+        return Ok(());
+    }
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Checkpoint;
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("bantam-writer-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = folder("round-trip");
+        let path = folder.join("model.safetensors");
+        let tensors: [Tensor<'_>; 4] = [
+            ("b\"\n", Dtype::U8, &[3], &[1, 2, 3]),
+            ("a", Dtype::F16, &[1, 2], &[0, 0x3C, 0, 0xC0]),
+            ("scalar", Dtype::F32, &[], &[0, 0, 0x80, 0x3F]),
+            ("empty", Dtype::F64, &[0, 5], &[]),
+        ];
+        write_safetensors(&path, &tensors, &[("format", "pt"), ("é\t", "\\")]).unwrap();
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        assert_eq!(checkpoint.metadata().collect::<Vec<_>>(), [("format", "pt"), ("é\t", "\\")]);
+        assert_eq!(checkpoint.tensors().map(|t| t.name).collect::<Vec<_>>(), ["a", "b\"\n", "empty", "scalar"]);
+        for (name, dtype, shape, data) in tensors {
+            let read = checkpoint.tensor(name).unwrap();
+            assert_eq!((read.dtype, read.shape, read.data), (dtype, shape, data));
+        }
+        let mut pair = [0.0; 2];
+        checkpoint.tensor("a").unwrap().read_f32(0, &mut pair);
+        assert_eq!(pair, [1.0, -2.0]);
+        assert_eq!(checkpoint.file_bytes(), fs::metadata(&path).unwrap().len());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "no temporary file is left");
+        checkpoint.check_unchanged().unwrap();
+        write_safetensors(&path, &tensors[..1], &[]).unwrap();
+        assert!(checkpoint.check_unchanged().is_err());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn wrong_tensors_leave_nothing_behind() {
+        let folder = folder("wrong");
+        let path = folder.join("model.safetensors");
+        let wrong: [(&[Tensor<'_>], &str); 5] = [
+            (&[("w", Dtype::F32, &[2], &[0; 7])], "expected 8 bytes"),
+            (&[("w", Dtype::U8, &[1], &[0]), ("w", Dtype::U8, &[1], &[0])], "\"w\" twice"),
+            (&[("__metadata__", Dtype::U8, &[1], &[0])], "not __metadata__"),
+            (&[("", Dtype::U8, &[1], &[0])], "1 to 1024"),
+            (&[("w", Dtype::U8, &[1; 9], &[0])], "at most 8 dimensions"),
+        ];
+        for (tensors, expected) in wrong {
+            let message = write_safetensors(&path, tensors, &[]).unwrap_err().to_string();
+            assert!(message.contains(expected) && message.contains("model.safetensors"), "{message}");
+        }
+        let no_folder = write_safetensors(&folder.join("none/x.safetensors"), &[], &[]).unwrap_err();
+        assert!(no_folder.to_string().contains("nothing was written"));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_write_that_fails_at_the_rename_removes_its_temporary() {
+        let folder = folder("rename");
+        fs::create_dir_all(folder.join("taken.safetensors/full")).unwrap();
+        assert!(write_safetensors(&folder.join("taken.safetensors"), &[], &[]).is_err());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        fs::remove_dir_all(folder).unwrap();
+    }
+}

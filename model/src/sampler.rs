@@ -526,14 +526,23 @@ fn first_beyond(
 fn exp(x: f64) -> f64 {
     const LN2_HIGH: f64 = 6.931_471_803_691_238_16e-1;
     const LN2_LOW: f64 = 1.908_214_929_270_587_70e-10;
+    const INVERSE_FACTORIALS: [f64; 14] = {
+        let mut inverses = [1.0; 14];
+        let mut k = 1;
+        while k < 14 {
+            inverses[k] = inverses[k - 1] / k as f64;
+            k += 1;
+        }
+        inverses
+    };
     if x < -700.0 {
         return 0.0;
     }
     let n = (x * std::f64::consts::LOG2_E).round();
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    let mut sum = 1.0;
-    for k in (1..=13).rev() {
-        sum = 1.0 + sum * r / f64::from(k);
+    let mut sum = INVERSE_FACTORIALS[13];
+    for &inverse in INVERSE_FACTORIALS[..13].iter().rev() {
+        sum = sum * r + inverse;
     }
     sum * f64::from_bits(((n as i64 + 1023) as u64) << 52)
 }

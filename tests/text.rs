@@ -235,6 +235,22 @@ fn process(case: &str, params: &Value, logits: &mut [f32], history: &[u32]) -> C
     candidates
 }
 
+/// Asserts equality bit for bit and returns the ids that are left open: where top-p cuts between *equal* logits,
+/// which of them stay depends on torch's sort, which is unstable (its AVX-512 version drops one in the middle).
+/// There, as many of them must stay.
+fn check_logits(ours: &[f32], theirs: &[f32], has_top_p: bool, place: &str) -> Vec<usize> {
+    let differ: Vec<usize> = (0..ours.len()).filter(|&id| ours[id].to_bits() != theirs[id].to_bits()).collect();
+    assert!(has_top_p || differ.is_empty(), "{place}: {differ:?}");
+    let least = theirs.iter().copied().filter(|logit| logit.is_finite()).fold(f32::INFINITY, f32::min);
+    for &id in &differ {
+        let (one, other) = (ours[id].max(theirs[id]), ours[id].min(theirs[id]));
+        assert_eq!((one, other), (least, f32::NEG_INFINITY), "{place} id {id}: not a tie at the cut");
+    }
+    let kept = |logits: &[f32]| logits.iter().filter(|logit| logit.is_finite()).count();
+    assert_eq!(kept(ours), kept(theirs), "{place}");
+    differ
+}
+
 #[test]
 fn every_sampling_processor_equals_the_original() {
     let golden = json("sampling/golden.json");
@@ -252,10 +268,12 @@ fn every_sampling_processor_equals_the_original() {
             let tokens = &previous[row * history..(row + 1) * history];
             let mut candidates = process(case, &golden["params"], &mut ours, tokens);
             candidates.write_logits(&mut ours);
-            assert_eq!(ours, processed[cells.clone()], "{case} row {row}: bit for bit");
+            let theirs = &processed[cells.clone()];
+            let open = check_logits(&ours, theirs, case.contains("top_p"), &format!("{case} row {row}"));
             candidates.write_probabilities(&mut ours);
-            for (ours, theirs) in ours.iter().zip(&probabilities[cells]) {
-                assert!((ours - theirs).abs() <= 1e-6, "{case} row {row}: {ours} is not {theirs}");
+            for (id, (ours, theirs)) in ours.iter().zip(&probabilities[cells]).enumerate() {
+                let near = (ours - theirs).abs() <= 1e-6;
+                assert!(near || open.contains(&id), "{case} row {row} id {id}: {ours} is not {theirs}");
             }
         }
     }

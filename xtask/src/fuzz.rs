@@ -108,12 +108,10 @@ fn fuzz(folder: &Path, programs: &Path, target: &str, seconds: u32) -> Result<()
 
 /// A number from libFuzzer's closing lines, such as `stat::number_of_executed_units: 12`.
 fn stat(said: &str, name: &str) -> String {
-    let lines = said
+    let line = said
         .lines()
-        .filter(|line| line.starts_with("stat::") && line.contains(name));
-    lines
-        .last()
-        .and_then(|line| line.rsplit(' ').next())
+        .rfind(|line| line.starts_with("stat::") && line.contains(name));
+    line.and_then(|line| line.rsplit(' ').next())
         .unwrap_or("?")
         .to_owned()
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask fuzz`: libFuzzer on stable Rust, without cargo-fuzz.
 //! It is not the targets (those are the package `tests/fuzz`, outside the workspace because it is compiled with
-//! coverage counters) and it keeps no corpus: only the seeds are committed.
+//! coverage counters) and it keeps no corpus: only the seeds, `seeds/TARGET/` and a
+//! dictionary `seeds/TARGET.dict` where there is one, are committed.
 
 use std::fs;
 use std::path::Path;
@@ -89,6 +90,11 @@ fn fuzz(folder: &Path, programs: &Path, target: &str, seconds: u32) -> Result<()
         .args(LIMITS)
         .arg(format!("-max_total_time={seconds}"));
     command.arg(format!("-artifact_prefix={}/", artifacts.display()));
+    // Words that mutation alone does not find: libFuzzer sees no comparison inside `memcmp` without ASan.
+    let words = seeds.with_extension("dict");
+    if words.is_file() {
+        command.arg(format!("-dict={}", words.display()));
+    }
     let output = command.stdin(Stdio::null()).output().context("cannot start it")?;
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {

@@ -119,15 +119,31 @@ const LINE_CHARACTERS: usize = 120;
 /// (h) What a clone costs.
 const REPOSITORY_BYTES: u64 = 30_000_000;
 
-/// Every Rust file, taken apart.
-fn sources() -> BTreeMap<String, (String, Source)> {
+/// One Rust file: its path from the root, its text, the same taken apart.
+struct File {
+    path: String,
+    text: String,
+    source: Source,
+}
+
+impl File {
+    fn new(path: &str, text: &str) -> Self {
+        Self {
+            path: path.to_owned(),
+            text: text.to_owned(),
+            source: Source::read(text),
+        }
+    }
+}
+
+/// Every Rust file of the repository.
+fn sources() -> Vec<File> {
     let rust = workspace::files()
         .into_iter()
         .filter(|path| path.ends_with(".rs"));
     rust.map(|path| {
         let text = std::fs::read_to_string(workspace::root().join(&path)).expect("a Rust file is UTF-8");
-        let source = Source::read(&text);
-        (path, (text, source))
+        File::new(&path, &text)
     })
     .collect()
 }
@@ -228,9 +244,13 @@ fn reached<'a>(packages: &'a BTreeMap<String, workspace::Package>, from: &'a str
 
 #[test]
 fn unsafe_stands_only_where_it_may() {
+    report(misplaced_unsafe(&sources()));
+}
+
+fn misplaced_unsafe(files: &[File]) -> Vec<String> {
     let mut wrong = Vec::new();
-    for (path, (_, source)) in sources() {
-        if is_below(&path, UNSAFE) {
+    for File { path, source, .. } in files {
+        if is_below(path, UNSAFE) {
             continue;
         }
         for (line, _) in source.words().filter(|(_, word)| *word == "unsafe") {
@@ -239,7 +259,7 @@ fn unsafe_stands_only_where_it_may() {
             ));
         }
     }
-    report(wrong);
+    wrong
 }
 
 #[test]
@@ -257,7 +277,7 @@ fn crate_roots_forbid_unsafe() {
             .iter()
             .filter(|(kind, _)| kind == "lib" || kind == "bin")
         {
-            let Some((_, source)) = sources.get(path) else {
+            let Some(File { source, .. }) = sources.iter().find(|file| file.path == *path) else {
                 continue;
             };
             let says = expected
@@ -273,24 +293,28 @@ fn crate_roots_forbid_unsafe() {
 
 #[test]
 fn families_are_named_in_their_table_only() {
+    report(misplaced_families(&sources()));
+}
+
+fn misplaced_families(files: &[File]) -> Vec<String> {
     let holds = |word: &str| {
         let plain = word.to_lowercase().replace(['-', ' '], "_");
         FAMILIES.iter().any(|family| plain.contains(family))
     };
     let mut wrong = Vec::new();
-    for (path, (_, source)) in sources() {
-        if !is_below(&path, FAMILY_SCOPE) || path == FAMILY_TABLE || is_test_file(&path) {
+    for File { path, source, .. } in files {
+        if !is_below(path, FAMILY_SCOPE) || path == FAMILY_TABLE || is_test_file(path) {
             continue;
         }
-        for (line, name) in outside_tests(&source).filter(|(_, name)| holds(name)) {
-            if !FAMILY_EXCEPTIONS.contains(&(&path, name)) {
+        for (line, name) in outside_tests(source).filter(|(_, name)| holds(name)) {
+            if !FAMILY_EXCEPTIONS.contains(&(path, name)) {
                 wrong.push(format!(
                     "{path}:{line}: `{name}` names a model family: make it a field of the table in {FAMILY_TABLE}"
                 ));
             }
         }
     }
-    report(wrong);
+    wrong
 }
 
 /// Identifiers and string literals with their lines, test code left out.
@@ -304,13 +328,17 @@ fn outside_tests(source: &Source) -> impl Iterator<Item = (usize, &str)> {
 
 #[test]
 fn layouts_and_instruction_sets_are_named_at_home() {
+    report(misplaced_variants(&sources()));
+}
+
+fn misplaced_variants(files: &[File]) -> Vec<String> {
     let mut wrong = Vec::new();
-    for (path, (_, source)) in sources() {
-        if !is_below(&path, VARIANT_SCOPE) || is_below(&path, VARIANT_HOMES) || is_test_file(&path) {
+    for File { path, source, .. } in files {
+        if !is_below(path, VARIANT_SCOPE) || is_below(path, VARIANT_HOMES) || is_test_file(path) {
             continue;
         }
-        for (line, name) in outside_tests(&source).filter(|(_, name)| names_a_variant(name)) {
-            if !VARIANT_EXCEPTIONS.contains(&(&path, name)) {
+        for (line, name) in outside_tests(source).filter(|(_, name)| names_a_variant(name)) {
+            if !VARIANT_EXCEPTIONS.contains(&(path, name)) {
                 wrong.push(format!(
                     "{path}:{line}: `{name}` names a layout or an instruction set: ask `LAYOUTS` or `Cpu` instead, \
                      or add a row to VARIANT_EXCEPTIONS"
@@ -318,7 +346,7 @@ fn layouts_and_instruction_sets_are_named_at_home() {
             }
         }
     }
-    report(wrong);
+    wrong
 }
 
 fn names_a_variant(name: &str) -> bool {
@@ -348,9 +376,13 @@ fn parts(name: &str) -> Vec<String> {
 
 #[test]
 fn functions_and_files_are_short() {
+    report(too_long(&sources()));
+}
+
+fn too_long(files: &[File]) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut met: BTreeSet<&(&str, &str, usize)> = BTreeSet::new();
-    for (path, (text, source)) in sources() {
+    for File { path, text, source } in files {
         let lines = text.lines().count();
         if lines > FILE_LINES {
             wrong.push(format!(
@@ -361,7 +393,7 @@ fn functions_and_files_are_short() {
             let name = function.name.as_str();
             let entry = LONG_FUNCTIONS
                 .iter()
-                .find(|(file, entry, _)| *file == path && *entry == name);
+                .find(|(file, entry, _)| *file == *path && *entry == name);
             let recorded = entry.map_or(FUNCTION_LINES, |(_, _, lines)| *lines);
             met.extend(entry.filter(|_| function.lines == recorded && recorded > FUNCTION_LINES));
             if function.lines > recorded {
@@ -377,37 +409,55 @@ fn functions_and_files_are_short() {
             "tests/tidy.rs: {entry:?} is shorter now or gone: lower or remove the entry"
         ));
     }
-    report(wrong);
+    wrong
 }
 
 #[test]
 fn nothing_waits_for_later() {
+    report(left_for_later(&sources()));
+}
+
+fn left_for_later(files: &[File]) -> Vec<String> {
     let mut wrong = Vec::new();
-    for (path, (_, source)) in sources() {
+    for File { path, source, .. } in files {
         for (number, line) in source.code.lines().enumerate() {
             for word in LATER.iter().filter(|word| line.contains(*word)) {
+                let line = number + 1;
                 wrong.push(format!(
-                    "{path}:{}: `{word}`: do it now, or return an error that says so",
-                    number + 1
+                    "{path}:{line}: `{word}`: do it now, or return an error that says so"
                 ));
             }
         }
     }
-    for path in workspace::files() {
-        let name = path.rsplit('/').next().unwrap_or_default();
-        let stem = name.split('.').next().unwrap_or_default();
-        let folders = path.split('/').rev().skip(1);
-        if folders.chain([stem]).any(|part| EMPTY_NAMES.contains(&part)) {
-            wrong.push(format!("{path}:1: rename it after the noun that it defines"));
-        }
-    }
-    report(wrong);
+    wrong
+}
+
+#[test]
+fn files_are_named_after_nouns() {
+    report(
+        workspace::files()
+            .iter()
+            .filter_map(|path| empty_name(path))
+            .collect(),
+    );
+}
+
+fn empty_name(path: &str) -> Option<String> {
+    let stems = path
+        .split('/')
+        .map(|part| part.split('.').next().unwrap_or_default());
+    let is_empty = stems.into_iter().any(|stem| EMPTY_NAMES.contains(&stem));
+    is_empty.then(|| format!("{path}:1: rename it after the noun that it defines"))
 }
 
 #[test]
 fn rust_files_open_with_what_they_are_and_keep_to_the_margin() {
+    report(unopened_and_wide(&sources()));
+}
+
+fn unopened_and_wide(files: &[File]) -> Vec<String> {
     let mut wrong = Vec::new();
-    for (path, (text, _)) in sources() {
+    for File { path, text, .. } in files {
         if !text.starts_with("//! ") {
             wrong.push(format!(
                 "{path}:1: begin with `//! ` and say what this file is, and what it is not"
@@ -423,7 +473,7 @@ fn rust_files_open_with_what_they_are_and_keep_to_the_margin() {
             }
         }
     }
-    report(wrong);
+    wrong
 }
 
 #[test]
@@ -507,4 +557,82 @@ fn the_reader_tells_code_from_strings_and_comments() {
     assert_eq!(tests, [7, 8, 9, 10, 11]);
     assert!(names_a_variant("Avx2Token") && names_a_variant("has_avx512_vnni") && names_a_variant("WIDE"));
     assert!(!names_a_variant("wide_rows") && !names_a_variant("attribute"));
+}
+
+/// A lock that never closes proves nothing: each rule refuses what is planted here, and lets its neighbour pass.
+#[test]
+fn every_rule_refuses_what_is_planted() {
+    type Rule = fn(&[File]) -> Vec<String>;
+    let long = format!("fn long() {{\n{}}}\n", "    step();\n".repeat(FUNCTION_LINES));
+    let thick = format!("//! x\n{}", "\n".repeat(FILE_LINES));
+    let wide = format!("//! x\n// {}\n", "é".repeat(LINE_CHARACTERS));
+    let in_tests = "#[cfg(test)]\nmod tests {\n    fn llama() { avx2(\"qwen\") }\n}\n";
+    let planted: &[(Rule, &str, &str, usize)] = &[
+        (
+            misplaced_unsafe,
+            "model/src/plan.rs",
+            "fn f() { unsafe { g() } }",
+            1,
+        ),
+        (
+            misplaced_unsafe,
+            "core/src/ops/add.rs",
+            "fn f() { unsafe { g() } }",
+            0,
+        ),
+        (
+            misplaced_unsafe,
+            "model/src/plan.rs",
+            "// unsafe\nfn f() { g(\"unsafe\") }",
+            0,
+        ),
+        (
+            misplaced_families,
+            "model/src/spec.rs",
+            "fn f() { NeoxRope::g(\"Qwen2\") }",
+            2,
+        ),
+        (
+            misplaced_families,
+            "core/src/ops/rope.rs",
+            "/// as in llama\nfn f() {}",
+            0,
+        ),
+        (misplaced_families, FAMILY_TABLE, "const A: &str = \"llama\";", 0),
+        (misplaced_families, "model/src/spec.rs", in_tests, 0),
+        (
+            misplaced_variants,
+            "model/src/plan.rs",
+            "fn has_avx2() { Code8::g(\"neon\", Wide) }",
+            4,
+        ),
+        (misplaced_variants, "core/src/cpu.rs", "fn has_avx2() {}", 0),
+        (misplaced_variants, "model/src/plan.rs", in_tests, 0),
+        (too_long, "model/src/plan.rs", &long, 1),
+        (too_long, "model/src/plan.rs", &thick, 1),
+        (too_long, "model/src/plan.rs", in_tests, 0),
+        (
+            left_for_later,
+            "model/src/plan.rs",
+            "fn f() { todo!() }\n#[ignore]\nfn g() {}",
+            2,
+        ),
+        (left_for_later, "model/src/plan.rs", "// todo!\n", 0),
+        (unopened_and_wide, "model/src/plan.rs", "fn f() {}", 1),
+        (unopened_and_wide, "model/src/plan.rs", &wide, 1),
+    ];
+    for (rule, path, text, expected) in planted {
+        let complaints = rule(&[File::new(path, text)]);
+        assert_eq!(complaints.len(), *expected, "{path}: {text}\n{complaints:?}");
+    }
+}
+
+#[test]
+fn names_and_places_are_told_apart() {
+    assert!(empty_name("model/src/utils.rs").is_some() && empty_name("core/helpers/mod.rs").is_some());
+    assert!(empty_name("model/src/plan.rs").is_none());
+    let (absolute, relative) = (concat!("= \"/ho", "me/x\""), concat!("see docs/ho", "me/x"));
+    assert!(
+        is_absolute_in(absolute, concat!("/ho", "me/")) && !is_absolute_in(relative, concat!("/ho", "me/"))
+    );
 }

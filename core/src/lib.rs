@@ -22,4 +22,4 @@ pub use backend::{
 };
 pub use cpu::{Cpu, Level};
 pub use cpu_backend::CpuBackend;
-pub use pool::{Pool, Serial, Task};
+pub use pool::{Pool, Serial};

@@ -2,9 +2,19 @@
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
+pub mod decoder;
 pub mod detokenizer;
+pub mod engine;
+pub mod families;
 pub mod files;
+pub mod generate;
 pub mod generation;
+pub mod memory;
+pub mod plan;
+pub mod pool;
+pub mod rope;
 pub mod sampler;
+pub mod spec;
 pub mod stop;
 pub mod tokenizer;
+pub mod weights;

@@ -1,2 +1,78 @@
-//! Everything that is not cargo.
-fn main() {}
+//! Everything that is not cargo: `cargo xtask ci`, `cargo xtask fuzz`, `cargo xtask goldens`.
+//! It is not part of the program: nothing here is shipped, and nothing depends on it.
+#![forbid(unsafe_code)]
+
+mod ci;
+mod fuzz;
+mod goldens;
+mod steps;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "\
+cargo xtask VERB
+
+  ci                    all that a change must pass: format, lints, documentation, fuzz seeds, tests
+  fuzz [--seconds 60]   every target of tests/fuzz, that many seconds each
+  goldens PATH          tests/goldens anew from a folder of reference files; says what changed";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments.iter().map(String::as_str).collect::<Vec<_>>()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// Asked for something that is not there: exit status 2.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}\n\n{USAGE}", self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+fn dispatch(arguments: &[&str]) -> Result<()> {
+    let root = root()?;
+    match arguments {
+        ["ci"] => ci::run(&root),
+        ["fuzz"] => fuzz::run(&root, 60),
+        ["fuzz", "--seconds", seconds] => {
+            let seconds = seconds.parse().map_err(|_| {
+                Usage(format!(
+                    "--seconds takes a whole number of seconds, found \"{seconds}\""
+                ))
+            })?;
+            fuzz::run(&root, seconds)
+        }
+        ["goldens", path] => goldens::run(&root, path.as_ref()),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        [] => bail!(Usage("a verb is missing".to_owned())),
+        _ => bail!(Usage(format!("\"{}\" is not understood", arguments.join(" ")))),
+    }
+}
+
+/// The folder that holds the workspace's Cargo.toml. Cargo tells where this package stands today; the path at
+/// compile time would be that of another checkout with the same target folder.
+fn root() -> Result<PathBuf> {
+    let package =
+        std::env::var_os("CARGO_MANIFEST_DIR").context("start it as `cargo xtask`, not by its path")?;
+    let package = PathBuf::from(package);
+    Ok(package
+        .parent()
+        .context("the package xtask stands inside the workspace")?
+        .to_path_buf())
+}

@@ -128,7 +128,7 @@ pub fn store_batch<P: Pool>(
     if batch.rows() < 8 {
         (0..cache.heads).for_each(work);
     } else {
-        pool.run(cache.heads, &|task| work(task.index));
+        pool.run(cache.heads, &work);
     }
 }
 
@@ -156,7 +156,7 @@ pub fn attend_batch<P: Pool>(
     let blocks = |rows: usize| (rows * group).div_ceil(TASK_ROWS);
     let total: usize = batch.feeds.iter().map(|feed| blocks(feed.rows)).sum();
     pool.run(total * cache.heads, &|task| {
-        let (mut block, head) = (task.index / cache.heads, task.index % cache.heads);
+        let (mut block, head) = (task / cache.heads, task % cache.heads);
         let mut feeds = batch.feeds.iter();
         let mut feed = feeds.next().expect("there is a feed for every block");
         while block >= blocks(feed.rows) {

@@ -4,11 +4,10 @@
 //! and how they sleep, belong to whoever owns them. A follower that comes late, because the system gave its core to
 //! somebody else, is not waited for: the others take its share.
 
-use crate::pool::Task;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-type Work<'a> = dyn Fn(Task) + Sync + 'a;
+type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// A meeting point for one leader and any number of followers.
 #[derive(Debug, Default)]
@@ -17,6 +16,8 @@ pub struct Crew {
     work: UnsafeCell<Option<*const Work<'static>>>,
     /// Whether followers may enter. Rules of entry: count yourself in `inside`, then look at `open`.
     open: AtomicBool,
+    /// A leader is between opening a job and its end.
+    led: AtomicBool,
     /// Followers that have counted themselves in.
     inside: AtomicUsize,
     /// The next task to be claimed, and how many there are.
@@ -34,12 +35,13 @@ unsafe impl Send for Crew {}
 
 impl Crew {
     /// Runs `tasks` tasks, some of them here, the rest on followers that join, and returns when all are done.
-    /// `wake` is called once the job is open. Must not be called by two threads at a time (`&mut` would say so, but
-    /// followers hold shared references; a pool guards it).
-    ///
-    /// # Safety
-    /// No other call of `lead` on this crew may be under way.
-    pub unsafe fn lead(&self, tasks: usize, work: &Work<'_>, wake: impl FnOnce()) {
+    /// `wake` is called once the job is open. While one job is under way, another (from a second thread, or from
+    /// inside a task) is carried out by its caller alone.
+    pub fn lead(&self, tasks: usize, work: &Work<'_>, wake: impl FnOnce()) {
+        if self.led.swap(true, SeqCst) {
+            (0..tasks).for_each(work);
+            return;
+        }
         // The job is closed and left by all when this is dropped, also when a task panics.
         struct Close<'a>(&'a Crew);
         impl Drop for Close<'_> {
@@ -48,13 +50,15 @@ impl Crew {
                 while self.0.inside.load(SeqCst) != 0 {
                     core::hint::spin_loop();
                 }
+                self.0.led.store(false, SeqCst);
             }
         }
         let work: *const Work<'_> = work;
         // SAFETY: only the lifetime is erased. Followers use the pointer between entering and leaving, and `Close`
         // keeps this frame, hence the closure, alive until all have left.
         let work: *const Work<'static> = unsafe { core::mem::transmute(work) };
-        // SAFETY: no job is open and the last one was left by all, so nobody reads the cell.
+        // SAFETY: `led` makes us the only leader; no job is open and the last one was left by all, so nobody reads
+        // the cell.
         unsafe { *self.work.get() = Some(work) };
         self.tasks.store(tasks, SeqCst);
         self.next.store(0, SeqCst);
@@ -62,7 +66,7 @@ impl Crew {
         let close = Close(self);
         self.open.store(true, SeqCst);
         wake();
-        self.take_tasks(0);
+        self.take_tasks();
         drop(close);
         assert!(!self.broken.load(SeqCst), "a task panicked on another thread of the pool");
     }
@@ -72,8 +76,8 @@ impl Crew {
         self.open.load(SeqCst) && self.next.load(SeqCst) < self.tasks.load(SeqCst)
     }
 
-    /// Joins the open job, if there is one, as thread number `worker` (1 and up). Says whether there was one.
-    pub fn follow(&self, worker: usize) -> bool {
+    /// Joins the open job, if there is one, until its tasks are taken. Says whether there was one.
+    pub fn follow(&self) -> bool {
         struct Leave<'a>(&'a Crew, bool);
         impl Drop for Leave<'_> {
             fn drop(&mut self) {
@@ -90,12 +94,12 @@ impl Crew {
             return false;
         }
         leave.1 = true;
-        self.take_tasks(worker);
+        self.take_tasks();
         leave.1 = false;
         true
     }
 
-    fn take_tasks(&self, worker: usize) {
+    fn take_tasks(&self) {
         // SAFETY: the caller is the leader, or a follower inside an open job: the cell was written before the job
         // was opened and is not written again until all have left.
         let Some(work) = (unsafe { *self.work.get() }) else { return };
@@ -106,7 +110,7 @@ impl Crew {
                 return;
             }
             // SAFETY: the closure lives until the leader has seen everybody leave.
-            unsafe { (*work)(Task { index, worker }) };
+            unsafe { (*work)(index) };
         }
     }
 }
@@ -122,11 +126,11 @@ mod tests {
         let crew = Crew::default();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            for worker in 1..4 {
+            for _ in 1..4 {
                 let (crew, stop) = (&crew, &stop);
                 scope.spawn(move || {
                     while !stop.load(SeqCst) {
-                        if !crew.follow(worker) {
+                        if !crew.follow() {
                             std::thread::yield_now();
                         }
                     }
@@ -135,11 +139,14 @@ mod tests {
             for round in 0..2000 {
                 let tasks = round % 17;
                 let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-                let work = |task: Task| {
-                    counts[task.index].fetch_add(1, SeqCst);
+                let work = |task: usize| {
+                    counts[task].fetch_add(1, SeqCst);
+                    // A job inside a job is carried out at once.
+                    let inner = AtomicUsize::new(0);
+                    crew.lead(3, &|_| assert!(inner.fetch_add(1, SeqCst) < 3), || ());
+                    assert_eq!(inner.load(SeqCst), 3);
                 };
-                // SAFETY: this thread is the only leader.
-                unsafe { crew.lead(tasks, &work, || ()) };
+                crew.lead(tasks, &work, || ());
                 assert!(counts.iter().all(|count| count.load(SeqCst) == 1));
             }
             stop.store(true, SeqCst);

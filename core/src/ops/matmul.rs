@@ -67,7 +67,7 @@ fn prepare<P: Pool>(cpu: Cpu, pool: &P, form: Form, columns: usize, x: &[f32], p
         // SAFETY: every group is filled by one task.
         unsafe { fill_group(form, cpu, columns, x, index, &memory) }
     };
-    if groups == 1 { work(0) } else { pool.run(groups, &|task| work(task.index)) }
+    if groups == 1 { work(0) } else { pool.run(groups, &work) }
 }
 
 /// A matrix while several threads write its product.
@@ -115,5 +115,5 @@ fn share_tiles<'a, 'b: 'a, P: Pool>(
             unsafe { part.layout.multiply(cpu, part.shape.columns, bytes, x, &part.sink, first_row) };
         }
     };
-    pool.run(total.div_ceil(run_tiles), &|task| work(task.index));
+    pool.run(total.div_ceil(run_tiles), &work);
 }

@@ -53,7 +53,7 @@ pub fn each_row<T: Send, P: Pool>(
     let run = rows.div_ceil(4 * pool.threads());
     let shared = Shared::new(slice);
     pool.run(rows.div_ceil(run), &|task| {
-        for row in task.index * run..((task.index + 1) * run).min(rows) {
+        for row in task * run..((task + 1) * run).min(rows) {
             // SAFETY: every row belongs to one task.
             work(row, unsafe { shared.part(row * width, width) });
         }

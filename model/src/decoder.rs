@@ -1,0 +1,130 @@
+//! A decoder, forward: plain functions over a [`Backend`], reading a [`ModelSpec`].
+//!
+//! A layer is phases with one point between them where partial results of several shards will be added; a single
+//! shard adds nothing. Each phase leaves its result in the residual stream.
+
+use bantam_core::{Attention, Backend, Batch, Heads, KvCache, Product, Slot};
+
+use crate::plan::{LayerWeights, Linear, Plan, Weights, WorkSlots};
+use crate::spec::{LayerSpec, ModelSpec, Residual};
+
+/// A model's weights and buffers, without the device that they are on.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    /// What it is.
+    pub spec: ModelSpec,
+    weights: Weights,
+    caches: Vec<KvCache>,
+    slots: WorkSlots,
+}
+
+impl Decoder {
+    /// The decoder that a plan is for.
+    pub fn new(spec: ModelSpec, plan: &Plan) -> Self {
+        Decoder { spec, weights: plan.weights.clone(), caches: plan.caches.clone(), slots: plan.work }
+    }
+
+    /// Runs the tokens of a batch through all layers. The stream then holds their last hidden states.
+    pub fn forward<B: Backend>(&self, b: &mut B, batch: &Batch, tokens: &[u32]) {
+        assert_eq!(batch.rows(), tokens.len());
+        let s = &self.slots;
+        b.embed(&self.weights.embedding, tokens, self.spec.embedding_scale, s.stream);
+        let mut turned_by = None;
+        for ((spec, weights), cache) in self.spec.layers.iter().zip(&self.weights.layers).zip(&self.caches) {
+            let rope = spec.attention.rope;
+            if turned_by != Some(rope) {
+                b.angles(&self.weights.ropes[rope], batch, s.angles);
+                turned_by = Some(rope);
+            }
+            let angles = Slot { bytes: batch.rows() * self.spec.ropes[rope].width * 4, ..s.angles };
+            layer_forward(b, spec, weights, s, cache, angles, batch);
+        }
+    }
+
+    /// Logits of some rows of the last [`forward`](Self::forward).
+    pub fn logits<B: Backend>(&self, b: &mut B, rows: &[usize]) -> Slot {
+        let s = &self.slots;
+        b.gather(rows, self.spec.hidden, s.stream, s.chosen);
+        b.norm(&self.weights.final_norm, rows.len(), s.chosen, s.chosen_normed);
+        let head = Product { matrix: self.weights.head, bias: None, out: s.logits, add: false };
+        b.matmul(rows.len(), s.chosen_normed, &[head]);
+        s.logits.first(rows.len() * self.spec.vocab)
+    }
+}
+
+fn layer_forward<B: Backend>(
+    b: &mut B,
+    spec: &LayerSpec,
+    w: &LayerWeights,
+    s: &WorkSlots,
+    cache: &KvCache,
+    angles: Slot,
+    batch: &Batch,
+) {
+    let rows = batch.rows();
+    b.norm(&w.attention_norm, rows, s.stream, s.normed);
+    match spec.residual {
+        Residual::Sequential => {
+            attention_forward(b, spec, w, s, cache, angles, batch);
+            b.norm(&w.mlp_norm, rows, s.stream, s.normed);
+            mlp_forward(b, spec, w, s, s.normed, rows);
+        }
+        Residual::Parallel => {
+            // Both norms before either block adds to the stream.
+            b.norm(&w.mlp_norm, rows, s.stream, s.normed_for_mlp);
+            attention_forward(b, spec, w, s, cache, angles, batch);
+            mlp_forward(b, spec, w, s, s.normed_for_mlp, rows);
+        }
+    }
+}
+
+fn product(linear: &Linear, out: Slot, add: bool) -> Product {
+    Product { matrix: linear.matrix, bias: linear.bias, out, add }
+}
+
+/// From `normed` through attention into the stream.
+fn attention_forward<B: Backend>(
+    b: &mut B,
+    spec: &LayerSpec,
+    w: &LayerWeights,
+    s: &WorkSlots,
+    cache: &KvCache,
+    angles: Slot,
+    batch: &Batch,
+) {
+    let rows = batch.rows();
+    let a = &spec.attention;
+    let heads = Heads { count: a.heads, width: a.head_width };
+    let kv_heads = Heads { count: a.kv_heads, width: a.head_width };
+    let inputs =
+        [product(&w.query, s.query, false), product(&w.key, s.key, false), product(&w.value, s.value, false)];
+    b.matmul(rows, s.normed, &inputs);
+    b.rotate(rows, angles, heads, s.query);
+    b.rotate(rows, angles, kv_heads, s.key);
+    b.store(cache, batch, s.key, s.value);
+    let attention = Attention { heads, scale: a.scale, window: a.window, softcap: None, sinks: None };
+    b.attend(&attention, cache, batch, s.query, s.attended);
+    b.matmul(rows, s.attended, &[product(&w.output, s.stream, true)]);
+}
+
+/// From `input` through the feed-forward block into the stream.
+fn mlp_forward<B: Backend>(
+    b: &mut B,
+    spec: &LayerSpec,
+    w: &LayerWeights,
+    s: &WorkSlots,
+    input: Slot,
+    rows: usize,
+) {
+    match &w.gate {
+        Some(gate) => {
+            b.matmul(rows, input, &[product(gate, s.gate, false), product(&w.up, s.up, false)]);
+            b.activate(spec.mlp.activation, rows, spec.mlp.width, s.gate, Some(s.up));
+        }
+        None => {
+            b.matmul(rows, input, &[product(&w.up, s.gate, false)]);
+            b.activate(spec.mlp.activation, rows, spec.mlp.width, s.gate, None);
+        }
+    }
+    b.matmul(rows, s.gate, &[product(&w.down, s.stream, true)]);
+}

@@ -1,0 +1,305 @@
+//! A loaded model: a decoder on the processor, with its sequences. After loading, nothing here allocates.
+
+use bantam_core::{Backend, Batch, Cpu, CpuBackend, Feed, Pool};
+use memmap2::MmapMut;
+
+use crate::checkpoint::{Checkpoint, Dtype};
+use crate::decoder::Decoder;
+use crate::plan::{Options, Plan, PlanError, Stored};
+use crate::pool::Threads;
+use crate::spec::ModelSpec;
+use crate::weights::{self, WeightsError};
+use crate::memory;
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The plan cannot be made.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The weights are damaged.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The system did not give memory or threads.
+    #[error("{what}: {source}; see `bantam plan` for what a run takes, and try a shorter --context")]
+    System {
+        /// What was asked for.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The plan is larger than the memory that is free.
+    #[error("the plan needs {needed} bytes, {available} are available; its largest line is \"{line}\" with {bytes} bytes: {advice}")]
+    DoesNotFit {
+        /// Bytes of the plan.
+        needed: usize,
+        /// Bytes that the system has.
+        available: u64,
+        /// The largest line.
+        line: String,
+        /// Its bytes.
+        bytes: usize,
+        /// What would help.
+        advice: &'static str,
+    },
+}
+
+/// Why a step was refused. Nothing has changed when it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// More positions than the sequence has room for.
+    #[error("the sequence would be {asked} tokens long, the context is {context}; shorten the prompt or raise --context")]
+    ContextFull {
+        /// Length after the step.
+        asked: usize,
+        /// Positions of a sequence.
+        context: usize,
+    },
+    /// More tokens than a step takes.
+    #[error("a step of {asked} tokens, at most {most} fit")]
+    TooManyTokens {
+        /// In the step.
+        asked: usize,
+        /// Possible.
+        most: usize,
+    },
+    /// A token outside the vocabulary.
+    #[error("token {token} is outside the vocabulary of {vocab}")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// A sequence that is not open, or twice in a step.
+    #[error("sequence {0} is not open, or stands twice in a step")]
+    Sequence(usize),
+}
+
+/// Tokens to append to a sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct Chunk<'a> {
+    /// Which, from [`Engine::open`].
+    pub sequence: usize,
+    /// At least one.
+    pub tokens: &'a [u32],
+}
+
+/// A model in memory, ready to run.
+#[derive(Debug)]
+pub struct Engine {
+    decoder: Decoder,
+    backend: CpuBackend<MmapMut, Threads>,
+    plan: Plan,
+    /// Length of each sequence; `None` where it is not open.
+    lengths: Vec<Option<usize>>,
+    tables: Vec<u32>,
+    feeds: Vec<Feed>,
+    tokens: Vec<u32>,
+}
+
+/// How a checkpoint's tensors are told to a plan.
+pub fn stored(checkpoint: &Checkpoint) -> impl Fn(&str) -> Option<Stored> + '_ {
+    |name| {
+        let tensor = checkpoint.tensor(name)?;
+        Some(Stored { dtype: tensor.dtype, shape: tensor.shape.to_vec() })
+    }
+}
+
+impl Engine {
+    /// Plans, takes the memory, and fills it from the checkpoint.
+    pub fn load(
+        spec: ModelSpec,
+        checkpoint: &Checkpoint,
+        options: Options,
+        cpu: Cpu,
+        threads: usize,
+    ) -> Result<Engine, LoadError> {
+        let plan = Plan::new(&spec, stored(checkpoint), options, cpu)?;
+        let mut engine = Engine::empty(spec, plan, cpu, threads)?;
+        let pool = Threads::start(threads).map_err(|source| system("threads", source))?;
+        weights::load(&engine.plan, checkpoint, engine.backend.arena_mut(), &pool)?;
+        Ok(engine)
+    }
+
+    /// The same with noise in all weights, of type `dtype`: for measuring.
+    pub fn synthesize(
+        spec: ModelSpec,
+        dtype: Dtype,
+        options: Options,
+        cpu: Cpu,
+        threads: usize,
+    ) -> Result<Engine, LoadError> {
+        let plan = synthetic_plan(&spec, dtype, options, cpu)?;
+        let mut engine = Engine::empty(spec, plan, cpu, threads)?;
+        let pool = Threads::start(threads).map_err(|source| system("threads", source))?;
+        weights::synthesize(&engine.plan, engine.backend.arena_mut(), &pool);
+        Ok(engine)
+    }
+
+    fn empty(spec: ModelSpec, plan: Plan, cpu: Cpu, threads: usize) -> Result<Engine, LoadError> {
+        if let Some(available) = memory::available()
+            && plan.bytes() as u64 > available
+        {
+            return Err(does_not_fit(&plan, available));
+        }
+        let arena = memory::arena(plan.weight_bytes, plan.cache_bytes, plan.work_bytes)
+            .map_err(|source| system(&format!("{} bytes of memory", plan.bytes()), source))?;
+        let pool = Threads::start(threads).map_err(|source| system("threads", source))?;
+        let options = plan.options;
+        let backend = CpuBackend::new(cpu, options.precision, pool, arena, plan.work.panels);
+        // Every sequence owns its pages for now; the table is what lets them be shared later.
+        let pages = (plan.pages_per_sequence * options.sequences) as u32;
+        Ok(Engine {
+            decoder: Decoder::new(spec, &plan),
+            backend,
+            lengths: vec![None; options.sequences],
+            tables: (0..pages).collect(),
+            feeds: Vec::with_capacity(options.sequences),
+            tokens: Vec::with_capacity(options.chunk),
+            plan,
+        })
+    }
+
+    /// What it was planned as.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What the model is.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.decoder.spec
+    }
+
+    /// Bytes of the memory that was taken.
+    pub fn memory_bytes(&self) -> usize {
+        self.backend.arena().bytes()
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.backend.pool().threads()
+    }
+
+    /// Begins a sequence; `None` when all are in use.
+    pub fn open(&mut self) -> Option<usize> {
+        let sequence = self.lengths.iter().position(Option::is_none)?;
+        self.lengths[sequence] = Some(0);
+        Some(sequence)
+    }
+
+    /// Ends a sequence.
+    pub fn close(&mut self, sequence: usize) {
+        self.lengths[sequence] = None;
+    }
+
+    /// Tokens of a sequence so far.
+    pub fn length(&self, sequence: usize) -> usize {
+        self.lengths.get(sequence).copied().flatten().unwrap_or(0)
+    }
+
+    /// Forgets all tokens of an open sequence from `length` on.
+    pub fn rewind(&mut self, sequence: usize, length: usize) {
+        if let Some(Some(current)) = self.lengths.get_mut(sequence) {
+            *current = length.min(*current);
+        }
+    }
+
+    /// Appends tokens to sequences: one step over all of them together. Row `i` of the step is the `i`-th token, in
+    /// the order of the chunks.
+    pub fn step(&mut self, chunks: &[Chunk]) -> Result<(), StepError> {
+        self.admit(chunks)?;
+        self.feeds.clear();
+        self.tokens.clear();
+        for chunk in chunks {
+            let length = self.length(chunk.sequence);
+            let (first_row, rows) = (self.tokens.len(), chunk.tokens.len());
+            self.feeds.push(Feed { first_row, rows, first_position: length, sequence: chunk.sequence });
+            self.tokens.extend_from_slice(chunk.tokens);
+            self.lengths[chunk.sequence] = Some(length + rows);
+        }
+        if self.tokens.is_empty() {
+            return Ok(());
+        }
+        let pages_per_sequence = self.plan.pages_per_sequence;
+        let batch = Batch { feeds: &self.feeds, tables: &self.tables, pages_per_sequence };
+        self.decoder.forward(&mut self.backend, &batch, &self.tokens);
+        Ok(())
+    }
+
+    fn admit(&self, chunks: &[Chunk]) -> Result<(), StepError> {
+        let options = &self.plan.options;
+        let asked = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
+        if asked > options.chunk {
+            return Err(StepError::TooManyTokens { asked, most: options.chunk });
+        }
+        for (i, chunk) in chunks.iter().enumerate() {
+            let again = chunks[..i].iter().any(|other| other.sequence == chunk.sequence);
+            let Some(Some(length)) = self.lengths.get(chunk.sequence).filter(|_| !again) else {
+                return Err(StepError::Sequence(chunk.sequence));
+            };
+            let asked = length + chunk.tokens.len();
+            if asked > options.context {
+                return Err(StepError::ContextFull { asked, context: options.context });
+            }
+            let vocab = self.spec().vocab;
+            if let Some(&token) = chunk.tokens.iter().find(|&&token| token as usize >= vocab) {
+                return Err(StepError::UnknownToken { token, vocab });
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends any number of tokens to one sequence, chunk by chunk; `each` sees the engine after every chunk, with
+    /// the chunk's first position and its size.
+    pub fn prefill<E: From<StepError>>(
+        &mut self,
+        sequence: usize,
+        tokens: &[u32],
+        mut each: impl FnMut(&mut Engine, usize, usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (asked, context) = (self.length(sequence) + tokens.len(), self.plan.options.context);
+        if asked > context {
+            return Err(StepError::ContextFull { asked, context }.into());
+        }
+        for tokens in tokens.chunks(self.plan.options.chunk) {
+            let first = self.length(sequence);
+            self.step(&[Chunk { sequence, tokens }])?;
+            each(self, first, tokens.len())?;
+        }
+        Ok(())
+    }
+
+    /// Logits of some rows of the last step, one after another; at most [`Options::logits_rows`] of them.
+    pub fn logits(&mut self, rows: &[usize]) -> &[f32] {
+        assert!(rows.len() <= self.plan.options.logits_rows, "more rows of logits than were planned");
+        assert!(rows.iter().all(|&row| row < self.tokens.len()), "a row that the last step did not have");
+        let slot = self.decoder.logits(&mut self.backend, rows);
+        self.backend.read(slot)
+    }
+
+    /// Rows of the last step.
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// The plan of a model with all tensors of one type.
+pub fn synthetic_plan(spec: &ModelSpec, dtype: Dtype, options: Options, cpu: Cpu) -> Result<Plan, PlanError> {
+    let shapes = crate::spec::tensor_shapes(spec);
+    Plan::new(spec, |name| shapes.get(name).map(|shape| Stored { dtype, shape: shape.clone() }), options, cpu)
+}
+
+fn system(what: &str, source: std::io::Error) -> LoadError {
+    LoadError::System { what: what.to_owned(), source }
+}
+
+fn does_not_fit(plan: &Plan, available: u64) -> LoadError {
+    let largest = plan.lines.iter().max_by_key(|line| line.bytes);
+    let (line, bytes) = largest.map_or(("", 0), |line| (line.name.as_str(), line.bytes));
+    let advice = match line {
+        "keys and values" => "a shorter --context, or --kv int8",
+        _ => "close other programs, or take a smaller model or --quantization int8",
+    };
+    LoadError::DoesNotFit { needed: plan.bytes(), available, line: line.to_owned(), bytes, advice }
+}

@@ -1,0 +1,180 @@
+//! Rotary frequencies: one per pair of channels, bent for contexts longer than a model was first made for.
+//!
+//! Arithmetic is float32 in the reference's order, because a frequency's last bit counts after some thousand positions.
+
+use crate::families::{ROPE_TYPES, RopeKind};
+use crate::spec::{Config, SpecError};
+
+/// Rotary positions of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeSpec {
+    /// Base of the frequencies' geometric series.
+    pub base: f64,
+    /// Channels that are turned, an even number.
+    pub width: usize,
+    /// How the series is bent.
+    pub scaling: Scaling,
+}
+
+/// How frequencies are bent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scaling {
+    /// Not at all.
+    None,
+    /// All divided by a factor.
+    Linear {
+        /// The factor.
+        factor: f32,
+    },
+    /// Low frequencies divided, high ones kept, the rest interpolated by wavelength.
+    ByWavelength {
+        /// Divisor of low frequencies.
+        factor: f32,
+        /// Bounds of the interpolation: original context over wavelength.
+        low: f32,
+        /// See `low`.
+        high: f32,
+        /// The context before bending.
+        original: f32,
+    },
+    /// YaRN: interpolated by the number of turns within the original context; attention is rescaled.
+    Yarn {
+        /// Divisor of low frequencies.
+        factor: f64,
+        /// Turns above which a frequency is kept.
+        fast: f64,
+        /// Turns below which it is divided.
+        slow: f64,
+        /// The context before bending.
+        original: f64,
+        /// Multiplies cosines and sines.
+        attention: f32,
+        /// Whether the interpolation's bounds are rounded to whole pairs.
+        truncate: bool,
+    },
+}
+
+impl RopeSpec {
+    /// Reads `rope_scaling` or `rope_parameters`.
+    pub(crate) fn read(
+        scaling: Option<Config>,
+        base: f64,
+        width: usize,
+        context: usize,
+    ) -> Result<RopeSpec, SpecError> {
+        let scaling = match scaling {
+            None => Scaling::None,
+            Some(config) => read_scaling(config, context)?,
+        };
+        Ok(RopeSpec { base, width, scaling })
+    }
+
+    /// What cosines and sines are multiplied by.
+    pub fn attention_factor(&self) -> f32 {
+        match self.scaling {
+            Scaling::Yarn { attention, .. } => attention,
+            _ => 1.0,
+        }
+    }
+
+    /// Radians per position, for each pair of channels.
+    pub fn frequencies(&self) -> Vec<f32> {
+        let plain = (0..self.width / 2).map(|i| {
+            let exponent = (2 * i) as f32 / self.width as f32;
+            self.base.powf(f64::from(exponent)) as f32
+        });
+        match self.scaling {
+            Scaling::None => plain.map(|power| 1.0 / power).collect(),
+            Scaling::Linear { factor } => plain.map(|power| 1.0 / power / factor).collect(),
+            Scaling::ByWavelength { factor, low, high, original } => plain
+                .map(|power| {
+                    let frequency = 1.0 / power;
+                    let turns = original / (2.0 * std::f32::consts::PI / frequency);
+                    if turns < low {
+                        frequency / factor
+                    } else if turns > high {
+                        frequency
+                    } else {
+                        let smooth = (turns - low) / (high - low);
+                        (1.0 - smooth) * frequency / factor + smooth * frequency
+                    }
+                })
+                .collect(),
+            Scaling::Yarn { factor, fast, slow, original, truncate, .. } => {
+                let width = self.width as f64;
+                // The pair whose frequency makes this many turns within the original context.
+                let pair = |turns: f64| {
+                    width * (original / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * self.base.ln())
+                };
+                let (from, to) = (pair(fast), pair(slow));
+                let (from, to) = if truncate { (from.floor(), to.ceil()) } else { (from, to) };
+                let (from, mut to) = (from.max(0.0), to.min(width - 1.0));
+                if from == to {
+                    to += 0.001;
+                }
+                plain
+                    .enumerate()
+                    .map(|(i, power)| {
+                        let ramp = (((i as f64 - from) / (to - from)) as f32).clamp(0.0, 1.0);
+                        let keep = 1.0 - ramp;
+                        let divided = 1.0 / (factor as f32 * power);
+                        divided * (1.0 - keep) + 1.0 / power * keep
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+fn read_scaling(config: Config, context: usize) -> Result<Scaling, SpecError> {
+    let name = match config.text("rope_type")? {
+        Some(name) => name,
+        None => config.text("type")?.unwrap_or("default"),
+    };
+    let needed = |key: &str| {
+        config.number(key)?.ok_or(SpecError::Missing { key: format!("rope_scaling.{key}"), expected: "a number" })
+    };
+    let original = || match config.number("original_max_position_embeddings") {
+        Ok(Some(original)) => Ok(original),
+        Ok(None) => Ok(context as f64),
+        Err(error) => Err(error),
+    };
+    match ROPE_TYPES.iter().find(|(known, _)| *known == name).map(|(_, kind)| kind) {
+        Some(RopeKind::Plain) => Ok(Scaling::None),
+        Some(RopeKind::Linear) => Ok(Scaling::Linear { factor: needed("factor")? as f32 }),
+        Some(RopeKind::ByWavelength) => {
+            let (low, high) = (needed("low_freq_factor")? as f32, needed("high_freq_factor")? as f32);
+            if low >= high {
+                return config.wrong("high_freq_factor", "more than low_freq_factor");
+            }
+            let (factor, original) = (needed("factor")? as f32, original()? as f32);
+            Ok(Scaling::ByWavelength { factor, low, high, original })
+        }
+        Some(RopeKind::Yarn) => {
+            let factor = needed("factor")?;
+            let natural = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+            let attention = match (
+                config.number("attention_factor")?,
+                config.number("mscale")?,
+                config.number("mscale_all_dim")?,
+            ) {
+                (Some(attention), ..) => attention,
+                (None, Some(mscale), Some(all)) => natural(mscale) / natural(all),
+                _ => natural(1.0),
+            };
+            Ok(Scaling::Yarn {
+                factor,
+                fast: config.number("beta_fast")?.unwrap_or(32.0),
+                slow: config.number("beta_slow")?.unwrap_or(1.0),
+                original: original()?,
+                attention: attention as f32,
+                truncate: config.flag("truncate", true)?,
+            })
+        }
+        None => Err(SpecError::Unsupported {
+            key: "rope_scaling.rope_type".to_owned(),
+            found: format!("\"{name}\"").chars().take(64).collect(),
+            supported: "default, linear, dynamic, llama3, yarn",
+        }),
+    }
+}

@@ -1,0 +1,134 @@
+//! Fills the weights region as a plan says: from a checkpoint, or with noise for measuring.
+
+use std::sync::Mutex;
+
+use bantam_core::layouts::{NotFinite, TILE_ROWS};
+use bantam_core::ops::share::each_row;
+use bantam_core::{Arena, Matrix, Pool, Slot};
+use memmap2::MmapMut;
+
+use crate::checkpoint::{Checkpoint, TensorView};
+use crate::families::Rows;
+use crate::plan::{Fill, Plan};
+
+/// Why weights could not be filled in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WeightsError {
+    /// A weight that is no number.
+    #[error("{file}: tensor {tensor}: expected finite numbers, found NaN or infinity at row {row}, column {column}: the file is damaged, or its training went wrong")]
+    NotFinite {
+        /// The checkpoint's file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its row.
+        row: usize,
+        /// Its column.
+        column: usize,
+    },
+}
+
+/// The tensor's row (or element) that becomes row `row` of a matrix.
+fn source_row(rows: Rows, head_width: usize, row: usize) -> usize {
+    match rows {
+        Rows::All => row,
+        Rows::Alternate { index, of } => (row / head_width * of + index) * head_width + row % head_width,
+    }
+}
+
+/// Copies and repacks every tensor of the plan.
+pub fn load(
+    plan: &Plan,
+    checkpoint: &Checkpoint,
+    arena: &mut Arena<MmapMut>,
+    pool: &impl Pool,
+) -> Result<(), WeightsError> {
+    let tensor = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
+    for fill in &plan.fills {
+        match fill {
+            Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
+            Fill::Vector { slot, tensor: name, rows, head_width } => {
+                let source = tensor(name);
+                for (i, x) in arena.floats_mut(*slot).iter_mut().enumerate() {
+                    let at = source_row(*rows, *head_width, i);
+                    source.read_f32(at, std::slice::from_mut(x));
+                    if !x.is_finite() {
+                        return Err(not_finite(&source, 0, at));
+                    }
+                }
+            }
+            Fill::Matrix { matrix, tensor: name, rows, head_width } => {
+                let source = tensor(name);
+                let row = |row| source_row(*rows, *head_width, row);
+                pack(matrix, &source, row, arena.write(matrix.slot), pool)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn not_finite(source: &TensorView, row: usize, column: usize) -> WeightsError {
+    let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
+    WeightsError::NotFinite { file, tensor, row, column }
+}
+
+fn pack(
+    matrix: &Matrix,
+    source: &TensorView,
+    source_row: impl Fn(usize) -> usize + Sync,
+    out: &mut [u8],
+    pool: &impl Pool,
+) -> Result<(), WeightsError> {
+    let columns = matrix.shape.columns;
+    let failed: Mutex<Option<WeightsError>> = Mutex::new(None);
+    each_row(pool, out, matrix.layout.tile_bytes(columns), 2, |tile, out| {
+        let first = tile * TILE_ROWS;
+        let count = TILE_ROWS.min(matrix.shape.rows - first);
+        let mut rows = vec![0.0; count * columns];
+        for (i, row) in rows.chunks_exact_mut(columns).enumerate() {
+            source.read_f32(source_row(first + i) * columns, row);
+        }
+        if let Err(NotFinite { row, column }) = matrix.layout.pack(columns, &rows, out) {
+            let error = not_finite(source, source_row(first + row), column);
+            *failed.lock().expect("no holder panics") = Some(error);
+        }
+    });
+    match failed.into_inner().expect("no holder panics") {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// Fills the weights with small reproducible noise: for measuring speed, where only sizes count.
+pub fn synthesize(plan: &Plan, arena: &mut Arena<MmapMut>, pool: &impl Pool) {
+    for fill in &plan.fills {
+        match fill {
+            Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
+            Fill::Vector { slot, .. } => noise(7, 1.0, arena.floats_mut(*slot)),
+            Fill::Matrix { matrix, .. } => synthesize_matrix(matrix, arena, pool),
+        }
+    }
+}
+
+fn synthesize_matrix(matrix: &Matrix, arena: &mut Arena<MmapMut>, pool: &impl Pool) {
+    let columns = matrix.shape.columns;
+    let Slot { offset, .. } = matrix.slot;
+    let scale = 1.0 / (columns as f32).sqrt();
+    let tile_bytes = matrix.layout.tile_bytes(columns);
+    each_row(pool, arena.write(matrix.slot), tile_bytes, 2, |tile, out| {
+        let mut rows = vec![0.0; TILE_ROWS * columns];
+        noise((offset + tile) as u64, scale, &mut rows);
+        matrix.layout.pack(columns, &rows, out).expect("noise is finite");
+    });
+}
+
+/// Uniform values in -scale..scale.
+fn noise(seed: u64, scale: f32, out: &mut [f32]) {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    for x in out {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        *x = ((state >> 40) as f32 / (1u32 << 23) as f32 - 1.0) * scale;
+    }
+}

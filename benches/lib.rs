@@ -1,1 +1,2 @@
 //! Kernel benches and the report beside other programs.
+#![forbid(unsafe_code)]

@@ -1,1 +1,67 @@
-//! Shared by the tests that cross crates: where the goldens lie and how they are read.
+//! Shared by the tests that cross crates: where the goldens lie, and how a model is loaded for a test.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use bantam_core::{Cpu, KvKind, Precision};
+use bantam_model::checkpoint::Checkpoint;
+use bantam_model::engine::Engine;
+use bantam_model::plan::Options;
+use bantam_model::spec::ModelSpec;
+
+/// Every model with goldens.
+pub const MODELS: [&str; 5] = ["gpt_neox", "gpt_neox-seq", "llama-tied", "llama-untied", "qwen2"];
+
+/// A path below the repository's root.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").join(path)
+}
+
+/// The folder of a golden model.
+pub fn model_folder(name: &str) -> PathBuf {
+    repository("tests/goldens/models").join(name)
+}
+
+/// The small trained model that the program carries.
+pub fn carried() -> PathBuf {
+    repository("model/carried")
+}
+
+/// A specification and its weights.
+pub fn open(folder: &Path) -> (ModelSpec, Checkpoint) {
+    let config = std::fs::read(folder.join("config.json")).expect("the golden has a config.json");
+    let spec = ModelSpec::parse(&config).expect("the golden's config.json is sound");
+    (spec, Checkpoint::open(folder).expect("the golden's weights are sound"))
+}
+
+/// Options for tests: exact, float32 cache.
+pub fn options() -> Options {
+    Options {
+        context: 256,
+        sequences: 1,
+        chunk: 128,
+        logits_rows: 128,
+        kv: KvKind::F32,
+        precision: Precision::Exact,
+        int8: false,
+    }
+}
+
+/// Loads a model.
+pub fn load(folder: &Path, options: Options, cpu: Cpu, threads: usize) -> Engine {
+    let (spec, checkpoint) = open(folder);
+    Engine::load(spec, &checkpoint, options, cpu, threads).expect("the golden loads")
+}
+
+/// A tensor of a golden file as numbers.
+pub fn floats(golden: &Checkpoint, name: &str) -> Vec<f32> {
+    let tensor = golden.tensor(name).unwrap_or_else(|| panic!("golden without {name}"));
+    let mut out = vec![0.0; tensor.elements()];
+    tensor.read_f32(0, &mut out);
+    out
+}
+
+/// A tensor of a golden file as token ids, which are small enough for float32.
+pub fn ids(golden: &Checkpoint, name: &str) -> Vec<u32> {
+    floats(golden, name).into_iter().map(|id| id as u32).collect()
+}

@@ -99,8 +99,8 @@ pub struct Engine {
 }
 
 /// How a checkpoint's tensors are told to a plan.
-pub fn stored(checkpoint: &Checkpoint) -> impl Fn(&str) -> Option<Stored> + '_ {
-    |name| {
+pub fn stored(checkpoint: &Checkpoint) -> impl Fn(&str, &[usize]) -> Option<Stored> + '_ {
+    |name, _| {
         let tensor = checkpoint.tensor(name)?;
         Some(Stored { dtype: tensor.dtype, shape: tensor.shape.to_vec() })
     }
@@ -286,8 +286,7 @@ impl Engine {
 
 /// The plan of a model with all tensors of one type.
 pub fn synthetic_plan(spec: &ModelSpec, dtype: Dtype, options: Options, cpu: Cpu) -> Result<Plan, PlanError> {
-    let shapes = crate::spec::tensor_shapes(spec);
-    Plan::new(spec, |name| shapes.get(name).map(|shape| Stored { dtype, shape: shape.clone() }), options, cpu)
+    Plan::new(spec, |_, shape| Some(Stored { dtype, shape: shape.to_vec() }), options, cpu)
 }
 
 fn system(what: &str, source: std::io::Error) -> LoadError {

@@ -229,10 +229,10 @@ impl Plan {
         self.weight_bytes + self.cache_bytes + self.work_bytes
     }
 
-    /// Makes the table. `stored` tells how a tensor stands in the checkpoint.
+    /// Makes the table. `stored` tells how a tensor stands in the checkpoint, given the shape that it should have.
     pub fn new(
         spec: &ModelSpec,
-        stored: impl Fn(&str) -> Option<Stored>,
+        stored: impl Fn(&str, &[usize]) -> Option<Stored>,
         options: Options,
         cpu: Cpu,
     ) -> Result<Plan, PlanError> {
@@ -278,7 +278,7 @@ impl Plan {
 
 struct Planner<'a> {
     spec: &'a ModelSpec,
-    stored: &'a dyn Fn(&str) -> Option<Stored>,
+    stored: &'a dyn Fn(&str, &[usize]) -> Option<Stored>,
     options: Options,
     cpu: Cpu,
     lines: Vec<Line>,
@@ -326,7 +326,7 @@ impl Planner<'_> {
     }
 
     fn stored_as(&self, tensor: &str, expected: &[usize]) -> Result<Dtype, PlanError> {
-        let Some(stored) = (self.stored)(tensor) else {
+        let Some(stored) = (self.stored)(tensor, expected) else {
             return Err(PlanError::MissingTensor { tensor: tensor.to_owned(), expected: expected.to_vec() });
         };
         if stored.shape != expected {

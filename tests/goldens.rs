@@ -1,0 +1,77 @@
+//! Logits and greedy continuations beside those of `transformers` in float32, for every family and processor level.
+
+use bantam_core::Cpu;
+use bantam_model::checkpoint::Checkpoint;
+use bantam_model::engine::{Chunk, Engine, StepError};
+use bantam_model::sampler::argmax;
+use bantam_tests::{MODELS, floats, ids, load, model_folder, options};
+
+/// Within 1e-3 everywhere, and 1e-4 of the golden's root mean square.
+fn check_close(what: &str, found: &[f32], golden: &[f32]) {
+    assert_eq!(found.len(), golden.len(), "{what}");
+    let square = |x: f64| x * x;
+    let (mut worst, mut error, mut size) = (0.0f64, 0.0, 0.0);
+    for (&a, &b) in found.iter().zip(golden) {
+        let difference = (f64::from(a) - f64::from(b)).abs();
+        worst = worst.max(difference);
+        error += square(difference);
+        size += square(f64::from(b));
+    }
+    let relative = (error / size).sqrt();
+    println!("{what}: worst {worst:.2e}, relative {relative:.2e}");
+    assert!(worst <= 1e-3 && relative <= 1e-4, "{what}: worst {worst:.2e}, relative {relative:.2e}");
+}
+
+fn prompt_logits(engine: &mut Engine, prompt: &[u32]) -> Vec<f32> {
+    let sequence = engine.open().expect("a free sequence");
+    let mut logits = Vec::new();
+    let all = |engine: &mut Engine, _, rows| {
+        let rows: Vec<usize> = (0..rows).collect();
+        logits.extend_from_slice(engine.logits(&rows));
+        Ok::<(), StepError>(())
+    };
+    engine.prefill(sequence, prompt, all).expect("the prompt fits");
+    engine.close(sequence);
+    logits
+}
+
+/// Decodes greedily with the cache; returns the tokens and the logits of every step.
+fn greedy(engine: &mut Engine, prompt: &[u32], count: usize) -> (Vec<u32>, Vec<f32>) {
+    let sequence = engine.open().expect("a free sequence");
+    engine.prefill::<StepError>(sequence, prompt, |_, _, _| Ok(())).expect("the prompt fits");
+    let (mut tokens, mut all) = (Vec::new(), Vec::new());
+    let mut row = engine.rows() - 1;
+    for _ in 0..count {
+        let logits = engine.logits(&[row]);
+        all.extend_from_slice(logits);
+        let token = argmax(logits).expect("finite logits");
+        tokens.push(token);
+        engine.step(&[Chunk { sequence, tokens: &[token] }]).expect("room for a token");
+        row = 0;
+    }
+    engine.close(sequence);
+    (tokens, all)
+}
+
+#[test]
+fn logits_and_greedy_match_transformers_on_every_processor_level() {
+    for model in MODELS {
+        let folder = model_folder(model);
+        let golden = Checkpoint::open(&folder.join("golden.safetensors")).expect("golden.safetensors");
+        for cpu in Cpu::detect().variants() {
+            let mut engine = load(&folder, options(), cpu, 2);
+            for prompt in 0..3 {
+                let what = format!("{model} prompt {prompt} on {}", cpu.name());
+                let tokens = ids(&golden, &format!("prompt{prompt}.input_ids"));
+                let logits = prompt_logits(&mut engine, &tokens);
+                check_close(&what, &logits, &floats(&golden, &format!("prompt{prompt}.logits")));
+                let wanted = ids(&golden, &format!("prompt{prompt}.greedy"));
+                let (found, steps) = greedy(&mut engine, &tokens, wanted.len());
+                assert_eq!(found, wanted, "{what}: greedy continuation");
+                if prompt == 0 {
+                    check_close(&format!("{what}, steps"), &steps, &floats(&golden, "prompt0.step_logits"));
+                }
+            }
+        }
+    }
+}

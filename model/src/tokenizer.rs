@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
-use tokenizers::{AddedToken, Decoder as _, DecoderWrapper, Model as _};
+use tokenizers::{AddedToken, Decoder as _, DecoderWrapper, Model as _, PreTokenizerWrapper};
 
 /// Ids above this are refused: tables indexed by id (embedding, detokenizer) would otherwise be sized by a typo.
 pub const ID_LIMIT: u32 = 1 << 24;
@@ -227,6 +227,13 @@ fn build(
         .with_truncation(None)
         .map_err(|error| unusable(error.to_string()))?;
     inner.with_padding(None);
+    // The Python layer lets the config overrule the file here, but only for a pre-tokenizer that stands alone.
+    if let (Some(prefix), Some(PreTokenizerWrapper::ByteLevel(byte_level))) =
+        (config.add_prefix_space, inner.get_pre_tokenizer())
+    {
+        let byte_level = byte_level.add_prefix_space(prefix);
+        inner.with_pre_tokenizer(Some(byte_level));
+    }
     let declared = declared_tokens(config, map, &inner);
     inner
         .add_tokens(declared)
@@ -403,6 +410,8 @@ struct RoleFile {
     roles: Vec<(String, Option<TokenSpec>)>,
     /// `added_tokens_decoder`, by id.
     added: BTreeMap<u32, TokenSpec>,
+    /// Whether a text without a leading space gets one.
+    add_prefix_space: Option<bool>,
 }
 
 impl RoleFile {
@@ -427,7 +436,12 @@ impl RoleFile {
                 )
             })
         };
-        let mut result = Self::default();
+        let mut result = RoleFile {
+            add_prefix_space: object
+                .get("add_prefix_space")
+                .and_then(serde_json::Value::as_bool),
+            ..Self::default()
+        };
         for role in ROLES {
             match object.get(role) {
                 None => {}
@@ -738,6 +752,22 @@ mod tests {
         assert!(
             error(b"{}", b"nothing").starts_with("special_tokens_map.json: expected a JSON object")
         );
+    }
+
+    #[test]
+    fn the_config_decides_about_a_leading_space() {
+        let bytes = file(|f| {
+            f["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+            f["model"]["vocab"]["Ġ"] = json!(5);
+        });
+        let ids = |config: &[u8]| {
+            Tokenizer::from_bytes(&bytes, Some(config), None)
+                .unwrap()
+                .encode("ab", false)
+                .unwrap()
+        };
+        assert_eq!(ids(b"{}"), [5, 3]);
+        assert_eq!(ids(b"{\"add_prefix_space\": false}"), [3]);
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! Chat templates stand in the same golden files but are not tested here.
 
+// Helpers of a test may unwrap: a failure is a failed test.
+#![allow(clippy::unwrap_used)]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,7 +16,13 @@ use proptest::test_runner::TestRunner;
 use serde_json::Value;
 
 /// `gpt_neox-seq` has the tokenizer of `gpt_neox`.
-const MODELS: [&str; 5] = ["gpt_neox", "gpt_neox-seq", "llama-tied", "llama-untied", "qwen2"];
+const MODELS: [&str; 5] = [
+    "gpt_neox",
+    "gpt_neox-seq",
+    "llama-tied",
+    "llama-untied",
+    "qwen2",
+];
 
 fn goldens() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("goldens")
@@ -44,7 +53,12 @@ fn golden_text(model: &str) -> Value {
 }
 
 fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_u64().unwrap() as u32)
+        .collect()
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -70,8 +84,16 @@ fn roles_and_size_are_the_originals() {
     for model in MODELS {
         let (tokenizer, golden) = (tokenizer(model), golden_text(model));
         let id = |key: &str| golden[key].as_u64().map(|id| id as u32);
-        assert_eq!(tokenizer.vocab_size() as u64, golden["vocab_size"].as_u64().unwrap(), "{model}");
-        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad()), (id("bos"), id("eos"), id("pad")), "{model}");
+        assert_eq!(
+            tokenizer.vocab_size() as u64,
+            golden["vocab_size"].as_u64().unwrap(),
+            "{model}"
+        );
+        assert_eq!(
+            (tokenizer.bos(), tokenizer.eos(), tokenizer.pad()),
+            (id("bos"), id("eos"), id("pad")),
+            "{model}"
+        );
     }
 }
 
@@ -85,24 +107,45 @@ fn encoding_and_decoding_equal_the_original() {
             let given = text(&case["text"]);
             let with_special = tokenizer.encode(given, true).unwrap();
             assert_eq!(with_special, ids(&case["ids"]), "{model} {given:?}");
-            assert_eq!(tokenizer.encode(given, false).unwrap(), ids(&case["ids_no_special"]), "{model} {given:?}");
+            assert_eq!(
+                tokenizer.encode(given, false).unwrap(),
+                ids(&case["ids_no_special"]),
+                "{model} {given:?}"
+            );
             check_offsets(&tokenizer, case);
             for (skip_special, key) in [(false, "decoded"), (true, "decoded_skip_special")] {
-                assert_eq!(tokenizer.decode(&with_special, skip_special), text(&case[key]), "{model} {given:?}");
-                assert_eq!(stream(&table, &with_special, skip_special), text(&case[key]), "{model} {given:?}");
+                assert_eq!(
+                    tokenizer.decode(&with_special, skip_special),
+                    text(&case[key]),
+                    "{model} {given:?}"
+                );
+                assert_eq!(
+                    stream(&table, &with_special, skip_special),
+                    text(&case[key]),
+                    "{model} {given:?}"
+                );
             }
         }
     }
 }
 
 fn check_offsets(tokenizer: &Tokenizer, case: &Value) {
-    let encoding = tokenizer.encode_with_offsets(text(&case["text"]), false).unwrap();
+    let encoding = tokenizer
+        .encode_with_offsets(text(&case["text"]), false)
+        .unwrap();
     let tokens: Vec<&str> = list(&case["tokens_no_special"]).iter().map(text).collect();
     let place = |value: &Value| value.as_u64().unwrap() as usize;
-    let offsets: Vec<_> = list(&case["offsets_no_special"]).iter().map(|pair| (place(&pair[0]), place(&pair[1]))).collect();
+    let offsets: Vec<_> = list(&case["offsets_no_special"])
+        .iter()
+        .map(|pair| (place(&pair[0]), place(&pair[1])))
+        .collect();
     assert_eq!(encoding.ids, ids(&case["ids_no_special"]));
     assert_eq!(encoding.offsets, offsets, "{:?}", case["text"]);
-    let spelled: Vec<String> = encoding.ids.iter().map(|&id| tokenizer.token(id).unwrap()).collect();
+    let spelled: Vec<String> = encoding
+        .ids
+        .iter()
+        .map(|&id| tokenizer.token(id).unwrap())
+        .collect();
     assert_eq!(spelled, tokens);
 }
 
@@ -112,9 +155,20 @@ fn every_prefix_decodes_as_the_original() {
         let (tokenizer, golden) = (tokenizer(model), golden_text(model));
         let table = Arc::new(ByteTable::new(&tokenizer).unwrap());
         let ids = ids(&golden["incremental"]["ids"]);
-        for (length, expected) in list(&golden["incremental"]["prefix_texts"]).iter().enumerate() {
-            assert_eq!(tokenizer.decode(&ids[..length], false), text(expected), "{model} {length}");
-            assert_eq!(stream(&table, &ids[..length], false), text(expected), "{model} {length}");
+        for (length, expected) in list(&golden["incremental"]["prefix_texts"])
+            .iter()
+            .enumerate()
+        {
+            assert_eq!(
+                tokenizer.decode(&ids[..length], false),
+                text(expected),
+                "{model} {length}"
+            );
+            assert_eq!(
+                stream(&table, &ids[..length], false),
+                text(expected),
+                "{model} {length}"
+            );
         }
     }
 }
@@ -127,8 +181,16 @@ fn arbitrary_ids_decode_as_the_original() {
         for case in list(&golden["decode_arbitrary"]) {
             let ids = ids(&case["ids"]);
             for (skip_special, key) in [(false, "decoded"), (true, "decoded_skip_special")] {
-                assert_eq!(tokenizer.decode(&ids, skip_special), text(&case[key]), "{model} {ids:?}");
-                assert_eq!(stream(&table, &ids, skip_special), text(&case[key]), "{model} {ids:?}");
+                assert_eq!(
+                    tokenizer.decode(&ids, skip_special),
+                    text(&case[key]),
+                    "{model} {ids:?}"
+                );
+                assert_eq!(
+                    stream(&table, &ids, skip_special),
+                    text(&case[key]),
+                    "{model} {ids:?}"
+                );
             }
         }
     }
@@ -140,9 +202,15 @@ fn streams_of_random_ids_equal_decode() {
         let tokenizer = tokenizer(model);
         let table = Arc::new(ByteTable::new(&tokenizer).unwrap());
         let ids = proptest::collection::vec(0..tokenizer.id_end() + 3, 0..60);
-        let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+        let config = ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        };
         let result = TestRunner::new(config).run(&(ids, any::<bool>()), |(ids, skip_special)| {
-            prop_assert_eq!(stream(&table, &ids, skip_special), tokenizer.decode(&ids, skip_special));
+            prop_assert_eq!(
+                stream(&table, &ids, skip_special),
+                tokenizer.decode(&ids, skip_special)
+            );
             Ok(())
         });
         result.unwrap_or_else(|failure| panic!("{model}: {failure}"));
@@ -171,7 +239,10 @@ impl Tensors {
         let bytes = read(path);
         let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let header = serde_json::from_slice(&bytes[8..8 + header_bytes]).unwrap();
-        Tensors { header, data: bytes[8 + header_bytes..].to_vec() }
+        Tensors {
+            header,
+            data: bytes[8 + header_bytes..].to_vec(),
+        }
     }
 
     fn bytes(&self, name: &str, dtype: &str) -> &[u8] {
@@ -186,11 +257,17 @@ impl Tensors {
     }
 
     fn floats(&self, name: &str) -> Vec<f32> {
-        self.bytes(name, "F32").chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        self.bytes(name, "F32")
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     }
 
     fn ids(&self, name: &str) -> Vec<u32> {
-        self.bytes(name, "I64").chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
+        self.bytes(name, "I64")
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32)
+            .collect()
     }
 }
 
@@ -239,12 +316,22 @@ fn process(case: &str, params: &Value, logits: &mut [f32], history: &[u32]) -> C
 /// which of them stay depends on torch's sort, which is unstable (its AVX-512 version drops one in the middle).
 /// There, as many of them must stay.
 fn check_logits(ours: &[f32], theirs: &[f32], has_top_p: bool, place: &str) -> Vec<usize> {
-    let differ: Vec<usize> = (0..ours.len()).filter(|&id| ours[id].to_bits() != theirs[id].to_bits()).collect();
+    let differ: Vec<usize> = (0..ours.len())
+        .filter(|&id| ours[id].to_bits() != theirs[id].to_bits())
+        .collect();
     assert!(has_top_p || differ.is_empty(), "{place}: {differ:?}");
-    let least = theirs.iter().copied().filter(|logit| logit.is_finite()).fold(f32::INFINITY, f32::min);
+    let least = theirs
+        .iter()
+        .copied()
+        .filter(|logit| logit.is_finite())
+        .fold(f32::INFINITY, f32::min);
     for &id in &differ {
         let (one, other) = (ours[id].max(theirs[id]), ours[id].min(theirs[id]));
-        assert_eq!((one, other), (least, f32::NEG_INFINITY), "{place} id {id}: not a tie at the cut");
+        assert_eq!(
+            (one, other),
+            (least, f32::NEG_INFINITY),
+            "{place} id {id}: not a tie at the cut"
+        );
     }
     let kept = |logits: &[f32]| logits.iter().filter(|logit| logit.is_finite()).count();
     assert_eq!(kept(ours), kept(theirs), "{place}");
@@ -269,11 +356,19 @@ fn every_sampling_processor_equals_the_original() {
             let mut candidates = process(case, &golden["params"], &mut ours, tokens);
             candidates.write_logits(&mut ours);
             let theirs = &processed[cells.clone()];
-            let open = check_logits(&ours, theirs, case.contains("top_p"), &format!("{case} row {row}"));
+            let open = check_logits(
+                &ours,
+                theirs,
+                case.contains("top_p"),
+                &format!("{case} row {row}"),
+            );
             candidates.write_probabilities(&mut ours);
             for (id, (ours, theirs)) in ours.iter().zip(&probabilities[cells]).enumerate() {
                 let near = (ours - theirs).abs() <= 1e-6;
-                assert!(near || open.contains(&id), "{case} row {row} id {id}: {ours} is not {theirs}");
+                assert!(
+                    near || open.contains(&id),
+                    "{case} row {row} id {id}: {ours} is not {theirs}"
+                );
             }
         }
     }

@@ -22,13 +22,17 @@ const REPLACEMENT: &str = "\u{FFFD}";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DetokenizerError {
     /// A decoder that streaming does not know.
-    #[error("tokenizer.json: expected a decoder of type ByteLevel, Metaspace, null, or a Sequence of Replace, ByteFallback, Fuse and one leading Strip, found {found}; this model's text cannot be streamed yet, please report it")]
+    #[error(
+        "tokenizer.json: expected a decoder of type ByteLevel, Metaspace, null, or a Sequence of Replace, ByteFallback, Fuse and one leading Strip, found {found}; this model's text cannot be streamed yet, please report it"
+    )]
     UnknownDecoder {
         /// The decoder's type, and where in a sequence it stands.
         found: String,
     },
     /// A decoder that fails on a token of its own vocabulary.
-    #[error("tokenizer.json: expected a decoder that can decode its own tokens, found an error at id {id}: {reason}; fetch the file again")]
+    #[error(
+        "tokenizer.json: expected a decoder that can decode its own tokens, found an error at id {id}: {reason}; fetch the file again"
+    )]
     Token {
         /// The token.
         id: u32,
@@ -36,7 +40,9 @@ pub enum DetokenizerError {
         reason: String,
     },
     /// More than 4 GiB of token text.
-    #[error("tokenizer.json: expected less than 4 GiB of token text, found more; fetch the file again")]
+    #[error(
+        "tokenizer.json: expected less than 4 GiB of token text, found more; fetch the file again"
+    )]
     TooLarge,
 }
 
@@ -95,7 +101,9 @@ impl ByteTable {
                 Some(token) => plan.append(id, token, &mut table.bytes)?,
             };
             table.kinds.push(kind);
-            table.starts.push(u32::try_from(table.bytes.len()).map_err(|_| DetokenizerError::TooLarge)?);
+            table
+                .starts
+                .push(u32::try_from(table.bytes.len()).map_err(|_| DetokenizerError::TooLarge)?);
             table.token_bytes_max = table.token_bytes_max.max(table.bytes.len() - start);
         }
         Ok(table)
@@ -124,7 +132,10 @@ impl ByteTable {
     }
 
     fn kind(&self, id: u32) -> Kind {
-        self.kinds.get(id as usize).copied().unwrap_or(Kind::Unknown)
+        self.kinds
+            .get(id as usize)
+            .copied()
+            .unwrap_or(Kind::Unknown)
     }
 }
 
@@ -137,13 +148,20 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn new(decoder: Option<&'a DecoderWrapper>) -> Result<Self, DetokenizerError> {
-        let simple = |rule| Ok(Plan { each: Vec::new(), byte_fallback: false, rule });
+        let simple = |rule| {
+            Ok(Plan {
+                each: Vec::new(),
+                byte_fallback: false,
+                rule,
+            })
+        };
         match decoder {
             None => simple(Rule::Spaced),
             Some(DecoderWrapper::ByteLevel(_)) => simple(Rule::Bytes),
             Some(DecoderWrapper::Metaspace(metaspace)) => simple(Rule::Metaspace {
                 space: metaspace.get_replacement(),
-                drop_first: metaspace.prepend_scheme != tokenizers::pre_tokenizers::metaspace::PrependScheme::Never,
+                drop_first: metaspace.prepend_scheme
+                    != tokenizers::pre_tokenizers::metaspace::PrependScheme::Never,
             }),
             Some(DecoderWrapper::Sequence(sequence)) => match sequence.get_decoders() {
                 [only] => Self::new(Some(only)),
@@ -155,7 +173,14 @@ impl<'a> Plan<'a> {
 
     /// Accepts steps on single tokens, then `ByteFallback`, then `Fuse`, then one `Strip` at the beginning.
     fn of_sequence(steps: &'a [DecoderWrapper]) -> Result<Self, DetokenizerError> {
-        let mut plan = Plan { each: Vec::new(), byte_fallback: false, rule: Rule::Fallback { strip: ' ', count: 0 } };
+        let mut plan = Plan {
+            each: Vec::new(),
+            byte_fallback: false,
+            rule: Rule::Fallback {
+                strip: ' ',
+                count: 0,
+            },
+        };
         let (mut fused, mut stripped) = (false, false);
         for (place, step) in steps.iter().enumerate() {
             let alone = !plan.byte_fallback && !fused;
@@ -167,10 +192,18 @@ impl<'a> Plan<'a> {
                 DecoderWrapper::Fuse(_) => fused = true,
                 DecoderWrapper::Strip(strip) if fused && !stripped && strip.stop == 0 => {
                     stripped = true;
-                    plan.rule = Rule::Fallback { strip: strip.content, count: strip.start };
+                    plan.rule = Rule::Fallback {
+                        strip: strip.content,
+                        count: strip.start,
+                    };
                 }
                 _ => {
-                    let found = format!("{} as step {} of {}", type_name(step), place + 1, steps.len());
+                    let found = format!(
+                        "{} as step {} of {}",
+                        type_name(step),
+                        place + 1,
+                        steps.len()
+                    );
                     return Err(DetokenizerError::UnknownDecoder { found });
                 }
             }
@@ -179,15 +212,23 @@ impl<'a> Plan<'a> {
     }
 
     /// Appends what a token contributes.
-    fn append(&self, id: u32, mut token: String, out: &mut Vec<u8>) -> Result<Kind, DetokenizerError> {
+    fn append(
+        &self,
+        id: u32,
+        mut token: String,
+        out: &mut Vec<u8>,
+    ) -> Result<Kind, DetokenizerError> {
         if self.rule == Rule::Bytes {
             append_byte_level(&token, out);
             return Ok(Kind::Text);
         }
         for step in &self.each {
-            let tokens = step
-                .decode_chain(vec![token])
-                .map_err(|error| DetokenizerError::Token { id, reason: error.to_string() })?;
+            let tokens =
+                step.decode_chain(vec![token])
+                    .map_err(|error| DetokenizerError::Token {
+                        id,
+                        reason: error.to_string(),
+                    })?;
             token = tokens.concat();
         }
         match self.byte_fallback.then(|| byte_of(&token)).flatten() {
@@ -221,7 +262,11 @@ fn type_name(decoder: &DecoderWrapper) -> &'static str {
 /// The byte of a token like `<0x0A>`, by the library's own test (which accepts `<0x+1>`).
 fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+    if digits.len() == 2 {
+        u8::from_str_radix(digits, 16).ok()
+    } else {
+        None
+    }
 }
 
 /// GPT-2 spells bytes as printable characters. A token with any other character (an added token) stands for its
@@ -275,8 +320,15 @@ impl Detokenizer {
     pub fn new(table: Arc<ByteTable>, skip_special: bool) -> Self {
         let piece = String::with_capacity(table.piece_bytes_max());
         let held = Vec::with_capacity(RUN_BYTES_MAX + table.token_bytes_max + 4);
-        let mut stream =
-            Detokenizer { table, skip_special, held, run_broken: false, strip_left: 0, first: true, piece };
+        let mut stream = Detokenizer {
+            table,
+            skip_special,
+            held,
+            run_broken: false,
+            strip_left: 0,
+            first: true,
+            piece,
+        };
         stream.reset();
         stream
     }
@@ -364,11 +416,14 @@ impl Detokenizer {
             return;
         }
         self.held.extend_from_slice(self.table.bytes(id));
-        if self.run_broken || std::str::from_utf8(&self.held).is_err_and(|error| error.error_len().is_some()) {
+        if self.run_broken
+            || std::str::from_utf8(&self.held).is_err_and(|error| error.error_len().is_some())
+        {
             self.run_broken = true;
             self.replace_held();
         } else if self.held.len() >= RUN_BYTES_MAX {
-            let whole = std::str::from_utf8(&self.held).map_or_else(|error| error.valid_up_to(), str::len);
+            let whole =
+                std::str::from_utf8(&self.held).map_or_else(|error| error.valid_up_to(), str::len);
             for chunk in self.held[..whole].utf8_chunks() {
                 self.piece.push_str(chunk.valid());
             }
@@ -425,20 +480,31 @@ fn is_beginning(bytes: &[u8]) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failure is a failed test.
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// A tokenizer with the given decoder: control, text, all bytes, and odd added tokens.
     fn tokenizer(decoder: &str, byte_level: bool) -> Tokenizer {
-        let mut tokens: Vec<String> = ["<s>", "<add>", "▁a", "b▁▁", "é", "▁", "日本", " ", "😀x"].map(str::to_owned).into();
+        let mut tokens: Vec<String> = ["<s>", "<add>", "▁a", "b▁▁", "é", "▁", "日本", " ", "😀x"]
+            .map(str::to_owned)
+            .into();
         if byte_level {
-            tokens.extend((0x21..0x144).filter_map(char::from_u32).filter(|c| byte_of_character(*c).is_some() && *c != 'é').map(String::from));
+            tokens.extend(
+                (0x21..0x144)
+                    .filter_map(char::from_u32)
+                    .filter(|c| byte_of_character(*c).is_some() && *c != 'é')
+                    .map(String::from),
+            );
         } else {
             tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
         }
-        let vocab: serde_json::Map<String, serde_json::Value> =
-            tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
+        let vocab: serde_json::Map<String, serde_json::Value> = tokens
+            .iter()
+            .enumerate()
+            .map(|(id, token)| (token.clone(), id.into()))
+            .collect();
         let added = |id: u32, content: &str, special: bool| {
             serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
                 "normalized": true, "special": special})
@@ -456,16 +522,26 @@ mod tests {
         {"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]}"#;
     const GEMMA: &str = r#"{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},
         {"type":"ByteFallback"},{"type":"Fuse"}]}"#;
-    const BYTE_LEVEL: &str = r#"{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}"#;
-    const METASPACE: &str = r#"{"type":"Metaspace","replacement":"▁","prepend_scheme":"always","split":true}"#;
-    const BARE_METASPACE: &str = r#"{"type":"Metaspace","replacement":"▁","prepend_scheme":"never","split":true}"#;
+    const BYTE_LEVEL: &str =
+        r#"{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}"#;
+    const METASPACE: &str =
+        r#"{"type":"Metaspace","replacement":"▁","prepend_scheme":"always","split":true}"#;
+    const BARE_METASPACE: &str =
+        r#"{"type":"Metaspace","replacement":"▁","prepend_scheme":"never","split":true}"#;
 
     fn stream(table: &Arc<ByteTable>, ids: &[u32], skip_special: bool) -> String {
         let mut detokenizer = Detokenizer::new(Arc::clone(table), skip_special);
         let capacities = (detokenizer.held.capacity(), detokenizer.piece.capacity());
-        let mut text: String = ids.iter().map(|&id| detokenizer.push(id).to_owned()).collect();
+        let mut text: String = ids
+            .iter()
+            .map(|&id| detokenizer.push(id).to_owned())
+            .collect();
         text.push_str(detokenizer.finish());
-        assert_eq!((detokenizer.held.capacity(), detokenizer.piece.capacity()), capacities, "a buffer grew");
+        assert_eq!(
+            (detokenizer.held.capacity(), detokenizer.piece.capacity()),
+            capacities,
+            "a buffer grew"
+        );
         text
     }
 
@@ -473,7 +549,11 @@ mod tests {
         let tokenizer = tokenizer(decoder, decoder == BYTE_LEVEL);
         let table = Arc::new(ByteTable::new(&tokenizer).unwrap());
         for skip_special in [false, true] {
-            assert_eq!(stream(&table, ids, skip_special), tokenizer.decode(ids, skip_special), "{decoder} {ids:?}");
+            assert_eq!(
+                stream(&table, ids, skip_special),
+                tokenizer.decode(ids, skip_special),
+                "{decoder} {ids:?}"
+            );
         }
     }
 
@@ -498,17 +578,34 @@ mod tests {
     #[test]
     fn a_long_run_of_bytes_is_shown_in_time() {
         let table = Arc::new(ByteTable::new(&tokenizer(LLAMA, false)).unwrap());
-        let ids: Vec<u32> = "é".repeat(400).bytes().map(|byte| 9 + u32::from(byte)).collect();
+        let ids: Vec<u32> = "é"
+            .repeat(400)
+            .bytes()
+            .map(|byte| 9 + u32::from(byte))
+            .collect();
         assert_eq!(stream(&table, &ids, false), "é".repeat(400));
         let mut detokenizer = Detokenizer::new(table, false);
-        assert!(ids.iter().take(RUN_BYTES_MAX).any(|&id| !detokenizer.push(id).is_empty()));
+        assert!(
+            ids.iter()
+                .take(RUN_BYTES_MAX)
+                .any(|&id| !detokenizer.push(id).is_empty())
+        );
     }
 
     #[test]
     fn unknown_decoders_are_named() {
-        let refused = |decoder: &str| ByteTable::new(&tokenizer(decoder, false)).unwrap_err().to_string();
-        assert!(refused(r#"{"type":"WordPiece","prefix":"X","cleanup":true}"#).contains("found WordPiece as step 1 of 1"));
-        assert!(refused(r#"{"type":"Strip","content":" ","start":0,"stop":1}"#).contains("found Strip"));
+        let refused = |decoder: &str| {
+            ByteTable::new(&tokenizer(decoder, false))
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(
+            refused(r#"{"type":"WordPiece","prefix":"X","cleanup":true}"#)
+                .contains("found WordPiece as step 1 of 1")
+        );
+        assert!(
+            refused(r#"{"type":"Strip","content":" ","start":0,"stop":1}"#).contains("found Strip")
+        );
     }
 
     #[test]

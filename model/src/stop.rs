@@ -19,13 +19,17 @@ pub enum StopError {
         found: usize,
     },
     /// An empty string would stop before the first word.
-    #[error("expected stop strings of 1 to {STRING_BYTES_MAX} bytes, found that number {index} is empty; leave it out")]
+    #[error(
+        "expected stop strings of 1 to {STRING_BYTES_MAX} bytes, found that number {index} is empty; leave it out"
+    )]
     Empty {
         /// Which one, from 0.
         index: usize,
     },
     /// One string is too long.
-    #[error("expected stop strings of 1 to {STRING_BYTES_MAX} bytes, found {found} bytes in number {index}; shorten it")]
+    #[error(
+        "expected stop strings of 1 to {STRING_BYTES_MAX} bytes, found {found} bytes in number {index}; shorten it"
+    )]
     TooLong {
         /// Which one, from 0.
         index: usize,
@@ -82,7 +86,11 @@ impl Pattern {
             length += usize::from(bytes[end] == bytes[length]);
             fallback[end + 1] = u16::try_from(length).expect("strings are at most 256 bytes");
         }
-        Pattern { bytes, fallback: fallback.into(), matched: 0 }
+        Pattern {
+            bytes,
+            fallback: fallback.into(),
+            matched: 0,
+        }
     }
 
     /// Reads one byte; true when the string is complete. `matched` is then its whole length until the next byte.
@@ -102,7 +110,9 @@ impl StopStrings {
     /// Checks the strings and reserves all memory; an empty list stops never and holds back nothing.
     pub fn new(strings: &[String]) -> Result<Self, StopError> {
         if strings.len() > STRINGS_MAX {
-            return Err(StopError::TooMany { found: strings.len() });
+            return Err(StopError::TooMany {
+                found: strings.len(),
+            });
         }
         for (index, string) in strings.iter().enumerate() {
             match string.len() {
@@ -124,7 +134,10 @@ impl StopStrings {
     pub fn push(&mut self, text: &str) -> Outcome<'_> {
         self.drop_released();
         if self.stopped {
-            return Outcome { text: "", stopped: true };
+            return Outcome {
+                text: "",
+                stopped: true,
+            };
         }
         let start = self.buffer.len();
         self.buffer.push_str(text);
@@ -134,21 +147,30 @@ impl StopStrings {
             }
         }
         self.released = self.undecided_from(self.buffer.len());
-        Outcome { text: &self.buffer[..self.released], stopped: false }
+        Outcome {
+            text: &self.buffer[..self.released],
+            stopped: false,
+        }
     }
 
     /// The text is over: returns what was held back, up to a stop string that had been complete.
     pub fn finish(&mut self) -> Outcome<'_> {
         self.drop_released();
         if self.stopped {
-            return Outcome { text: "", stopped: true };
+            return Outcome {
+                text: "",
+                stopped: true,
+            };
         }
         if self.found.is_some() {
             return self.stop();
         }
         self.stopped = true;
         self.released = self.buffer.len();
-        Outcome { text: &self.buffer, stopped: false }
+        Outcome {
+            text: &self.buffer,
+            stopped: false,
+        }
     }
 
     /// Begins another text with the same strings.
@@ -170,18 +192,26 @@ impl StopStrings {
                 self.found = Some(self.found.map_or(begin, |found| found.min(begin)));
             }
         }
-        self.found.is_some_and(|found| self.undecided_from(end) >= found)
+        self.found
+            .is_some_and(|found| self.undecided_from(end) >= found)
     }
 
     /// Where the earliest stop string that may still come begins, given that the text ends at `end`.
     fn undecided_from(&self, end: usize) -> usize {
-        self.patterns.iter().map(|pattern| end - pattern.matched).min().unwrap_or(end)
+        self.patterns
+            .iter()
+            .map(|pattern| end - pattern.matched)
+            .min()
+            .unwrap_or(end)
     }
 
     fn stop(&mut self) -> Outcome<'_> {
         self.stopped = true;
         self.released = self.found.expect("called after a stop string was found");
-        Outcome { text: &self.buffer[..self.released], stopped: true }
+        Outcome {
+            text: &self.buffer[..self.released],
+            stopped: true,
+        }
     }
 
     fn drop_released(&mut self) {
@@ -194,6 +224,7 @@ impl StopStrings {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failure is a failed test.
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -231,7 +262,10 @@ mod tests {
     }
 
     fn check(stops: &[&str], chunks: &[&str], shown: &str, stopped: bool) {
-        assert_eq!(run(&strings(stops), &strings(chunks)), (shown.to_owned(), stopped));
+        assert_eq!(
+            run(&strings(stops), &strings(chunks)),
+            (shown.to_owned(), stopped)
+        );
     }
 
     #[test]
@@ -263,8 +297,17 @@ mod tests {
     fn limits_are_named() {
         let error = |list: &[String]| StopStrings::new(list).unwrap_err();
         assert_eq!(error(&strings(&["a", ""])), StopError::Empty { index: 1 });
-        assert_eq!(error(&["x".repeat(257)]), StopError::TooLong { index: 0, found: 257 });
-        assert_eq!(error(&vec!["x".to_owned(); 65]), StopError::TooMany { found: 65 });
+        assert_eq!(
+            error(&["x".repeat(257)]),
+            StopError::TooLong {
+                index: 0,
+                found: 257
+            }
+        );
+        assert_eq!(
+            error(&vec!["x".to_owned(); 65]),
+            StopError::TooMany { found: 65 }
+        );
         assert!(StopStrings::new(&["x".repeat(256)]).is_ok());
     }
 

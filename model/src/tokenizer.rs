@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
-use tokenizers::{AddedToken, Decoder as _, DecoderWrapper, Model as _};
+use tokenizers::{AddedToken, Decoder as _, DecoderWrapper, Model as _, PreTokenizerWrapper};
 
 /// Ids above this are refused: tables indexed by id (embedding, detokenizer) would otherwise be sized by a typo.
 pub const ID_LIMIT: u32 = 1 << 24;
@@ -35,13 +35,17 @@ pub enum TokenizerError {
         advice: &'static str,
     },
     /// The file is well formed, but the tokenizer library cannot build what it describes.
-    #[error("tokenizer.json: expected a tokenizer that can be built, found: {reason}; fetch the file again, or report the model if others load it")]
+    #[error(
+        "tokenizer.json: expected a tokenizer that can be built, found: {reason}; fetch the file again, or report the model if others load it"
+    )]
     Unusable {
         /// The library's own words.
         reason: String,
     },
     /// The text could not be split into known tokens.
-    #[error("expected text that this vocabulary can express, found: {reason}; use the tokenizer that belongs to the model")]
+    #[error(
+        "expected text that this vocabulary can express, found: {reason}; use the tokenizer that belongs to the model"
+    )]
     Encode {
         /// The library's own words.
         reason: String,
@@ -115,7 +119,11 @@ impl Tokenizer {
     }
 
     /// As `encode`, with the tokens' spelling and where in the text they stand.
-    pub fn encode_with_offsets(&self, text: &str, add_special: bool) -> Result<Encoding, TokenizerError> {
+    pub fn encode_with_offsets(
+        &self,
+        text: &str,
+        add_special: bool,
+    ) -> Result<Encoding, TokenizerError> {
         let encoding = guarded(|| self.inner.encode_char_offsets(text, add_special))?;
         Ok(Encoding {
             ids: encoding.get_ids().to_vec(),
@@ -128,7 +136,9 @@ impl Tokenizer {
     ///
     /// A decoder that fails on a token (only one that `ByteTable` refuses too) leaves the tokens undecoded.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        let kept = ids.iter().filter(|&&id| !(skip_special && self.is_special(id)));
+        let kept = ids
+            .iter()
+            .filter(|&&id| !(skip_special && self.is_special(id)));
         let tokens: Vec<String> = kept.filter_map(|&id| self.token(id)).collect();
         let Some(decoder) = self.inner.get_decoder() else {
             return tokens.join(" ");
@@ -204,26 +214,52 @@ fn guarded(
 }
 
 /// Builds everything. Runs inside `catch_unwind`.
-fn build(tokenizer_json: &[u8], config: &RoleFile, map: &RoleFile) -> Result<Tokenizer, TokenizerError> {
+fn build(
+    tokenizer_json: &[u8],
+    config: &RoleFile,
+    map: &RoleFile,
+) -> Result<Tokenizer, TokenizerError> {
     let unusable = |reason: String| TokenizerError::Unusable { reason };
     let mut inner: tokenizers::Tokenizer =
         serde_json::from_slice(tokenizer_json).map_err(|error| unusable(error.to_string()))?;
     // Both settings are leftovers of a training script; transformers resets them before each call as well.
-    inner.with_truncation(None).map_err(|error| unusable(error.to_string()))?;
+    inner
+        .with_truncation(None)
+        .map_err(|error| unusable(error.to_string()))?;
     inner.with_padding(None);
+    // The Python layer lets the config overrule the file here, but only for a pre-tokenizer that stands alone.
+    if let (Some(prefix), Some(PreTokenizerWrapper::ByteLevel(byte_level))) =
+        (config.add_prefix_space, inner.get_pre_tokenizer())
+    {
+        let byte_level = byte_level.add_prefix_space(prefix);
+        inner.with_pre_tokenizer(Some(byte_level));
+    }
     let declared = declared_tokens(config, map, &inner);
-    inner.add_tokens(declared).map_err(|error| unusable(error.to_string()))?;
+    inner
+        .add_tokens(declared)
+        .map_err(|error| unusable(error.to_string()))?;
 
     let added = inner.get_added_tokens_decoder();
-    let special_spellings: HashSet<&str> =
-        added.values().filter(|token| token.special).map(|token| token.content.as_str()).collect();
+    let special_spellings: HashSet<&str> = added
+        .values()
+        .filter(|token| token.special)
+        .map(|token| token.content.as_str())
+        .collect();
     let vocabulary = inner.get_vocab(true);
-    let id_end = vocabulary.values().copied().max().map_or(0, |id| id.saturating_add(1));
+    let id_end = vocabulary
+        .values()
+        .copied()
+        .max()
+        .map_or(0, |id| id.saturating_add(1));
     if id_end == 0 || id_end > ID_LIMIT {
         return Err(TokenizerError::Malformed {
             file: "tokenizer.json",
             expected: "at least one token, and ids below 16777216",
-            found: format!("{} tokens, largest id {}", vocabulary.len(), id_end.saturating_sub(1)),
+            found: format!(
+                "{} tokens, largest id {}",
+                vocabulary.len(),
+                id_end.saturating_sub(1)
+            ),
             advice: "fetch the file again",
         });
     }
@@ -232,23 +268,48 @@ fn build(tokenizer_json: &[u8], config: &RoleFile, map: &RoleFile) -> Result<Tok
         .iter()
         .filter(|(token, _)| special_spellings.contains(token.as_str()))
         .map(|(_, &id)| id)
-        .chain(added.iter().filter(|(_, token)| special_spellings.contains(token.content.as_str())).map(|(&id, _)| id))
+        .chain(
+            added
+                .iter()
+                .filter(|(_, token)| special_spellings.contains(token.content.as_str()))
+                .map(|(&id, _)| id),
+        )
         .collect();
     let names = names(config, map, &inner);
-    let added = added.into_iter().map(|(id, token)| (id, token.content)).collect();
-    Ok(Tokenizer { inner, added, special, names, id_end })
+    let added = added
+        .into_iter()
+        .map(|(id, token)| (id, token.content))
+        .collect();
+    Ok(Tokenizer {
+        inner,
+        added,
+        special,
+        names,
+        id_end,
+    })
 }
 
 /// Tokens that the two small files declare and `tokenizer.json` may lack, in the order transformers adds them.
-fn declared_tokens(config: &RoleFile, map: &RoleFile, inner: &tokenizers::Tokenizer) -> Vec<AddedToken> {
+fn declared_tokens(
+    config: &RoleFile,
+    map: &RoleFile,
+    inner: &tokenizers::Tokenizer,
+) -> Vec<AddedToken> {
     let roles = roles_in_force(config, map);
-    let spelled: HashSet<&str> = roles.iter().map(|(_, token)| token.content.as_str()).collect();
+    let spelled: HashSet<&str> = roles
+        .iter()
+        .map(|(_, token)| token.content.as_str())
+        .collect();
     let mut tokens: Vec<AddedToken> = config
         .added
         .values()
         .map(|token| token.to_added(token.special || spelled.contains(token.content.as_str())))
         .collect();
-    let mut known: HashSet<String> = inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
+    let mut known: HashSet<String> = inner
+        .get_added_tokens_decoder()
+        .into_values()
+        .map(|token| token.content)
+        .collect();
     known.extend(tokens.iter().map(|token| token.content.clone()));
     for (_, token) in roles {
         if known.insert(token.content.clone()) {
@@ -262,7 +323,11 @@ fn declared_tokens(config: &RoleFile, map: &RoleFile, inner: &tokenizers::Tokeni
 /// Which file's named tokens count: with `added_tokens_decoder` the config speaks alone, without it (files from
 /// before transformers 4.34) the map overrides it. The map also fills what the config does not mention.
 fn roles_in_force<'a>(config: &'a RoleFile, map: &'a RoleFile) -> Vec<(&'a str, &'a TokenSpec)> {
-    let (first, second) = if config.added.is_empty() { (map, config) } else { (config, map) };
+    let (first, second) = if config.added.is_empty() {
+        (map, config)
+    } else {
+        (config, map)
+    };
     let mentioned = |role: &str| first.roles.iter().any(|(name, _)| name == role);
     first
         .roles
@@ -278,7 +343,11 @@ fn names(config: &RoleFile, map: &RoleFile, inner: &tokenizers::Tokenizer) -> Na
         let spec = roles.iter().find(|(name, _)| *name == role)?.1;
         inner.token_to_id(&spec.content)
     };
-    Names { bos: find("bos_token"), eos: find("eos_token"), pad: find("pad_token") }
+    Names {
+        bos: find("bos_token"),
+        eos: find("eos_token"),
+        pad: find("pad_token"),
+    }
 }
 
 /// A token as the small files write it: a string, or an object with flags.
@@ -297,9 +366,10 @@ impl TokenSpec {
         let flag = |name: &str| value.get(name).and_then(serde_json::Value::as_bool);
         let (content, special) = match value {
             serde_json::Value::String(content) => (content.clone(), true),
-            serde_json::Value::Object(object) => {
-                (object.get("content")?.as_str()?.to_owned(), flag("special").unwrap_or(false))
-            }
+            serde_json::Value::Object(object) => (
+                object.get("content")?.as_str()?.to_owned(),
+                flag("special").unwrap_or(false),
+            ),
             _ => return None,
         };
         Some(TokenSpec {
@@ -323,7 +393,15 @@ impl TokenSpec {
 }
 
 /// The roles in transformers' order; the order decides the ids of tokens that are new to the vocabulary.
-const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const ROLES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
 
 /// What `tokenizer_config.json` and `special_tokens_map.json` say about tokens.
 #[derive(Debug, Default)]
@@ -332,6 +410,8 @@ struct RoleFile {
     roles: Vec<(String, Option<TokenSpec>)>,
     /// `added_tokens_decoder`, by id.
     added: BTreeMap<u32, TokenSpec>,
+    /// Whether a text without a leading space gets one.
+    add_prefix_space: Option<bool>,
 }
 
 impl RoleFile {
@@ -345,13 +425,23 @@ impl RoleFile {
             found,
             advice: "fetch the file again, or correct it by hand",
         };
-        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(without_bom(bytes))
-            .map_err(|error| malformed("a JSON object", error.to_string()))?;
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(without_bom(bytes))
+                .map_err(|error| malformed("a JSON object", error.to_string()))?;
         let token = |value: &serde_json::Value| {
-            TokenSpec::from_json(value)
-                .ok_or_else(|| malformed("a token as a string or as an object with `content`", brief(value)))
+            TokenSpec::from_json(value).ok_or_else(|| {
+                malformed(
+                    "a token as a string or as an object with `content`",
+                    brief(value),
+                )
+            })
         };
-        let mut result = Self::default();
+        let mut result = RoleFile {
+            add_prefix_space: object
+                .get("add_prefix_space")
+                .and_then(serde_json::Value::as_bool),
+            ..Self::default()
+        };
         for role in ROLES {
             match object.get(role) {
                 None => {}
@@ -361,14 +451,25 @@ impl RoleFile {
         }
         for key in ["additional_special_tokens", "extra_special_tokens"] {
             // `extra_special_tokens` may also be an object, which names roles of multimodal models.
-            let listed = object.get(key).and_then(serde_json::Value::as_array).into_iter().flatten();
+            let listed = object
+                .get(key)
+                .and_then(serde_json::Value::as_array)
+                .into_iter()
+                .flatten();
             for (index, value) in listed.enumerate() {
-                result.roles.push((format!("{key}[{index}]"), Some(token(value)?)));
+                result
+                    .roles
+                    .push((format!("{key}[{index}]"), Some(token(value)?)));
             }
         }
-        if let Some(added) = object.get("added_tokens_decoder").and_then(serde_json::Value::as_object) {
+        if let Some(added) = object
+            .get("added_tokens_decoder")
+            .and_then(serde_json::Value::as_object)
+        {
             for (id, value) in added {
-                let id = id.parse().map_err(|_| malformed("ids as keys of added_tokens_decoder", id.clone()))?;
+                let id = id
+                    .parse()
+                    .map_err(|_| malformed("ids as keys of added_tokens_decoder", id.clone()))?;
                 result.added.insert(id, token(value)?);
             }
         }
@@ -392,27 +493,82 @@ fn without_bom(bytes: &[u8]) -> &[u8] {
 /// Reads the file once without building anything. The library panics on broken JSON inside `decoder` and names
 /// neither the file nor the key in its errors; this pass answers the frequent mistakes in our words.
 fn check_outline(bytes: &[u8]) -> Result<(), TokenizerError> {
-    let malformed = |expected, found: String, advice| TokenizerError::Malformed { file: "tokenizer.json", expected, found, advice };
+    let malformed = |expected, found: String, advice| TokenizerError::Malformed {
+        file: "tokenizer.json",
+        expected,
+        found,
+        advice,
+    };
     if bytes.starts_with(b"version https://git-lfs") {
         let advice = "run `git lfs pull` in the model's folder";
-        return Err(malformed("a JSON object", "a Git LFS pointer".to_owned(), advice));
+        return Err(malformed(
+            "a JSON object",
+            "a Git LFS pointer".to_owned(),
+            advice,
+        ));
     }
-    let outline: Outline = serde_json::from_slice(bytes)
-        .map_err(|error| malformed("a JSON object with `model.vocab`", error.to_string(), "fetch the file again"))?;
+    let outline: Outline = serde_json::from_slice(bytes).map_err(|error| {
+        malformed(
+            "a JSON object with `model.vocab`",
+            error.to_string(),
+            "fetch the file again",
+        )
+    })?;
     let Some(model) = outline.model else {
         let advice = "give the tokenizer.json that lies beside the model's weights";
         return Err(malformed("the key `model`", "none".to_owned(), advice));
     };
+    if let Some(token) = outline
+        .post_processor
+        .as_ref()
+        .and_then(undeclared_template_token)
+    {
+        let found = format!("{token:?}, which its `special_tokens` lack");
+        return Err(malformed(
+            "declared tokens in the template of `post_processor`",
+            found,
+            "fetch the file again",
+        ));
+    }
     match model.vocab {
-        None => Err(malformed("the key `model.vocab`", "none".to_owned(), "fetch the file again")),
-        Some(Count(0)) => Err(malformed("tokens in `model.vocab`", "none".to_owned(), "fetch the file again")),
+        None => Err(malformed(
+            "the key `model.vocab`",
+            "none".to_owned(),
+            "fetch the file again",
+        )),
+        Some(Count(0)) => Err(malformed(
+            "tokens in `model.vocab`",
+            "none".to_owned(),
+            "fetch the file again",
+        )),
         Some(Count(_)) => Ok(()),
     }
 }
 
+/// A token that a template uses and does not declare, which the library would only notice by a panic in `encode`.
+fn undeclared_template_token(processor: &serde_json::Value) -> Option<&str> {
+    let entries = |key: &str| {
+        processor
+            .get(key)
+            .and_then(serde_json::Value::as_array)
+            .into_iter()
+            .flatten()
+    };
+    let declared = &processor["special_tokens"];
+    let mut used = entries("single")
+        .chain(entries("pair"))
+        .filter_map(|piece| piece["SpecialToken"]["id"].as_str());
+    used.find(|token| declared.get(token).is_none())
+        .or_else(|| entries("processors").find_map(undeclared_template_token))
+}
+
+/// The two small parts are read as values because the library panics where their text is not valid Unicode.
 #[derive(Deserialize)]
 struct Outline {
     model: Option<ModelOutline>,
+    #[serde(rename = "decoder")]
+    _decoder: Option<serde_json::Value>,
+    post_processor: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -450,5 +606,176 @@ impl<'de> Deserialize<'de> for Count {
             }
         }
         deserializer.deserialize_any(Counter)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failure is a failed test.
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A byte-fallback tokenizer of a few tokens, changed by the test.
+    fn file(change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+        let mut file = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "</s>": 2, "ab": 3, "<s>": 4}, "merges": [["a", "b"]]}});
+        change(&mut file);
+        file.to_string().into_bytes()
+    }
+
+    fn built(config: Option<serde_json::Value>, map: Option<serde_json::Value>) -> Tokenizer {
+        let bytes =
+            |value: Option<serde_json::Value>| value.map(|value| value.to_string().into_bytes());
+        let (config, map) = (bytes(config), bytes(map));
+        Tokenizer::from_bytes(&file(|_| {}), config.as_deref(), map.as_deref()).unwrap()
+    }
+
+    fn check_refused(bytes: &[u8], message: &str) {
+        let error = Tokenizer::from_bytes(bytes, None, None)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(message), "{error}");
+    }
+
+    #[test]
+    fn broken_files_are_explained() {
+        check_refused(b"", "tokenizer.json: expected a JSON object");
+        check_refused(b"[]", "tokenizer.json: expected a JSON object");
+        check_refused(
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "git lfs pull",
+        );
+        check_refused(
+            &file(|f| f["model"] = json!(null)),
+            "expected the key `model`, found none",
+        );
+        check_refused(
+            &file(|f| f["model"]["vocab"] = json!(null)),
+            "expected the key `model.vocab`, found none",
+        );
+        check_refused(
+            &file(|f| f["model"]["vocab"] = json!({})),
+            "expected tokens in `model.vocab`",
+        );
+        check_refused(
+            &file(|f| f["model"]["vocab"] = json!("a b")),
+            "a list or an object of tokens",
+        );
+        check_refused(
+            &file(|f| f["model"]["vocab"] = json!({"a": 0, "b": 1, "ab": 4_000_000_000_u32})),
+            "ids below 16777216",
+        );
+        check_refused(
+            &file(|f| f["decoder"] = json!({"type": "Magic"})),
+            "can be built",
+        );
+        let split = json!({"type": "Split", "pattern": {"Regex": "(["}, "behavior": "Isolated", "invert": false});
+        check_refused(&file(|f| f["pre_tokenizer"] = split), "can be built");
+        let whole = file(|_| {});
+        check_refused(
+            &whole[..whole.len() / 2],
+            "tokenizer.json: expected a JSON object",
+        );
+    }
+
+    #[test]
+    fn an_undeclared_token_of_a_template_is_found_at_once() {
+        let template = json!({"type": "Sequence", "processors": [{"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}], "pair": [], "special_tokens": {}}]});
+        check_refused(
+            &file(|f| f["post_processor"] = template),
+            "\"<s>\", which its `special_tokens` lack",
+        );
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_leftover_settings_are_ignored() {
+        let padding = json!({"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": "a"});
+        let truncation =
+            json!({"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0});
+        let mut bytes = b"\xef\xbb\xbf".to_vec();
+        bytes.extend(file(|f| {
+            f["padding"] = padding;
+            f["truncation"] = truncation;
+        }));
+        let tokenizer = Tokenizer::from_bytes(&bytes, None, None).unwrap();
+        assert_eq!(tokenizer.encode("abba", true).unwrap(), [3, 1, 0]);
+    }
+
+    #[test]
+    fn named_tokens_become_special() {
+        let plain = built(None, None);
+        assert_eq!(
+            (plain.eos(), plain.pad(), plain.is_special(2)),
+            (None, None, false)
+        );
+        let named = built(
+            Some(json!({"eos_token": {"content": "</s>", "lstrip": false}, "bos_token": "<s>"})),
+            None,
+        );
+        assert_eq!(
+            (named.bos(), named.eos(), named.pad()),
+            (Some(4), Some(2), Some(2))
+        );
+        assert_eq!(named.encode("ab</s>", false).unwrap(), [3, 2]);
+        assert_eq!(named.decode(&[3, 2], true), "ab");
+    }
+
+    #[test]
+    fn the_map_counts_only_where_the_config_is_silent_or_old() {
+        let old = built(
+            Some(json!({"eos_token": "a"})),
+            Some(json!({"eos_token": "</s>"})),
+        );
+        assert_eq!(old.eos(), Some(2));
+        let declared = json!({"2": {"content": "</s>", "special": true}});
+        let new = built(
+            Some(json!({"added_tokens_decoder": declared, "eos_token": "a", "bos_token": null})),
+            Some(json!({"eos_token": "</s>", "bos_token": "<s>", "pad_token": "b"})),
+        );
+        assert_eq!((new.eos(), new.bos(), new.pad()), (Some(0), None, Some(1)));
+    }
+
+    #[test]
+    fn wrong_small_files_name_themselves() {
+        let error = |config: &[u8], map: &[u8]| {
+            Tokenizer::from_bytes(&file(|_| {}), Some(config), Some(map))
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(
+            error(b"{\"eos_token\": 3}", b"{}")
+                .starts_with("tokenizer_config.json: expected a token")
+        );
+        assert!(
+            error(b"{}", b"nothing").starts_with("special_tokens_map.json: expected a JSON object")
+        );
+    }
+
+    #[test]
+    fn the_config_decides_about_a_leading_space() {
+        let bytes = file(|f| {
+            f["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+            f["model"]["vocab"]["Ġ"] = json!(5);
+        });
+        let ids = |config: &[u8]| {
+            Tokenizer::from_bytes(&bytes, Some(config), None)
+                .unwrap()
+                .encode("ab", false)
+                .unwrap()
+        };
+        assert_eq!(ids(b"{}"), [5, 3]);
+        assert_eq!(ids(b"{\"add_prefix_space\": false}"), [3]);
+    }
+
+    #[test]
+    fn a_decoder_that_panics_ends_no_process() {
+        let bytes = file(|f| {
+            f["decoder"] = json!({"type": "Strip", "content": "a", "start": 1, "stop": 1})
+        });
+        let tokenizer = Tokenizer::from_bytes(&bytes, None, None).unwrap();
+        assert_eq!(tokenizer.decode(&[0, 1], false), "ab");
     }
 }

@@ -39,13 +39,17 @@ pub enum JsonError {
         at: usize,
     },
     /// More values than are worth reading over.
-    #[error("JSON at byte {at}: expected at most {SKIPPED_MAX} values that mean nothing here, found more")]
+    #[error(
+        "JSON at byte {at}: expected at most {SKIPPED_MAX} values that mean nothing here, found more"
+    )]
     Skipped {
         /// Byte offset in the text.
         at: usize,
     },
     /// More escapes than any honest file has.
-    #[error("JSON at byte {at}: expected at most {DECODED_BYTES_MAX} bytes in strings with escapes, found more")]
+    #[error(
+        "JSON at byte {at}: expected at most {DECODED_BYTES_MAX} bytes in strings with escapes, found more"
+    )]
     Escapes {
         /// Byte offset in the text.
         at: usize,
@@ -84,7 +88,11 @@ pub(crate) struct Text {
 impl Text {
     fn new(start: usize, end: usize, decoded: bool) -> Self {
         let narrow = |n: usize| u32::try_from(n).expect("Reader::new refuses documents of 4 GiB");
-        Self { start: narrow(start), len: narrow(end - start), decoded }
+        Self {
+            start: narrow(start),
+            len: narrow(end - start),
+            decoded,
+        }
     }
 }
 
@@ -115,7 +123,10 @@ fn span(bytes: &[u8], class: impl Fn(u8) -> bool) -> usize {
     let short = bytes.iter().take(BLOCK).position(|&b| !class(b));
     let (blocks, _) = bytes.as_chunks::<BLOCK>();
     short.unwrap_or_else(|| {
-        let whole = blocks.iter().take_while(|block| block.iter().fold(true, |all, &b| all & class(b))).count();
+        let whole = blocks
+            .iter()
+            .take_while(|block| block.iter().fold(true, |all, &b| all & class(b)))
+            .count();
         let rest = &bytes[whole * BLOCK..];
         whole * BLOCK + rest.iter().position(|&b| !class(b)).unwrap_or(rest.len())
     })
@@ -132,8 +143,15 @@ type Read<T> = Result<T, JsonError>;
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(document: &'a str) -> Self {
-        assert!(u32::try_from(document.len()).is_ok(), "the border limits documents far below 4 GiB");
-        Self { document, at: 0, decoded: String::new() }
+        assert!(
+            u32::try_from(document.len()).is_ok(),
+            "the border limits documents far below 4 GiB"
+        );
+        Self {
+            document,
+            at: 0,
+            decoded: String::new(),
+        }
     }
 
     /// The characters of `text`.
@@ -152,18 +170,28 @@ impl<'a> Reader<'a> {
 
     /// The next byte that is not white space, left in place.
     pub(crate) fn peek(&mut self) -> Option<u8> {
-        self.at += span(&self.document.as_bytes()[self.at..], |b| matches!(b, b' ' | b'\t' | b'\n' | b'\r'));
+        self.at += span(&self.document.as_bytes()[self.at..], |b| {
+            matches!(b, b' ' | b'\t' | b'\n' | b'\r')
+        });
         self.byte()
     }
 
     /// An error at the present place.
     pub(crate) fn unexpected(&self, expected: &'static str) -> JsonError {
-        let found = match self.document.get(self.at..).and_then(|rest| rest.chars().next()) {
+        let found = match self
+            .document
+            .get(self.at..)
+            .and_then(|rest| rest.chars().next())
+        {
             Some(c) => format!("{c:?}").into(),
             None if self.at >= self.document.len() => "the end of the text".into(),
             None => "part of a character".into(),
         };
-        JsonError::Unexpected { at: self.at, expected, found }
+        JsonError::Unexpected {
+            at: self.at,
+            expected,
+            found,
+        }
     }
 
     /// Steps over one given byte, after white space.
@@ -201,7 +229,11 @@ impl<'a> Reader<'a> {
             Some(b',') if started => {
                 self.at += 1;
                 // A comma promises another member, and JSON has no trailing commas.
-                if self.peek() == Some(close) { Err(self.unexpected("another member after ','")) } else { Ok(true) }
+                if self.peek() == Some(close) {
+                    Err(self.unexpected("another member after ','"))
+                } else {
+                    Ok(true)
+                }
             }
             Some(_) if !started => Ok(true),
             _ => Err(self.unexpected(expected)),
@@ -236,7 +268,9 @@ impl<'a> Reader<'a> {
 
     /// Moves to the next quote or backslash.
     fn run(&mut self) -> Read<()> {
-        self.at += span(&self.document.as_bytes()[self.at..], |b| b != b'"' && b != b'\\' && b >= 0x20);
+        self.at += span(&self.document.as_bytes()[self.at..], |b| {
+            b != b'"' && b != b'\\' && b >= 0x20
+        });
         match self.byte() {
             Some(b'"' | b'\\') => Ok(()),
             _ => Err(self.unexpected("the closing quote of a string")),
@@ -265,11 +299,17 @@ impl<'a> Reader<'a> {
     fn unicode_escape(&mut self) -> Read<char> {
         let begin = self.at;
         let high = self.four_hex()?;
-        let code = if (0xD800..0xDC00).contains(&high) && self.document.as_bytes()[self.at..].starts_with(b"\\u") {
+        let code = if (0xD800..0xDC00).contains(&high)
+            && self.document.as_bytes()[self.at..].starts_with(b"\\u")
+        {
             self.at += 1;
             let low = self.four_hex()?;
             // A wrong second half leaves the value out of char's range on purpose.
-            if (0xDC00..0xE000).contains(&low) { 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00) } else { high }
+            if (0xDC00..0xE000).contains(&low) {
+                0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00)
+            } else {
+                high
+            }
         } else {
             high
         };
@@ -299,12 +339,20 @@ impl<'a> Reader<'a> {
         }
         let start = self.at;
         let rest = &self.document.as_bytes()[start..];
-        self.at += rest.iter().position(|b| !b.is_ascii_digit()).unwrap_or(rest.len());
+        self.at += rest
+            .iter()
+            .position(|b| !b.is_ascii_digit())
+            .unwrap_or(rest.len());
         let digits = &self.document[start..self.at];
-        if matches!(self.byte(), Some(b'.' | b'e' | b'E')) || (digits.len() > 1 && digits.starts_with('0')) {
+        if matches!(self.byte(), Some(b'.' | b'e' | b'E'))
+            || (digits.len() > 1 && digits.starts_with('0'))
+        {
             return Err(self.unexpected(expected));
         }
-        digits.parse().map_err(|_| JsonError::Number { at: start, found: quote(digits) })
+        digits.parse().map_err(|_| JsonError::Number {
+            at: start,
+            found: quote(digits),
+        })
     }
 
     /// Reads over one value of any kind, checking its grammar.
@@ -342,7 +390,11 @@ impl<'a> Reader<'a> {
 
     fn skip_to_value(&mut self, object: bool, first: &mut bool) -> Read<bool> {
         let mark = self.decoded.len();
-        let more = if object { self.next_key(first)?.is_some() } else { self.next_item(first)? };
+        let more = if object {
+            self.next_key(first)?.is_some()
+        } else {
+            self.next_item(first)?
+        };
         self.decoded.truncate(mark);
         Ok(more)
     }
@@ -356,7 +408,9 @@ impl<'a> Reader<'a> {
             return Ok(());
         }
         let rest = &self.document.as_bytes()[self.at..];
-        let length = rest.iter().position(|b| !matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'-' | b'.' | b'E'));
+        let length = rest
+            .iter()
+            .position(|b| !matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'-' | b'.' | b'E'));
         let word = &self.document[self.at..][..length.unwrap_or(rest.len())];
         if !matches!(word, "true" | "false" | "null") && !is_number(word.as_bytes()) {
             return Err(self.unexpected(EXPECTED));
@@ -382,7 +436,11 @@ fn is_number(word: &[u8]) -> bool {
     }
     fn tail(word: &[u8]) -> Option<&[u8]> {
         let word = digits(word)?;
-        let word = if let [b'.', rest @ ..] = word { digits(rest)? } else { word };
+        let word = if let [b'.', rest @ ..] = word {
+            digits(rest)?
+        } else {
+            word
+        };
         match word {
             [b'e' | b'E', b'+' | b'-', rest @ ..] | [b'e' | b'E', rest @ ..] => digits(rest),
             _ => Some(word),
@@ -394,6 +452,7 @@ fn is_number(word: &[u8]) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -405,26 +464,58 @@ mod tests {
 
     #[test]
     fn strings_decode_as_serde_does() {
-        for text in [r#""plain""#, r#""a\n\t\"\\\/\b\f\r""#, r#""\u00e9\uD83D\ude00x""#, r#""é\u0000""#, r#""""#] {
+        for text in [
+            r#""plain""#,
+            r#""a\n\t\"\\\/\b\f\r""#,
+            r#""\u00e9\uD83D\ude00x""#,
+            r#""é\u0000""#,
+            r#""""#,
+        ] {
             let mut reader = Reader::new(text);
             let ours = reader.string("a string").unwrap();
-            assert_eq!(reader.get(ours), serde_json::from_str::<String>(text).unwrap());
+            assert_eq!(
+                reader.get(ours),
+                serde_json::from_str::<String>(text).unwrap()
+            );
         }
     }
 
     #[test]
     fn bad_strings_are_refused() {
-        for text in [r#"""#, r#""\x""#, r#""\u12g4""#, r#""\uD800""#, r#""\uD800\u0041""#, r#""\uDC00""#, "\"a\nb\"", r#""\"#, r#""\u1"#] {
+        for text in [
+            r#"""#,
+            r#""\x""#,
+            r#""\u12g4""#,
+            r#""\uD800""#,
+            r#""\uD800\u0041""#,
+            r#""\uDC00""#,
+            "\"a\nb\"",
+            r#""\"#,
+            r#""\u1"#,
+        ] {
             assert!(Reader::new(text).string("a string").is_err(), "{text}");
         }
     }
 
     #[test]
     fn integers_are_plain_digits() {
-        for (text, expected) in [("0", Some(0)), ("18446744073709551615", Some(u64::MAX)), ("7,", Some(7))] {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("7,", Some(7)),
+        ] {
             assert_eq!(Reader::new(text).integer("a number").ok(), expected);
         }
-        for text in ["-1", "1.0", "1e3", "01", "18446744073709551616", "", "\"1\"", "+1"] {
+        for text in [
+            "-1",
+            "1.0",
+            "1e3",
+            "01",
+            "18446744073709551616",
+            "",
+            "\"1\"",
+            "+1",
+        ] {
             assert!(Reader::new(text).integer("a number").is_err(), "{text}");
         }
     }

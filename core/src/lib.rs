@@ -1,2 +1,25 @@
+//! `bantam-core`: kernels for language models over memory that the caller owns.
+//!
+//! `no_std`, no `alloc`, no input or output. The caller says which instruction sets may be used (a [`Cpu`] value),
+//! lends memory (an [`Arena`]), and lends threads (a [`Pool`]). From these, [`CpuBackend`] carries out the
+//! operations of [`Backend`] on matrices stored in one of the [`layouts`].
+//!
+//! What is not here: files, tokens as text, model families, allocation, threads.
 #![no_std]
-//! Fixed-arena kernels.
+
+pub mod arena;
+pub mod backend;
+pub mod cpu;
+pub mod cpu_backend;
+pub mod layouts;
+pub mod ops;
+pub mod pool;
+
+pub use arena::{Arena, Region, Slot};
+pub use backend::{
+    Activation, Attention, Backend, Batch, Feed, Heads, KvCache, KvKind, Matrix, Norm, NormKind, Precision, Product,
+    Rope,
+};
+pub use cpu::{Cpu, Level};
+pub use cpu_backend::CpuBackend;
+pub use pool::{Pool, Serial, Task};

@@ -1,0 +1,241 @@
+//! The operations that a decoder is made of, as a device offers them, and the plain values that they take.
+//!
+//! All operands are [`Slot`]s: nothing here allocates or returns memory. Rows are tokens; `rows` says how many of a
+//! slot's rows take part. A backend that only records what it is asked is enough to print a model's graph.
+
+use crate::arena::Slot;
+use crate::layouts::{Layout, Shape};
+use crate::ops::attention::PageShape;
+
+/// How floating point is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// float32 throughout.
+    Exact,
+    /// int8 activations for quantized layouts, bfloat16 dots for bfloat16 weights.
+    Fast,
+}
+
+/// A matrix in the weights region, tile after tile in its layout.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix {
+    /// How it is stored.
+    pub layout: &'static dyn Layout,
+    /// Output rows and input columns.
+    pub shape: Shape,
+    /// Where.
+    pub slot: Slot,
+}
+
+impl Matrix {
+    /// Bytes that a matrix of this shape takes.
+    pub fn bytes(layout: &dyn Layout, shape: Shape) -> Option<usize> {
+        shape.tiles().checked_mul(layout.tile_bytes(shape.columns))
+    }
+}
+
+/// One product of a [`Backend::matmul`]: several matrices may share an input.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    /// The matrix.
+    pub matrix: Matrix,
+    /// A float32 vector in the weights region, one value per output row.
+    pub bias: Option<Slot>,
+    /// Where the result goes, `rows x shape.rows`.
+    pub out: Slot,
+    /// Whether it is added to what is there.
+    pub add: bool,
+}
+
+/// The statistic that a norm divides by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Root mean square.
+    Rms,
+    /// Mean and standard deviation.
+    Layer,
+}
+
+/// A normalization with its parameters in the weights region.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    /// Which.
+    pub kind: NormKind,
+    /// Channels.
+    pub width: usize,
+    /// Added under the root.
+    pub epsilon: f32,
+    /// Added to the weight.
+    pub weight_shift: f32,
+    /// float32.
+    pub weight: Slot,
+    /// float32.
+    pub bias: Option<Slot>,
+}
+
+/// The bend of a feed-forward block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x * sigmoid(x)
+    Silu,
+    /// x * Phi(x), with the error function.
+    Gelu,
+    /// Its approximation with tanh.
+    GeluTanh,
+    /// max(x, 0)
+    Relu,
+}
+
+/// Heads of a projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// How many.
+    pub count: usize,
+    /// Channels of one.
+    pub width: usize,
+}
+
+impl Heads {
+    /// Channels of all.
+    pub fn channels(self) -> usize {
+        self.count * self.width
+    }
+}
+
+/// Rotary positions: one frequency per pair of channels, in the weights region.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// float32, radians per position.
+    pub frequencies: Slot,
+    /// Multiplies cosines and sines (YaRN's attention factor; 1 elsewhere).
+    pub scale: f32,
+}
+
+impl Rope {
+    /// Pairs of channels.
+    pub fn pairs(&self) -> usize {
+        self.frequencies.bytes / 4
+    }
+}
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvKind {
+    /// float32.
+    F32,
+    /// float16.
+    F16,
+    /// int8 with a scale per position and head.
+    Int8,
+}
+
+impl KvKind {
+    /// Bytes of a code.
+    pub fn bytes(self) -> usize {
+        match self {
+            KvKind::F32 => 4,
+            KvKind::F16 => 2,
+            KvKind::Int8 => 1,
+        }
+    }
+}
+
+/// The cache of one layer: `pages` pages, each with all key heads side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvCache {
+    /// In the cache region.
+    pub slot: Slot,
+    /// Key and value heads.
+    pub heads: usize,
+    /// A head's part of a page.
+    pub shape: PageShape,
+}
+
+impl KvCache {
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
+        self.heads * self.shape.bytes()
+    }
+}
+
+/// Consecutive tokens of one sequence within a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Feed {
+    /// Row of the first of them.
+    pub first_row: usize,
+    /// How many.
+    pub rows: usize,
+    /// Position of the first of them in its sequence.
+    pub first_position: usize,
+    /// Which page table.
+    pub sequence: usize,
+}
+
+/// The tokens of a step: feeds in ascending rows, without gaps.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// The feeds.
+    pub feeds: &'a [Feed],
+    /// Page tables of all sequences, `pages_per_sequence` numbers each.
+    pub tables: &'a [u32],
+    /// See `tables`.
+    pub pages_per_sequence: usize,
+}
+
+impl<'a> Batch<'a> {
+    /// Tokens in the step.
+    pub fn rows(&self) -> usize {
+        self.feeds.last().map_or(0, |feed| feed.first_row + feed.rows)
+    }
+
+    /// Page numbers of a feed's sequence.
+    pub fn pages(&self, feed: &Feed) -> &'a [u32] {
+        let start = feed.sequence * self.pages_per_sequence;
+        &self.tables[start..start + self.pages_per_sequence]
+    }
+
+    /// Position of a row in its sequence.
+    pub fn position(&self, row: usize) -> usize {
+        let feed = self.feeds.iter().rev().find(|feed| feed.first_row <= row).expect("feeds begin at row 0");
+        feed.first_position + row - feed.first_row
+    }
+}
+
+/// What attention does beside dot products and softmax.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: Heads,
+    /// Scores are multiplied by this.
+    pub scale: f32,
+    /// Positions that a token sees, its own included.
+    pub window: Option<usize>,
+    /// Bends scores by `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// One score per query head, in the weights region.
+    pub sinks: Option<Slot>,
+}
+
+/// A device that carries out a decoder's operations on its own arena.
+pub trait Backend {
+    /// `out[i] = scale * table[tokens[i]]`.
+    fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: Slot);
+    /// Normalizes rows.
+    fn norm(&mut self, norm: &Norm, rows: usize, x: Slot, out: Slot);
+    /// Multiplies rows by one to three matrices.
+    fn matmul(&mut self, rows: usize, x: Slot, products: &[Product]);
+    /// Cosines and sines for every row of a batch.
+    fn angles(&mut self, rope: &Rope, batch: &Batch, out: Slot);
+    /// Turns the heads of every row by its angles, in place.
+    fn rotate(&mut self, rows: usize, angles: Slot, heads: Heads, x: Slot);
+    /// Appends keys and values to the cache.
+    fn store(&mut self, cache: &KvCache, batch: &Batch, keys: Slot, values: Slot);
+    /// Attention of every row over its sequence's cache.
+    fn attend(&mut self, attention: &Attention, cache: &KvCache, batch: &Batch, queries: Slot, out: Slot);
+    /// `gate = f(gate)`, times `up` where the block is gated. `width` channels per row.
+    fn activate(&mut self, activation: Activation, rows: usize, width: usize, gate: Slot, up: Option<Slot>);
+    /// `out[i] = x[rows[i]]`.
+    fn gather(&mut self, rows: &[usize], width: usize, x: Slot, out: Slot);
+    /// The values of a slot, once all operations before are done.
+    fn read(&self, slot: Slot) -> &[f32];
+}

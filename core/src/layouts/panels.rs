@@ -1,0 +1,195 @@
+//! Activations in the form and order in which the matrix kernels read them.
+//!
+//! Tokens are taken in groups (as many as a kernel's registers hold; the last group may be smaller). A group is a
+//! *panel*: for each word along the columns, the words of its tokens side by side:
+//!
+//! ```text
+//! panel 0: word 0 [t0 t1 .. t11] word 1 [t0 t1 .. t11] ...     panel 1: word 0 [t12 t13 ..] ...
+//! ```
+//!
+//! so that a kernel reads one ascending stream, and tokens whose rows are a power of two apart do not fight for the
+//! same cache lines. One token alone is simply its row.
+
+use crate::cpu::Cpu;
+use crate::ops::share::Shared;
+use crate::ops::vector::group;
+
+/// What a 32-bit word of a panel holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One float32.
+    Float,
+    /// Two bfloat16, the lower column in the low half.
+    Bf16,
+    /// Four int8, with a scale per token and the sum of codes per token and block.
+    Int8 {
+        /// Columns per block, a multiple of four; `usize::MAX` for one block per row.
+        block: usize,
+    },
+}
+
+impl Form {
+    /// Columns in a word.
+    pub fn per_word(self) -> usize {
+        match self {
+            Form::Float => 1,
+            Form::Bf16 => 2,
+            Form::Int8 { .. } => 4,
+        }
+    }
+
+    /// Words of one token. For int8, blocks are padded to whole blocks.
+    pub fn words(self, columns: usize) -> usize {
+        match self {
+            Form::Float => columns,
+            Form::Bf16 => columns.div_ceil(2),
+            Form::Int8 { block: usize::MAX } => columns.div_ceil(4),
+            Form::Int8 { block } => columns.div_ceil(block) * block / 4,
+        }
+    }
+
+    fn blocks(self, columns: usize) -> usize {
+        match self {
+            Form::Int8 { block } => columns.div_ceil(block),
+            _ => 0,
+        }
+    }
+
+    /// 32-bit words of memory for `tokens` tokens: panels, then scales, then sums.
+    pub fn memory_words(self, columns: usize, tokens: usize) -> usize {
+        let extra = match self {
+            Form::Int8 { .. } => 1 + self.blocks(columns),
+            _ => 0,
+        };
+        tokens * (self.words(columns) + extra)
+    }
+}
+
+/// Prepared activations.
+#[derive(Clone, Copy, Debug)]
+pub struct Panels<'a> {
+    /// What a word holds.
+    pub form: Form,
+    /// Tokens.
+    pub tokens: usize,
+    /// Tokens in a full group.
+    pub group: usize,
+    /// Words of one token.
+    pub words: usize,
+    /// All panels.
+    pub data: &'a [u32],
+    /// Per token: value = code * scale (int8).
+    pub scales: &'a [f32],
+    /// Per token and block: sum of codes (int8).
+    pub sums: &'a [i32],
+}
+
+impl<'a> Panels<'a> {
+    /// Looks at memory that [`fill_group`] has filled.
+    pub fn new(form: Form, cpu: Cpu, columns: usize, tokens: usize, memory: &'a [u32]) -> Self {
+        let words = form.words(columns);
+        let blocks = form.blocks(columns);
+        let (data, rest) = memory[..form.memory_words(columns, tokens)].split_at(tokens * words);
+        let (scales, sums) = rest.split_at(if blocks > 0 { tokens } else { 0 });
+        let (scales, sums) = (bytemuck::cast_slice(scales), bytemuck::cast_slice(sums));
+        Panels { form, tokens, group: group(cpu), words, data, scales, sums }
+    }
+
+    /// Groups of tokens.
+    pub fn groups(&self) -> usize {
+        self.tokens.div_ceil(self.group)
+    }
+
+    /// The first token of a group, how many it has, and its panel.
+    pub fn group(&self, index: usize) -> (usize, usize, &'a [u32]) {
+        let first = index * self.group;
+        let count = self.group.min(self.tokens - first);
+        (first, count, &self.data[first * self.words..(first + count) * self.words])
+    }
+}
+
+/// Prepares group `index` of the tokens in `x` (`tokens` rows of `columns`) into `memory`.
+///
+/// # Safety
+/// No other thread may touch this group's part of `memory`.
+pub unsafe fn fill_group(
+    form: Form,
+    cpu: Cpu,
+    columns: usize,
+    x: &[f32],
+    index: usize,
+    memory: &Shared<'_, u32>,
+) {
+    let tokens = x.len() / columns;
+    let words = form.words(columns);
+    let first = index * group(cpu);
+    let count = group(cpu).min(tokens - first);
+    // SAFETY: groups have disjoint panels, scales and sums; the caller gave this group to us alone.
+    let panel = unsafe { memory.part(first * words, count * words) };
+    for member in 0..count {
+        let token = first + member;
+        let row = &x[token * columns..(token + 1) * columns];
+        let slots = panel[member..].iter_mut().step_by(count);
+        match form {
+            Form::Float => slots.zip(row).for_each(|(word, x)| *word = x.to_bits()),
+            Form::Bf16 => fill_bf16(row, slots),
+            Form::Int8 { block } => {
+                let blocks = form.blocks(columns);
+                let sums_at = tokens * words + tokens + token * blocks;
+                // SAFETY: as above.
+                let (scale, sums) =
+                    unsafe { (memory.part(tokens * words + token, 1), memory.part(sums_at, blocks)) };
+                scale[0] = fill_int8(row, block, slots, sums).to_bits();
+            }
+        }
+    }
+}
+
+fn fill_bf16<'a>(row: &[f32], slots: impl Iterator<Item = &'a mut u32>) {
+    let pairs = row.chunks_exact(2);
+    let rest = pairs.remainder();
+    let mut slots = slots;
+    for (pair, word) in pairs.zip(&mut slots) {
+        *word = bf16(pair[0]) | bf16(pair[1]) << 16;
+    }
+    if let (&[last], Some(word)) = (rest, slots.next()) {
+        *word = bf16(last);
+    }
+}
+
+/// The 16 bits of the nearest bfloat16, ties to even. Activations are finite: a checkpoint with NaN is refused.
+#[inline(always)]
+fn bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16
+}
+
+/// Codes of one token, the sums of its blocks; returns its scale, the largest magnitude over 127.
+fn fill_int8<'a>(row: &[f32], block: usize, slots: impl Iterator<Item = &'a mut u32>, sums: &mut [u32]) -> f32 {
+    let peak = row.iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
+    let scale = peak / 127.0;
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    let mut slots = slots;
+    for (columns, sum) in row.chunks(block).zip(sums) {
+        let mut total = 0i32;
+        let mut quads = columns.chunks(4);
+        for word in slots.by_ref().take(block / 4) {
+            let mut bytes = [0u8; 4];
+            for (byte, x) in bytes.iter_mut().zip(quads.next().unwrap_or(&[])) {
+                let code = round_even(x * inverse);
+                total += code;
+                *byte = code as i8 as u8;
+            }
+            *word = u32::from_le_bytes(bytes);
+        }
+        *sum = total as u32;
+    }
+    scale
+}
+
+/// To the nearest integer, ties to even, for magnitudes below 2^22: adding and subtracting 1.5 * 2^23 rounds.
+#[inline(always)]
+fn round_even(x: f32) -> i32 {
+    const MAGIC: f32 = 12_582_912.0;
+    ((x + MAGIC) - MAGIC) as i32
+}

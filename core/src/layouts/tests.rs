@@ -1,0 +1,185 @@
+//! One suite for every layout: packing, and every processor variant against the definition in float64.
+
+extern crate std;
+
+use super::*;
+use crate::ops::matmul::{Output, multiply, panel_bytes};
+use crate::pool::Serial;
+use proptest::prelude::*;
+use std::format;
+use std::vec;
+use std::vec::Vec;
+
+/// A small generator, so that a failure names everything that it depends on.
+fn noise(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed | 1;
+    move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 / (1 << 23) as f32) - 1.0
+    }
+}
+
+/// Memory aligned as an arena's.
+fn aligned(bytes: usize) -> Vec<[u64; 8]> {
+    vec![[0; 8]; bytes.div_ceil(64)]
+}
+
+struct Case {
+    layout: &'static dyn Layout,
+    shape: Shape,
+    tiles: Vec<[u64; 8]>,
+}
+
+impl Case {
+    fn new(layout: &'static dyn Layout, rows: usize, columns: usize, seed: u64) -> Self {
+        let shape = Shape { rows, columns };
+        let mut next = noise(seed);
+        let tile_bytes = layout.tile_bytes(columns);
+        assert_eq!(tile_bytes % 64, 0, "tiles are whole cache lines");
+        let mut tiles = aligned(shape.tiles() * tile_bytes);
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut tiles);
+        for (tile, bytes) in bytes.chunks_exact_mut(tile_bytes).enumerate() {
+            let count = TILE_ROWS.min(rows - tile * TILE_ROWS);
+            let weights: Vec<f32> = (0..count * columns).map(|_| next()).collect();
+            layout.pack(columns, &weights, bytes).expect("finite");
+        }
+        Case { layout, shape, tiles }
+    }
+
+    fn tiles(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.tiles)
+    }
+
+    fn row(&self, row: usize) -> Vec<f32> {
+        let bytes = self.layout.tile_bytes(self.shape.columns);
+        let mut out = vec![0.0; self.shape.columns];
+        self.layout.unpack(
+            self.shape.columns,
+            &self.tiles()[row / TILE_ROWS * bytes..][..bytes],
+            row % TILE_ROWS,
+            &mut out,
+        );
+        out
+    }
+
+    fn multiply(&self, cpu: Cpu, precision: Precision, x: &[f32], bias: Option<&[f32]>, out: &mut [f32], add: bool) {
+        let tokens = x.len() / self.shape.columns;
+        let form = self.layout.form(precision, cpu);
+        let mut panels = aligned(panel_bytes(form, self.shape.columns, tokens));
+        let output = Output { layout: self.layout, shape: self.shape, tiles: self.tiles(), bias, out, add };
+        multiply(cpu, precision, &Serial, tokens, x, bytemuck::cast_slice_mut(&mut panels), &mut [output]);
+    }
+}
+
+/// The product in float64, from the definition of the layout.
+fn reference(case: &Case, x: &[f32], token: usize, row: usize) -> (f64, f64) {
+    let columns = case.shape.columns;
+    let x = &x[token * columns..][..columns];
+    case.row(row).iter().zip(x).fold((0.0, 0.0), |(sum, size), (&w, &x)| {
+        let term = f64::from(w) * f64::from(x);
+        (sum + term, size + term.abs())
+    })
+}
+
+fn check(layout: &'static dyn Layout, rows: usize, columns: usize, tokens: usize, seed: u64) {
+    let case = Case::new(layout, rows, columns, seed);
+    let mut next = noise(seed ^ 0x5555);
+    let x: Vec<f32> = (0..tokens * columns).map(|_| next()).collect();
+    let bias: Vec<f32> = (0..rows).map(|_| next()).collect();
+    for precision in [Precision::Exact, Precision::Fast] {
+        // Relative to the sum of magnitudes: float32 order of summation; bfloat16 and int8 roundings of one side.
+        let mut integer: Option<Vec<f32>> = None;
+        for cpu in Cpu::detect().variants() {
+            let tolerance = match layout.form(precision, cpu) {
+                Form::Float => 2e-6,
+                Form::Bf16 => 1.0 / 256.0,
+                Form::Int8 { .. } => 1.0 / 64.0,
+            };
+            let mut out = vec![7.0; tokens * rows];
+            case.multiply(cpu, precision, &x, Some(&bias), &mut out, false);
+            for token in 0..tokens {
+                for row in 0..rows {
+                    let (want, size) = reference(&case, &x, token, row);
+                    let want = want + f64::from(bias[row]);
+                    let got = f64::from(out[token * rows + row]);
+                    let error = (got - want).abs();
+                    assert!(
+                        error <= tolerance * (size + 1.0),
+                        "{} {precision:?} {} {rows}x{columns} token {token} row {row}: {got}, not {want}",
+                        layout.name(),
+                        cpu.name()
+                    );
+                }
+            }
+            if let Form::Int8 { .. } = layout.form(precision, cpu) {
+                assert_eq!(integer.get_or_insert_with(|| out.clone()), &out, "{} differs", cpu.name());
+            }
+            same_bits_alone(&case, cpu, precision, &x, &out, &bias);
+        }
+    }
+}
+
+/// A token's result does not depend on the tokens beside it; adding equals adding afterwards.
+fn same_bits_alone(case: &Case, cpu: Cpu, precision: Precision, x: &[f32], out: &[f32], bias: &[f32]) {
+    let Shape { rows, columns } = case.shape;
+    for (token, x) in x.chunks_exact(columns).enumerate() {
+        let mut alone = vec![0.0; rows];
+        case.multiply(cpu, precision, x, Some(bias), &mut alone, false);
+        assert_eq!(alone, out[token * rows..][..rows], "{} {} alone", case.layout.name(), cpu.name());
+        let mut added = vec![1.5; rows];
+        case.multiply(cpu, precision, x, Some(bias), &mut added, true);
+        let wanted: Vec<f32> = alone.iter().map(|y| 1.5 + y).collect();
+        assert_eq!(added, wanted, "{} {} added", case.layout.name(), cpu.name());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_variant_multiplies_as_defined(
+        rows in 1usize..80, columns in 1usize..150, tokens in 1usize..27, seed: u64,
+    ) {
+        for &layout in LAYOUTS {
+            check(layout, rows, columns, tokens, seed);
+        }
+    }
+}
+
+#[test]
+fn wide_layouts_keep_what_they_can_hold() {
+    for &layout in &LAYOUTS[..3] {
+        let values = [0.0f32, 1.0, -1.5, 0.25, 96.0, -0.007_812_5, 3.0];
+        let mut tile = aligned(layout.tile_bytes(7));
+        layout.pack(7, &values, bytemuck::cast_slice_mut(&mut tile)).expect("finite");
+        let mut out = [9.0; 7];
+        layout.unpack(7, bytemuck::cast_slice(&tile), 0, &mut out);
+        assert_eq!(out, values, "{}", layout.name());
+    }
+}
+
+#[test]
+fn code8_rounds_to_within_half_a_step() {
+    let mut next = noise(3);
+    let row: Vec<f32> = (0..100).map(|_| next()).collect();
+    for layout in [&code8::ROW, &code8::BLOCK32] {
+        let mut tile = aligned(layout.tile_bytes(100));
+        layout.pack(100, &row, bytemuck::cast_slice_mut(&mut tile)).expect("finite");
+        let mut out = vec![0.0; 100];
+        layout.unpack(100, bytemuck::cast_slice(&tile), 0, &mut out);
+        for (a, b) in row.iter().zip(&out) {
+            assert!((a - b).abs() <= 0.5 / 127.0 + 1e-6, "{} {a} {b}", layout.name());
+        }
+    }
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_found() {
+    for &layout in LAYOUTS {
+        let mut rows = [1.0f32; 30];
+        rows[23] = f32::NAN;
+        let mut tile = aligned(layout.tile_bytes(10));
+        let found = layout.pack(10, &rows, bytemuck::cast_slice_mut(&mut tile));
+        assert_eq!(found, Err(NotFinite { row: 2, column: 3 }), "{}", format!("{layout:?}"));
+    }
+}

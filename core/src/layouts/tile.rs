@@ -1,0 +1,226 @@
+//! The float32 product of a tile with a panel, over any layout that can turn its words into lanes.
+
+use super::panels::Panels;
+use super::{Sink, TILE_ROWS};
+use crate::cpu::Cpu;
+use crate::ops::vector::{Kernel, Vector, launch, unroll};
+use core::marker::PhantomData;
+
+/// Turns the words of a tile into float32, a vector of rows at a time.
+pub(super) trait Decode: Copy {
+    /// Columns in a word, at most four.
+    const PER_WORD: usize;
+    /// Whether a block of words is followed by one float32 scale per row.
+    const SCALED: bool;
+    /// The columns of one word, lowest first; entries from `PER_WORD` on are not used.
+    ///
+    /// # Safety
+    /// `word` must be valid for the lanes of `V`.
+    unsafe fn decode<V: Vector>(word: *const u32) -> [V; 4];
+}
+
+/// A vector of `TILE_ROWS` lanes at most, `N` vectors of them.
+pub(super) type Lanes<V, const N: usize> = [V; N];
+
+/// Writes one token's lanes, rows `first_row..`, to the sink.
+///
+/// # Safety
+/// As for [`super::Layout::multiply`].
+#[inline(always)]
+pub(super) unsafe fn emit<V: Vector, const N: usize>(
+    sink: &Sink,
+    token: usize,
+    first_row: usize,
+    mut acc: Lanes<V, N>,
+) {
+    if first_row >= sink.rows {
+        return;
+    }
+    let rows = (N * V::LANES).min(sink.rows - first_row);
+    // SAFETY: the rows of this tile are ours by the caller's promise; `part` and the slice of the bias check bounds.
+    unsafe {
+        let out = sink.out.part(token * sink.stride + first_row, rows);
+        if rows == N * V::LANES {
+            if let Some(bias) = sink.bias {
+                let bias = bias[first_row..first_row + rows].as_ptr();
+                unroll::<N>(|v| acc[v] = acc[v].add(V::load(bias.add(v * V::LANES))));
+            }
+            if sink.add {
+                unroll::<N>(|v| acc[v] = V::load(out.as_ptr().add(v * V::LANES)).add(acc[v]));
+            }
+            unroll::<N>(|v| acc[v].store(out.as_mut_ptr().add(v * V::LANES)));
+        } else {
+            let mut lanes = [0.0f32; TILE_ROWS];
+            unroll::<N>(|v| acc[v].store(lanes.as_mut_ptr().add(v * V::LANES)));
+            for row in 0..rows {
+                let mut y = lanes[row];
+                if let Some(bias) = sink.bias {
+                    y += bias[first_row + row];
+                }
+                out[row] = if sink.add { out[row] + y } else { y };
+            }
+        }
+    }
+}
+
+/// Multiplies a tile with all panels in float32. Blocks of `block_words` words are followed by scales where the
+/// decoder says so.
+///
+/// # Safety
+/// As for [`super::Layout::multiply`].
+pub(super) unsafe fn multiply_float<D: Decode>(
+    cpu: Cpu,
+    block_words: usize,
+    tile: &[u32],
+    x: &Panels,
+    sink: &Sink,
+    first_row: usize,
+) {
+    launch(cpu, Float { decode: PhantomData::<D>, block_words, tile, x, sink, first_row });
+}
+
+struct Float<'a, D> {
+    decode: PhantomData<D>,
+    block_words: usize,
+    tile: &'a [u32],
+    x: &'a Panels<'a>,
+    sink: &'a Sink<'a>,
+    first_row: usize,
+}
+
+impl<D: Decode> Kernel for Float<'_, D> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        for index in 0..self.x.groups() {
+            let (first, count, panel) = self.x.group(index);
+            // SAFETY: launched with a proven vector.
+            unsafe {
+                match count {
+                    1 => self.single::<V>(first, panel),
+                    2 => self.many::<V, 2>(first, panel),
+                    3 => self.many::<V, 3>(first, panel),
+                    4 => self.many::<V, 4>(first, panel),
+                    5 => self.many::<V, 5>(first, panel),
+                    6 => self.many::<V, 6>(first, panel),
+                    7 => self.many::<V, 7>(first, panel),
+                    8 => self.many::<V, 8>(first, panel),
+                    9 => self.many::<V, 9>(first, panel),
+                    10 => self.many::<V, 10>(first, panel),
+                    11 => self.many::<V, 11>(first, panel),
+                    _ => self.many::<V, 12>(first, panel),
+                }
+            }
+        }
+    }
+}
+
+impl<D: Decode> Float<'_, D> {
+    /// One token: all rows of the tile at once, so that memory is read in order.
+    #[inline(always)]
+    unsafe fn single<V: Vector>(&self, first: usize, panel: &[u32]) {
+        // SAFETY: passed on; a tile has 32 rows.
+        unsafe {
+            match TILE_ROWS / V::LANES {
+                2 => self.pass::<V, 1, 2>(first, panel, 0),
+                4 => self.pass::<V, 1, 4>(first, panel, 0),
+                _ => self.pass::<V, 1, 8>(first, panel, 0),
+            }
+        }
+    }
+
+    /// A group: as many rows at once as registers allow beside the tokens.
+    #[inline(always)]
+    unsafe fn many<V: Vector, const G: usize>(&self, first: usize, panel: &[u32]) {
+        if G > V::GROUP {
+            return;
+        }
+        for lane in (0..TILE_ROWS).step_by(V::BESIDE_GROUP * V::LANES) {
+            // SAFETY: passed on.
+            unsafe {
+                match V::BESIDE_GROUP {
+                    2 => self.pass::<V, G, 2>(first, panel, lane),
+                    _ => self.pass::<V, G, 4>(first, panel, lane),
+                }
+            }
+        }
+    }
+
+    /// `G` tokens with `N` vectors of rows from row `lane` of the tile.
+    #[inline(always)]
+    unsafe fn pass<V: Vector, const G: usize, const N: usize>(&self, first: usize, panel: &[u32], lane: usize) {
+        let columns = panel.len() / G;
+        let words = columns / D::PER_WORD;
+        let rest = columns % D::PER_WORD;
+        let stride = (self.block_words + usize::from(D::SCALED)) * TILE_ROWS;
+        let blocks = (words + usize::from(rest > 0)).div_ceil(self.block_words);
+        assert!(blocks * stride <= self.tile.len(), "the tile is shorter than the panel");
+        let x = panel.as_ptr().cast::<f32>();
+        // SAFETY: by the assertion the tile holds all blocks that the panel reaches into, and word `w` of a block
+        // lies at `w * TILE_ROWS`; the panel holds `columns * G` floats, stored as bits of the same size.
+        unsafe {
+            let mut acc = [[V::splat(0.0); N]; G];
+            for b in 0..blocks {
+                let block = self.tile.as_ptr().add(b * stride + lane);
+                let mut scales = [V::splat(1.0); N];
+                if D::SCALED {
+                    let at = block.add(self.block_words * TILE_ROWS).cast::<f32>();
+                    unroll::<N>(|v| scales[v] = V::load(at.add(v * V::LANES)));
+                }
+                let before = b * self.block_words;
+                let whole = self.block_words.min(words - before);
+                for w in 0..whole {
+                    let rows = decode::<V, D, N>(block.add(w * TILE_ROWS), &scales);
+                    let x = x.add((before + w) * D::PER_WORD * G);
+                    unroll::<4>(|j| {
+                        if j < D::PER_WORD {
+                            fma::<V, G, N>(&mut acc, &rows, j, x.add(j * G));
+                        }
+                    });
+                }
+                if rest > 0 && b + 1 == blocks {
+                    // The last word holds fewer columns than it could.
+                    let rows = decode::<V, D, N>(block.add(whole * TILE_ROWS), &scales);
+                    unroll::<4>(|j| {
+                        if j < rest {
+                            fma::<V, G, N>(&mut acc, &rows, j, x.add((words * D::PER_WORD + j) * G));
+                        }
+                    });
+                }
+            }
+            unroll::<G>(|g| emit::<V, N>(self.sink, first + g, self.first_row + lane, acc[g]));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn decode<V: Vector, D: Decode, const N: usize>(word: *const u32, scales: &[V; N]) -> [[V; 4]; N] {
+    // SAFETY: the caller's pointer is valid for N vectors of words.
+    unsafe {
+        let mut rows = [[V::splat(0.0); 4]; N];
+        unroll::<N>(|v| {
+            rows[v] = D::decode::<V>(word.add(v * V::LANES));
+            if D::SCALED {
+                unroll::<4>(|j| rows[v][j] = rows[v][j].mul(scales[v]));
+            }
+        });
+        rows
+    }
+}
+
+#[inline(always)]
+unsafe fn fma<V: Vector, const G: usize, const N: usize>(
+    acc: &mut [[V; N]; G],
+    rows: &[[V; 4]; N],
+    j: usize,
+    x: *const f32,
+) {
+    // SAFETY: the caller's pointer is valid for G floats.
+    unsafe {
+        unroll::<G>(|g| {
+            let x = V::splat(*x.add(g));
+            unroll::<N>(|v| acc[g][v] = rows[v][j].mul_add(x, acc[g][v]));
+        });
+    }
+}

@@ -1,0 +1,148 @@
+//! Where the threads of a pool meet: one leader offers a job, followers join it, the leader waits for those who did.
+//!
+//! This is the part of a pool that borrows a closure across threads, which Rust cannot check; the threads themselves,
+//! and how they sleep, belong to whoever owns them. A follower that comes late, because the system gave its core to
+//! somebody else, is not waited for: the others take its share.
+
+use crate::pool::Task;
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+type Work<'a> = dyn Fn(Task) + Sync + 'a;
+
+/// A meeting point for one leader and any number of followers.
+#[derive(Debug, Default)]
+pub struct Crew {
+    /// The closure of the open job. Written by the leader only while `open` is false and `inside` is zero.
+    work: UnsafeCell<Option<*const Work<'static>>>,
+    /// Whether followers may enter. Rules of entry: count yourself in `inside`, then look at `open`.
+    open: AtomicBool,
+    /// Followers that have counted themselves in.
+    inside: AtomicUsize,
+    /// The next task to be claimed, and how many there are.
+    next: AtomicUsize,
+    tasks: AtomicUsize,
+    /// A follower's task panicked.
+    broken: AtomicBool,
+}
+
+// SAFETY: `work` is written only by the leader while nobody else can read it (see its field), and the closure that it
+// points to is `Sync`. Everything else is atomic.
+unsafe impl Sync for Crew {}
+// SAFETY: the pointer is never dereferenced outside a `lead` call, which outlives all its followers' use of it.
+unsafe impl Send for Crew {}
+
+impl Crew {
+    /// Runs `tasks` tasks, some of them here, the rest on followers that join, and returns when all are done.
+    /// `wake` is called once the job is open. Must not be called by two threads at a time (`&mut` would say so, but
+    /// followers hold shared references; a pool guards it).
+    ///
+    /// # Safety
+    /// No other call of `lead` on this crew may be under way.
+    pub unsafe fn lead(&self, tasks: usize, work: &Work<'_>, wake: impl FnOnce()) {
+        // The job is closed and left by all when this is dropped, also when a task panics.
+        struct Close<'a>(&'a Crew);
+        impl Drop for Close<'_> {
+            fn drop(&mut self) {
+                self.0.open.store(false, SeqCst);
+                while self.0.inside.load(SeqCst) != 0 {
+                    core::hint::spin_loop();
+                }
+            }
+        }
+        let work: *const Work<'_> = work;
+        // SAFETY: only the lifetime is erased. Followers use the pointer between entering and leaving, and `Close`
+        // keeps this frame, hence the closure, alive until all have left.
+        let work: *const Work<'static> = unsafe { core::mem::transmute(work) };
+        // SAFETY: no job is open and the last one was left by all, so nobody reads the cell.
+        unsafe { *self.work.get() = Some(work) };
+        self.tasks.store(tasks, SeqCst);
+        self.next.store(0, SeqCst);
+        self.broken.store(false, SeqCst);
+        let close = Close(self);
+        self.open.store(true, SeqCst);
+        wake();
+        self.take_tasks(0);
+        drop(close);
+        assert!(!self.broken.load(SeqCst), "a task panicked on another thread of the pool");
+    }
+
+    /// Whether a job is open that still has tasks: what a follower watches while it spins.
+    pub fn has_work(&self) -> bool {
+        self.open.load(SeqCst) && self.next.load(SeqCst) < self.tasks.load(SeqCst)
+    }
+
+    /// Joins the open job, if there is one, as thread number `worker` (1 and up). Says whether there was one.
+    pub fn follow(&self, worker: usize) -> bool {
+        struct Leave<'a>(&'a Crew, bool);
+        impl Drop for Leave<'_> {
+            fn drop(&mut self) {
+                if self.1 {
+                    self.0.broken.store(true, SeqCst);
+                }
+                self.0.inside.fetch_sub(1, SeqCst);
+            }
+        }
+        self.inside.fetch_add(1, SeqCst);
+        let mut leave = Leave(self, false);
+        // Sequential consistency: either the leader sees us inside and waits, or we see that it has closed.
+        if !self.open.load(SeqCst) {
+            return false;
+        }
+        leave.1 = true;
+        self.take_tasks(worker);
+        leave.1 = false;
+        true
+    }
+
+    fn take_tasks(&self, worker: usize) {
+        // SAFETY: the caller is the leader, or a follower inside an open job: the cell was written before the job
+        // was opened and is not written again until all have left.
+        let Some(work) = (unsafe { *self.work.get() }) else { return };
+        let tasks = self.tasks.load(SeqCst);
+        loop {
+            let index = self.next.fetch_add(1, SeqCst);
+            if index >= tasks {
+                return;
+            }
+            // SAFETY: the closure lives until the leader has seen everybody leave.
+            unsafe { (*work)(Task { index, worker }) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn every_task_runs_once_whoever_comes() {
+        let crew = Crew::default();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for worker in 1..4 {
+                let (crew, stop) = (&crew, &stop);
+                scope.spawn(move || {
+                    while !stop.load(SeqCst) {
+                        if !crew.follow(worker) {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            for round in 0..2000 {
+                let tasks = round % 17;
+                let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                let work = |task: Task| {
+                    counts[task.index].fetch_add(1, SeqCst);
+                };
+                // SAFETY: this thread is the only leader.
+                unsafe { crew.lead(tasks, &work, || ()) };
+                assert!(counts.iter().all(|count| count.load(SeqCst) == 1));
+            }
+            stop.store(true, SeqCst);
+        });
+    }
+}

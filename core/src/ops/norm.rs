@@ -1,0 +1,129 @@
+//! Normalization of rows: root mean square, or mean and variance.
+
+use super::math::{load_padded, map, sum};
+use super::vector::{Kernel, Vector, launch};
+use crate::backend::NormKind;
+use crate::cpu::Cpu;
+
+/// Normalizes one row: `out = (x - mean) / deviation * (weight + shift) + bias`.
+///
+/// The mean is zero for [`NormKind::Rms`]. `weight_shift` is 1 where a checkpoint stores weights around zero.
+pub fn norm_row(
+    cpu: Cpu,
+    kind: NormKind,
+    epsilon: f32,
+    weight_shift: f32,
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    x: &[f32],
+    out: &mut [f32],
+) {
+    assert_eq!(x.len(), weight.len(), "a norm's weight has one value per channel");
+    assert_eq!(x.len(), out.len());
+    launch(cpu, Row { kind, epsilon, weight_shift, weight, bias, x, out });
+}
+
+struct Row<'a> {
+    kind: NormKind,
+    epsilon: f32,
+    weight_shift: f32,
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Row<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let width = self.x.len() as f32;
+        // SAFETY: launched with a proven vector; `load_padded` and `map` stay inside their slices.
+        unsafe {
+            let mean = match self.kind {
+                NormKind::Rms => 0.0,
+                NormKind::Layer => total::<V>(self.x, |x| x) / width,
+            };
+            let center = V::splat(mean);
+            let squares = total_centered::<V>(self.x, center);
+            let scale = V::splat(1.0 / libm::sqrtf(squares / width + self.epsilon));
+            let shift = V::splat(self.weight_shift);
+            map::<V>(self.x, self.out, |x, at| {
+                let weight = load_padded::<V>(self.weight, at).add(shift);
+                let y = x.sub(center).mul(scale).mul(weight);
+                match self.bias {
+                    Some(bias) => y.add(load_padded(bias, at)),
+                    None => y,
+                }
+            });
+        }
+    }
+}
+
+/// The sum of `f(x)` over a row, lane by lane and then across lanes: a fixed order for a given width.
+#[inline(always)]
+unsafe fn total<V: Vector>(x: &[f32], f: impl Fn(V) -> V) -> f32 {
+    // SAFETY: `load_padded` stays inside the slice.
+    unsafe {
+        let mut lanes = V::splat(0.0);
+        for at in (0..x.len()).step_by(V::LANES) {
+            lanes = lanes.add(f(load_padded(x, at)));
+        }
+        sum(lanes)
+    }
+}
+
+/// The sum of squares around `center`; the padding past the end must not count, so it is added apart.
+#[inline(always)]
+unsafe fn total_centered<V: Vector>(x: &[f32], center: V) -> f32 {
+    let whole = x.len() / V::LANES * V::LANES;
+    // SAFETY: the first call sees whole vectors only; the second a slice of its own.
+    unsafe {
+        let square = |v: V| {
+            let d = v.sub(center);
+            d.mul(d)
+        };
+        let mut rest = [0.0f32; 16];
+        let tail = x.len() - whole;
+        if tail > 0 {
+            square(load_padded(x, whole)).store(rest.as_mut_ptr());
+        }
+        total(&x[..whole], square) + rest[..tail].iter().sum::<f32>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_match_the_definition_on_every_level_and_width() {
+        for cpu in Cpu::detect().variants() {
+            for width in [1, 3, 16, 31, 64, 100] {
+                let mut x = [0.0f32; 100];
+                let mut weight = [0.0f32; 100];
+                for i in 0..width {
+                    x[i] = libm::sinf(i as f32 * 1.7) * 3.0 + 0.5;
+                    weight[i] = 1.0 + i as f32 * 0.01;
+                }
+                for kind in [NormKind::Rms, NormKind::Layer] {
+                    let mut out = [0.0f32; 100];
+                    let (x, weight, out) = (&x[..width], &weight[..width], &mut out[..width]);
+                    norm_row(cpu, kind, 1e-5, 1.0, weight, Some(weight), x, out);
+                    let n = width as f64;
+                    let mean = match kind {
+                        NormKind::Rms => 0.0,
+                        NormKind::Layer => x.iter().map(|&v| f64::from(v)).sum::<f64>() / n,
+                    };
+                    let variance = x.iter().map(|&v| (f64::from(v) - mean) * (f64::from(v) - mean)).sum::<f64>() / n;
+                    for i in 0..width {
+                        let w = f64::from(weight[i]);
+                        let want = (f64::from(x[i]) - mean) / libm::sqrt(variance + 1e-5) * (w + 1.0) + w;
+                        assert!((f64::from(out[i]) - want).abs() < 1e-5, "{} {width} {i}", cpu.name());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Rotary positions: pairs of channels are turned by an angle that grows with the position.
+//!
+//! Channel `i` is paired with `i + half`, where `half` is half the rotated width ("rotate half", the order in which
+//! Hugging Face checkpoints store their projections).
+
+/// Cosines and sines for one position: `out = [cos; half] ++ [sin; half]`, both times `scale`.
+///
+/// The angle is rounded to float32 before the cosine is taken, as the reference does; at a position of some thousands
+/// that rounding is larger than any other error here.
+pub fn angles(frequencies: &[f32], position: u32, scale: f32, out: &mut [f32]) {
+    let half = frequencies.len();
+    assert_eq!(out.len(), 2 * half, "one cosine and one sine per frequency");
+    for (i, frequency) in frequencies.iter().enumerate() {
+        let angle = position as f32 * frequency;
+        out[i] = libm::cosf(angle) * scale;
+        out[half + i] = libm::sinf(angle) * scale;
+    }
+}
+
+/// Turns the first `angles.len()` channels of one head, in place; the rest pass through.
+pub fn rotate(head: &mut [f32], angles: &[f32]) {
+    let half = angles.len() / 2;
+    let (cos, sin) = angles.split_at(half);
+    let (first, rest) = head.split_at_mut(half);
+    for i in 0..half {
+        let (a, b) = (first[i], rest[i]);
+        first[i] = a * cos[i] - b * sin[i];
+        rest[i] = b * cos[i] + a * sin[i];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotation_keeps_lengths_and_leaves_the_rest_alone() {
+        let mut table = [0.0; 8];
+        angles(&[1.0, 0.1, 0.01, 0.001], 17, 1.0, &mut table);
+        let mut head = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
+        let before = head;
+        rotate(&mut head, &table);
+        for i in 0..4 {
+            let length = |h: &[f32]| h[i] * h[i] + h[i + 4] * h[i + 4];
+            assert!((length(&head) - length(&before)).abs() < 1e-4);
+        }
+        assert_eq!(head[8..], before[8..]);
+        assert!((head[0] - (libm::cosf(17.0) - 5.0 * libm::sinf(17.0))).abs() < 1e-5);
+    }
+}

@@ -23,8 +23,7 @@ impl Folder {
     fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("bantam-hostile-{}-{number}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("bantam-hostile-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -54,10 +53,7 @@ impl Folder {
             .collect();
         self.write(
             INDEX,
-            format!(
-                "{{\"metadata\":{{}},\"weight_map\":{{{}}}}}",
-                pairs.join(",")
-            ),
+            format!("{{\"metadata\":{{}},\"weight_map\":{{{}}}}}", pairs.join(",")),
         );
     }
 }
@@ -70,9 +66,7 @@ impl Drop for Folder {
 
 /// The one assertion: refused, and the message holds each of `expected`.
 fn check(path: &Path, expected: &[&str]) {
-    let message = Checkpoint::open(path)
-        .expect_err("must be refused")
-        .to_string();
+    let message = Checkpoint::open(path).expect_err("must be refused").to_string();
     for part in expected {
         assert!(message.contains(part), "expected {part:?} in: {message}");
     }
@@ -88,12 +82,7 @@ fn check(path: &Path, expected: &[&str]) {
 }
 
 fn file(text: &[u8], data_len: usize) -> Vec<u8> {
-    [
-        &(text.len() as u64).to_le_bytes()[..],
-        text,
-        &vec![0; data_len],
-    ]
-    .concat()
+    [&(text.len() as u64).to_le_bytes()[..], text, &vec![0; data_len]].concat()
 }
 
 /// A file whose header is `text`, followed by `data_len` zeros, is refused.
@@ -168,10 +157,7 @@ fn a_file_cut_at_any_tensor_is_refused_by_name() {
 #[test]
 fn header_lengths_that_lie_are_refused() {
     let folder = Folder::new();
-    let good = file(
-        br#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#,
-        1,
-    );
+    let good = file(br#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, 1);
     for length in [
         0,
         1,
@@ -216,11 +202,7 @@ fn hostile_json_is_refused() {
         &["__metadata__"],
     );
     check_header(&" ".repeat(1 << 20), 0, &["expected '{'"]);
-    check_header(
-        &format!("{{\"{}", "a".repeat(1 << 20)),
-        0,
-        &["closing quote"],
-    );
+    check_header(&format!("{{\"{}", "a".repeat(1 << 20)), 0, &["closing quote"]);
     check_header(
         &format!("{{\"{}\":{{}}}}", "a".repeat(1 << 20)),
         0,
@@ -233,8 +215,8 @@ fn hostile_json_is_refused() {
     );
     // A million tensors do not fit the longest header: they are refused by its length, as many as fit by their number.
     let tensors = |n: u32| -> String {
-        let tensors = (0..n)
-            .map(|i| format!("\"{i}\":{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}"));
+        let tensors =
+            (0..n).map(|i| format!("\"{i}\":{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}"));
         format!("{{{}}}", tensors.collect::<Vec<_>>().join(","))
     };
     check_header(&tensors(1_000_000), 0, &["at most 33554432"]);
@@ -292,8 +274,8 @@ fn hostile_tensors_are_refused_by_name() {
     }
     let duplicate = w("U8", "[4]", "[0,4]").replace("}}", "},") + &w("U8", "[4]", "[4,8]")[1..];
     check_header(&duplicate, 8, &["\"w\" twice"]);
-    let overlap = w("U8", "[5]", "[0,5]").replace("}}", "},")
-        + &w("U8", "[4]", "[4,8]")[1..].replace("w", "v");
+    let overlap =
+        w("U8", "[5]", "[0,5]").replace("}}", "},") + &w("U8", "[4]", "[4,8]")[1..].replace("w", "v");
     check_header(&overlap, 8, &["tensor \"v\"", "overlaps tensor \"w\""]);
 }
 
@@ -321,10 +303,7 @@ fn a_shard_index_is_held_to_its_shards() {
     check(&folder.0, &[INDEX, "tensor \"a\"", "m2.safetensors"]);
     folder.shard("m2.safetensors", &["b", "c"]);
     folder.index(&[("a", "m1.safetensors"), ("c", "m2.safetensors")]);
-    check(
-        &folder.0,
-        &["tensor \"b\"", "m1.safetensors", "m2.safetensors"],
-    );
+    check(&folder.0, &["tensor \"b\"", "m1.safetensors", "m2.safetensors"]);
 }
 
 #[test]
@@ -413,10 +392,7 @@ fn folders_without_one_clear_checkpoint_are_refused() {
     check(&folder.0.join("none"), &["none", "check the path"]);
     check(&folder.0, &["no weights", MODEL, INDEX]);
     folder.write("pytorch_model.bin", "\u{80}\u{2}canary");
-    check(
-        &folder.0,
-        &["pytorch_model.bin", "never read", "safetensors"],
-    );
+    check(&folder.0, &["pytorch_model.bin", "never read", "safetensors"]);
     check(
         &folder.0.join("pytorch_model.bin"),
         &["pytorch_model.bin", "never read"],
@@ -469,11 +445,7 @@ fn a_fifo_or_device_is_refused_and_never_blocks() {
     folder.index(&[("w", "pipe.safetensors")]);
     fs::rename(&path, folder.0.join("pipe.safetensors")).unwrap();
     check(&folder.0, &["pipe.safetensors", "a FIFO"]);
-    fs::rename(
-        folder.0.join("pipe.safetensors"),
-        folder.0.join("tokenizer.json"),
-    )
-    .unwrap();
+    fs::rename(folder.0.join("pipe.safetensors"), folder.0.join("tokenizer.json")).unwrap();
     let message = ModelFiles::open(&folder.0)
         .unwrap()
         .tokenizer()
@@ -552,9 +524,7 @@ fn the_files_beside_the_weights_have_limits() {
         &*ModelFiles::open(&shard).unwrap().config().unwrap().unwrap(),
         b"{}"
     );
-    let message = ModelFiles::open(&folder.0.join("none"))
-        .unwrap_err()
-        .to_string();
+    let message = ModelFiles::open(&folder.0.join("none")).unwrap_err().to_string();
     assert!(
         message.contains("none") && message.contains("looked for"),
         "{message}"
@@ -598,7 +568,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
     #[test]
     fn changed_indexes_never_panic(edits in prop::collection::vec(edit(), 1..6)) {
-        let mut bytes = br#"{"metadata":{"total_size":7,"x":[null,{"y":-1.5e3}]},"weight_map":{"a":"m1.safetensors","b\u00e9":"m2.safetensors"}}"#.to_vec();
+        let text = concat!(
+            r#"{"metadata":{"total_size":7,"x":[null,{"y":-1.5e3}]},"#,
+            r#""weight_map":{"a":"m1.safetensors","b\u00e9":"m2.safetensors"}}"#
+        );
+        let mut bytes = text.as_bytes().to_vec();
         for edit in &edits {
             edit.apply(&mut bytes);
         }
@@ -610,8 +584,11 @@ proptest! {
 
     #[test]
     fn changed_headers_never_panic(edits in prop::collection::vec(edit(), 1..6), data_len in 0..40u64) {
-        let text = br#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b\u00e9":{"dtype":"BF16","shape":[],"data_offsets":[24,26]}}"#;
-        let mut bytes = file(text, 0);
+        let text = concat!(
+            r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"#,
+            r#""b\u00e9":{"dtype":"BF16","shape":[],"data_offsets":[24,26]}}"#
+        );
+        let mut bytes = file(text.as_bytes(), 0);
         for edit in &edits {
             edit.apply(&mut bytes);
         }

@@ -13,9 +13,11 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[allow(missing_docs, reason = "the messages name every field")]
 pub enum FilesError {
-    #[error("{}: no model there; looked for a folder with config.json, tokenizer.json and model.safetensors, or for one .safetensors file: check the path", .path.display())]
+    #[error("{}: no model there; looked for a folder with config.json, tokenizer.json and \
+        model.safetensors, or for one .safetensors file: check the path", .path.display())]
     NoPath { path: PathBuf },
-    #[error("{}: expected a model folder or a .safetensors file, found something else: give the folder that holds config.json", .path.display())]
+    #[error("{}: expected a model folder or a .safetensors file, found something else: give the folder \
+        that holds config.json", .path.display())]
     NotAModel { path: PathBuf },
     #[error("{}: expected {name}, found none; {advice}", .folder.display())]
     Missing {
@@ -161,16 +163,15 @@ impl ModelFiles {
 
     /// [`config`](Self::config), where a model without one cannot be used.
     pub fn require_config(&self) -> Result<Cow<'_, [u8]>, FilesError> {
-        let advice =
-            "it says which architecture the weights are: download it from where the weights came";
+        let advice = "it says which architecture the weights are: download it from where the weights came";
         self.config()?.ok_or_else(|| self.missing(CONFIG, advice))
     }
 
     /// [`tokenizer`](Self::tokenizer), where a model without one cannot be used.
     pub fn require_tokenizer(&self) -> Result<Cow<'_, [u8]>, FilesError> {
-        let advice = "it turns text into tokens: download it, or convert tokenizer.model with transformers' AutoTokenizer and save_pretrained";
-        self.tokenizer()?
-            .ok_or_else(|| self.missing(TOKENIZER, advice))
+        let advice = "it turns text into tokens: download it, or convert tokenizer.model with \
+            transformers' AutoTokenizer and save_pretrained";
+        self.tokenizer()?.ok_or_else(|| self.missing(TOKENIZER, advice))
     }
 
     fn missing(&self, kind: Kind, advice: &'static str) -> FilesError {

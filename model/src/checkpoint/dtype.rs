@@ -137,7 +137,6 @@ fn e4m3_to_f32(byte: u8) -> f32 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 mod tests {
     use super::*;
 
@@ -196,10 +195,7 @@ mod tests {
         );
         assert_eq!(widen_one(Dtype::I8, &[0xFF]), -1.0);
         assert_eq!(widen_one(Dtype::Bool, &[2]), 1.0);
-        assert_eq!(
-            widen_one(Dtype::F64, &1e300f64.to_le_bytes()),
-            f32::INFINITY
-        );
+        assert_eq!(widen_one(Dtype::F64, &1e300f64.to_le_bytes()), f32::INFINITY);
         assert_eq!(
             widen_one(Dtype::Bf16, &half::bf16::from_f32(-2.5).to_le_bytes()),
             -2.5

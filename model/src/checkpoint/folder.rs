@@ -105,11 +105,8 @@ fn find_in_folder(folder: &Path) -> Result<Weights, CheckpointError> {
 }
 
 fn has_extension(path: &Path, endings: &[&str]) -> bool {
-    path.extension().is_some_and(|found| {
-        endings
-            .iter()
-            .any(|ending| found.eq_ignore_ascii_case(ending))
-    })
+    path.extension()
+        .is_some_and(|found| endings.iter().any(|ending| found.eq_ignore_ascii_case(ending)))
 }
 
 /// Names in a folder, sorted; hidden ones are left out, as are those that no checkpoint has: not UTF-8, or with

@@ -46,10 +46,7 @@ pub enum HeaderError {
     #[error("tensor name {tensor} has {found} bytes; expected 1 to {NAME_BYTES_MAX}")]
     NameLength { tensor: Box<str>, found: usize },
     #[error("expected every key once, found {key} twice{}", of(.tensor))]
-    Duplicate {
-        key: Box<str>,
-        tensor: Option<Box<str>>,
-    },
+    Duplicate { key: Box<str>, tensor: Option<Box<str>> },
     #[error("tensor {tensor}: expected the keys dtype, shape and data_offsets, found {found}")]
     UnknownKey { tensor: Box<str>, found: Box<str> },
     #[error("tensor {tensor}: expected the key {expected}, found none")]
@@ -58,7 +55,8 @@ pub enum HeaderError {
         expected: &'static str,
     },
     #[error(
-        "tensor {tensor}: expected one of the dtypes F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL, F8_E4M3, F8_E5M2, found {found}"
+        "tensor {tensor}: expected one of the dtypes F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, \
+            U16, U8, BOOL, F8_E4M3, F8_E5M2, found {found}"
     )]
     UnknownDtype { tensor: Box<str>, found: Box<str> },
     #[error("tensor {tensor}: expected at most {DIMS_MAX} dimensions, found more")]
@@ -69,7 +67,8 @@ pub enum HeaderError {
         shape: Vec<u64>,
         dtype: Dtype,
     },
-    #[error("tensor {tensor}: expected {expected} bytes for shape {shape:?} of {}, found {found}", .dtype.name())]
+    #[error("tensor {tensor}: expected {expected} bytes for shape {shape:?} of {}, found \
+        {found}", .dtype.name())]
     Size {
         tensor: Box<str>,
         expected: u64,
@@ -78,21 +77,16 @@ pub enum HeaderError {
         dtype: Dtype,
     },
     #[error("tensor {tensor}: expected data_offsets in order, found {start} before {end}")]
-    Reversed {
-        tensor: Box<str>,
-        start: u64,
-        end: u64,
-    },
-    #[error(
-        "tensor {tensor}: expected an offset that is a multiple of {expected} bytes, found {found}"
-    )]
+    Reversed { tensor: Box<str>, start: u64, end: u64 },
+    #[error("tensor {tensor}: expected an offset that is a multiple of {expected} bytes, found {found}")]
     Misaligned {
         tensor: Box<str>,
         expected: usize,
         found: u64,
     },
     #[error(
-        "tensor {tensor}: expected its data to end at byte {expected} of the data section, found only {found} bytes there: the file is cut short"
+        "tensor {tensor}: expected its data to end at byte {expected} of the data section, found only \
+            {found} bytes there: the file is cut short"
     )]
     PastEnd {
         tensor: Box<str>,
@@ -100,7 +94,8 @@ pub enum HeaderError {
         found: u64,
     },
     #[error(
-        "tensor {tensor}: expected its data to start at byte {expected}, found {found}: it overlaps tensor {before}"
+        "tensor {tensor}: expected its data to start at byte {expected}, found {found}: it overlaps \
+            tensor {before}"
     )]
     Overlap {
         tensor: Box<str>,
@@ -109,16 +104,15 @@ pub enum HeaderError {
         found: u64,
     },
     #[error(
-        "tensor {tensor}: expected its data to start at byte {expected}, found {found}: a gap that no tensor covers"
+        "tensor {tensor}: expected its data to start at byte {expected}, found {found}: a gap that no \
+            tensor covers"
     )]
     Gap {
         tensor: Box<str>,
         expected: u64,
         found: u64,
     },
-    #[error(
-        "expected the data section to end with the last tensor at byte {expected}, found {found} bytes"
-    )]
+    #[error("expected the data section to end with the last tensor at byte {expected}, found {found} bytes")]
     Uncovered { expected: u64, found: u64 },
 }
 
@@ -131,10 +125,7 @@ fn of(tensor: &Option<Box<str>>) -> String {
 
 impl From<JsonError> for HeaderError {
     fn from(source: JsonError) -> Self {
-        Self::Json {
-            tensor: None,
-            source,
-        }
+        Self::Json { tensor: None, source }
     }
 }
 
@@ -219,11 +210,7 @@ impl Header {
 
     /// Reads the header's text. `file_len` is the size of the whole file, `tensors_max` what is left of
     /// [`TENSORS_MAX`].
-    pub(crate) fn from_text(
-        text: Vec<u8>,
-        file_len: u64,
-        tensors_max: usize,
-    ) -> Result<Self, HeaderError> {
+    pub(crate) fn from_text(text: Vec<u8>, file_len: u64, tensors_max: usize) -> Result<Self, HeaderError> {
         let text = String::from_utf8(text).map_err(|e| HeaderError::NotUtf8 {
             at: e.utf8_error().valid_up_to(),
         })?;
@@ -269,10 +256,7 @@ pub(crate) fn text_len(prefix: [u8; 8], file_len: u64, limit: u64) -> Result<u64
     let declared = u64::from_le_bytes(prefix);
     let available = file_len.saturating_sub(PREFIX_BYTES);
     if declared < 2 || declared > available {
-        return Err(HeaderError::Length {
-            declared,
-            available,
-        });
+        return Err(HeaderError::Length { declared, available });
     }
     if declared > limit {
         return Err(HeaderError::TooLong { declared, limit });
@@ -297,9 +281,7 @@ pub(crate) fn parse_within(
             found: file_len.min(bytes.len() as u64),
         });
     };
-    let available = (rest.len() as u64)
-        .saturating_add(PREFIX_BYTES)
-        .min(file_len);
+    let available = (rest.len() as u64).saturating_add(PREFIX_BYTES).min(file_len);
     let length = text_len(prefix, available, bytes_max)?;
     // Lossless: the length is at most that of a slice.
     Header::from_text(rest[..length as usize].to_vec(), file_len, tensors_max)
@@ -328,8 +310,7 @@ impl Parser<'_> {
     }
 
     fn document(&mut self) -> Result<(), HeaderError> {
-        self.reader
-            .take(b'{', "'{', the start of a safetensors header")?;
+        self.reader.take(b'{', "'{', the start of a safetensors header")?;
         let mut first = true;
         while let Some(name) = self.reader.next_key(&mut first)? {
             if self.reader.get(name) == "__metadata__" {
@@ -427,11 +408,9 @@ impl Parser<'_> {
             let size = self
                 .reader
                 .integer("a dimension as a whole number without sign, fraction or exponent")?;
-            *shape
-                .get_mut(dims)
-                .ok_or_else(|| HeaderError::TooManyDims {
-                    tensor: self.quoted(name),
-                })? = size;
+            *shape.get_mut(dims).ok_or_else(|| HeaderError::TooManyDims {
+                tensor: self.quoted(name),
+            })? = size;
             dims += 1;
         }
         Ok((shape, dims))
@@ -464,13 +443,11 @@ impl Parser<'_> {
             dtype,
         };
         let expected = size_bytes(shape, dtype).ok_or_else(overflow)?;
-        let found = end
-            .checked_sub(start)
-            .ok_or_else(|| HeaderError::Reversed {
-                tensor: tensor(),
-                start,
-                end,
-            })?;
+        let found = end.checked_sub(start).ok_or_else(|| HeaderError::Reversed {
+            tensor: tensor(),
+            start,
+            end,
+        })?;
         if expected != found {
             return Err(HeaderError::Size {
                 tensor: tensor(),
@@ -584,7 +561,6 @@ pub(crate) fn size_bytes(shape: &[u64], dtype: Dtype) -> Option<u64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 mod tests {
     use super::*;
 
@@ -618,16 +594,17 @@ mod tests {
         check("{}", 0, "");
         check("{} ", 0, "");
         check(r#"{"__metadata__":{"a":"b","c":""}}"#, 0, "");
-        check_w(
-            r#""dtype":"F32","shape":[],"data_offsets":[0,4]"#,
-            "w 0..4;",
-        );
+        check_w(r#""dtype":"F32","shape":[],"data_offsets":[0,4]"#, "w 0..4;");
         check_w(
             r#" "shape" : [ 1 , 4 ] , "data_offsets" : [ 0 , 4 ] , "dtype" : "U8" "#,
             "w 0..4;",
         );
         check(
-            r#"{"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]},"a\u0062":{"dtype":"F16","shape":[1],"data_offsets":[0,2]},"e":{"dtype":"I8","shape":[0,9],"data_offsets":[2,2]}}"#,
+            concat!(
+                r#"{"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]},"#,
+                r#""a\u0062":{"dtype":"F16","shape":[1],"data_offsets":[0,2]},"#,
+                r#""e":{"dtype":"I8","shape":[0,9],"data_offsets":[2,2]}}"#
+            ),
             4,
             "ab 0..2;e 2..2;b 2..4;",
         );
@@ -635,10 +612,7 @@ mod tests {
 
     #[test]
     fn wrong_tensors_are_refused_by_name() {
-        check_w(
-            r#""dtype":"F4","shape":[8],"data_offsets":[0,4]"#,
-            "found \"F4\"",
-        );
+        check_w(r#""dtype":"F4","shape":[8],"data_offsets":[0,4]"#, "found \"F4\"");
         check_w(
             r#""dtype":"F32","shape":[2],"data_offsets":[0,4]"#,
             "expected 8 bytes for shape [2] of F32, found 4",
@@ -647,10 +621,7 @@ mod tests {
             r#""dtype":"F32","shape":[1],"data_offsets":[4,0]"#,
             "found 4 before 0",
         );
-        check_w(
-            r#""dtype":"U8","shape":[6],"data_offsets":[0,6]"#,
-            "cut short",
-        );
+        check_w(r#""dtype":"U8","shape":[6],"data_offsets":[0,6]"#, "cut short");
         check_w(
             r#""dtype":"U8","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,4]"#,
             "at most 8 dimensions",
@@ -667,10 +638,7 @@ mod tests {
             r#""dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]"#,
             "below 2^63",
         );
-        check_w(
-            r#""dtype":"F32","shape":[1]"#,
-            "the key data_offsets, found none",
-        );
+        check_w(r#""dtype":"F32","shape":[1]"#, "the key data_offsets, found none");
         check_w(
             r#""dtype":"F32","shape":[1],"data_offsets":[0,4],"extra":1"#,
             "found \"extra\"",
@@ -702,8 +670,7 @@ mod tests {
 
     #[test]
     fn layouts_that_do_not_cover_the_data_once_are_refused() {
-        let two =
-            |a: &str, b: &str| format!(r#"{{"a":{{"dtype":"U8",{a}}},"b":{{"dtype":"F16",{b}}}}}"#);
+        let two = |a: &str, b: &str| format!(r#"{{"a":{{"dtype":"U8",{a}}},"b":{{"dtype":"F16",{b}}}}}"#);
         let b = r#""shape":[1],"data_offsets":[2,4]"#;
         check(
             &two(r#""shape":[2],"data_offsets":[0,2]"#, b),
@@ -776,11 +743,7 @@ mod tests {
             "\"__metadata__\" twice",
         );
         check(r#"{"":{}}"#, 0, "has 0 bytes");
-        check(
-            &format!("{{\"{}\":{{}}}}", "x".repeat(1025)),
-            0,
-            "has 1025 bytes",
-        );
+        check(&format!("{{\"{}\":{{}}}}", "x".repeat(1025)), 0, "has 1025 bytes");
         assert!(matches!(
             parse(b"\x03\0\0\0\0\0\0\0{\xFF}", 11),
             Err(HeaderError::NotUtf8 { at: 1 })
@@ -799,11 +762,7 @@ mod tests {
         }
         // A sparse file may be as long as it likes; the header is refused before it is looked at.
         let sparse = parse_within(
-            &[
-                &(HEADER_BYTES_MAX + 1).to_le_bytes()[..],
-                &vec![b' '; 33 << 20],
-            ]
-            .concat(),
+            &[&(HEADER_BYTES_MAX + 1).to_le_bytes()[..], &vec![b' '; 33 << 20]].concat(),
             1 << 40,
             HEADER_BYTES_MAX,
             1,
@@ -822,11 +781,7 @@ mod tests {
         let tensors: Vec<_> = (0..=TENSORS_MAX)
             .map(|i| format!(r#""{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#))
             .collect();
-        check(
-            &format!("{{{}}}", tensors.join(",")),
-            0,
-            "at most 100000 tensors",
-        );
+        check(&format!("{{{}}}", tensors.join(",")), 0, "at most 100000 tensors");
         check(&format!("{{{}}}", tensors[1..].join(",")), 0, "99999 0..0;");
     }
 }

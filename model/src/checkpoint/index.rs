@@ -36,7 +36,8 @@ pub enum IndexError {
     #[error("tensor name {tensor} has {found} bytes; expected 1 to {NAME_BYTES_MAX}")]
     NameLength { tensor: Box<str>, found: usize },
     #[error(
-        "tensor {tensor}: expected a shard that is the plain name of a .safetensors file in the same folder, found {found}"
+        "tensor {tensor}: expected a shard that is the plain name of a .safetensors file in the same \
+            folder, found {found}"
     )]
     ShardName { tensor: Box<str>, found: Box<str> },
 }
@@ -87,10 +88,7 @@ pub(crate) fn from_vec(bytes: Vec<u8>) -> Result<ShardIndex, IndexError> {
     parser.document()?;
     parser.check_unique()?;
     let Parser {
-        reader,
-        shards,
-        rows,
-        ..
+        reader, shards, rows, ..
     } = parser;
     let decoded = reader.into_decoded();
     Ok(ShardIndex {
@@ -211,16 +209,12 @@ fn is_shard_name(name: &str) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 mod tests {
     use super::*;
 
     fn check(text: &str, expected: &str) {
         match parse(text.as_bytes()) {
-            Ok(index) => assert_eq!(
-                format!("{:?}", index.tensors().collect::<Vec<_>>()),
-                expected
-            ),
+            Ok(index) => assert_eq!(format!("{:?}", index.tensors().collect::<Vec<_>>()), expected),
             Err(error) => {
                 let message = error.to_string();
                 assert!(
@@ -234,7 +228,10 @@ mod tests {
     #[test]
     fn an_index_is_read() {
         check(
-            r#"{"metadata":{"total_size":7,"x":[{}]},"weight_map":{"a":"m1.safetensors","b":"m2.safetensors","c":"m1.safetensors"}}"#,
+            concat!(
+                r#"{"metadata":{"total_size":7,"x":[{}]},"weight_map":"#,
+                r#"{"a":"m1.safetensors","b":"m2.safetensors","c":"m1.safetensors"}}"#
+            ),
             r#"[("a", 0), ("b", 1), ("c", 0)]"#,
         );
         check(r#"{"weight_map":{}}"#, "[]");
@@ -255,10 +252,7 @@ mod tests {
             "x.bin",
             INDEX_NAME,
         ] {
-            check(
-                &format!(r#"{{"weight_map":{{"w":"{shard}"}}}}"#),
-                "tensor \"w\"",
-            );
+            check(&format!(r#"{{"weight_map":{{"w":"{shard}"}}}}"#), "tensor \"w\"");
         }
     }
 
@@ -272,10 +266,7 @@ mod tests {
             r#"{"weight_map":{"a":"m.safetensors","\u0061":"m.safetensors"}}"#,
             "\"a\" twice",
         );
-        check(
-            r#"{"weight_map":{},"weight_map":{}}"#,
-            "\"weight_map\" twice",
-        );
+        check(r#"{"weight_map":{},"weight_map":{}}"#, "\"weight_map\" twice");
         check(r#"{"metadata":{}}"#, "weight_map");
     }
 }

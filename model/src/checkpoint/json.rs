@@ -39,9 +39,7 @@ pub enum JsonError {
         at: usize,
     },
     /// More values than are worth reading over.
-    #[error(
-        "JSON at byte {at}: expected at most {SKIPPED_MAX} values that mean nothing here, found more"
-    )]
+    #[error("JSON at byte {at}: expected at most {SKIPPED_MAX} values that mean nothing here, found more")]
     Skipped {
         /// Byte offset in the text.
         at: usize,
@@ -178,11 +176,7 @@ impl<'a> Reader<'a> {
 
     /// An error at the present place.
     pub(crate) fn unexpected(&self, expected: &'static str) -> JsonError {
-        let found = match self
-            .document
-            .get(self.at..)
-            .and_then(|rest| rest.chars().next())
-        {
+        let found = match self.document.get(self.at..).and_then(|rest| rest.chars().next()) {
             Some(c) => format!("{c:?}").into(),
             None if self.at >= self.document.len() => "the end of the text".into(),
             None => "part of a character".into(),
@@ -299,20 +293,19 @@ impl<'a> Reader<'a> {
     fn unicode_escape(&mut self) -> Read<char> {
         let begin = self.at;
         let high = self.four_hex()?;
-        let code = if (0xD800..0xDC00).contains(&high)
-            && self.document.as_bytes()[self.at..].starts_with(b"\\u")
-        {
-            self.at += 1;
-            let low = self.four_hex()?;
-            // A wrong second half leaves the value out of char's range on purpose.
-            if (0xDC00..0xE000).contains(&low) {
-                0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00)
+        let code =
+            if (0xD800..0xDC00).contains(&high) && self.document.as_bytes()[self.at..].starts_with(b"\\u") {
+                self.at += 1;
+                let low = self.four_hex()?;
+                // A wrong second half leaves the value out of char's range on purpose.
+                if (0xDC00..0xE000).contains(&low) {
+                    0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00)
+                } else {
+                    high
+                }
             } else {
                 high
-            }
-        } else {
-            high
-        };
+            };
         let found = &self.document[begin..self.at];
         char::from_u32(code).ok_or_else(|| JsonError::Unexpected {
             at: begin,
@@ -344,9 +337,7 @@ impl<'a> Reader<'a> {
             .position(|b| !b.is_ascii_digit())
             .unwrap_or(rest.len());
         let digits = &self.document[start..self.at];
-        if matches!(self.byte(), Some(b'.' | b'e' | b'E'))
-            || (digits.len() > 1 && digits.starts_with('0'))
-        {
+        if matches!(self.byte(), Some(b'.' | b'e' | b'E')) || (digits.len() > 1 && digits.starts_with('0')) {
             return Err(self.unexpected(expected));
         }
         digits.parse().map_err(|_| JsonError::Number {
@@ -452,7 +443,6 @@ fn is_number(word: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -473,10 +463,7 @@ mod tests {
         ] {
             let mut reader = Reader::new(text);
             let ours = reader.string("a string").unwrap();
-            assert_eq!(
-                reader.get(ours),
-                serde_json::from_str::<String>(text).unwrap()
-            );
+            assert_eq!(reader.get(ours), serde_json::from_str::<String>(text).unwrap());
         }
     }
 
@@ -547,11 +534,16 @@ mod tests {
         assert!(!skips(&"[{\"a\":".repeat(10_000)));
     }
 
+    const TOKENS: &[&str] = &[
+        "{", "}", "[", "]", ",", ":", "\"a\"", "\"\\n\"", "1", "-0.5e+3", "01", "1.", "true", "null", " ",
+    ];
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(20_000))]
         #[test]
-        fn skipping_agrees_with_serde(tokens in prop::collection::vec(prop::sample::select(
-            vec!["{", "}", "[", "]", ",", ":", "\"a\"", "\"\\n\"", "1", "-0.5e+3", "01", "1.", "true", "null", " "]), 0..9)) {
+        fn skipping_agrees_with_serde(
+            tokens in prop::collection::vec(prop::sample::select(TOKENS), 0..9)
+        ) {
             let text = tokens.concat();
             let serde = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
             prop_assert_eq!(skips(&text), serde);

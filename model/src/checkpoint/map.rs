@@ -17,16 +17,13 @@ pub enum MapError {
     Missing { path: PathBuf },
     #[error("{}: expected a regular file, found {found}", .path.display())]
     NotRegular { path: PathBuf, found: &'static str },
-    #[error("{}: a symbolic link to {target:?}, which is not in the blobs of the same Hugging Face cache repository; put the file itself there, or give the folder it lies in", .path.display())]
+    #[error("{}: a symbolic link to {target:?}, which is not in the blobs of the same Hugging Face \
+        cache repository; put the file itself there, or give the folder it lies in", .path.display())]
     Symlink { path: PathBuf, target: PathBuf },
     #[error("{}: a symbolic link to {target:?}, which does not exist: finish the download", .path.display())]
     Broken { path: PathBuf, target: PathBuf },
     #[error("{}: expected at most {limit} bytes, found {found}", .path.display())]
-    TooLarge {
-        path: PathBuf,
-        limit: u64,
-        found: u64,
-    },
+    TooLarge { path: PathBuf, limit: u64, found: u64 },
     #[error("{}: {source}; check the permissions and the disk", .path.display())]
     Io { path: PathBuf, source: io::Error },
 }

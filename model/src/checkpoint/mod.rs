@@ -28,15 +28,20 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[allow(missing_docs, reason = "the messages name every field")]
 pub enum CheckpointError {
-    #[error("{}: nothing there; expected a model folder or a .safetensors file: check the path", .path.display())]
+    #[error("{}: nothing there; expected a model folder or a .safetensors file: check the \
+        path", .path.display())]
     NoPath { path: PathBuf },
     #[error("{}: {source}; check the permissions and the disk", .path.display())]
     Folder { path: PathBuf, source: io::Error },
-    #[error("{}: no weights; looked for model.safetensors, {} and any one .safetensors file: download the model again, with its weights", .folder.display(), index::INDEX_NAME)]
+    #[error("{}: no weights; looked for model.safetensors, {} and any one .safetensors file: download \
+        the model again, with its weights", .folder.display(), index::INDEX_NAME)]
     NoWeights { folder: PathBuf },
-    #[error("{}: expected one .safetensors file or a {}, found {}: add the index, or give the path of one file", .folder.display(), index::INDEX_NAME, list(.found))]
+    #[error("{}: expected one .safetensors file or a {}, found {}: add the index, or give the path of \
+        one file", .folder.display(), index::INDEX_NAME, list(.found))]
     Ambiguous { folder: PathBuf, found: Vec<String> },
-    #[error("{}: expected safetensors, found {}; pickles can run code and are never read, GGUF is not read: fetch the model's safetensors, or convert it with transformers' save_pretrained", .path.display(), list(.found))]
+    #[error("{}: expected safetensors, found {}; pickles can run code and are never read, GGUF is not \
+        read: fetch the model's safetensors, or convert it with transformers' \
+        save_pretrained", .path.display(), list(.found))]
     Foreign { path: PathBuf, found: Vec<String> },
     #[error("{}: expected a folder or a file ending in .safetensors", .path.display())]
     NotSafetensors { path: PathBuf },
@@ -46,13 +51,15 @@ pub enum CheckpointError {
     Header { file: PathBuf, source: HeaderError },
     #[error("{}: {source}; the index is damaged or not from this model: download it again", .file.display())]
     Index { file: PathBuf, source: IndexError },
-    #[error("{}: tensor {tensor} is listed in {shard}, but {shard} has no tensor of that name: download both again", .file.display())]
+    #[error("{}: tensor {tensor} is listed in {shard}, but {shard} has no tensor of that name: download \
+        both again", .file.display())]
     Unlisted {
         file: PathBuf,
         tensor: Box<str>,
         shard: String,
     },
-    #[error("tensor {tensor}: expected in one shard, found in {} and in {}: remove files of another model from the folder", .first.display(), .second.display())]
+    #[error("tensor {tensor}: expected in one shard, found in {} and in {}: remove files of another \
+        model from the folder", .first.display(), .second.display())]
     TwoShards {
         tensor: Box<str>,
         first: PathBuf,
@@ -101,9 +108,7 @@ impl TensorView<'_> {
     /// # Panics
     /// If the tensor does not have these elements.
     pub fn read_f32(&self, start: usize, out: &mut [f32]) {
-        let end = start
-            .checked_add(out.len())
-            .filter(|&end| end <= self.elements());
+        let end = start.checked_add(out.len()).filter(|&end| end <= self.elements());
         let end = end.expect("the caller asks for elements that the shape has");
         let size = self.dtype.bytes();
         self.dtype.widen(&self.data[start * size..end * size], out);
@@ -120,10 +125,7 @@ impl TensorView<'_> {
             self.read_f32(start, values);
             // A sum of zeros cannot hide a NaN, and unlike a search it compiles to SIMD.
             if values.iter().map(|v| v * 0.0).sum::<f32>() != 0.0 {
-                return values
-                    .iter()
-                    .position(|v| !v.is_finite())
-                    .map(|i| start + i);
+                return values.iter().position(|v| !v.is_finite()).map(|i| start + i);
             }
         }
         None
@@ -376,7 +378,6 @@ fn check_index(file: &Path, index: &ShardIndex, shards: &[Shard]) -> Result<(), 
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 mod tests {
     use super::*;
 
@@ -397,10 +398,7 @@ mod tests {
                 let mut values = vec![1.5f32; 3000];
                 values[place] = bad;
                 let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                assert_eq!(
-                    view(Dtype::F32, &[3000], &data).first_non_finite(),
-                    Some(place)
-                );
+                assert_eq!(view(Dtype::F32, &[3000], &data).first_non_finite(), Some(place));
             }
         }
         assert_eq!(

@@ -18,18 +18,21 @@ use thiserror::Error;
 pub enum WriteError {
     #[error("{}: expected the name of a file", .path.display())]
     NoName { path: PathBuf },
-    #[error("{}: tensor {tensor}: expected {expected} bytes for its shape and dtype, found {found}", .path.display())]
+    #[error("{}: tensor {tensor}: expected {expected} bytes for its shape and dtype, found \
+        {found}", .path.display())]
     Size {
         path: PathBuf,
         tensor: Box<str>,
         expected: u64,
         found: u64,
     },
-    #[error("{}: tensor {tensor}: expected a name of 1 to {NAME_BYTES_MAX} bytes that is not __metadata__, and at most {DIMS_MAX} dimensions below 2^63 bytes", .path.display())]
+    #[error("{}: tensor {tensor}: expected a name of 1 to {NAME_BYTES_MAX} bytes that is not \
+        __metadata__, and at most {DIMS_MAX} dimensions below 2^63 bytes", .path.display())]
     Tensor { path: PathBuf, tensor: Box<str> },
     #[error("{}: {source}", .path.display())]
     Header { path: PathBuf, source: HeaderError },
-    #[error("{}: {source}; nothing was written under that name: check space and permissions", .path.display())]
+    #[error("{}: {source}; nothing was written under that name: check space and \
+        permissions", .path.display())]
     Io { path: PathBuf, source: io::Error },
 }
 
@@ -56,11 +59,7 @@ pub fn write_safetensors(
 }
 
 /// The header with its length, checked by our own reader: what we write we can read.
-fn prefix(
-    path: &Path,
-    tensors: &[Tensor<'_>],
-    metadata: &[(&str, &str)],
-) -> Result<Vec<u8>, WriteError> {
+fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Result<Vec<u8>, WriteError> {
     let mut text = String::from("{");
     if !metadata.is_empty() {
         let pairs: Vec<_> = metadata
@@ -155,13 +154,8 @@ impl Temporary {
         };
         for _ in 0..TRIES {
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
-            let temporary =
-                path.with_file_name(format!(".{name}.{}.{number}.tmp", std::process::id()));
-            match OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .open(&temporary)
-            {
+            let temporary = path.with_file_name(format!(".{name}.{}.{number}.tmp", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).open(&temporary) {
                 Ok(file) => {
                     return Ok((
                         Self {
@@ -206,14 +200,12 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 mod tests {
     use super::super::Checkpoint;
     use super::*;
 
     fn folder(name: &str) -> PathBuf {
-        let folder =
-            std::env::temp_dir().join(format!("bantam-writer-{name}-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("bantam-writer-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).unwrap();
         folder
@@ -268,24 +260,18 @@ mod tests {
                 &[("w", Dtype::U8, &[1], &[0]), ("w", Dtype::U8, &[1], &[0])],
                 "\"w\" twice",
             ),
-            (
-                &[("__metadata__", Dtype::U8, &[1], &[0])],
-                "not __metadata__",
-            ),
+            (&[("__metadata__", Dtype::U8, &[1], &[0])], "not __metadata__"),
             (&[("", Dtype::U8, &[1], &[0])], "1 to 1024"),
             (&[("w", Dtype::U8, &[1; 9], &[0])], "at most 8 dimensions"),
         ];
         for (tensors, expected) in wrong {
-            let message = write_safetensors(&path, tensors, &[])
-                .unwrap_err()
-                .to_string();
+            let message = write_safetensors(&path, tensors, &[]).unwrap_err().to_string();
             assert!(
                 message.contains(expected) && message.contains("model.safetensors"),
                 "{message}"
             );
         }
-        let no_folder =
-            write_safetensors(&folder.join("none/x.safetensors"), &[], &[]).unwrap_err();
+        let no_folder = write_safetensors(&folder.join("none/x.safetensors"), &[], &[]).unwrap_err();
         assert!(no_folder.to_string().contains("nothing was written"));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
         fs::remove_dir_all(folder).unwrap();
@@ -297,10 +283,7 @@ mod tests {
         let path = folder.join("w.safetensors");
         for number in 0..200 {
             fs::write(
-                folder.join(format!(
-                    ".w.safetensors.{}.{number}.tmp",
-                    std::process::id()
-                )),
+                folder.join(format!(".w.safetensors.{}.{number}.tmp", std::process::id())),
                 "half",
             )
             .unwrap();

@@ -22,11 +22,7 @@ fuzz_target!(|input: &[u8]| {
     let mut at = PREFIX_BYTES + header.bytes();
     for entry in header.entries() {
         let size = entry.shape.iter().product::<usize>() * entry.dtype.bytes();
-        assert_eq!(
-            (entry.start, entry.end),
-            (at, at + size as u64),
-            "{entry:?}"
-        );
+        assert_eq!((entry.start, entry.end), (at, at + size as u64), "{entry:?}");
         at = entry.end;
     }
     assert_eq!(at, file_len);

@@ -35,7 +35,10 @@ pub enum IndexError {
     TooManyShards,
     #[error("tensor name {tensor} has {found} bytes; expected 1 to {NAME_BYTES_MAX}")]
     NameLength { tensor: Box<str>, found: usize },
-    #[error("tensor {tensor}: expected a shard that is the plain name of a .safetensors file in the same folder, found {found}")]
+    #[error(
+        "tensor {tensor}: expected a shard that is the plain name of a .safetensors file in the same \
+            folder, found {found}"
+    )]
     ShardName { tensor: Box<str>, found: Box<str> },
 }
 
@@ -55,27 +58,47 @@ impl ShardIndex {
 
     /// Every tensor with the number of its shard.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.rows.iter().map(|&(name, shard)| (self.texts.get(name), usize::from(shard)))
+        self.rows
+            .iter()
+            .map(|&(name, shard)| (self.texts.get(name), usize::from(shard)))
     }
 }
 
 /// Reads the bytes of an index.
 pub fn parse(bytes: &[u8]) -> Result<ShardIndex, IndexError> {
     if bytes.len() as u64 > INDEX_BYTES_MAX {
-        return Err(IndexError::TooLong { found: bytes.len() as u64 });
+        return Err(IndexError::TooLong {
+            found: bytes.len() as u64,
+        });
     }
     from_vec(bytes.to_vec())
 }
 
 /// [`parse`] without a copy; the caller has checked the length.
 pub(crate) fn from_vec(bytes: Vec<u8>) -> Result<ShardIndex, IndexError> {
-    let text = String::from_utf8(bytes).map_err(|e| IndexError::NotUtf8 { at: e.utf8_error().valid_up_to() })?;
-    let mut parser = Parser { reader: Reader::new(&text), numbers: HashMap::new(), shards: Vec::new(), rows: Vec::new() };
+    let text = String::from_utf8(bytes).map_err(|e| IndexError::NotUtf8 {
+        at: e.utf8_error().valid_up_to(),
+    })?;
+    let mut parser = Parser {
+        reader: Reader::new(&text),
+        numbers: HashMap::new(),
+        shards: Vec::new(),
+        rows: Vec::new(),
+    };
     parser.document()?;
     parser.check_unique()?;
-    let Parser { reader, shards, rows, .. } = parser;
+    let Parser {
+        reader, shards, rows, ..
+    } = parser;
     let decoded = reader.into_decoded();
-    Ok(ShardIndex { texts: Texts { document: text.into(), decoded }, shards, rows })
+    Ok(ShardIndex {
+        texts: Texts {
+            document: text.into(),
+            decoded,
+        },
+        shards,
+        rows,
+    })
 }
 
 struct Parser<'a> {
@@ -100,12 +123,22 @@ impl Parser<'_> {
                 _ => false,
             };
             if twice {
-                return Err(IndexError::Duplicate { key: self.quoted(key) });
+                return Err(IndexError::Duplicate {
+                    key: self.quoted(key),
+                });
             }
-            if self.reader.get(key) == "weight_map" { self.weight_map()? } else { self.reader.skip_value()? }
+            if self.reader.get(key) == "weight_map" {
+                self.weight_map()?
+            } else {
+                self.reader.skip_value()?
+            }
         }
         self.reader.end()?;
-        if weight_map { Ok(()) } else { Err(IndexError::NoWeightMap) }
+        if weight_map {
+            Ok(())
+        } else {
+            Err(IndexError::NoWeightMap)
+        }
     }
 
     fn weight_map(&mut self) -> Result<(), IndexError> {
@@ -114,7 +147,10 @@ impl Parser<'_> {
         while let Some(name) = self.reader.next_key(&mut first)? {
             let found = self.reader.get(name).len();
             if found == 0 || found > NAME_BYTES_MAX {
-                return Err(IndexError::NameLength { tensor: self.quoted(name), found });
+                return Err(IndexError::NameLength {
+                    tensor: self.quoted(name),
+                    found,
+                });
             }
             if self.rows.len() == TENSORS_MAX {
                 return Err(IndexError::TooManyTensors { limit: TENSORS_MAX });
@@ -132,7 +168,10 @@ impl Parser<'_> {
             return Ok(number);
         }
         if !is_shard_name(name) {
-            return Err(IndexError::ShardName { tensor: self.quoted(tensor), found: self.quoted(shard) });
+            return Err(IndexError::ShardName {
+                tensor: self.quoted(tensor),
+                found: self.quoted(shard),
+            });
         }
         if self.shards.len() == SHARDS_MAX {
             return Err(IndexError::TooManyShards);
@@ -145,8 +184,14 @@ impl Parser<'_> {
 
     fn check_unique(&self) -> Result<(), IndexError> {
         let mut seen = HashSet::with_capacity(self.rows.len());
-        match self.rows.iter().find(|(name, _)| !seen.insert(self.reader.get(*name))) {
-            Some(&(name, _)) => Err(IndexError::Duplicate { key: self.quoted(name) }),
+        match self
+            .rows
+            .iter()
+            .find(|(name, _)| !seen.insert(self.reader.get(*name)))
+        {
+            Some(&(name, _)) => Err(IndexError::Duplicate {
+                key: self.quoted(name),
+            }),
             None => Ok(()),
         }
     }
@@ -158,7 +203,9 @@ fn is_shard_name(name: &str) -> bool {
     name.ends_with(".safetensors")
         && !name.starts_with('.')
         && name.len() <= 255
-        && !name.chars().any(|c| c.is_control() || matches!(c, '/' | '\\' | ':'))
+        && !name
+            .chars()
+            .any(|c| c.is_control() || matches!(c, '/' | '\\' | ':'))
 }
 
 #[cfg(test)]
@@ -170,7 +217,10 @@ mod tests {
             Ok(index) => assert_eq!(format!("{:?}", index.tensors().collect::<Vec<_>>()), expected),
             Err(error) => {
                 let message = error.to_string();
-                assert!(message.contains(expected) && !expected.is_empty(), "{message}\nexpected: {expected}");
+                assert!(
+                    message.contains(expected) && !expected.is_empty(),
+                    "{message}\nexpected: {expected}"
+                );
             }
         }
     }
@@ -178,7 +228,10 @@ mod tests {
     #[test]
     fn an_index_is_read() {
         check(
-            r#"{"metadata":{"total_size":7,"x":[{}]},"weight_map":{"a":"m1.safetensors","b":"m2.safetensors","c":"m1.safetensors"}}"#,
+            concat!(
+                r#"{"metadata":{"total_size":7,"x":[{}]},"weight_map":"#,
+                r#"{"a":"m1.safetensors","b":"m2.safetensors","c":"m1.safetensors"}}"#
+            ),
             r#"[("a", 0), ("b", 1), ("c", 0)]"#,
         );
         check(r#"{"weight_map":{}}"#, "[]");
@@ -187,8 +240,17 @@ mod tests {
     #[test]
     fn shards_stay_in_the_folder() {
         for shard in [
-            "../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "", ".x.safetensors", "C:x.safetensors",
-            "..\\\\x.safetensors", "x\\u0000.safetensors", "x.bin", INDEX_NAME,
+            "../x.safetensors",
+            "/etc/x.safetensors",
+            "a/b.safetensors",
+            "..",
+            "",
+            ".x.safetensors",
+            "C:x.safetensors",
+            "..\\\\x.safetensors",
+            "x\\u0000.safetensors",
+            "x.bin",
+            INDEX_NAME,
         ] {
             check(&format!(r#"{{"weight_map":{{"w":"{shard}"}}}}"#), "tensor \"w\"");
         }
@@ -196,8 +258,14 @@ mod tests {
 
     #[test]
     fn duplicates_are_refused() {
-        check(r#"{"weight_map":{"a":"m.safetensors","a":"m.safetensors"}}"#, "\"a\" twice");
-        check(r#"{"weight_map":{"a":"m.safetensors","\u0061":"m.safetensors"}}"#, "\"a\" twice");
+        check(
+            r#"{"weight_map":{"a":"m.safetensors","a":"m.safetensors"}}"#,
+            "\"a\" twice",
+        );
+        check(
+            r#"{"weight_map":{"a":"m.safetensors","\u0061":"m.safetensors"}}"#,
+            "\"a\" twice",
+        );
         check(r#"{"weight_map":{},"weight_map":{}}"#, "\"weight_map\" twice");
         check(r#"{"metadata":{}}"#, "weight_map");
     }

@@ -17,8 +17,11 @@ pub enum MapError {
     Missing { path: PathBuf },
     #[error("{}: expected a regular file, found {found}", .path.display())]
     NotRegular { path: PathBuf, found: &'static str },
-    #[error("{}: a symbolic link to {}, which is not in the blobs of the same Hugging Face cache repository; put the file itself there, or give the folder it lies in", .path.display(), .target.display())]
+    #[error("{}: a symbolic link to {target:?}, which is not in the blobs of the same Hugging Face \
+        cache repository; put the file itself there, or give the folder it lies in", .path.display())]
     Symlink { path: PathBuf, target: PathBuf },
+    #[error("{}: a symbolic link to {target:?}, which does not exist: finish the download", .path.display())]
+    Broken { path: PathBuf, target: PathBuf },
     #[error("{}: expected at most {limit} bytes, found {found}", .path.display())]
     TooLarge { path: PathBuf, limit: u64, found: u64 },
     #[error("{}: {source}; check the permissions and the disk", .path.display())]
@@ -32,10 +35,17 @@ pub enum MapError {
 pub(crate) fn open_regular(path: &Path) -> Result<(File, u64), MapError> {
     let named = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => MapError::Missing { path: path.into() },
-        _ => MapError::Io { path: path.into(), source },
+        _ => MapError::Io {
+            path: path.into(),
+            source,
+        },
     };
     let metadata = fs::symlink_metadata(path).map_err(named)?;
-    let target = if metadata.is_symlink() { hub_blob(path)? } else { path.into() };
+    let target = if metadata.is_symlink() {
+        hub_blob(path)?
+    } else {
+        path.into()
+    };
     require_regular(path, &fs::symlink_metadata(&target).map_err(named)?)?;
     let file = open_without_following(&target).map_err(named)?;
     let metadata = file.metadata().map_err(named)?;
@@ -46,7 +56,10 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64), MapError> {
 #[cfg(unix)]
 fn open_without_following(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
 }
 
 #[cfg(not(unix))]
@@ -58,7 +71,10 @@ fn require_regular(path: &Path, metadata: &Metadata) -> Result<(), MapError> {
     if metadata.is_file() {
         return Ok(());
     }
-    Err(MapError::NotRegular { path: path.into(), found: kind(metadata) })
+    Err(MapError::NotRegular {
+        path: path.into(),
+        found: kind(metadata),
+    })
 }
 
 fn kind(metadata: &Metadata) -> &'static str {
@@ -72,7 +88,12 @@ fn kind(metadata: &Metadata) -> &'static str {
     {
         use std::os::unix::fs::FileTypeExt;
         let t = metadata.file_type();
-        let kinds = [(t.is_fifo(), "a FIFO"), (t.is_socket(), "a socket"), (t.is_char_device(), "a device"), (t.is_block_device(), "a device")];
+        let device = t.is_char_device() || t.is_block_device();
+        let kinds = [
+            (t.is_fifo(), "a FIFO"),
+            (t.is_socket(), "a socket"),
+            (device, "a device"),
+        ];
         if let Some(&(_, name)) = kinds.iter().find(|k| k.0) {
             return name;
         }
@@ -83,12 +104,18 @@ fn kind(metadata: &Metadata) -> &'static str {
 /// Where a link of the Hugging Face cache leads: `models--a--b/snapshots/<revision>/name` may point to a file in
 /// `models--a--b/blobs`, and no other link is followed.
 fn hub_blob(path: &Path) -> Result<PathBuf, MapError> {
-    let io_error = |source| MapError::Io { path: path.into(), source };
+    let io_error = |source| MapError::Io {
+        path: path.into(),
+        source,
+    };
     let target = match fs::canonicalize(path) {
         Ok(target) => target,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let target = fs::read_link(path).map_err(io_error)?;
-            return Err(MapError::Symlink { path: path.into(), target });
+            return Err(MapError::Broken {
+                path: path.into(),
+                target,
+            });
         }
         Err(e) => return Err(io_error(e)),
     };
@@ -99,28 +126,44 @@ fn hub_blob(path: &Path) -> Result<PathBuf, MapError> {
     let folder = fs::canonicalize(folder).map_err(io_error)?;
     match hub_repository(&folder) {
         Some(repository) if target.parent() == Some(&repository.join("blobs")) => Ok(target),
-        _ => Err(MapError::Symlink { path: path.into(), target }),
+        _ => Err(MapError::Symlink {
+            path: path.into(),
+            target,
+        }),
     }
 }
 
 /// The `models--*` folder whose `snapshots` hold `folder`, at whatever depth.
 fn hub_repository(folder: &Path) -> Option<&Path> {
-    let snapshots = folder.ancestors().find(|a| a.file_name().is_some_and(|name| name == "snapshots"))?;
+    let snapshots = folder
+        .ancestors()
+        .find(|a| a.file_name().is_some_and(|name| name == "snapshots"))?;
     let repository = snapshots.parent()?;
-    repository.file_name()?.to_str()?.starts_with("models--").then_some(repository)
+    repository
+        .file_name()?
+        .to_str()?
+        .starts_with("models--")
+        .then_some(repository)
 }
 
 /// Reads a whole regular file of at most `limit` bytes.
 pub(crate) fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>, MapError> {
     let (file, length) = open_regular(path)?;
-    let too_large = |found| MapError::TooLarge { path: path.into(), limit, found };
+    let too_large = |found| MapError::TooLarge {
+        path: path.into(),
+        limit,
+        found,
+    };
     if length > limit {
         return Err(too_large(length));
     }
     let mut bytes = Vec::with_capacity(length as usize);
     // One byte above the limit: the file may have grown since it was measured.
     let read = file.take(limit + 1).read_to_end(&mut bytes);
-    read.map_err(|source| MapError::Io { path: path.into(), source })?;
+    read.map_err(|source| MapError::Io {
+        path: path.into(),
+        source,
+    })?;
     if bytes.len() as u64 > limit {
         return Err(too_large(bytes.len() as u64));
     }
@@ -151,16 +194,19 @@ impl Identity {
 
 /// A regular file, mapped read-only.
 #[derive(Debug)]
-pub struct Map {
+pub(crate) struct Map {
     map: Mmap,
     path: PathBuf,
     identity: Identity,
 }
 
 impl Map {
-    /// Opens and maps `path`.
-    pub fn open(path: &Path) -> Result<(Self, File), MapError> {
-        let io_error = |source| MapError::Io { path: path.into(), source };
+    /// Opens and maps `path`; returns the file as well, for what must be read rather than mapped.
+    pub(crate) fn open(path: &Path) -> Result<(Self, File), MapError> {
+        let io_error = |source| MapError::Io {
+            path: path.into(),
+            source,
+        };
         let (file, _) = open_regular(path)?;
         let identity = Identity::of(&file.metadata().map_err(io_error)?);
         // SAFETY: `Mmap::map` asks that the file is not changed while it is mapped. The map is private and
@@ -169,21 +215,28 @@ impl Map {
         // were checked (headers are read into memory of our own); tensor data is plain numbers, valid in any
         // bit pattern; and `unchanged` lets callers notice an exchange.
         let map = unsafe { Mmap::map(&file) }.map_err(io_error)?;
-        Ok((Self { map, path: path.into(), identity }, file))
+        Ok((
+            Self {
+                map,
+                path: path.into(),
+                identity,
+            },
+            file,
+        ))
     }
 
     /// The file's bytes.
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
     }
 
     /// The path as it was given.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Whether the path still names the same file, of the same size and time of change.
-    pub fn unchanged(&self) -> bool {
+    pub(crate) fn unchanged(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|now| Identity::of(&now) == self.identity)
     }
 }

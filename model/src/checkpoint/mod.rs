@@ -28,15 +28,20 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[allow(missing_docs, reason = "the messages name every field")]
 pub enum CheckpointError {
-    #[error("{}: nothing there; expected a model folder or a .safetensors file: check the path", .path.display())]
+    #[error("{}: nothing there; expected a model folder or a .safetensors file: check the \
+        path", .path.display())]
     NoPath { path: PathBuf },
     #[error("{}: {source}; check the permissions and the disk", .path.display())]
     Folder { path: PathBuf, source: io::Error },
-    #[error("{}: no weights; looked for model.safetensors, {} and any one .safetensors file: download the model again, with its weights", .folder.display(), index::INDEX_NAME)]
+    #[error("{}: no weights; looked for model.safetensors, {} and any one .safetensors file: download \
+        the model again, with its weights", .folder.display(), index::INDEX_NAME)]
     NoWeights { folder: PathBuf },
-    #[error("{}: expected one .safetensors file or a {}, found {}: add the index, or give the path of one file", .folder.display(), index::INDEX_NAME, list(.found))]
+    #[error("{}: expected one .safetensors file or a {}, found {}: add the index, or give the path of \
+        one file", .folder.display(), index::INDEX_NAME, list(.found))]
     Ambiguous { folder: PathBuf, found: Vec<String> },
-    #[error("{}: expected safetensors, found {}; pickles can run code and are never read, GGUF is not read: fetch the model's safetensors, or convert it with transformers' save_pretrained", .path.display(), list(.found))]
+    #[error("{}: expected safetensors, found {}; pickles can run code and are never read, GGUF is not \
+        read: fetch the model's safetensors, or convert it with transformers' \
+        save_pretrained", .path.display(), list(.found))]
     Foreign { path: PathBuf, found: Vec<String> },
     #[error("{}: expected a folder or a file ending in .safetensors", .path.display())]
     NotSafetensors { path: PathBuf },
@@ -46,10 +51,20 @@ pub enum CheckpointError {
     Header { file: PathBuf, source: HeaderError },
     #[error("{}: {source}; the index is damaged or not from this model: download it again", .file.display())]
     Index { file: PathBuf, source: IndexError },
-    #[error("{}: tensor {tensor} is listed in {shard}, but {shard} has no tensor of that name: download both again", .file.display())]
-    Unlisted { file: PathBuf, tensor: Box<str>, shard: String },
-    #[error("tensor {tensor}: expected in one shard, found in {} and in {}: remove files of another model from the folder", .first.display(), .second.display())]
-    TwoShards { tensor: Box<str>, first: PathBuf, second: PathBuf },
+    #[error("{}: tensor {tensor} is listed in {shard}, but {shard} has no tensor of that name: download \
+        both again", .file.display())]
+    Unlisted {
+        file: PathBuf,
+        tensor: Box<str>,
+        shard: String,
+    },
+    #[error("tensor {tensor}: expected in one shard, found in {} and in {}: remove files of another \
+        model from the folder", .first.display(), .second.display())]
+    TwoShards {
+        tensor: Box<str>,
+        first: PathBuf,
+        second: PathBuf,
+    },
     #[error("{}: changed while in use: load the model again", .file.display())]
     Changed { file: PathBuf },
 }
@@ -59,7 +74,11 @@ fn list(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown: Vec<_> = names.iter().take(SHOWN).map(|name| quote(name)).collect();
     let more = names.len().saturating_sub(SHOWN);
-    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
+    if more == 0 {
+        shown.join(", ")
+    } else {
+        format!("{} and {more} more", shown.join(", "))
+    }
 }
 
 /// One tensor, where it lies.
@@ -164,7 +183,10 @@ impl Checkpoint {
     pub fn from_bytes(label: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
         let file = PathBuf::from(label);
         match header::parse(bytes, bytes.len() as u64) {
-            Ok(header) => Ok(Self::new(vec![Shard { bytes: Bytes::Carried(file, bytes), header }])),
+            Ok(header) => Ok(Self::new(vec![Shard {
+                bytes: Bytes::Carried(file, bytes),
+                header,
+            }])),
             Err(source) => Err(CheckpointError::Header { file, source }),
         }
     }
@@ -177,7 +199,10 @@ impl Checkpoint {
             let entries = u32::try_from(shard.header.len()).expect("at most TENSORS_MAX tensors");
             by_name.extend((0..entries).map(|i| (s, i)));
         }
-        let mut checkpoint = Self { shards, by_name: Vec::new() };
+        let mut checkpoint = Self {
+            shards,
+            by_name: Vec::new(),
+        };
         by_name.sort_unstable_by_key(|&place| checkpoint.entry(place).name);
         checkpoint.by_name = by_name;
         checkpoint
@@ -188,15 +213,30 @@ impl Checkpoint {
     }
 
     fn view(&self, place: (u16, u32)) -> TensorView<'_> {
-        let Entry { name, dtype, shape, start, end } = self.entry(place);
+        let Entry {
+            name,
+            dtype,
+            shape,
+            start,
+            end,
+        } = self.entry(place);
         let bytes = &self.shards[usize::from(place.0)].bytes;
         // The header was checked against the length of these very bytes, so both ends fit in usize and lie inside.
-        TensorView { name, dtype, shape, data: &bytes.get()[start as usize..end as usize], file: bytes.path() }
+        TensorView {
+            name,
+            dtype,
+            shape,
+            data: &bytes.get()[start as usize..end as usize],
+            file: bytes.path(),
+        }
     }
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
-        let found = self.by_name.binary_search_by_key(&name, |&place| self.entry(place).name).ok()?;
+        let found = self
+            .by_name
+            .binary_search_by_key(&name, |&place| self.entry(place).name)
+            .ok()?;
         Some(self.view(self.by_name[found]))
     }
 
@@ -207,12 +247,18 @@ impl Checkpoint {
 
     /// The `__metadata__` of the first file, in its order.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.shards.first().into_iter().flat_map(|shard| shard.header.metadata())
+        self.shards
+            .first()
+            .into_iter()
+            .flat_map(|shard| shard.header.metadata())
     }
 
     /// Size of all files, headers included.
     pub fn file_bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.bytes.get().len() as u64).sum()
+        self.shards
+            .iter()
+            .map(|shard| shard.bytes.get().len() as u64)
+            .sum()
     }
 
     /// Fails if a mapped file was replaced, cut or written to since it was opened. Costs one `stat` for each.
@@ -221,7 +267,9 @@ impl Checkpoint {
             if let Bytes::Mapped(map) = &shard.bytes
                 && !map.unchanged()
             {
-                return Err(CheckpointError::Changed { file: map.path().into() });
+                return Err(CheckpointError::Changed {
+                    file: map.path().into(),
+                });
             }
         }
         Ok(())
@@ -236,14 +284,25 @@ struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { header_bytes: HEADER_BYTES_MAX, tensors: TENSORS_MAX }
+        Self {
+            header_bytes: HEADER_BYTES_MAX,
+            tensors: TENSORS_MAX,
+        }
     }
 }
 
 fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError> {
     let (map, mut file) = Map::open(path)?;
-    let header_error = |source| CheckpointError::Header { file: path.into(), source };
-    let io_error = |source| CheckpointError::File(MapError::Io { path: path.into(), source });
+    let header_error = |source| CheckpointError::Header {
+        file: path.into(),
+        source,
+    };
+    let io_error = |source| {
+        CheckpointError::File(MapError::Io {
+            path: path.into(),
+            source,
+        })
+    };
     let file_len = map.bytes().len() as u64;
     if file_len < PREFIX_BYTES {
         return Err(header_error(HeaderError::NoLength { found: file_len }));
@@ -255,18 +314,27 @@ fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError
     let mut text = Vec::with_capacity(length as usize);
     let read = file.take(length).read_to_end(&mut text).map_err(io_error)?;
     if read as u64 != length {
-        return Err(header_error(HeaderError::Length { declared: length, available: read as u64 }));
+        return Err(header_error(HeaderError::Length {
+            declared: length,
+            available: read as u64,
+        }));
     }
     let header = Header::from_text(text, file_len, limits.tensors).map_err(header_error)?;
     limits.header_bytes -= header.bytes();
     limits.tensors -= header.len();
-    Ok(Shard { bytes: Bytes::Mapped(map), header })
+    Ok(Shard {
+        bytes: Bytes::Mapped(map),
+        header,
+    })
 }
 
 fn open_sharded(file: &Path, limits: &mut Limits) -> Result<Checkpoint, CheckpointError> {
     let bytes = map::read_regular(file, INDEX_BYTES_MAX)?;
     limits.header_bytes = limits.header_bytes.saturating_sub(bytes.len() as u64);
-    let index = index::from_vec(bytes).map_err(|source| CheckpointError::Index { file: file.into(), source })?;
+    let index = index::from_vec(bytes).map_err(|source| CheckpointError::Index {
+        file: file.into(),
+        source,
+    })?;
     let folder = file.parent().unwrap_or(Path::new(""));
     let mut shards = Vec::new();
     for name in index.shards() {
@@ -294,8 +362,16 @@ fn check_index(file: &Path, index: &ShardIndex, shards: &[Shard]) -> Result<(), 
     }
     for (name, shard) in index.tensors() {
         if places.get(name) != Some(&shard) {
-            let shard = index.shards().nth(shard).expect("tensors() numbers shards()").to_owned();
-            return Err(CheckpointError::Unlisted { file: file.into(), tensor: quote(name), shard });
+            let shard = index
+                .shards()
+                .nth(shard)
+                .expect("tensors() numbers shards()")
+                .to_owned();
+            return Err(CheckpointError::Unlisted {
+                file: file.into(),
+                tensor: quote(name),
+                shard,
+            });
         }
     }
     Ok(())
@@ -306,7 +382,13 @@ mod tests {
     use super::*;
 
     fn view<'a>(dtype: Dtype, shape: &'a [usize], data: &'a [u8]) -> TensorView<'a> {
-        TensorView { name: "w", dtype, shape, data, file: Path::new("f") }
+        TensorView {
+            name: "w",
+            dtype,
+            shape,
+            data,
+            file: Path::new("f"),
+        }
     }
 
     #[test]
@@ -319,7 +401,10 @@ mod tests {
                 assert_eq!(view(Dtype::F32, &[3000], &data).first_non_finite(), Some(place));
             }
         }
-        assert_eq!(view(Dtype::F32, &[1], &f32::MAX.to_le_bytes()).first_non_finite(), None);
+        assert_eq!(
+            view(Dtype::F32, &[1], &f32::MAX.to_le_bytes()).first_non_finite(),
+            None
+        );
         assert_eq!(view(Dtype::U8, &[1], &[255]).first_non_finite(), None);
     }
 
@@ -337,7 +422,11 @@ mod tests {
         let bytes = include_bytes!("../../carried/model.safetensors");
         let checkpoint = Checkpoint::from_bytes("the model carried in the program", bytes).unwrap();
         assert!(checkpoint.tensors().len() > 10);
-        assert!(checkpoint.tensors().all(|tensor| tensor.first_non_finite().is_none()));
+        assert!(
+            checkpoint
+                .tensors()
+                .all(|tensor| tensor.first_non_finite().is_none())
+        );
         assert!(checkpoint.tensors().is_sorted_by_key(|tensor| tensor.name));
     }
 }

@@ -18,13 +18,21 @@ use thiserror::Error;
 pub enum WriteError {
     #[error("{}: expected the name of a file", .path.display())]
     NoName { path: PathBuf },
-    #[error("{}: tensor {tensor}: expected {expected} bytes for its shape and dtype, found {found}", .path.display())]
-    Size { path: PathBuf, tensor: Box<str>, expected: u64, found: u64 },
-    #[error("{}: tensor {tensor}: expected a name of 1 to {NAME_BYTES_MAX} bytes that is not __metadata__, and at most {DIMS_MAX} dimensions below 2^63 bytes", .path.display())]
+    #[error("{}: tensor {tensor}: expected {expected} bytes for its shape and dtype, found \
+        {found}", .path.display())]
+    Size {
+        path: PathBuf,
+        tensor: Box<str>,
+        expected: u64,
+        found: u64,
+    },
+    #[error("{}: tensor {tensor}: expected a name of 1 to {NAME_BYTES_MAX} bytes that is not \
+        __metadata__, and at most {DIMS_MAX} dimensions below 2^63 bytes", .path.display())]
     Tensor { path: PathBuf, tensor: Box<str> },
     #[error("{}: {source}", .path.display())]
     Header { path: PathBuf, source: HeaderError },
-    #[error("{}: {source}; nothing was written under that name: check space and permissions", .path.display())]
+    #[error("{}: {source}; nothing was written under that name: check space and \
+        permissions", .path.display())]
     Io { path: PathBuf, source: io::Error },
 }
 
@@ -32,12 +40,19 @@ pub enum WriteError {
 pub type Tensor<'a> = (&'a str, Dtype, &'a [usize], &'a [u8]);
 
 /// Writes `tensors` to `path`, replacing what was there, with the given `__metadata__`.
-pub fn write_safetensors(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Result<(), WriteError> {
+pub fn write_safetensors(
+    path: &Path,
+    tensors: &[Tensor<'_>],
+    metadata: &[(&str, &str)],
+) -> Result<(), WriteError> {
     // Wide types first, then by name, as the reference implementation does: then every offset is aligned.
     let mut tensors = tensors.to_vec();
     tensors.sort_by_key(|&(name, dtype, ..)| (std::cmp::Reverse(dtype.bytes()), name));
     let prefix = prefix(path, &tensors, metadata)?;
-    let io_error = |source| WriteError::Io { path: path.into(), source };
+    let io_error = |source| WriteError::Io {
+        path: path.into(),
+        source,
+    };
     let (temporary, file) = Temporary::create(path)?;
     write_all(file, &prefix, &tensors).map_err(io_error)?;
     temporary.rename(path).map_err(io_error)
@@ -47,17 +62,28 @@ pub fn write_safetensors(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str,
 fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Result<Vec<u8>, WriteError> {
     let mut text = String::from("{");
     if !metadata.is_empty() {
-        let pairs: Vec<_> = metadata.iter().map(|(key, value)| format!("{}:{}", json(key), json(value))).collect();
+        let pairs: Vec<_> = metadata
+            .iter()
+            .map(|(key, value)| format!("{}:{}", json(key), json(value)))
+            .collect();
         text += &format!("\"__metadata__\":{{{}}},", pairs.join(","));
     }
     let mut start = 0u64;
     for &(name, dtype, shape, data) in tensors {
         let wide: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
         let expected = header::size_bytes(&wide, dtype).filter(|_| name != "__metadata__");
-        let expected = expected.ok_or_else(|| WriteError::Tensor { path: path.into(), tensor: quote(name) })?;
+        let expected = expected.ok_or_else(|| WriteError::Tensor {
+            path: path.into(),
+            tensor: quote(name),
+        })?;
         let found = data.len() as u64;
         if expected != found {
-            return Err(WriteError::Size { path: path.into(), tensor: quote(name), expected, found });
+            return Err(WriteError::Size {
+                path: path.into(),
+                tensor: quote(name),
+                expected,
+                found,
+            });
         }
         let (key, end) = (json(name), start + found);
         text += &format!(
@@ -75,7 +101,10 @@ fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Res
     let bytes = [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
     match header::parse(&bytes, bytes.len() as u64 + start) {
         Ok(_) => Ok(bytes),
-        Err(source) => Err(WriteError::Header { path: path.into(), source }),
+        Err(source) => Err(WriteError::Header {
+            path: path.into(),
+            source,
+        }),
     }
 }
 
@@ -99,7 +128,9 @@ fn write_all(file: File, prefix: &[u8], tensors: &[Tensor<'_>]) -> io::Result<()
     for (.., data) in tensors {
         out.write_all(data)?;
     }
-    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    out.into_inner()
+        .map_err(io::IntoInnerError::into_error)?
+        .sync_all()
 }
 
 /// A file under a name nobody looks for; removed unless it is renamed.
@@ -108,15 +139,36 @@ struct Temporary {
 }
 
 impl Temporary {
-    /// In the same folder, because a rename across file systems is a copy.
+    /// In the same folder, because a rename across file systems is a copy. A name that is taken belongs to a
+    /// process that was killed, perhaps with our own id: in a container every run has the same one.
     fn create(path: &Path) -> Result<(Self, File), WriteError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = path.file_name().ok_or_else(|| WriteError::NoName { path: path.into() })?.to_string_lossy();
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let temporary = path.with_file_name(format!(".{name}.{}.{number}.tmp", std::process::id()));
-        let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
-        let file = file.map_err(|source| WriteError::Io { path: path.into(), source })?;
-        Ok((Self { path: Some(temporary) }, file))
+        const TRIES: u32 = 1000;
+        let name = path
+            .file_name()
+            .ok_or_else(|| WriteError::NoName { path: path.into() })?
+            .to_string_lossy();
+        let io_error = |source| WriteError::Io {
+            path: path.into(),
+            source,
+        };
+        for _ in 0..TRIES {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let temporary = path.with_file_name(format!(".{name}.{}.{number}.tmp", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+                Ok(file) => {
+                    return Ok((
+                        Self {
+                            path: Some(temporary),
+                        },
+                        file,
+                    ));
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(io_error(source)),
+            }
+        }
+        Err(io_error(io::ErrorKind::AlreadyExists.into()))
     }
 
     fn rename(mut self, to: &Path) -> io::Result<()> {
@@ -171,8 +223,14 @@ mod tests {
         ];
         write_safetensors(&path, &tensors, &[("format", "pt"), ("é\t", "\\")]).unwrap();
         let checkpoint = Checkpoint::open(&folder).unwrap();
-        assert_eq!(checkpoint.metadata().collect::<Vec<_>>(), [("format", "pt"), ("é\t", "\\")]);
-        assert_eq!(checkpoint.tensors().map(|t| t.name).collect::<Vec<_>>(), ["a", "b\"\n", "empty", "scalar"]);
+        assert_eq!(
+            checkpoint.metadata().collect::<Vec<_>>(),
+            [("format", "pt"), ("é\t", "\\")]
+        );
+        assert_eq!(
+            checkpoint.tensors().map(|t| t.name).collect::<Vec<_>>(),
+            ["a", "b\"\n", "empty", "scalar"]
+        );
         for (name, dtype, shape, data) in tensors {
             let read = checkpoint.tensor(name).unwrap();
             assert_eq!((read.dtype, read.shape, read.data), (dtype, shape, data));
@@ -181,7 +239,11 @@ mod tests {
         checkpoint.tensor("a").unwrap().read_f32(0, &mut pair);
         assert_eq!(pair, [1.0, -2.0]);
         assert_eq!(checkpoint.file_bytes(), fs::metadata(&path).unwrap().len());
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "no temporary file is left");
+        assert_eq!(
+            fs::read_dir(&folder).unwrap().count(),
+            1,
+            "no temporary file is left"
+        );
         checkpoint.check_unchanged().unwrap();
         write_safetensors(&path, &tensors[..1], &[]).unwrap();
         assert!(checkpoint.check_unchanged().is_err());
@@ -194,18 +256,43 @@ mod tests {
         let path = folder.join("model.safetensors");
         let wrong: [(&[Tensor<'_>], &str); 5] = [
             (&[("w", Dtype::F32, &[2], &[0; 7])], "expected 8 bytes"),
-            (&[("w", Dtype::U8, &[1], &[0]), ("w", Dtype::U8, &[1], &[0])], "\"w\" twice"),
+            (
+                &[("w", Dtype::U8, &[1], &[0]), ("w", Dtype::U8, &[1], &[0])],
+                "\"w\" twice",
+            ),
             (&[("__metadata__", Dtype::U8, &[1], &[0])], "not __metadata__"),
             (&[("", Dtype::U8, &[1], &[0])], "1 to 1024"),
             (&[("w", Dtype::U8, &[1; 9], &[0])], "at most 8 dimensions"),
         ];
         for (tensors, expected) in wrong {
             let message = write_safetensors(&path, tensors, &[]).unwrap_err().to_string();
-            assert!(message.contains(expected) && message.contains("model.safetensors"), "{message}");
+            assert!(
+                message.contains(expected) && message.contains("model.safetensors"),
+                "{message}"
+            );
         }
         let no_folder = write_safetensors(&folder.join("none/x.safetensors"), &[], &[]).unwrap_err();
         assert!(no_folder.to_string().contains("nothing was written"));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn the_leftovers_of_a_killed_process_are_no_obstacle() {
+        let folder = folder("leftovers");
+        let path = folder.join("w.safetensors");
+        for number in 0..200 {
+            fs::write(
+                folder.join(format!(".w.safetensors.{}.{number}.tmp", std::process::id())),
+                "half",
+            )
+            .unwrap();
+        }
+        write_safetensors(&path, &[], &[]).unwrap();
+        assert!(
+            Checkpoint::open(&folder).is_ok(),
+            "leftovers are not taken for checkpoints"
+        );
         fs::remove_dir_all(folder).unwrap();
     }
 

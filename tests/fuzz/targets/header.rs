@@ -7,10 +7,18 @@ use libfuzzer_sys::fuzz_target;
 /// The first byte says how much data follows the header; the length is made right half of the time, because a
 /// mutator rarely finds it.
 fuzz_target!(|input: &[u8]| {
-    let Some((&knob, text)) = input.split_first() else { return };
-    let bytes = if knob & 1 == 0 { [&(text.len() as u64).to_le_bytes(), text].concat() } else { text.to_vec() };
+    let Some((&knob, text)) = input.split_first() else {
+        return;
+    };
+    let bytes = if knob & 1 == 0 {
+        [&(text.len() as u64).to_le_bytes(), text].concat()
+    } else {
+        text.to_vec()
+    };
     let file_len = bytes.len() as u64 + u64::from(knob >> 1);
-    let Ok(header) = parse(&bytes, file_len) else { return };
+    let Ok(header) = parse(&bytes, file_len) else {
+        return;
+    };
     let mut at = PREFIX_BYTES + header.bytes();
     for entry in header.entries() {
         let size = entry.shape.iter().product::<usize>() * entry.dtype.bytes();

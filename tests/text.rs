@@ -16,13 +16,7 @@ use proptest::test_runner::TestRunner;
 use serde_json::Value;
 
 /// `gpt_neox-seq` has the tokenizer of `gpt_neox`.
-const MODELS: [&str; 5] = [
-    "gpt_neox",
-    "gpt_neox-seq",
-    "llama-tied",
-    "llama-untied",
-    "qwen2",
-];
+const MODELS: [&str; 5] = ["gpt_neox", "gpt_neox-seq", "llama-tied", "llama-untied", "qwen2"];
 
 fn goldens() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("goldens")
@@ -130,9 +124,7 @@ fn encoding_and_decoding_equal_the_original() {
 }
 
 fn check_offsets(tokenizer: &Tokenizer, case: &Value) {
-    let encoding = tokenizer
-        .encode_with_offsets(text(&case["text"]), false)
-        .unwrap();
+    let encoding = tokenizer.encode_with_offsets(text(&case["text"]), false).unwrap();
     let tokens: Vec<&str> = list(&case["tokens_no_special"]).iter().map(text).collect();
     let place = |value: &Value| value.as_u64().unwrap() as usize;
     let offsets: Vec<_> = list(&case["offsets_no_special"])
@@ -155,10 +147,7 @@ fn every_prefix_decodes_as_the_original() {
         let (tokenizer, golden) = (tokenizer(model), golden_text(model));
         let table = Arc::new(ByteTable::new(&tokenizer).unwrap());
         let ids = ids(&golden["incremental"]["ids"]);
-        for (length, expected) in list(&golden["incremental"]["prefix_texts"])
-            .iter()
-            .enumerate()
-        {
+        for (length, expected) in list(&golden["incremental"]["prefix_texts"]).iter().enumerate() {
             assert_eq!(
                 tokenizer.decode(&ids[..length], false),
                 text(expected),

@@ -17,8 +17,8 @@ pub mod pool;
 
 pub use arena::{Arena, Region, Slot};
 pub use backend::{
-    Activation, Attention, Backend, Batch, Feed, Heads, KvCache, KvKind, Matrix, Norm, NormKind, Precision, Product,
-    Rope,
+    Activation, Attention, Backend, Batch, Feed, Heads, KvCache, KvKind, Matrix, Norm, NormKind, Precision,
+    Product, Rope,
 };
 pub use cpu::{Cpu, Level};
 pub use cpu_backend::CpuBackend;

@@ -40,9 +40,7 @@ pub enum DetokenizerError {
         reason: String,
     },
     /// More than 4 GiB of token text.
-    #[error(
-        "tokenizer.json: expected less than 4 GiB of token text, found more; fetch the file again"
-    )]
+    #[error("tokenizer.json: expected less than 4 GiB of token text, found more; fetch the file again")]
     TooLarge,
 }
 
@@ -132,10 +130,7 @@ impl ByteTable {
     }
 
     fn kind(&self, id: u32) -> Kind {
-        self.kinds
-            .get(id as usize)
-            .copied()
-            .unwrap_or(Kind::Unknown)
+        self.kinds.get(id as usize).copied().unwrap_or(Kind::Unknown)
     }
 }
 
@@ -176,10 +171,7 @@ impl<'a> Plan<'a> {
         let mut plan = Plan {
             each: Vec::new(),
             byte_fallback: false,
-            rule: Rule::Fallback {
-                strip: ' ',
-                count: 0,
-            },
+            rule: Rule::Fallback { strip: ' ', count: 0 },
         };
         let (mut fused, mut stripped) = (false, false);
         for (place, step) in steps.iter().enumerate() {
@@ -198,12 +190,7 @@ impl<'a> Plan<'a> {
                     };
                 }
                 _ => {
-                    let found = format!(
-                        "{} as step {} of {}",
-                        type_name(step),
-                        place + 1,
-                        steps.len()
-                    );
+                    let found = format!("{} as step {} of {}", type_name(step), place + 1, steps.len());
                     return Err(DetokenizerError::UnknownDecoder { found });
                 }
             }
@@ -212,23 +199,18 @@ impl<'a> Plan<'a> {
     }
 
     /// Appends what a token contributes.
-    fn append(
-        &self,
-        id: u32,
-        mut token: String,
-        out: &mut Vec<u8>,
-    ) -> Result<Kind, DetokenizerError> {
+    fn append(&self, id: u32, mut token: String, out: &mut Vec<u8>) -> Result<Kind, DetokenizerError> {
         if self.rule == Rule::Bytes {
             append_byte_level(&token, out);
             return Ok(Kind::Text);
         }
         for step in &self.each {
-            let tokens =
-                step.decode_chain(vec![token])
-                    .map_err(|error| DetokenizerError::Token {
-                        id,
-                        reason: error.to_string(),
-                    })?;
+            let tokens = step
+                .decode_chain(vec![token])
+                .map_err(|error| DetokenizerError::Token {
+                    id,
+                    reason: error.to_string(),
+                })?;
             token = tokens.concat();
         }
         match self.byte_fallback.then(|| byte_of(&token)).flatten() {
@@ -416,14 +398,12 @@ impl Detokenizer {
             return;
         }
         self.held.extend_from_slice(self.table.bytes(id));
-        if self.run_broken
-            || std::str::from_utf8(&self.held).is_err_and(|error| error.error_len().is_some())
+        if self.run_broken || std::str::from_utf8(&self.held).is_err_and(|error| error.error_len().is_some())
         {
             self.run_broken = true;
             self.replace_held();
         } else if self.held.len() >= RUN_BYTES_MAX {
-            let whole =
-                std::str::from_utf8(&self.held).map_or_else(|error| error.valid_up_to(), str::len);
+            let whole = std::str::from_utf8(&self.held).map_or_else(|error| error.valid_up_to(), str::len);
             for chunk in self.held[..whole].utf8_chunks() {
                 self.piece.push_str(chunk.valid());
             }
@@ -532,10 +512,7 @@ mod tests {
     fn stream(table: &Arc<ByteTable>, ids: &[u32], skip_special: bool) -> String {
         let mut detokenizer = Detokenizer::new(Arc::clone(table), skip_special);
         let capacities = (detokenizer.held.capacity(), detokenizer.piece.capacity());
-        let mut text: String = ids
-            .iter()
-            .map(|&id| detokenizer.push(id).to_owned())
-            .collect();
+        let mut text: String = ids.iter().map(|&id| detokenizer.push(id).to_owned()).collect();
         text.push_str(detokenizer.finish());
         assert_eq!(
             (detokenizer.held.capacity(), detokenizer.piece.capacity()),
@@ -578,11 +555,7 @@ mod tests {
     #[test]
     fn a_long_run_of_bytes_is_shown_in_time() {
         let table = Arc::new(ByteTable::new(&tokenizer(LLAMA, false)).unwrap());
-        let ids: Vec<u32> = "é"
-            .repeat(400)
-            .bytes()
-            .map(|byte| 9 + u32::from(byte))
-            .collect();
+        let ids: Vec<u32> = "é".repeat(400).bytes().map(|byte| 9 + u32::from(byte)).collect();
         assert_eq!(stream(&table, &ids, false), "é".repeat(400));
         let mut detokenizer = Detokenizer::new(table, false);
         assert!(
@@ -603,9 +576,7 @@ mod tests {
             refused(r#"{"type":"WordPiece","prefix":"X","cleanup":true}"#)
                 .contains("found WordPiece as step 1 of 1")
         );
-        assert!(
-            refused(r#"{"type":"Strip","content":" ","start":0,"stop":1}"#).contains("found Strip")
-        );
+        assert!(refused(r#"{"type":"Strip","content":" ","start":0,"stop":1}"#).contains("found Strip"));
     }
 
     #[test]

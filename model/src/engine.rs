@@ -5,11 +5,11 @@ use memmap2::MmapMut;
 
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::decoder::Decoder;
+use crate::memory;
 use crate::plan::{Options, Plan, PlanError, Stored};
 use crate::pool::Threads;
 use crate::spec::ModelSpec;
 use crate::weights::{self, WeightsError};
-use crate::memory;
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +29,9 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// The plan is larger than the memory that is free.
-    #[error("the plan needs {needed} bytes, {available} are available; its largest line is \"{line}\" with {bytes} bytes: {advice}")]
+    #[error(
+        "the plan needs {needed} bytes, {available} are available; its largest line is \"{line}\" with {bytes} bytes: {advice}"
+    )]
     DoesNotFit {
         /// Bytes of the plan.
         needed: usize,
@@ -48,7 +50,9 @@ pub enum LoadError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
     /// More positions than the sequence has room for.
-    #[error("the sequence would be {asked} tokens long, the context is {context}; shorten the prompt or raise --context")]
+    #[error(
+        "the sequence would be {asked} tokens long, the context is {context}; shorten the prompt or raise --context"
+    )]
     ContextFull {
         /// Length after the step.
         asked: usize,
@@ -102,7 +106,10 @@ pub struct Engine {
 pub fn stored(checkpoint: &Checkpoint) -> impl Fn(&str, &[usize]) -> Option<Stored> + '_ {
     |name, _| {
         let tensor = checkpoint.tensor(name)?;
-        Some(Stored { dtype: tensor.dtype, shape: tensor.shape.to_vec() })
+        Some(Stored {
+            dtype: tensor.dtype,
+            shape: tensor.shape.to_vec(),
+        })
     }
 }
 
@@ -214,7 +221,12 @@ impl Engine {
         for chunk in chunks {
             let length = self.length(chunk.sequence);
             let (first_row, rows) = (self.tokens.len(), chunk.tokens.len());
-            self.feeds.push(Feed { first_row, rows, first_position: length, sequence: chunk.sequence });
+            self.feeds.push(Feed {
+                first_row,
+                rows,
+                first_position: length,
+                sequence: chunk.sequence,
+            });
             self.tokens.extend_from_slice(chunk.tokens);
             self.lengths[chunk.sequence] = Some(length + rows);
         }
@@ -222,7 +234,11 @@ impl Engine {
             return Ok(());
         }
         let pages_per_sequence = self.plan.pages_per_sequence;
-        let batch = Batch { feeds: &self.feeds, tables: &self.tables, pages_per_sequence };
+        let batch = Batch {
+            feeds: &self.feeds,
+            tables: &self.tables,
+            pages_per_sequence,
+        };
         self.decoder.forward(&mut self.backend, &batch, &self.tokens);
         Ok(())
     }
@@ -231,7 +247,10 @@ impl Engine {
         let options = &self.plan.options;
         let asked = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
         if asked > options.chunk {
-            return Err(StepError::TooManyTokens { asked, most: options.chunk });
+            return Err(StepError::TooManyTokens {
+                asked,
+                most: options.chunk,
+            });
         }
         for (i, chunk) in chunks.iter().enumerate() {
             let again = chunks[..i].iter().any(|other| other.sequence == chunk.sequence);
@@ -240,7 +259,10 @@ impl Engine {
             };
             let asked = length + chunk.tokens.len();
             if asked > options.context {
-                return Err(StepError::ContextFull { asked, context: options.context });
+                return Err(StepError::ContextFull {
+                    asked,
+                    context: options.context,
+                });
             }
             let vocab = self.spec().vocab;
             if let Some(&token) = chunk.tokens.iter().find(|&&token| token as usize >= vocab) {
@@ -272,8 +294,14 @@ impl Engine {
 
     /// Logits of some rows of the last step, one after another; at most [`Options::logits_rows`] of them.
     pub fn logits(&mut self, rows: &[usize]) -> &[f32] {
-        assert!(rows.len() <= self.plan.options.logits_rows, "more rows of logits than were planned");
-        assert!(rows.iter().all(|&row| row < self.tokens.len()), "a row that the last step did not have");
+        assert!(
+            rows.len() <= self.plan.options.logits_rows,
+            "more rows of logits than were planned"
+        );
+        assert!(
+            rows.iter().all(|&row| row < self.tokens.len()),
+            "a row that the last step did not have"
+        );
         let slot = self.decoder.logits(&mut self.backend, rows);
         self.backend.read(slot)
     }
@@ -286,11 +314,24 @@ impl Engine {
 
 /// The plan of a model with all tensors of one type.
 pub fn synthetic_plan(spec: &ModelSpec, dtype: Dtype, options: Options, cpu: Cpu) -> Result<Plan, PlanError> {
-    Plan::new(spec, |_, shape| Some(Stored { dtype, shape: shape.to_vec() }), options, cpu)
+    Plan::new(
+        spec,
+        |_, shape| {
+            Some(Stored {
+                dtype,
+                shape: shape.to_vec(),
+            })
+        },
+        options,
+        cpu,
+    )
 }
 
 fn system(what: &str, source: std::io::Error) -> LoadError {
-    LoadError::System { what: what.to_owned(), source }
+    LoadError::System {
+        what: what.to_owned(),
+        source,
+    }
 }
 
 fn does_not_fit(plan: &Plan, available: u64) -> LoadError {
@@ -300,5 +341,11 @@ fn does_not_fit(plan: &Plan, available: u64) -> LoadError {
         "keys and values" => "a shorter --context, or --kv int8",
         _ => "close other programs, or take a smaller model or --quantization int8",
     };
-    LoadError::DoesNotFit { needed: plan.bytes(), available, line: line.to_owned(), bytes, advice }
+    LoadError::DoesNotFit {
+        needed: plan.bytes(),
+        available,
+        line: line.to_owned(),
+        bytes,
+        advice,
+    }
 }

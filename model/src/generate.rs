@@ -21,7 +21,9 @@ pub enum GenerateError {
     #[error(transparent)]
     Stop(#[from] StopError),
     /// Nothing to continue.
-    #[error("the prompt has no tokens; give at least one (a model without a begin-of-text token needs some text)")]
+    #[error(
+        "the prompt has no tokens; give at least one (a model without a begin-of-text token needs some text)"
+    )]
     EmptyPrompt,
     /// All sequences are in use.
     #[error("all {0} sequences are in use")]
@@ -101,12 +103,19 @@ impl Generation {
             Some(table) => {
                 let stops = StopStrings::new(&settings.stop)?;
                 // The last token may release what both stages held back.
-                let piece = String::with_capacity(2 * table.piece_bytes_max() + 2 * crate::stop::STRING_BYTES_MAX);
-                Some(Text { detokenizer: Detokenizer::new(table, true), stops, piece })
+                let piece =
+                    String::with_capacity(2 * table.piece_bytes_max() + 2 * crate::stop::STRING_BYTES_MAX);
+                Some(Text {
+                    detokenizer: Detokenizer::new(table, true),
+                    stops,
+                    piece,
+                })
             }
         };
         let mut history = Vec::with_capacity(options.context + 1);
-        let sequence = engine.open().ok_or(GenerateError::NoSequence(options.sequences))?;
+        let sequence = engine
+            .open()
+            .ok_or(GenerateError::NoSequence(options.sequences))?;
         let read = engine.prefill::<StepError>(sequence, prompt, |_, _, _| Ok(()));
         if let Err(error) = read {
             engine.close(sequence);
@@ -120,7 +129,17 @@ impl Generation {
         logits.copy_from_slice(engine.logits(&[engine.rows() - 1]));
         let finish = None;
         let prompt_tokens = prompt.len();
-        Ok(Generation { sequence, sampler, text, settings, history, prompt_tokens, tokens_max, logits, finish })
+        Ok(Generation {
+            sequence,
+            sampler,
+            text,
+            settings,
+            history,
+            prompt_tokens,
+            tokens_max,
+            logits,
+            finish,
+        })
     }
 
     /// Tokens generated so far.
@@ -135,7 +154,10 @@ impl Generation {
         }
         let last = self.history[self.history.len() - 1];
         if self.history.len() > self.prompt_tokens {
-            engine.step(&[Chunk { sequence: self.sequence, tokens: &[last] }])?;
+            engine.step(&[Chunk {
+                sequence: self.sequence,
+                tokens: &[last],
+            }])?;
             self.logits.copy_from_slice(engine.logits(&[0]));
         }
         let id = self.sampler.sample(&mut self.logits, &self.history)?;
@@ -151,7 +173,11 @@ impl Generation {
             self.finish = Some(Finish::Stop);
         }
         let text = self.text.as_ref().map_or("", |text| text.piece.as_str());
-        Ok(Some(Token { id, text, finish: self.finish }))
+        Ok(Some(Token {
+            id,
+            text,
+            finish: self.finish,
+        }))
     }
 
     /// Gives the sequence back.

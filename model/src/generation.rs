@@ -354,9 +354,7 @@ impl File {
     ) -> Result<(), GenerationError> {
         if let Some(value) = self.get(key) {
             // The logits are float32: a number that is zero or infinite there is out of range as well.
-            let fits = |x: &f64| {
-                within(*x) && (*x as f32).is_finite() && (*x == 0.0 || (*x as f32) != 0.0)
-            };
+            let fits = |x: &f64| within(*x) && (*x as f32).is_finite() && (*x == 0.0 || (*x as f32) != 0.0);
             *target = value
                 .as_f64()
                 .filter(fits)
@@ -365,21 +363,14 @@ impl File {
         Ok(())
     }
 
-    fn count(
-        &self,
-        key: &'static str,
-        least: usize,
-        target: &mut usize,
-    ) -> Result<(), GenerationError> {
+    fn count(&self, key: &'static str, least: usize, target: &mut usize) -> Result<(), GenerationError> {
         if let Some(value) = self.get(key) {
             let expected = if least == 0 {
                 "as a whole number of 0 or more"
             } else {
                 "as a whole number of 1 or more"
             };
-            let number = value
-                .as_u64()
-                .and_then(|number| usize::try_from(number).ok());
+            let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
             *target = number
                 .filter(|number| (least..=TOKENS_MAX).contains(number))
                 .ok_or_else(|| self.refuse(key, expected, value))?;
@@ -533,17 +524,11 @@ mod tests {
                 .unwrap()
                 .eos
         };
-        assert_eq!(
-            eos(r#"{"eos_token_id": [4, 1]}"#, &[4, 2], false),
-            [1, 2, 4]
-        );
+        assert_eq!(eos(r#"{"eos_token_id": [4, 1]}"#, &[4, 2], false), [1, 2, 4]);
         assert_eq!(eos(r#"{"eos_token_id": 4}"#, &[], false), [4]);
         assert_eq!(eos(r#"{"eos_token_id": -1}"#, &[], false), [9]);
         assert_eq!(eos(r#"{"eos_token_id": 4}"#, &[], true), [0; 0]);
-        assert_eq!(
-            eos_of_config(br#"{"eos_token_id": [7, 8]}"#).unwrap(),
-            [7, 8]
-        );
+        assert_eq!(eos_of_config(br#"{"eos_token_id": [7, 8]}"#).unwrap(), [7, 8]);
     }
 
     #[test]

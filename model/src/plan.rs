@@ -45,7 +45,9 @@ pub struct Stored {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PlanError {
     /// A tensor that the model needs is not there.
-    #[error("tensor {tensor}: not in the checkpoint; expected shape {expected:?}: is a shard missing, or is this another model's config.json?")]
+    #[error(
+        "tensor {tensor}: not in the checkpoint; expected shape {expected:?}: is a shard missing, or is this another model's config.json?"
+    )]
     MissingTensor {
         /// Its name.
         tensor: String,
@@ -53,7 +55,9 @@ pub enum PlanError {
         expected: Vec<usize>,
     },
     /// A tensor has another shape than the configuration says.
-    #[error("tensor {tensor}: expected shape {expected:?} from config.json, found {found:?}: the two are not from the same model")]
+    #[error(
+        "tensor {tensor}: expected shape {expected:?} from config.json, found {found:?}: the two are not from the same model"
+    )]
     Shape {
         /// Its name.
         tensor: String,
@@ -63,7 +67,9 @@ pub enum PlanError {
         found: Vec<usize>,
     },
     /// A tensor's type cannot be computed with.
-    #[error("tensor {tensor}: expected F32, F16, BF16 or F64, found {found}; quantized checkpoints are not supported yet")]
+    #[error(
+        "tensor {tensor}: expected F32, F16, BF16 or F64, found {found}; quantized checkpoints are not supported yet"
+    )]
     Dtype {
         /// Its name.
         tensor: String,
@@ -178,7 +184,10 @@ pub enum Fill {
 
 /// Slots of the work region, named after what they hold.
 #[derive(Debug, Clone, Copy)]
-#[allow(missing_docs, reason = "each is the activation of that name, one row per token")]
+#[allow(
+    missing_docs,
+    reason = "each is the activation of that name, one row per token"
+)]
 pub struct WorkSlots {
     pub stream: Slot,
     pub normed: Slot,
@@ -236,12 +245,23 @@ impl Plan {
         options: Options,
         cpu: Cpu,
     ) -> Result<Plan, PlanError> {
-        let zero = [("--context", options.context), ("sequences", options.sequences), ("chunk", options.chunk)];
-        if let Some((what, _)) = zero.into_iter().chain([("logits_rows", options.logits_rows)]).find(|(_, n)| *n == 0) {
+        let zero = [
+            ("--context", options.context),
+            ("sequences", options.sequences),
+            ("chunk", options.chunk),
+        ];
+        if let Some((what, _)) = zero
+            .into_iter()
+            .chain([("logits_rows", options.logits_rows)])
+            .find(|(_, n)| *n == 0)
+        {
             return Err(PlanError::Zero { what });
         }
         if options.context > spec.context {
-            return Err(PlanError::Context { asked: options.context, most: spec.context });
+            return Err(PlanError::Context {
+                asked: options.context,
+                most: spec.context,
+            });
         }
         let mut planner = Planner {
             spec,
@@ -259,7 +279,11 @@ impl Plan {
         let pages_per_sequence = options.context.div_ceil(POSITIONS);
         let caches = planner.caches(pages_per_sequence)?;
         let work = planner.work()?;
-        let untied = if spec.tied { 0 } else { weights.embedding.slot.bytes };
+        let untied = if spec.tied {
+            0
+        } else {
+            weights.embedding.slot.bytes
+        };
         Ok(Plan {
             options,
             bytes_per_token: planner.weights.bytes() - untied,
@@ -299,14 +323,26 @@ impl Planner<'_> {
     }
 
     /// Takes a slot and writes its line; slots of the same name add up in one line.
-    fn slot(&mut self, region: Region, name: &str, shape: String, bytes: Option<usize>) -> Result<Slot, PlanError> {
+    fn slot(
+        &mut self,
+        region: Region,
+        name: &str,
+        shape: String,
+        bytes: Option<usize>,
+    ) -> Result<Slot, PlanError> {
         let layouter = self.layouter(region);
         let before = layouter.bytes();
         let slot = bytes
             .and_then(|bytes| layouter.slot(bytes))
-            .ok_or_else(|| PlanError::TooLarge { what: name.to_owned() })?;
+            .ok_or_else(|| PlanError::TooLarge {
+                what: name.to_owned(),
+            })?;
         let taken = layouter.bytes() - before;
-        match self.lines.iter_mut().find(|line| line.name == name && line.region == region) {
+        match self
+            .lines
+            .iter_mut()
+            .find(|line| line.name == name && line.region == region)
+        {
             Some(line) => {
                 line.bytes += taken;
                 if line.shape != shape {
@@ -319,7 +355,13 @@ impl Planner<'_> {
                     Region::Cache => "sequence",
                     Region::Work => "step",
                 };
-                self.lines.push(Line { name: name.to_owned(), region, lifetime, shape, bytes: taken });
+                self.lines.push(Line {
+                    name: name.to_owned(),
+                    region,
+                    lifetime,
+                    shape,
+                    bytes: taken,
+                });
             }
         }
         Ok(slot)
@@ -327,20 +369,34 @@ impl Planner<'_> {
 
     fn stored_as(&self, tensor: &str, expected: &[usize]) -> Result<Dtype, PlanError> {
         let Some(stored) = (self.stored)(tensor, expected) else {
-            return Err(PlanError::MissingTensor { tensor: tensor.to_owned(), expected: expected.to_vec() });
+            return Err(PlanError::MissingTensor {
+                tensor: tensor.to_owned(),
+                expected: expected.to_vec(),
+            });
         };
         if stored.shape != expected {
             let (expected, found) = (expected.to_vec(), stored.shape);
-            return Err(PlanError::Shape { tensor: tensor.to_owned(), expected, found });
+            return Err(PlanError::Shape {
+                tensor: tensor.to_owned(),
+                expected,
+                found,
+            });
         }
         match stored.dtype {
             Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F64 => Ok(stored.dtype),
-            other => Err(PlanError::Dtype { tensor: tensor.to_owned(), found: other.name() }),
+            other => Err(PlanError::Dtype {
+                tensor: tensor.to_owned(),
+                found: other.name(),
+            }),
         }
     }
 
     fn matrix(&mut self, line: &str, tensor: String, rows: Rows, shape: Shape) -> Result<Matrix, PlanError> {
-        let head_width = self.spec.layers.first().map_or(1, |layer| layer.attention.head_width);
+        let head_width = self
+            .spec
+            .layers
+            .first()
+            .map_or(1, |layer| layer.attention.head_width);
         let stored_rows = stored_rows(rows, shape.rows);
         let layout: &'static dyn Layout = match self.stored_as(&tensor, &[stored_rows, shape.columns])? {
             Dtype::Bf16 => &wide::BF16,
@@ -348,22 +404,49 @@ impl Planner<'_> {
             _ => &wide::F32,
         };
         // Embedding and head stay as they are; layers may be stored in eight bits.
-        let layout = if self.options.int8 && line.starts_with("layers") { &code8::ROW } else { layout };
+        let layout = if self.options.int8 && line.starts_with("layers") {
+            &code8::ROW
+        } else {
+            layout
+        };
         let text = format!("{}x{} {}", shape.rows, shape.columns, layout.name());
         let slot = self.slot(Region::Weights, line, text, Matrix::bytes(layout, shape))?;
         let matrix = Matrix { layout, shape, slot };
-        self.fills.push(Fill::Matrix { matrix, tensor, rows, head_width });
+        self.fills.push(Fill::Matrix {
+            matrix,
+            tensor,
+            rows,
+            head_width,
+        });
         let form = layout.form(self.options.precision, self.cpu);
-        let tokens = if line == "head" { self.options.logits_rows } else { self.options.chunk };
+        let tokens = if line == "head" {
+            self.options.logits_rows
+        } else {
+            self.options.chunk
+        };
         self.panel_bytes = self.panel_bytes.max(panel_bytes(form, shape.columns, tokens));
         Ok(matrix)
     }
 
     fn vector(&mut self, line: &str, tensor: String, rows: Rows, len: usize) -> Result<Slot, PlanError> {
-        let head_width = self.spec.layers.first().map_or(1, |layer| layer.attention.head_width);
+        let head_width = self
+            .spec
+            .layers
+            .first()
+            .map_or(1, |layer| layer.attention.head_width);
         self.stored_as(&tensor, &[stored_rows(rows, len)])?;
-        let slot = self.slot(Region::Weights, line, "f32 vectors".to_owned(), len.checked_mul(4))?;
-        self.fills.push(Fill::Vector { slot, tensor, rows, head_width });
+        let slot = self.slot(
+            Region::Weights,
+            line,
+            "f32 vectors".to_owned(),
+            len.checked_mul(4),
+        )?;
+        self.fills.push(Fill::Vector {
+            slot,
+            tensor,
+            rows,
+            head_width,
+        });
         Ok(slot)
     }
 
@@ -374,23 +457,57 @@ impl Planner<'_> {
             true => Some(self.vector("norms", format!("{module}.bias"), Rows::All, width)?),
             false => None,
         };
-        let NormSpec { kind, epsilon, weight_shift, .. } = *norm;
-        Ok(Norm { kind, width, epsilon, weight_shift, weight, bias })
+        let NormSpec {
+            kind,
+            epsilon,
+            weight_shift,
+            ..
+        } = *norm;
+        Ok(Norm {
+            kind,
+            width,
+            epsilon,
+            weight_shift,
+            weight,
+            bias,
+        })
     }
 
-    fn linear(&mut self, line: &str, prefix: &str, part: Part, shape: Shape, bias: bool) -> Result<Linear, PlanError> {
+    fn linear(
+        &mut self,
+        line: &str,
+        prefix: &str,
+        part: Part,
+        shape: Shape,
+        bias: bool,
+    ) -> Result<Linear, PlanError> {
         let matrix = self.matrix(line, format!("{prefix}{}.weight", part.module), part.rows, shape)?;
         let name = format!("{prefix}{}.bias", part.module);
-        let bias = bias.then(|| self.vector("biases", name, part.rows, shape.rows)).transpose()?;
+        let bias = bias
+            .then(|| self.vector("biases", name, part.rows, shape.rows))
+            .transpose()?;
         Ok(Linear { matrix, bias })
     }
 
     fn weights(&mut self) -> Result<Weights, PlanError> {
         let spec = self.spec;
         let names = spec.names;
-        let table = Shape { rows: spec.vocab, columns: spec.hidden };
-        let embedding = self.matrix("embedding", format!("{}.weight", names.embedding), Rows::All, table)?;
-        let layers = spec.layers.iter().enumerate().map(|(i, layer)| self.layer(i, layer)).collect::<Result<_, _>>()?;
+        let table = Shape {
+            rows: spec.vocab,
+            columns: spec.hidden,
+        };
+        let embedding = self.matrix(
+            "embedding",
+            format!("{}.weight", names.embedding),
+            Rows::All,
+            table,
+        )?;
+        let layers = spec
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(i, layer)| self.layer(i, layer))
+            .collect::<Result<_, _>>()?;
         let final_norm = self.norm(names.final_norm, &spec.final_norm)?;
         let head = match spec.tied {
             true => embedding,
@@ -398,12 +515,26 @@ impl Planner<'_> {
         };
         let ropes = spec.ropes.iter().map(|rope| {
             let values = rope.frequencies();
-            let slot = self.slot(Region::Weights, "rotary tables", "f32".to_owned(), Some(values.len() * 4))?;
+            let slot = self.slot(
+                Region::Weights,
+                "rotary tables",
+                "f32".to_owned(),
+                Some(values.len() * 4),
+            )?;
             self.fills.push(Fill::Values { slot, values });
-            Ok(Rope { frequencies: slot, scale: rope.attention_factor() })
+            Ok(Rope {
+                frequencies: slot,
+                scale: rope.attention_factor(),
+            })
         });
         let ropes = ropes.collect::<Result<_, PlanError>>()?;
-        Ok(Weights { embedding, head, final_norm, layers, ropes })
+        Ok(Weights {
+            embedding,
+            head,
+            final_norm,
+            layers,
+            ropes,
+        })
     }
 
     fn layer(&mut self, number: usize, layer: &LayerSpec) -> Result<LayerWeights, PlanError> {
@@ -411,11 +542,26 @@ impl Planner<'_> {
         let hidden = self.spec.hidden;
         let prefix = names.layer.replace("{}", &number.to_string());
         let (a, m) = (&layer.attention, &layer.mlp);
-        let inputs = Shape { rows: a.heads * a.head_width, columns: hidden };
-        let kv = Shape { rows: a.kv_heads * a.head_width, columns: hidden };
-        let output = Shape { rows: hidden, columns: a.heads * a.head_width };
-        let up = Shape { rows: m.width, columns: hidden };
-        let down = Shape { rows: hidden, columns: m.width };
+        let inputs = Shape {
+            rows: a.heads * a.head_width,
+            columns: hidden,
+        };
+        let kv = Shape {
+            rows: a.kv_heads * a.head_width,
+            columns: hidden,
+        };
+        let output = Shape {
+            rows: hidden,
+            columns: a.heads * a.head_width,
+        };
+        let up = Shape {
+            rows: m.width,
+            columns: hidden,
+        };
+        let down = Shape {
+            rows: hidden,
+            columns: m.width,
+        };
         let (attention, mlp) = ("layers: attention", "layers: feed-forward");
         Ok(LayerWeights {
             attention_norm: self.norm(&format!("{prefix}{}", names.attention_norm), &layer.norm)?,
@@ -424,7 +570,10 @@ impl Planner<'_> {
             value: self.linear(attention, &prefix, names.value, kv, a.input_bias)?,
             output: self.linear(attention, &prefix, names.output, output, a.output_bias)?,
             mlp_norm: self.norm(&format!("{prefix}{}", names.mlp_norm), &layer.norm)?,
-            gate: names.gate.map(|gate| self.linear(mlp, &prefix, gate, up, m.bias)).transpose()?,
+            gate: names
+                .gate
+                .map(|gate| self.linear(mlp, &prefix, gate, up, m.bias))
+                .transpose()?,
             up: self.linear(mlp, &prefix, names.up, up, m.bias)?,
             down: self.linear(mlp, &prefix, names.down, down, m.bias)?,
         })
@@ -434,24 +583,39 @@ impl Planner<'_> {
         let (spec, options) = (self.spec, self.options);
         let pages = pages.checked_mul(options.sequences);
         let caches = spec.layers.iter().map(|layer| {
-            let shape = PageShape { width: layer.attention.head_width, kind: options.kv };
+            let shape = PageShape {
+                width: layer.attention.head_width,
+                kind: options.kv,
+            };
             let heads = layer.attention.kv_heads;
             let bytes = pages.and_then(|pages| pages.checked_mul(heads * shape.bytes()));
-            let text = format!("{} x {} positions, {:?}", options.sequences, options.context, options.kv);
-            Ok(KvCache { slot: self.slot(Region::Cache, "keys and values", text, bytes)?, heads, shape })
+            let text = format!(
+                "{} x {} positions, {:?}",
+                options.sequences, options.context, options.kv
+            );
+            Ok(KvCache {
+                slot: self.slot(Region::Cache, "keys and values", text, bytes)?,
+                heads,
+                shape,
+            })
         });
         caches.collect()
     }
 
     fn work(&mut self) -> Result<WorkSlots, PlanError> {
         let spec = self.spec;
-        let Options { chunk, logits_rows, .. } = self.options;
+        let Options {
+            chunk, logits_rows, ..
+        } = self.options;
         let widest = |f: &dyn Fn(&LayerSpec) -> usize| spec.layers.iter().map(f).max().unwrap_or(0);
         let query = widest(&|layer| layer.attention.heads * layer.attention.head_width);
         let kv = widest(&|layer| layer.attention.kv_heads * layer.attention.head_width);
         let mlp = widest(&|layer| layer.mlp.width);
         let gated = spec.layers.iter().any(|layer| layer.mlp.gated);
-        let parallel = spec.layers.iter().any(|layer| layer.residual == crate::spec::Residual::Parallel);
+        let parallel = spec
+            .layers
+            .iter()
+            .any(|layer| layer.residual == crate::spec::Residual::Parallel);
         let angles = spec.ropes.iter().map(|rope| rope.width).max().unwrap_or(0);
         let panel_bytes = self.panel_bytes;
         let mut rows = |name: &str, rows: usize, width: usize| {
@@ -461,7 +625,11 @@ impl Planner<'_> {
         Ok(WorkSlots {
             stream: rows("residual stream", chunk, spec.hidden)?,
             normed: rows("normed", chunk, spec.hidden)?,
-            normed_for_mlp: rows("normed for feed-forward", if parallel { chunk } else { 0 }, spec.hidden)?,
+            normed_for_mlp: rows(
+                "normed for feed-forward",
+                if parallel { chunk } else { 0 },
+                spec.hidden,
+            )?,
             query: rows("queries", chunk, query)?,
             key: rows("keys", chunk, kv)?,
             value: rows("values", chunk, kv)?,
@@ -472,7 +640,12 @@ impl Planner<'_> {
             chosen: rows("rows for the head", logits_rows, spec.hidden)?,
             chosen_normed: rows("rows for the head, normed", logits_rows, spec.hidden)?,
             logits: rows("logits", logits_rows, spec.vocab)?,
-            panels: self.slot(Region::Work, "prepared input", "words".to_owned(), Some(panel_bytes))?,
+            panels: self.slot(
+                Region::Work,
+                "prepared input",
+                "words".to_owned(),
+                Some(panel_bytes),
+            )?,
         })
     }
 }

@@ -95,9 +95,7 @@ pub enum SamplerError {
         found: usize,
     },
     /// The logits do not fit the sampler.
-    #[error(
-        "expected {expected} logits, found {found}; make the sampler with the model's vocab_size"
-    )]
+    #[error("expected {expected} logits, found {found}; make the sampler with the model's vocab_size")]
     Length {
         /// What the sampler was made for.
         expected: usize,
@@ -105,9 +103,7 @@ pub enum SamplerError {
         found: usize,
     },
     /// A logit is not a number.
-    #[error(
-        "expected numbers as logits, found NaN for id {id}; the weights or the computation are broken"
-    )]
+    #[error("expected numbers as logits, found NaN for id {id}; the weights or the computation are broken")]
     NotANumber {
         /// The first such token.
         id: u32,
@@ -197,11 +193,7 @@ impl SamplingParams {
             return refuse("temperature", "of 0, or at least 1e-45", self.temperature);
         }
         if (self.repetition_penalty as f32) == 0.0 {
-            return refuse(
-                "repetition_penalty",
-                "of at least 1e-45",
-                self.repetition_penalty,
-            );
+            return refuse("repetition_penalty", "of at least 1e-45", self.repetition_penalty);
         }
         Ok(())
     }
@@ -227,11 +219,7 @@ impl Sampler {
         }
         for &(id, bias) in &params.logit_bias {
             if id as usize >= vocab_size || bias.is_nan() || bias == f32::INFINITY {
-                return Err(SamplerError::Bias {
-                    id,
-                    bias,
-                    vocab_size,
-                });
+                return Err(SamplerError::Bias { id, bias, vocab_size });
             }
         }
         let random = Random::new(params.seed);
@@ -360,8 +348,7 @@ fn for_each_counted(
         }
     }
     for &id in tokens {
-        if let (Some(count), Some(logit)) =
-            (counts.get_mut(id as usize), logits.get_mut(id as usize))
+        if let (Some(count), Some(logit)) = (counts.get_mut(id as usize), logits.get_mut(id as usize))
             && *count > 0
         {
             *logit = change(*logit, *count);
@@ -505,8 +492,7 @@ impl Candidates {
                 self.scratch.push(*candidate);
             }
         }
-        let order =
-            |a: &Candidate, b: &Candidate| a.logit.total_cmp(&b.logit).then(a.id.cmp(&b.id));
+        let order = |a: &Candidate, b: &Candidate| a.logit.total_cmp(&b.logit).then(a.id.cmp(&b.id));
         let first = first_beyond(&mut self.scratch, self.mass, before, order, |sum| {
             sum as f32 > limit
         });
@@ -532,14 +518,10 @@ impl Candidates {
         let surprise = |candidate: &Candidate| log_mass - (candidate.logit - largest);
         let entropy = self.entropy();
         let distance = |candidate: &Candidate| (surprise(candidate) - entropy).abs();
-        let order = |a: &Candidate, b: &Candidate| {
-            distance(a).total_cmp(&distance(b)).then(a.id.cmp(&b.id))
-        };
+        let order = |a: &Candidate, b: &Candidate| distance(a).total_cmp(&distance(b)).then(a.id.cmp(&b.id));
         self.scratch.clone_from(&self.list);
         let mass = mass as f32;
-        let last = first_beyond(&mut self.scratch, self.mass, 0.0, order, |sum| {
-            sum as f32 >= mass
-        });
+        let last = first_beyond(&mut self.scratch, self.mass, 0.0, order, |sum| sum as f32 >= mass);
         let most = distance(&last);
         self.retain(|candidate| distance(candidate) <= most);
     }
@@ -651,8 +633,7 @@ fn first_beyond(
     order: impl Fn(&Candidate, &Candidate) -> Ordering,
     beyond: impl Fn(f64) -> bool,
 ) -> Candidate {
-    let probability =
-        |candidate: &Candidate| f64::from((f64::from(candidate.weight) / mass) as f32);
+    let probability = |candidate: &Candidate| f64::from((f64::from(candidate.weight) / mass) as f32);
     let mut range = &mut list[..];
     while range.len() > 1 {
         let middle = range.len() / 2;
@@ -763,9 +744,7 @@ mod tests {
     #[test]
     fn the_generator_is_the_published_one() {
         // First outputs of the authors' C code for the state 1, 2, 3, 4.
-        let mut random = Random {
-            state: [1, 2, 3, 4],
-        };
+        let mut random = Random { state: [1, 2, 3, 4] };
         let expected = [
             41_943_041,
             58_720_359,
@@ -773,11 +752,7 @@ mod tests {
             3_591_011_842_654_386,
         ];
         assert_eq!([(); 4].map(|()| random.bits()), expected);
-        assert_eq!(
-            Random::new(0).state[0],
-            0xE220_A839_7B1D_CDAF,
-            "SplitMix64 of 0"
-        );
+        assert_eq!(Random::new(0).state[0], 0xE220_A839_7B1D_CDAF, "SplitMix64 of 0");
     }
 
     #[test]
@@ -796,10 +771,7 @@ mod tests {
             top_k: 1,
             ..SamplingParams::default()
         };
-        assert_eq!(
-            sampler(params, 4).sample(&mut [1.0, 3.0, 3.0, -1.0], &[1]),
-            Ok(1)
-        );
+        assert_eq!(sampler(params, 4).sample(&mut [1.0, 3.0, 3.0, -1.0], &[1]), Ok(1));
     }
 
     #[test]
@@ -839,10 +811,7 @@ mod tests {
             change(&mut params);
             Sampler::new(params, 8).unwrap_err().to_string()
         };
-        assert!(
-            refused(|p| p.temperature = -1.0)
-                .starts_with("expected temperature of 0 or more, found -1")
-        );
+        assert!(refused(|p| p.temperature = -1.0).starts_with("expected temperature of 0 or more, found -1"));
         assert!(refused(|p| p.temperature = f64::NAN).contains("temperature"));
         assert!(refused(|p| p.temperature = 1e-60).contains("temperature"));
         assert!(refused(|p| p.top_p = 1.5).contains("top_p"));
@@ -860,9 +829,7 @@ mod tests {
         let mut sampler = sampler(params, 4);
         sampler.begin(2);
         let mut logits = [0.0, 0.0, 0.0, 0.0];
-        sampler
-            .sample(&mut logits, &[0, 1, 1, 2, 2, 2, 900])
-            .unwrap();
+        sampler.sample(&mut logits, &[0, 1, 1, 2, 2, 2, 900]).unwrap();
         assert_eq!(logits, [0.0, -0.75, -1.25, 0.0]);
         assert!(sampler.counts.iter().all(|&count| count == 0));
     }

@@ -153,10 +153,13 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// Reads `config.json`.
     pub fn parse(json: &[u8]) -> Result<Self, SpecError> {
-        let value: Value =
-            serde_json::from_slice(json).map_err(|error| SpecError::NotAnObject { found: error.to_string() })?;
+        let value: Value = serde_json::from_slice(json).map_err(|error| SpecError::NotAnObject {
+            found: error.to_string(),
+        })?;
         let Value::Object(map) = value else {
-            return Err(SpecError::NotAnObject { found: kind(&value).to_owned() });
+            return Err(SpecError::NotAnObject {
+                found: kind(&value).to_owned(),
+            });
         };
         let config = Config(&map);
         config.build(config.family()?)
@@ -165,7 +168,8 @@ impl ModelSpec {
     /// Parameters of all matrices and vectors, a tied head counted once.
     pub fn parameters(&self) -> u64 {
         let norm = |n: &NormSpec| (self.hidden * (1 + usize::from(n.bias))) as u64;
-        let matrix = |rows: usize, columns: usize, bias: bool| (rows * columns + rows * usize::from(bias)) as u64;
+        let matrix =
+            |rows: usize, columns: usize, bias: bool| (rows * columns + rows * usize::from(bias)) as u64;
         let heads = if self.tied { 1 } else { 2 };
         let layers = self.layers.iter().map(|layer| {
             let (a, m) = (&layer.attention, &layer.mlp);
@@ -202,10 +206,17 @@ impl<'a> Config<'a> {
             key: "model_type".to_owned(),
             expected: "the family's name",
         })?;
-        FAMILIES.iter().find(|family| family.name == found).ok_or_else(|| SpecError::UnknownFamily {
-            found: found.chars().take(64).collect(),
-            known: FAMILIES.iter().map(|family| family.name).collect::<Vec<_>>().join(", "),
-        })
+        FAMILIES
+            .iter()
+            .find(|family| family.name == found)
+            .ok_or_else(|| SpecError::UnknownFamily {
+                found: found.chars().take(64).collect(),
+                known: FAMILIES
+                    .iter()
+                    .map(|family| family.name)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
     }
 
     pub(crate) fn get(self, key: &str) -> Option<&'a Value> {
@@ -213,8 +224,17 @@ impl<'a> Config<'a> {
     }
 
     pub(crate) fn wrong<T>(self, key: &str, expected: impl Into<String>) -> Result<T, SpecError> {
-        let found: String = self.get(key).map_or("null".to_owned(), Value::to_string).chars().take(80).collect();
-        Err(SpecError::Value { key: key.to_owned(), found, expected: expected.into() })
+        let found: String = self
+            .get(key)
+            .map_or("null".to_owned(), Value::to_string)
+            .chars()
+            .take(80)
+            .collect();
+        Err(SpecError::Value {
+            key: key.to_owned(),
+            found,
+            expected: expected.into(),
+        })
     }
 
     pub(crate) fn text(self, key: &str) -> Result<Option<&'a str>, SpecError> {
@@ -235,7 +255,9 @@ impl<'a> Config<'a> {
 
     /// A size: 1 to `most`.
     pub(crate) fn size(self, key: &str, most: usize) -> Result<Option<usize>, SpecError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
             Some(n) if (1..=most).contains(&n) => Ok(Some(n)),
             _ => self.wrong(key, format!("a whole number from 1 to {most}")),
@@ -243,12 +265,17 @@ impl<'a> Config<'a> {
     }
 
     fn needed_size(self, key: &str, most: usize) -> Result<usize, SpecError> {
-        self.size(key, most)?.ok_or(SpecError::Missing { key: key.to_owned(), expected: "a whole number" })
+        self.size(key, most)?.ok_or(SpecError::Missing {
+            key: key.to_owned(),
+            expected: "a whole number",
+        })
     }
 
     /// A positive number.
     pub(crate) fn number(self, key: &str) -> Result<Option<f64>, SpecError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.as_f64() {
             Some(x) if x.is_finite() && x > 0.0 && x < 1e12 => Ok(Some(x)),
             _ => self.wrong(key, "a positive number"),
@@ -269,7 +296,9 @@ impl<'a> Config<'a> {
         let hidden = self.needed_size("hidden_size", WIDE)?;
         let layers = self.needed_size("num_hidden_layers", 4096)?;
         let vocab = self.needed_size("vocab_size", 1 << 24)?;
-        let context = self.size("max_position_embeddings", 1 << 24)?.unwrap_or(family.context);
+        let context = self
+            .size("max_position_embeddings", 1 << 24)?
+            .unwrap_or(family.context);
         let norm = NormSpec {
             kind: family.norm,
             epsilon: self.first_number(&[family.epsilon.0], family.epsilon.1)? as f32,
@@ -287,11 +316,20 @@ impl<'a> Config<'a> {
             Some((key, default)) => self.flag(key, default)?,
             None => false,
         };
-        let residual = if parallel { Residual::Parallel } else { Residual::Sequential };
+        let residual = if parallel {
+            Residual::Parallel
+        } else {
+            Residual::Sequential
+        };
         let layers = (0..layers)
             .map(|layer| {
                 let window = self.window(family, layer)?;
-                Ok(LayerSpec { residual, norm, attention: AttentionSpec { window, ..attention }, mlp })
+                Ok(LayerSpec {
+                    residual,
+                    norm,
+                    attention: AttentionSpec { window, ..attention },
+                    mlp,
+                })
             })
             .collect::<Result<_, SpecError>>()?;
         Ok(ModelSpec {
@@ -313,12 +351,20 @@ impl<'a> Config<'a> {
         let heads = self.needed_size("num_attention_heads", 1 << 14)?;
         let kv_heads = self.size("num_key_value_heads", 1 << 14)?.unwrap_or(heads);
         if heads % kv_heads != 0 {
-            return self.wrong("num_key_value_heads", format!("a divisor of num_attention_heads, {heads}"));
+            return self.wrong(
+                "num_key_value_heads",
+                format!("a divisor of num_attention_heads, {heads}"),
+            );
         }
         let head_width = match self.size("head_dim", bantam_core::ops::attention::HEAD_WIDTH_MAX)? {
             Some(width) => width,
             None if hidden % heads == 0 => hidden / heads,
-            None => return self.wrong("hidden_size", format!("a multiple of num_attention_heads, {heads}")),
+            None => {
+                return self.wrong(
+                    "hidden_size",
+                    format!("a multiple of num_attention_heads, {heads}"),
+                );
+            }
         };
         if head_width > bantam_core::ops::attention::HEAD_WIDTH_MAX {
             return self.wrong("num_attention_heads", "heads of at most 512 channels");
@@ -352,8 +398,12 @@ impl<'a> Config<'a> {
 
     /// The window of one layer: `layer_types` decides where it is given, otherwise the family's own flags.
     fn window(self, family: &Family, layer: usize) -> Result<Option<usize>, SpecError> {
-        let Some(rule) = &family.window else { return Ok(None) };
-        let Some(width) = self.size(rule.key, usize::MAX)? else { return Ok(None) };
+        let Some(rule) = &family.window else {
+            return Ok(None);
+        };
+        let Some(width) = self.size(rule.key, usize::MAX)? else {
+            return Ok(None);
+        };
         if let Some(flag) = rule.flag
             && !self.flag(flag, false)?
         {
@@ -363,7 +413,10 @@ impl<'a> Config<'a> {
             return match types.get(layer).and_then(Value::as_str) {
                 Some("full_attention") => Ok(None),
                 Some("sliding_attention") => Ok(Some(width)),
-                _ => self.wrong("layer_types", "full_attention or sliding_attention for every layer"),
+                _ => self.wrong(
+                    "layer_types",
+                    "full_attention or sliding_attention for every layer",
+                ),
             };
         }
         let first = match rule.first_layer {
@@ -390,15 +443,22 @@ impl<'a> Config<'a> {
             Some(scaling) => scaling.first_number(keys, default),
             None => Ok(default),
         };
-        let base = nested(&["rope_theta"], self.first_number(family.rope_base.0, family.rope_base.1)?)?;
-        let fraction =
-            nested(&["partial_rotary_factor"], self.first_number(family.rope_fraction.0, family.rope_fraction.1)?)?;
+        let base = nested(
+            &["rope_theta"],
+            self.first_number(family.rope_base.0, family.rope_base.1)?,
+        )?;
+        let fraction = nested(
+            &["partial_rotary_factor"],
+            self.first_number(family.rope_fraction.0, family.rope_fraction.1)?,
+        )?;
         // Rounded down, as the reference rounds; pairs need an even number.
         let width = (head_width as f64 * fraction) as usize;
         if fraction > 1.0 || width == 0 || width % 2 != 0 {
             return self.wrong(
                 family.rope_fraction.0.first().copied().unwrap_or("head_dim"),
-                format!("a fraction of the {head_width} channels of a head that is an even number of channels"),
+                format!(
+                    "a fraction of the {head_width} channels of a head that is an even number of channels"
+                ),
             );
         }
         RopeSpec::read(scaling, base, width, context)

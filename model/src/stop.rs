@@ -110,9 +110,7 @@ impl StopStrings {
     /// Checks the strings and reserves all memory; an empty list stops never and holds back nothing.
     pub fn new(strings: &[String]) -> Result<Self, StopError> {
         if strings.len() > STRINGS_MAX {
-            return Err(StopError::TooMany {
-                found: strings.len(),
-            });
+            return Err(StopError::TooMany { found: strings.len() });
         }
         for (index, string) in strings.iter().enumerate() {
             match string.len() {
@@ -192,8 +190,7 @@ impl StopStrings {
                 self.found = Some(self.found.map_or(begin, |found| found.min(begin)));
             }
         }
-        self.found
-            .is_some_and(|found| self.undecided_from(end) >= found)
+        self.found.is_some_and(|found| self.undecided_from(end) >= found)
     }
 
     /// Where the earliest stop string that may still come begins, given that the text ends at `end`.
@@ -299,15 +296,9 @@ mod tests {
         assert_eq!(error(&strings(&["a", ""])), StopError::Empty { index: 1 });
         assert_eq!(
             error(&["x".repeat(257)]),
-            StopError::TooLong {
-                index: 0,
-                found: 257
-            }
+            StopError::TooLong { index: 0, found: 257 }
         );
-        assert_eq!(
-            error(&vec!["x".to_owned(); 65]),
-            StopError::TooMany { found: 65 }
-        );
+        assert_eq!(error(&vec!["x".to_owned(); 65]), StopError::TooMany { found: 65 });
         assert!(StopStrings::new(&["x".repeat(256)]).is_ok());
     }
 

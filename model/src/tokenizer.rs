@@ -119,11 +119,7 @@ impl Tokenizer {
     }
 
     /// As `encode`, with the tokens' spelling and where in the text they stand.
-    pub fn encode_with_offsets(
-        &self,
-        text: &str,
-        add_special: bool,
-    ) -> Result<Encoding, TokenizerError> {
+    pub fn encode_with_offsets(&self, text: &str, add_special: bool) -> Result<Encoding, TokenizerError> {
         let encoding = guarded(|| self.inner.encode_char_offsets(text, add_special))?;
         Ok(Encoding {
             ids: encoding.get_ids().to_vec(),
@@ -136,9 +132,7 @@ impl Tokenizer {
     ///
     /// A decoder that fails on a token (only one that `ByteTable` refuses too) leaves the tokens undecoded.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        let kept = ids
-            .iter()
-            .filter(|&&id| !(skip_special && self.is_special(id)));
+        let kept = ids.iter().filter(|&&id| !(skip_special && self.is_special(id)));
         let tokens: Vec<String> = kept.filter_map(|&id| self.token(id)).collect();
         let Some(decoder) = self.inner.get_decoder() else {
             return tokens.join(" ");
@@ -214,11 +208,7 @@ fn guarded(
 }
 
 /// Builds everything. Runs inside `catch_unwind`.
-fn build(
-    tokenizer_json: &[u8],
-    config: &RoleFile,
-    map: &RoleFile,
-) -> Result<Tokenizer, TokenizerError> {
+fn build(tokenizer_json: &[u8], config: &RoleFile, map: &RoleFile) -> Result<Tokenizer, TokenizerError> {
     let unusable = |reason: String| TokenizerError::Unusable { reason };
     let mut inner: tokenizers::Tokenizer =
         serde_json::from_slice(tokenizer_json).map_err(|error| unusable(error.to_string()))?;
@@ -276,10 +266,7 @@ fn build(
         )
         .collect();
     let names = names(config, map, &inner);
-    let added = added
-        .into_iter()
-        .map(|(id, token)| (id, token.content))
-        .collect();
+    let added = added.into_iter().map(|(id, token)| (id, token.content)).collect();
     Ok(Tokenizer {
         inner,
         added,
@@ -290,16 +277,9 @@ fn build(
 }
 
 /// Tokens that the two small files declare and `tokenizer.json` may lack, in the order transformers adds them.
-fn declared_tokens(
-    config: &RoleFile,
-    map: &RoleFile,
-    inner: &tokenizers::Tokenizer,
-) -> Vec<AddedToken> {
+fn declared_tokens(config: &RoleFile, map: &RoleFile, inner: &tokenizers::Tokenizer) -> Vec<AddedToken> {
     let roles = roles_in_force(config, map);
-    let spelled: HashSet<&str> = roles
-        .iter()
-        .map(|(_, token)| token.content.as_str())
-        .collect();
+    let spelled: HashSet<&str> = roles.iter().map(|(_, token)| token.content.as_str()).collect();
     let mut tokens: Vec<AddedToken> = config
         .added
         .values()
@@ -429,12 +409,8 @@ impl RoleFile {
             serde_json::from_slice(without_bom(bytes))
                 .map_err(|error| malformed("a JSON object", error.to_string()))?;
         let token = |value: &serde_json::Value| {
-            TokenSpec::from_json(value).ok_or_else(|| {
-                malformed(
-                    "a token as a string or as an object with `content`",
-                    brief(value),
-                )
-            })
+            TokenSpec::from_json(value)
+                .ok_or_else(|| malformed("a token as a string or as an object with `content`", brief(value)))
         };
         let mut result = RoleFile {
             add_prefix_space: object
@@ -501,11 +477,7 @@ fn check_outline(bytes: &[u8]) -> Result<(), TokenizerError> {
     };
     if bytes.starts_with(b"version https://git-lfs") {
         let advice = "run `git lfs pull` in the model's folder";
-        return Err(malformed(
-            "a JSON object",
-            "a Git LFS pointer".to_owned(),
-            advice,
-        ));
+        return Err(malformed("a JSON object", "a Git LFS pointer".to_owned(), advice));
     }
     let outline: Outline = serde_json::from_slice(bytes).map_err(|error| {
         malformed(
@@ -625,16 +597,13 @@ mod tests {
     }
 
     fn built(config: Option<serde_json::Value>, map: Option<serde_json::Value>) -> Tokenizer {
-        let bytes =
-            |value: Option<serde_json::Value>| value.map(|value| value.to_string().into_bytes());
+        let bytes = |value: Option<serde_json::Value>| value.map(|value| value.to_string().into_bytes());
         let (config, map) = (bytes(config), bytes(map));
         Tokenizer::from_bytes(&file(|_| {}), config.as_deref(), map.as_deref()).unwrap()
     }
 
     fn check_refused(bytes: &[u8], message: &str) {
-        let error = Tokenizer::from_bytes(bytes, None, None)
-            .unwrap_err()
-            .to_string();
+        let error = Tokenizer::from_bytes(bytes, None, None).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
 
@@ -642,10 +611,7 @@ mod tests {
     fn broken_files_are_explained() {
         check_refused(b"", "tokenizer.json: expected a JSON object");
         check_refused(b"[]", "tokenizer.json: expected a JSON object");
-        check_refused(
-            b"version https://git-lfs.github.com/spec/v1\noid",
-            "git lfs pull",
-        );
+        check_refused(b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull");
         check_refused(
             &file(|f| f["model"] = json!(null)),
             "expected the key `model`, found none",
@@ -666,11 +632,9 @@ mod tests {
             &file(|f| f["model"]["vocab"] = json!({"a": 0, "b": 1, "ab": 4_000_000_000_u32})),
             "ids below 16777216",
         );
-        check_refused(
-            &file(|f| f["decoder"] = json!({"type": "Magic"})),
-            "can be built",
-        );
-        let split = json!({"type": "Split", "pattern": {"Regex": "(["}, "behavior": "Isolated", "invert": false});
+        check_refused(&file(|f| f["decoder"] = json!({"type": "Magic"})), "can be built");
+        let split =
+            json!({"type": "Split", "pattern": {"Regex": "(["}, "behavior": "Isolated", "invert": false});
         check_refused(&file(|f| f["pre_tokenizer"] = split), "can be built");
         let whole = file(|_| {});
         check_refused(
@@ -745,13 +709,8 @@ mod tests {
                 .unwrap_err()
                 .to_string()
         };
-        assert!(
-            error(b"{\"eos_token\": 3}", b"{}")
-                .starts_with("tokenizer_config.json: expected a token")
-        );
-        assert!(
-            error(b"{}", b"nothing").starts_with("special_tokens_map.json: expected a JSON object")
-        );
+        assert!(error(b"{\"eos_token\": 3}", b"{}").starts_with("tokenizer_config.json: expected a token"));
+        assert!(error(b"{}", b"nothing").starts_with("special_tokens_map.json: expected a JSON object"));
     }
 
     #[test]
@@ -772,9 +731,7 @@ mod tests {
 
     #[test]
     fn a_decoder_that_panics_ends_no_process() {
-        let bytes = file(|f| {
-            f["decoder"] = json!({"type": "Strip", "content": "a", "start": 1, "stop": 1})
-        });
+        let bytes = file(|f| f["decoder"] = json!({"type": "Strip", "content": "a", "start": 1, "stop": 1}));
         let tokenizer = Tokenizer::from_bytes(&bytes, None, None).unwrap();
         assert_eq!(tokenizer.decode(&[0, 1], false), "ab");
     }

@@ -15,7 +15,9 @@ use crate::plan::{Fill, Plan};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WeightsError {
     /// A weight that is no number.
-    #[error("{file}: tensor {tensor}: expected finite numbers, found NaN or infinity at row {row}, column {column}: the file is damaged, or its training went wrong")]
+    #[error(
+        "{file}: tensor {tensor}: expected finite numbers, found NaN or infinity at row {row}, column {column}: the file is damaged, or its training went wrong"
+    )]
     NotFinite {
         /// The checkpoint's file.
         file: String,
@@ -43,11 +45,20 @@ pub fn load(
     arena: &mut Arena<MmapMut>,
     pool: &impl Pool,
 ) -> Result<(), WeightsError> {
-    let tensor = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
+    let tensor = |name: &str| {
+        checkpoint
+            .tensor(name)
+            .expect("the plan was made from this checkpoint")
+    };
     for fill in &plan.fills {
         match fill {
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
-            Fill::Vector { slot, tensor: name, rows, head_width } => {
+            Fill::Vector {
+                slot,
+                tensor: name,
+                rows,
+                head_width,
+            } => {
                 let source = tensor(name);
                 for (i, x) in arena.floats_mut(*slot).iter_mut().enumerate() {
                     let at = source_row(*rows, *head_width, i);
@@ -57,7 +68,12 @@ pub fn load(
                     }
                 }
             }
-            Fill::Matrix { matrix, tensor: name, rows, head_width } => {
+            Fill::Matrix {
+                matrix,
+                tensor: name,
+                rows,
+                head_width,
+            } => {
                 let source = tensor(name);
                 let row = |row| source_row(*rows, *head_width, row);
                 pack(matrix, &source, row, arena.write(matrix.slot), pool)?;
@@ -69,7 +85,12 @@ pub fn load(
 
 fn not_finite(source: &TensorView, row: usize, column: usize) -> WeightsError {
     let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
-    WeightsError::NotFinite { file, tensor, row, column }
+    WeightsError::NotFinite {
+        file,
+        tensor,
+        row,
+        column,
+    }
 }
 
 fn pack(

@@ -82,7 +82,15 @@ pub trait Layout: Sync + core::fmt::Debug {
     ///
     /// # Safety
     /// No other thread may touch those rows of the sink.
-    unsafe fn multiply(&self, cpu: Cpu, columns: usize, tile: &[u8], x: &Panels, sink: &Sink, first_row: usize);
+    unsafe fn multiply(
+        &self,
+        cpu: Cpu,
+        columns: usize,
+        tile: &[u8],
+        x: &Panels,
+        sink: &Sink,
+        first_row: usize,
+    );
 }
 
 /// Every layout, for tests and benches that visit all.
@@ -90,9 +98,15 @@ pub static LAYOUTS: &[&dyn Layout] = &[&wide::F32, &wide::BF16, &wide::F16, &cod
 
 /// Checks that whole rows of finite numbers were given, and says where one is not.
 fn check_rows(columns: usize, rows: &[f32]) -> Result<(), NotFinite> {
-    assert!(rows.len() % columns == 0 && rows.len() / columns <= TILE_ROWS, "whole rows, at most one tile of them");
+    assert!(
+        rows.len() % columns == 0 && rows.len() / columns <= TILE_ROWS,
+        "whole rows, at most one tile of them"
+    );
     match rows.iter().position(|x| !x.is_finite()) {
-        Some(at) => Err(NotFinite { row: at / columns, column: at % columns }),
+        Some(at) => Err(NotFinite {
+            row: at / columns,
+            column: at % columns,
+        }),
         None => Ok(()),
     }
 }

@@ -92,7 +92,15 @@ impl<'a> Panels<'a> {
         let (data, rest) = memory[..form.memory_words(columns, tokens)].split_at(tokens * words);
         let (scales, sums) = rest.split_at(if blocks > 0 { tokens } else { 0 });
         let (scales, sums) = (bytemuck::cast_slice(scales), bytemuck::cast_slice(sums));
-        Panels { form, tokens, group: group(cpu), words, data, scales, sums }
+        Panels {
+            form,
+            tokens,
+            group: group(cpu),
+            words,
+            data,
+            scales,
+            sums,
+        }
     }
 
     /// Groups of tokens.
@@ -104,7 +112,11 @@ impl<'a> Panels<'a> {
     pub fn group(&self, index: usize) -> (usize, usize, &'a [u32]) {
         let first = index * self.group;
         let count = self.group.min(self.tokens - first);
-        (first, count, &self.data[first * self.words..(first + count) * self.words])
+        (
+            first,
+            count,
+            &self.data[first * self.words..(first + count) * self.words],
+        )
     }
 }
 
@@ -137,8 +149,12 @@ pub unsafe fn fill_group(
                 let blocks = form.blocks(columns);
                 let sums_at = tokens * words + tokens + token * blocks;
                 // SAFETY: as above.
-                let (scale, sums) =
-                    unsafe { (memory.part(tokens * words + token, 1), memory.part(sums_at, blocks)) };
+                let (scale, sums) = unsafe {
+                    (
+                        memory.part(tokens * words + token, 1),
+                        memory.part(sums_at, blocks),
+                    )
+                };
                 scale[0] = fill_int8(row, block, slots, sums).to_bits();
             }
         }
@@ -165,7 +181,12 @@ fn bf16(x: f32) -> u32 {
 }
 
 /// Codes of one token, the sums of its blocks; returns its scale, the largest magnitude over 127.
-fn fill_int8<'a>(row: &[f32], block: usize, slots: impl Iterator<Item = &'a mut u32>, sums: &mut [u32]) -> f32 {
+fn fill_int8<'a>(
+    row: &[f32],
+    block: usize,
+    slots: impl Iterator<Item = &'a mut u32>,
+    sums: &mut [u32],
+) -> f32 {
     let peak = row.iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
     let scale = peak / 127.0;
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };

@@ -76,7 +76,17 @@ pub(super) unsafe fn multiply_float<D: Decode>(
     sink: &Sink,
     first_row: usize,
 ) {
-    launch(cpu, Float { decode: PhantomData::<D>, block_words, tile, x, sink, first_row });
+    launch(
+        cpu,
+        Float {
+            decode: PhantomData::<D>,
+            block_words,
+            tile,
+            x,
+            sink,
+            first_row,
+        },
+    );
 }
 
 struct Float<'a, D> {
@@ -149,13 +159,21 @@ impl<D: Decode> Float<'_, D> {
 
     /// `G` tokens with `N` vectors of rows from row `lane` of the tile.
     #[inline(always)]
-    unsafe fn pass<V: Vector, const G: usize, const N: usize>(&self, first: usize, panel: &[u32], lane: usize) {
+    unsafe fn pass<V: Vector, const G: usize, const N: usize>(
+        &self,
+        first: usize,
+        panel: &[u32],
+        lane: usize,
+    ) {
         let columns = panel.len() / G;
         let words = columns / D::PER_WORD;
         let rest = columns % D::PER_WORD;
         let stride = (self.block_words + usize::from(D::SCALED)) * TILE_ROWS;
         let blocks = (words + usize::from(rest > 0)).div_ceil(self.block_words);
-        assert!(blocks * stride <= self.tile.len(), "the tile is shorter than the panel");
+        assert!(
+            blocks * stride <= self.tile.len(),
+            "the tile is shorter than the panel"
+        );
         let x = panel.as_ptr().cast::<f32>();
         // SAFETY: by the assertion the tile holds all blocks that the panel reaches into, and word `w` of a block
         // lies at `w * TILE_ROWS`; the panel holds `columns * G` floats, stored as bits of the same size.

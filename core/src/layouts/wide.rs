@@ -80,8 +80,15 @@ impl Layout for Wide {
         assert_eq!(words.len(), self.words(columns) * TILE_ROWS);
         words.fill(0);
         for (r, row) in rows.chunks_exact(columns).enumerate() {
-            for (slot, columns) in words[r..].iter_mut().step_by(TILE_ROWS).zip(row.chunks(self.per_word())) {
-                *slot = columns.iter().enumerate().fold(0, |word, (j, &x)| word | self.encode(x) << (16 * j));
+            for (slot, columns) in words[r..]
+                .iter_mut()
+                .step_by(TILE_ROWS)
+                .zip(row.chunks(self.per_word()))
+            {
+                *slot = columns
+                    .iter()
+                    .enumerate()
+                    .fold(0, |word, (j, &x)| word | self.encode(x) << (16 * j));
             }
         }
         Ok(())
@@ -90,8 +97,14 @@ impl Layout for Wide {
     fn unpack(&self, columns: usize, tile: &[u8], row: usize, out: &mut [f32]) {
         assert!(row < TILE_ROWS && out.len() == columns);
         let words: &[u32] = bytemuck::cast_slice(tile);
-        for (&word, out) in words[row..].iter().step_by(TILE_ROWS).zip(out.chunks_mut(self.per_word())) {
-            out.iter_mut().enumerate().for_each(|(j, x)| *x = self.decode(word, j));
+        for (&word, out) in words[row..]
+            .iter()
+            .step_by(TILE_ROWS)
+            .zip(out.chunks_mut(self.per_word()))
+        {
+            out.iter_mut()
+                .enumerate()
+                .for_each(|(j, x)| *x = self.decode(word, j));
         }
     }
 
@@ -100,7 +113,15 @@ impl Layout for Wide {
         if dots { Form::Bf16 } else { Form::Float }
     }
 
-    unsafe fn multiply(&self, cpu: Cpu, columns: usize, tile: &[u8], x: &Panels, sink: &Sink, first_row: usize) {
+    unsafe fn multiply(
+        &self,
+        cpu: Cpu,
+        columns: usize,
+        tile: &[u8],
+        x: &Panels,
+        sink: &Sink,
+        first_row: usize,
+    ) {
         let block = self.words(columns);
         let tile: &[u32] = bytemuck::cast_slice(tile);
         // SAFETY: passed on from the caller.
@@ -108,7 +129,9 @@ impl Layout for Wide {
             match (self, x.form) {
                 (Wide::Bf16, Form::Bf16) => multiply_bf16(cpu, tile, x, sink, first_row),
                 (Wide::F32, Form::Float) => multiply_float::<F32Words>(cpu, block, tile, x, sink, first_row),
-                (Wide::Bf16, Form::Float) => multiply_float::<Bf16Words>(cpu, block, tile, x, sink, first_row),
+                (Wide::Bf16, Form::Float) => {
+                    multiply_float::<Bf16Words>(cpu, block, tile, x, sink, first_row)
+                }
                 (Wide::F16, Form::Float) => multiply_float::<F16Words>(cpu, block, tile, x, sink, first_row),
                 (layout, form) => panic!("{} does not take activations as {form:?}", layout.name()),
             }
@@ -161,7 +184,10 @@ impl Decode for F16Words {
 /// bfloat16 dots. Panels of this form are only made where the processor has them.
 #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
 unsafe fn multiply_bf16(cpu: Cpu, tile: &[u32], x: &Panels, sink: &Sink, first_row: usize) {
-    assert!(cpu.bf16(), "panels of bfloat16 on a processor without its dot product");
+    assert!(
+        cpu.bf16(),
+        "panels of bfloat16 on a processor without its dot product"
+    );
     // SAFETY: the assertion proves AVX-512 BF16; the rest is the caller's.
     unsafe { avx512::multiply(tile, x, sink, first_row) }
 }
@@ -183,7 +209,10 @@ mod avx512 {
     /// The processor must have AVX-512 F, BW, DQ, VL and BF16; the tile's rows in the sink are the caller's alone.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
     pub(super) unsafe fn multiply(tile: &[u32], x: &Panels, sink: &Sink, first_row: usize) {
-        assert!(x.words * TILE_ROWS <= tile.len(), "the tile is shorter than the panel");
+        assert!(
+            x.words * TILE_ROWS <= tile.len(),
+            "the tile is shorter than the panel"
+        );
         for index in 0..x.groups() {
             let (first, count, panel) = x.group(index);
             // SAFETY: the tile has the words of the panel by the assertion; the rest is the caller's.
@@ -209,7 +238,13 @@ mod avx512 {
     /// One panel of `G` tokens. Each accumulator is one row of one token, summed word by word.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-    unsafe fn group<const G: usize>(tile: &[u32], panel: &[u32], sink: &Sink, first: usize, first_row: usize) {
+    unsafe fn group<const G: usize>(
+        tile: &[u32],
+        panel: &[u32],
+        sink: &Sink,
+        first: usize,
+        first_row: usize,
+    ) {
         let words = panel.len() / G;
         let mut acc = [[_mm512_setzero_ps(); 2]; G];
         let mut rows = tile.as_ptr();

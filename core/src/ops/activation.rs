@@ -34,7 +34,11 @@ impl Kernel for Row<'_> {
                 }),
                 Activation::GeluTanh => apply::<V>(self.gate, self.up, |x| {
                     // sqrt(2 / pi) (x + 0.044715 x^3)
-                    let inner = x.mul(x).mul_add(V::splat(0.044_715), V::splat(1.0)).mul(x).mul(V::splat(0.797_884_6));
+                    let inner = x
+                        .mul(x)
+                        .mul_add(V::splat(0.044_715), V::splat(1.0))
+                        .mul(x)
+                        .mul(V::splat(0.797_884_6));
                     x.mul(V::splat(0.5)).mul(V::splat(1.0).add(tanh(inner)))
                 }),
                 Activation::Relu => apply::<V>(self.gate, self.up, |x| x.max(V::splat(0.0))),
@@ -76,12 +80,19 @@ mod tests {
             Activation::Silu => x / (1.0 + libm::exp(-x)),
             Activation::Gelu => 0.5 * x * (1.0 + libm::erf(x / core::f64::consts::SQRT_2)),
             Activation::GeluTanh => {
-                0.5 * x * (1.0 + libm::tanh(libm::sqrt(2.0 / core::f64::consts::PI) * (x + 0.044_715 * x * x * x)))
+                0.5 * x
+                    * (1.0
+                        + libm::tanh(libm::sqrt(2.0 / core::f64::consts::PI) * (x + 0.044_715 * x * x * x)))
             }
             Activation::Relu => x.max(0.0),
         };
         for cpu in Cpu::detect().variants() {
-            for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+            for activation in [
+                Activation::Silu,
+                Activation::Gelu,
+                Activation::GeluTanh,
+                Activation::Relu,
+            ] {
                 let mut gate = [0.0f32; 77];
                 let mut up = [0.0f32; 77];
                 for i in 0..77 {
@@ -92,7 +103,11 @@ mod tests {
                 activate(cpu, activation, &mut gate, Some(&up));
                 for i in 0..77 {
                     let want = definition(activation, f64::from(x[i])) * f64::from(up[i]);
-                    assert!((f64::from(gate[i]) - want).abs() < 2e-5, "{activation:?} {} {i}", cpu.name());
+                    assert!(
+                        (f64::from(gate[i]) - want).abs() < 2e-5,
+                        "{activation:?} {} {i}",
+                        cpu.name()
+                    );
                 }
             }
         }

@@ -68,7 +68,10 @@ impl Crew {
         wake();
         self.take_tasks();
         drop(close);
-        assert!(!self.broken.load(SeqCst), "a task panicked on another thread of the pool");
+        assert!(
+            !self.broken.load(SeqCst),
+            "a task panicked on another thread of the pool"
+        );
     }
 
     /// Whether a job is open that still has tasks: what a follower watches while it spins.
@@ -102,7 +105,9 @@ impl Crew {
     fn take_tasks(&self) {
         // SAFETY: the caller is the leader, or a follower inside an open job: the cell was written before the job
         // was opened and is not written again until all have left.
-        let Some(work) = (unsafe { *self.work.get() }) else { return };
+        let Some(work) = (unsafe { *self.work.get() }) else {
+            return;
+        };
         let tasks = self.tasks.load(SeqCst);
         loop {
             let index = self.next.fetch_add(1, SeqCst);

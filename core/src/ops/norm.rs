@@ -20,7 +20,18 @@ pub fn norm_row(
 ) {
     assert_eq!(x.len(), weight.len(), "a norm's weight has one value per channel");
     assert_eq!(x.len(), out.len());
-    launch(cpu, Row { kind, epsilon, weight_shift, weight, bias, x, out });
+    launch(
+        cpu,
+        Row {
+            kind,
+            epsilon,
+            weight_shift,
+            weight,
+            bias,
+            x,
+            out,
+        },
+    );
 }
 
 struct Row<'a> {
@@ -116,11 +127,19 @@ mod tests {
                         NormKind::Rms => 0.0,
                         NormKind::Layer => x.iter().map(|&v| f64::from(v)).sum::<f64>() / n,
                     };
-                    let variance = x.iter().map(|&v| (f64::from(v) - mean) * (f64::from(v) - mean)).sum::<f64>() / n;
+                    let variance = x
+                        .iter()
+                        .map(|&v| (f64::from(v) - mean) * (f64::from(v) - mean))
+                        .sum::<f64>()
+                        / n;
                     for i in 0..width {
                         let w = f64::from(weight[i]);
                         let want = (f64::from(x[i]) - mean) / libm::sqrt(variance + 1e-5) * (w + 1.0) + w;
-                        assert!((f64::from(out[i]) - want).abs() < 1e-5, "{} {width} {i}", cpu.name());
+                        assert!(
+                            (f64::from(out[i]) - want).abs() < 1e-5,
+                            "{} {width} {i}",
+                            cpu.name()
+                        );
                     }
                 }
             }

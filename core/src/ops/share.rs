@@ -21,7 +21,11 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 impl<'a, T> Shared<'a, T> {
     /// Takes the slice for the time of a job.
     pub fn new(slice: &'a mut [T]) -> Self {
-        Shared { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+        Shared {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            slice: PhantomData,
+        }
     }
 
     /// The elements from `from`, `len` of them. Panics outside the slice.
@@ -30,7 +34,11 @@ impl<'a, T> Shared<'a, T> {
     /// While the result lives, nothing else may read or write these elements.
     #[allow(clippy::mut_from_ref)] // That is the purpose; the contract above replaces the borrow checker.
     pub unsafe fn part(&self, from: usize, len: usize) -> &mut [T] {
-        assert!(from <= self.len && len <= self.len - from, "part {from}+{len} of a slice of {}", self.len);
+        assert!(
+            from <= self.len && len <= self.len - from,
+            "part {from}+{len} of a slice of {}",
+            self.len
+        );
         // SAFETY: in bounds by the assertion; unaliased by the caller's promise.
         unsafe { core::slice::from_raw_parts_mut(self.start.add(from), len) }
     }
@@ -46,7 +54,10 @@ pub fn each_row<T: Send, P: Pool>(
 ) {
     let rows = slice.len() / width;
     if rows < rows_min || pool.threads() == 1 {
-        slice.chunks_exact_mut(width).enumerate().for_each(|(row, part)| work(row, part));
+        slice
+            .chunks_exact_mut(width)
+            .enumerate()
+            .for_each(|(row, part)| work(row, part));
         return;
     }
     // A few runs per thread: whoever is late leaves the rest to others.

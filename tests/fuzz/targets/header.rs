@@ -4,8 +4,8 @@
 use bantam_model::checkpoint::header::{PREFIX_BYTES, parse};
 use libfuzzer_sys::fuzz_target;
 
-/// The first byte says how much data follows the header; the length is made right half of the time, because a
-/// mutator rarely finds it.
+// The first byte says how much data follows the header; the length is made right half of the time, because a
+// mutator rarely finds it.
 fuzz_target!(|input: &[u8]| {
     let Some((&knob, text)) = input.split_first() else {
         return;

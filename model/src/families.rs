@@ -249,3 +249,34 @@ pub static FAMILIES: &[Family] = &[
         names: USUAL_NAMES,
     },
 ];
+
+/// Shapes of published models, for measuring with weights made up on the spot: name and configuration.
+pub static SHAPES: &[(&str, &str)] = &[
+    (
+        "tinyllama",
+        r#"{"model_type":"llama","hidden_size":2048,"intermediate_size":5632,"num_hidden_layers":22,
+        "num_attention_heads":32,"num_key_value_heads":4,"vocab_size":32000,"max_position_embeddings":2048,
+        "rms_norm_eps":1e-5}"#,
+    ),
+    (
+        "llama-7b",
+        r#"{"model_type":"llama","hidden_size":4096,"intermediate_size":11008,"num_hidden_layers":32,
+        "num_attention_heads":32,"vocab_size":32000,"max_position_embeddings":4096,"rms_norm_eps":1e-5}"#,
+    ),
+    (
+        "qwen2-1.5b",
+        r#"{"model_type":"qwen2","hidden_size":1536,"intermediate_size":8960,"num_hidden_layers":28,
+        "num_attention_heads":12,"num_key_value_heads":2,"vocab_size":151936,"max_position_embeddings":32768,
+        "rope_theta":1000000.0,"tie_word_embeddings":true}"#,
+    ),
+    (
+        "pythia-1.4b",
+        r#"{"model_type":"gpt_neox","hidden_size":2048,"intermediate_size":8192,"num_hidden_layers":24,
+        "num_attention_heads":16,"vocab_size":50304,"max_position_embeddings":2048}"#,
+    ),
+    (
+        "gpt-neox-20b",
+        r#"{"model_type":"gpt_neox","hidden_size":6144,"intermediate_size":24576,"num_hidden_layers":44,
+        "num_attention_heads":64,"vocab_size":50432,"max_position_embeddings":2048,"hidden_act":"gelu_fast"}"#,
+    ),
+];

@@ -15,6 +15,7 @@ pub mod pool;
 pub mod rope;
 pub mod sampler;
 pub mod spec;
+pub mod speed;
 pub mod stop;
 pub mod tokenizer;
 pub mod weights;

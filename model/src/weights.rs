@@ -1,5 +1,6 @@
 //! Fills the weights region as a plan says: from a checkpoint, or with noise for measuring.
 
+use std::cell::RefCell;
 use std::sync::Mutex;
 
 use bantam_core::layouts::{NotFinite, TILE_ROWS};
@@ -105,11 +106,13 @@ fn pack(
     each_row(pool, out, matrix.layout.tile_bytes(columns), 2, |tile, out| {
         let first = tile * TILE_ROWS;
         let count = TILE_ROWS.min(matrix.shape.rows - first);
-        let mut rows = vec![0.0; count * columns];
-        for (i, row) in rows.chunks_exact_mut(columns).enumerate() {
-            source.read_f32(source_row(first + i) * columns, row);
-        }
-        if let Err(NotFinite { row, column }) = matrix.layout.pack(columns, &rows, out) {
+        let packed = with_rows(count * columns, |rows| {
+            for (i, row) in rows.chunks_exact_mut(columns).enumerate() {
+                source.read_f32(source_row(first + i) * columns, row);
+            }
+            matrix.layout.pack(columns, rows, out)
+        });
+        if let Err(NotFinite { row, column }) = packed {
             let error = not_finite(source, source_row(first + row), column);
             *failed.lock().expect("no holder panics") = Some(error);
         }
@@ -118,6 +121,19 @@ fn pack(
         Some(error) => Err(error),
         None => Ok(()),
     }
+}
+
+/// Lends a thread's own buffer for the rows of a tile: asking the system for one per tile costs more than packing.
+fn with_rows<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
+    thread_local! {
+        static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+    ROWS.with_borrow_mut(|rows| {
+        if rows.len() < len {
+            rows.resize(len, 0.0);
+        }
+        work(&mut rows[..len])
+    })
 }
 
 /// Fills the weights with small reproducible noise: for measuring speed, where only sizes count.
@@ -137,9 +153,10 @@ fn synthesize_matrix(matrix: &Matrix, arena: &mut Arena<MmapMut>, pool: &impl Po
     let scale = 1.0 / (columns as f32).sqrt();
     let tile_bytes = matrix.layout.tile_bytes(columns);
     each_row(pool, arena.write(matrix.slot), tile_bytes, 2, |tile, out| {
-        let mut rows = vec![0.0; TILE_ROWS * columns];
-        noise((offset + tile) as u64, scale, &mut rows);
-        matrix.layout.pack(columns, &rows, out).expect("noise is finite");
+        with_rows(TILE_ROWS * columns, |rows| {
+            noise((offset + tile) as u64, scale, rows);
+            matrix.layout.pack(columns, rows, out).expect("noise is finite");
+        });
     });
 }
 

@@ -1,6 +1,6 @@
 //! The bend between two matrices of a feed-forward block, plain or gated.
 
-use super::math::{erf, load_padded, map, sigmoid, tanh};
+use super::math::{Lanewise, erf, load_padded, map_in_place, sigmoid, tanh};
 use super::vector::{Kernel, Vector, launch};
 use crate::backend::Activation;
 use crate::cpu::Cpu;
@@ -27,46 +27,99 @@ impl Kernel for Row<'_> {
         // SAFETY: launched with a proven vector.
         unsafe {
             match self.activation {
-                Activation::Silu => apply::<V>(self.gate, self.up, |x| x.mul(sigmoid(x))),
-                Activation::Gelu => apply::<V>(self.gate, self.up, |x| {
-                    let bent = erf(x.mul(V::splat(core::f32::consts::FRAC_1_SQRT_2)));
-                    x.mul(V::splat(0.5)).mul(V::splat(1.0).add(bent))
-                }),
-                Activation::GeluTanh => apply::<V>(self.gate, self.up, |x| {
-                    // sqrt(2 / pi) (x + 0.044715 x^3)
-                    let inner = x
-                        .mul(x)
-                        .mul_add(V::splat(0.044_715), V::splat(1.0))
-                        .mul(x)
-                        .mul(V::splat(0.797_884_6));
-                    x.mul(V::splat(0.5)).mul(V::splat(1.0).add(tanh(inner)))
-                }),
-                Activation::Relu => apply::<V>(self.gate, self.up, |x| x.max(V::splat(0.0))),
+                Activation::Silu => map_in_place::<V>(
+                    self.gate,
+                    &Gated {
+                        bend: Silu,
+                        up: self.up,
+                    },
+                ),
+                Activation::Gelu => map_in_place::<V>(
+                    self.gate,
+                    &Gated {
+                        bend: Gelu,
+                        up: self.up,
+                    },
+                ),
+                Activation::GeluTanh => map_in_place::<V>(
+                    self.gate,
+                    &Gated {
+                        bend: GeluTanh,
+                        up: self.up,
+                    },
+                ),
+                Activation::Relu => map_in_place::<V>(
+                    self.gate,
+                    &Gated {
+                        bend: Relu,
+                        up: self.up,
+                    },
+                ),
             }
         }
     }
 }
 
-#[inline(always)]
-unsafe fn apply<V: Vector>(gate: &mut [f32], up: Option<&[f32]>, f: impl Fn(V) -> V) {
-    let start = gate.as_mut_ptr();
-    let len = gate.len();
-    for at in (0..len).step_by(V::LANES) {
-        // SAFETY: whole vectors stay inside `gate`; the ragged end goes through `map` on its own slice.
+struct Gated<'a, B> {
+    bend: B,
+    up: Option<&'a [f32]>,
+}
+
+impl<B: Lanewise> Lanewise for Gated<'_, B> {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V, at: usize) -> V {
+        // SAFETY: `load_padded` stays inside the slice.
         unsafe {
-            let bend = |x: V| match up {
-                Some(up) => f(x).mul(load_padded(up, at)),
-                None => f(x),
-            };
-            if at + V::LANES <= len {
-                bend(V::load(start.add(at))).store(start.add(at));
-            } else {
-                let mut rest = [0.0f32; 16];
-                let tail = &mut gate[at..];
-                rest[..tail.len()].copy_from_slice(tail);
-                map::<V>(&rest[..tail.len()], tail, |x, _| bend(x));
+            let y = self.bend.apply(x, at);
+            match self.up {
+                Some(up) => y.mul(load_padded(up, at)),
+                None => y,
             }
         }
+    }
+}
+
+struct Silu;
+impl Lanewise for Silu {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V, _: usize) -> V {
+        // SAFETY: lane arithmetic.
+        unsafe { x.mul(sigmoid(x)) }
+    }
+}
+
+struct Gelu;
+impl Lanewise for Gelu {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V, _: usize) -> V {
+        // SAFETY: lane arithmetic.
+        unsafe {
+            let bent = erf(x.mul(V::splat(core::f32::consts::FRAC_1_SQRT_2)));
+            x.mul(V::splat(0.5)).mul(V::splat(1.0).add(bent))
+        }
+    }
+}
+
+struct GeluTanh;
+impl Lanewise for GeluTanh {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V, _: usize) -> V {
+        // SAFETY: lane arithmetic.
+        unsafe {
+            // sqrt(2 / pi) (x + 0.044715 x^3)
+            let cubed = x.mul(x).mul_add(V::splat(0.044_715), V::splat(1.0)).mul(x);
+            x.mul(V::splat(0.5))
+                .mul(V::splat(1.0).add(tanh(cubed.mul(V::splat(0.797_884_6)))))
+        }
+    }
+}
+
+struct Relu;
+impl Lanewise for Relu {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V, _: usize) -> V {
+        // SAFETY: lane arithmetic.
+        unsafe { x.max(V::splat(0.0)) }
     }
 }
 

@@ -112,25 +112,52 @@ fn fold<V: Vector>(x: V, f: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// Applies a lane-wise function to a slice, the ragged end in a padded vector: the same arithmetic for every element.
+/// A function of lanes. A trait rather than a closure: its method can be `#[inline(always)]`, and a closure that the
+/// compiler leaves out of line loses the vector unit.
+pub trait Lanewise {
+    /// The result for lanes `x`, which begin at element `at`.
+    ///
+    /// # Safety
+    /// As for [`Vector`].
+    unsafe fn apply<V: Vector>(&self, x: V, at: usize) -> V;
+}
+
+/// Applies a function from one slice to another, the ragged end in a padded vector: the same arithmetic for every
+/// element.
 ///
 /// # Safety
 /// As for [`Vector`].
 #[inline(always)]
-pub unsafe fn map<V: Vector>(from: &[f32], to: &mut [f32], f: impl Fn(V, usize) -> V) {
+pub unsafe fn map<V: Vector>(from: &[f32], to: &mut [f32], f: &impl Lanewise) {
     assert_eq!(from.len(), to.len());
-    let whole = from.len() / V::LANES * V::LANES;
-    for at in (0..whole).step_by(V::LANES) {
-        // SAFETY: `at + LANES <= len` for both slices.
-        unsafe { f(V::load(from.as_ptr().add(at)), at).store(to.as_mut_ptr().add(at)) };
-    }
-    if whole < from.len() {
-        let rest = from.len() - whole;
-        let mut lanes = [0.0f32; 16];
-        lanes[..rest].copy_from_slice(&from[whole..]);
-        // SAFETY: the array holds the widest vector.
-        unsafe { f(V::load(lanes.as_ptr()), whole).store(lanes.as_mut_ptr()) };
-        to[whole..].copy_from_slice(&lanes[..rest]);
+    // SAFETY: both slices have the length.
+    unsafe { map_raw::<V>(from.as_ptr(), to.as_mut_ptr(), to.len(), f) }
+}
+
+/// The same in place.
+///
+/// # Safety
+/// As for [`Vector`].
+#[inline(always)]
+pub unsafe fn map_in_place<V: Vector>(slice: &mut [f32], f: &impl Lanewise) {
+    // SAFETY: every vector is loaded before it is stored, at the same place.
+    unsafe { map_raw::<V>(slice.as_ptr(), slice.as_mut_ptr(), slice.len(), f) }
+}
+
+#[inline(always)]
+unsafe fn map_raw<V: Vector>(from: *const f32, to: *mut f32, len: usize, f: &impl Lanewise) {
+    let whole = len / V::LANES * V::LANES;
+    // SAFETY: whole vectors stay inside `len`; the array holds the widest vector.
+    unsafe {
+        for at in (0..whole).step_by(V::LANES) {
+            f.apply(V::load(from.add(at)), at).store(to.add(at));
+        }
+        if whole < len {
+            let mut lanes = [0.0f32; 16];
+            core::ptr::copy_nonoverlapping(from.add(whole), lanes.as_mut_ptr(), len - whole);
+            f.apply(V::load(lanes.as_ptr()), whole).store(lanes.as_mut_ptr());
+            core::ptr::copy_nonoverlapping(lanes.as_ptr(), to.add(whole), len - whole);
+        }
     }
 }
 
@@ -169,13 +196,20 @@ mod tests {
         #[inline(always)]
         unsafe fn run<V: Vector>(self) {
             // SAFETY: launched with a proven vector.
+            unsafe { map::<V>(self.from, self.to, &Named(self.function)) }
+        }
+    }
+    struct Named(&'static str);
+    impl Lanewise for Named {
+        unsafe fn apply<V: Vector>(&self, x: V, _: usize) -> V {
+            // SAFETY: launched with a proven vector.
             unsafe {
-                map::<V>(self.from, self.to, |x, _| match self.function {
+                match self.0 {
                     "exp" => exp(x),
                     "sigmoid" => sigmoid(x),
                     "erf" => erf(x),
                     _ => tanh(x),
-                });
+                }
             }
         }
     }

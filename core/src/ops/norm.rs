@@ -1,6 +1,6 @@
 //! Normalization of rows: root mean square, or mean and variance.
 
-use super::math::{load_padded, map, sum};
+use super::math::{Lanewise, load_padded, map, sum};
 use super::vector::{Kernel, Vector, launch};
 use crate::backend::NormKind;
 use crate::cpu::Cpu;
@@ -50,57 +50,92 @@ impl Kernel for Row<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let width = self.x.len() as f32;
-        // SAFETY: launched with a proven vector; `load_padded` and `map` stay inside their slices.
+        // SAFETY: launched with a proven vector; `map` and the totals stay inside their slices.
         unsafe {
             let mean = match self.kind {
                 NormKind::Rms => 0.0,
-                NormKind::Layer => total::<V>(self.x, |x| x) / width,
+                NormKind::Layer => total::<V>(self.x) / width,
             };
-            let center = V::splat(mean);
-            let squares = total_centered::<V>(self.x, center);
-            let scale = V::splat(1.0 / libm::sqrtf(squares / width + self.epsilon));
-            let shift = V::splat(self.weight_shift);
-            map::<V>(self.x, self.out, |x, at| {
-                let weight = load_padded::<V>(self.weight, at).add(shift);
-                let y = x.sub(center).mul(scale).mul(weight);
-                match self.bias {
-                    Some(bias) => y.add(load_padded(bias, at)),
-                    None => y,
-                }
-            });
+            let variance = total_of_squares::<V>(self.x, mean) / width;
+            let scale = 1.0 / libm::sqrtf(variance + self.epsilon);
+            let Row {
+                weight_shift,
+                weight,
+                bias,
+                ..
+            } = self;
+            map::<V>(
+                self.x,
+                self.out,
+                &Normalized {
+                    mean,
+                    scale,
+                    weight_shift,
+                    weight,
+                    bias,
+                },
+            );
         }
     }
 }
 
-/// The sum of `f(x)` over a row, lane by lane and then across lanes: a fixed order for a given width.
+struct Normalized<'a> {
+    mean: f32,
+    scale: f32,
+    weight_shift: f32,
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+}
+
+impl Lanewise for Normalized<'_> {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V, at: usize) -> V {
+        // SAFETY: `load_padded` stays inside the slices.
+        unsafe {
+            let weight = load_padded::<V>(self.weight, at).add(V::splat(self.weight_shift));
+            let y = x.sub(V::splat(self.mean)).mul(V::splat(self.scale)).mul(weight);
+            match self.bias {
+                Some(bias) => y.add(load_padded(bias, at)),
+                None => y,
+            }
+        }
+    }
+}
+
+/// The sum of a row, lane by lane and then across lanes: a fixed order for a given width.
 #[inline(always)]
-unsafe fn total<V: Vector>(x: &[f32], f: impl Fn(V) -> V) -> f32 {
-    // SAFETY: `load_padded` stays inside the slice.
+unsafe fn total<V: Vector>(x: &[f32]) -> f32 {
+    // SAFETY: `load_padded` stays inside the slice; its padding adds nothing.
     unsafe {
         let mut lanes = V::splat(0.0);
         for at in (0..x.len()).step_by(V::LANES) {
-            lanes = lanes.add(f(load_padded(x, at)));
+            lanes = lanes.add(load_padded(x, at));
         }
         sum(lanes)
     }
 }
 
-/// The sum of squares around `center`; the padding past the end must not count, so it is added apart.
+/// The sum of squares around a mean. Padding would count as far from the mean, so it is set to zero again.
 #[inline(always)]
-unsafe fn total_centered<V: Vector>(x: &[f32], center: V) -> f32 {
+unsafe fn total_of_squares<V: Vector>(x: &[f32], mean: f32) -> f32 {
     let whole = x.len() / V::LANES * V::LANES;
-    // SAFETY: the first call sees whole vectors only; the second a slice of its own.
+    // SAFETY: whole vectors stay inside the slice; the array holds the widest vector.
     unsafe {
-        let square = |v: V| {
-            let d = v.sub(center);
-            d.mul(d)
-        };
-        let mut rest = [0.0f32; 16];
-        let tail = x.len() - whole;
-        if tail > 0 {
-            square(load_padded(x, whole)).store(rest.as_mut_ptr());
+        let center = V::splat(mean);
+        let mut lanes = V::splat(0.0);
+        for at in (0..whole).step_by(V::LANES) {
+            let d = V::load(x.as_ptr().add(at)).sub(center);
+            lanes = d.mul_add(d, lanes);
         }
-        total(&x[..whole], square) + rest[..tail].iter().sum::<f32>()
+        if whole < x.len() {
+            let mut rest = [0.0f32; 16];
+            let tail = x.len() - whole;
+            load_padded::<V>(x, whole).sub(center).store(rest.as_mut_ptr());
+            rest[tail..].fill(0.0);
+            let d = V::load(rest.as_ptr());
+            lanes = d.mul_add(d, lanes);
+        }
+        sum(lanes)
     }
 }
 

@@ -1,0 +1,139 @@
+//! Flags that decide how a model is held in memory and computed, the same for every verb.
+
+use bantam_core::{Cpu, KvKind, Precision};
+use bantam_model::engine::Engine;
+use bantam_model::plan::Options;
+use bantam_model::pool::Threads;
+use bantam_model::source::Source;
+use clap::{Args, ValueEnum};
+
+use crate::failure::Failure;
+use crate::progress::Progress;
+
+/// Positions where neither the model nor a flag asks for fewer or more.
+pub(crate) const CONTEXT: usize = 4096;
+/// Tokens of a prompt that are computed together.
+const CHUNK: usize = 512;
+/// More threads than this are a typing error.
+const THREADS_MAX: u64 = 1024;
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PrecisionName {
+    /// float32 throughout
+    Exact,
+    /// Short integer and bfloat16 products
+    Fast,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum KvName {
+    F32,
+    F16,
+    Int8,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum QuantizationName {
+    /// Matrices of the layers in eight bits, with a scale per row
+    Int8,
+}
+
+/// How to compute.
+#[derive(Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct EngineFlags {
+    /// How floating point is done
+    #[arg(long, value_enum, default_value = "fast")]
+    precision: PrecisionName,
+    /// How keys and values are stored [default: f32 for exact, f16 for fast]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    kv: Option<KvName>,
+    /// Stores the matrices of the layers smaller than the checkpoint does
+    #[arg(long, value_enum, value_name = "TYPE")]
+    quantization: Option<QuantizationName>,
+    /// Threads that compute [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=THREADS_MAX))]
+    threads: Option<u64>,
+    /// Tokens of a prompt that are computed together [default: 512]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    chunk: Option<u64>,
+}
+
+/// How long a sequence may become.
+#[derive(Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct ContextFlag {
+    /// Tokens that a sequence may have [default: what the model knows, at most 4096]
+    #[arg(long = "context", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    tokens: Option<u64>,
+}
+
+impl ContextFlag {
+    /// The flag, or the model's own within reason.
+    pub(crate) fn of(&self, source: &Source) -> usize {
+        match self.tokens {
+            Some(tokens) => size(tokens),
+            None => source.spec.context.min(CONTEXT),
+        }
+    }
+}
+
+/// A flag's number; one that does not fit is refused further on as too large.
+pub(crate) fn size(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+impl EngineFlags {
+    /// The options of a run, before a plan has judged them.
+    pub(crate) fn options(&self, context: usize, sequences: usize, logits_rows: usize) -> Options {
+        let precision = match self.precision {
+            PrecisionName::Exact => Precision::Exact,
+            PrecisionName::Fast => Precision::Fast,
+        };
+        let kv = match (self.kv, precision) {
+            (Some(KvName::F32), _) | (None, Precision::Exact) => KvKind::F32,
+            (Some(KvName::F16), _) | (None, Precision::Fast) => KvKind::F16,
+            (Some(KvName::Int8), _) => KvKind::Int8,
+        };
+        // A step never has more tokens than all sequences together.
+        let most = context.saturating_mul(sequences).max(1);
+        let chunk = self.chunk.map_or(CHUNK, size).min(most).max(sequences);
+        Options {
+            context,
+            sequences,
+            chunk,
+            logits_rows: logits_rows.min(chunk),
+            kv,
+            precision,
+            int8: matches!(self.quantization, Some(QuantizationName::Int8)),
+        }
+    }
+
+    /// Threads that compute.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.map_or_else(Threads::available, size)
+    }
+
+    /// Loads the model, with something to look at where it takes long.
+    pub(crate) fn load(&self, source: &Source, options: Options) -> Result<Engine, Failure> {
+        let _progress = Progress::waiting(format!("loading {}", source.folder().display()));
+        Ok(source.load(options, Cpu::detect(), self.threads())?)
+    }
+}
+
+/// How the options of a plan are spelled on the command line.
+pub(crate) fn kv_name(kv: KvKind) -> &'static str {
+    match kv {
+        KvKind::F32 => "f32",
+        KvKind::F16 => "f16",
+        KvKind::Int8 => "int8",
+    }
+}
+
+/// The same for the precision.
+pub(crate) fn precision_name(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Exact => "exact",
+        Precision::Fast => "fast",
+    }
+}

@@ -1,0 +1,258 @@
+//! `bantam inspect`: what a checkpoint is, or what one of its tensors holds.
+
+use std::path::{Path, PathBuf};
+
+use bantam_core::Cpu;
+use bantam_model::checkpoint::writer::write_safetensors;
+use bantam_model::checkpoint::{Checkpoint, Dtype, TensorView};
+use bantam_model::inspect::{self, Inspection};
+use bantam_model::plan::Plan;
+use bantam_model::source::Source;
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::carried;
+use crate::chosen_model::ChosenModel;
+use crate::engine_flags::EngineFlags;
+use crate::failure::{Failure, refused};
+use crate::output;
+
+/// Names shown where a tensor is not found, or not used.
+const NAMES_SHOWN: usize = 8;
+
+/// Shows what a model is: family, shapes, types, parameters, bits per weight; or one of its tensors
+#[derive(Args)]
+pub(crate) struct Inspect {
+    #[command(flatten)]
+    model: ChosenModel,
+    /// Writes a JSON object
+    #[arg(long)]
+    json: bool,
+    /// Lists every tensor too
+    #[arg(long)]
+    tensors: bool,
+    /// Shows one tensor, named as in the checkpoint
+    #[arg(long, value_name = "NAME", conflicts_with = "tensors")]
+    tensor: Option<String>,
+    /// Writes that tensor to a safetensors file as float32, rows as they are stored
+    #[arg(long, value_name = "F.safetensors", requires = "tensor")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+impl Inspect {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        if let Some(name) = &self.tensor {
+            return self.one_tensor(name);
+        }
+        let source = self.model.open()?;
+        // What a token costs is a matter of how the weights will lie in memory.
+        let options = self.engine.options(1, 1, 1);
+        let plan = source.plan(options, Cpu::detect())?;
+        let inspection = Inspection::new(&source.checkpoint, &plan);
+        match self.json {
+            true => output::json(&as_json(&source, &plan, &inspection))?,
+            false => output::line(&self.as_text(&source, &plan, &inspection))?,
+        }
+        Ok(())
+    }
+
+    /// Needs no config.json: any safetensors file will do.
+    fn one_tensor(&self, name: &str) -> Result<(), Failure> {
+        let checkpoint = match self.model.path() {
+            Some(path) => Checkpoint::open(path)?,
+            None => carried::open()?.checkpoint,
+        };
+        let place = self.model.path().unwrap_or(Path::new(carried::LABEL));
+        let tensor = checkpoint
+            .tensor(name)
+            .ok_or_else(|| no_tensor(&checkpoint, place, name))?;
+        if let Some(out) = &self.out {
+            return write_tensor(&tensor, out);
+        }
+        let values = inspect::values(&tensor);
+        let (shape, dtype) = (tensor.shape, tensor.dtype.name());
+        if self.json {
+            let mut object = Map::from_iter([
+                ("name".to_owned(), json!(name)),
+                ("dtype".to_owned(), json!(dtype)),
+                ("shape".to_owned(), json!(shape)),
+                ("bytes".to_owned(), json!(tensor.data.len())),
+            ]);
+            if let Some(values) = values {
+                object.insert("min".to_owned(), json!(values.min));
+                object.insert("max".to_owned(), json!(values.max));
+                object.insert("mean".to_owned(), json!(values.mean));
+                object.insert("not_finite".to_owned(), json!(values.not_finite));
+            }
+            return Ok(output::json(&Value::Object(object))?);
+        }
+        let values = match values {
+            None => "no finite value".to_owned(),
+            Some(values) => {
+                let bad = match values.not_finite {
+                    0 => String::new(),
+                    bad => format!(", {bad} values are NaN or infinite"),
+                };
+                format!(
+                    "min {:.6}, max {:.6}, mean {:.6}{bad}",
+                    values.min, values.max, values.mean
+                )
+            }
+        };
+        let bytes = output::bytes(tensor.data.len() as u64);
+        Ok(output::line(&format!(
+            "{name}: {dtype} {shape:?}, {bytes}\n{values}"
+        ))?)
+    }
+
+    fn as_text(&self, source: &Source, plan: &Plan, inspection: &Inspection) -> String {
+        let spec = &source.spec;
+        let mut rows: Vec<Vec<String>> = Vec::new();
+        let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
+        row("family", spec.family.to_owned());
+        row(
+            "parameters",
+            format!(
+                "{} ({})",
+                output::count(inspection.parameters),
+                inspection.parameters
+            ),
+        );
+        row("layers", spec.layers.len().to_string());
+        row("hidden", spec.hidden.to_string());
+        if let Some(layer) = spec.layers.first() {
+            let attention = &layer.attention;
+            row(
+                "heads",
+                format!(
+                    "{} of {}, {} for keys and values",
+                    attention.heads, attention.head_width, attention.kv_heads
+                ),
+            );
+            row("feed-forward", layer.mlp.width.to_string());
+        }
+        let head = if spec.tied {
+            "the embedding"
+        } else {
+            "its own matrix"
+        };
+        row("vocabulary", spec.vocab.to_string());
+        row("head", head.to_owned());
+        row("context", spec.context.to_string());
+        for share in &inspection.dtypes {
+            row(
+                share.dtype.name(),
+                format!("{} tensors, {}", share.tensors, output::bytes(share.bytes)),
+            );
+        }
+        row("bits per weight", format!("{:.3}", inspection.bits_per_weight()));
+        row("read per token", output::bytes(plan.bytes_per_token as u64));
+        row("files", output::bytes(source.checkpoint.file_bytes()));
+        if !inspection.unused.is_empty() {
+            row("not used", names(&inspection.unused));
+        }
+        let mut text = format!(
+            "{}\n\n{}",
+            source.folder().display(),
+            output::table(&rows, &[false, false])
+        );
+        if self.tensors {
+            let row = |tensor: TensorView| {
+                let shape = format!("{:?}", tensor.shape);
+                vec![tensor.name.to_owned(), tensor.dtype.name().to_owned(), shape]
+            };
+            let rows: Vec<Vec<String>> = source.checkpoint.tensors().map(row).collect();
+            text += "\n\n";
+            text += &output::table(&rows, &[false, false, false]);
+        }
+        text
+    }
+}
+
+/// The first few of many names.
+fn names(names: &[String]) -> String {
+    let shown = names.iter().take(NAMES_SHOWN).map(String::as_str);
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMES_SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+fn as_json(source: &Source, plan: &Plan, inspection: &Inspection) -> Value {
+    let spec = &source.spec;
+    let first = spec.layers.first();
+    let attention = first.map(|layer| layer.attention);
+    let dtypes: Map<String, Value> = inspection
+        .dtypes
+        .iter()
+        .map(|share| {
+            let numbers = json!({
+                "tensors": share.tensors,
+                "elements": share.elements,
+                "bytes": share.bytes,
+            });
+            (share.dtype.name().to_owned(), numbers)
+        })
+        .collect();
+    let tensors = source.checkpoint.tensors().map(|tensor| {
+        json!({
+            "name": tensor.name,
+            "dtype": tensor.dtype.name(),
+            "shape": tensor.shape,
+            "bytes": tensor.data.len(),
+        })
+    });
+    json!({
+        "family": spec.family,
+        "layers": spec.layers.len(),
+        "hidden": spec.hidden,
+        "heads": attention.map(|attention| attention.heads),
+        "kv_heads": attention.map(|attention| attention.kv_heads),
+        "head_width": attention.map(|attention| attention.head_width),
+        "feed_forward": first.map(|layer| layer.mlp.width),
+        "vocab": spec.vocab,
+        "context": spec.context,
+        "tied_head": spec.tied,
+        "parameters": inspection.parameters,
+        "weight_bytes": inspection.weight_bytes,
+        "file_bytes": source.checkpoint.file_bytes(),
+        "dtypes": dtypes,
+        "bits_per_weight": inspection.bits_per_weight(),
+        "bytes_per_token": plan.bytes_per_token,
+        "unused_tensors": inspection.unused,
+        "tensors": tensors.collect::<Vec<_>>(),
+    })
+}
+
+/// Says which names come near.
+fn no_tensor(checkpoint: &Checkpoint, place: &Path, name: &str) -> Failure {
+    let last = name.rsplit('.').find(|part| *part != "weight" && *part != "bias");
+    let near = |tensor: &TensorView| last.is_some_and(|last| !last.is_empty() && tensor.name.contains(last));
+    let mut found: Vec<String> = checkpoint
+        .tensors()
+        .filter(near)
+        .map(|tensor| tensor.name.to_owned())
+        .collect();
+    if found.is_empty() {
+        found = checkpoint
+            .tensors()
+            .map(|tensor| tensor.name.to_owned())
+            .collect();
+    }
+    refused(format!(
+        "{}: no tensor {name:?}; there are {}: `bantam inspect --tensors` lists all of them",
+        place.display(),
+        names(&found)
+    ))
+}
+
+fn write_tensor(tensor: &TensorView, out: &Path) -> Result<(), Failure> {
+    let mut values = vec![0.0; tensor.elements()];
+    tensor.read_f32(0, &mut values);
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    write_safetensors(out, &[(tensor.name, Dtype::F32, tensor.shape, &bytes)], &[])?;
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! `bantam plan`: every byte of a run before it begins. It reads headers and never weights.
+
+use bantam_core::{Cpu, Region};
+use bantam_model::memory;
+use bantam_model::plan::Plan;
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::chosen_model::ChosenModel;
+use crate::engine_flags::{ContextFlag, EngineFlags, kv_name, precision_name, size};
+use crate::failure::Failure;
+use crate::output;
+
+/// Shows how many bytes a run will take, line by line, without loading anything
+#[derive(Args)]
+pub(crate) struct PlanRun {
+    #[command(flatten)]
+    model: ChosenModel,
+    /// Writes a JSON object
+    #[arg(long)]
+    json: bool,
+    /// Sequences that are open at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
+    sequences: u64,
+    #[command(flatten)]
+    context: ContextFlag,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+impl PlanRun {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let source = self.model.open()?;
+        let sequences = size(self.sequences);
+        let options = self
+            .engine
+            .options(self.context.of(&source), sequences, sequences);
+        let plan = source.plan(options, Cpu::detect())?;
+        let available = memory::available();
+        match self.json {
+            true => output::json(&as_json(&plan, available))?,
+            false => output::line(&as_text(&plan, &source.folder().display().to_string(), available))?,
+        }
+        Ok(())
+    }
+}
+
+fn region_name(region: Region) -> &'static str {
+    match region {
+        Region::Weights => "weights",
+        Region::Cache => "cache",
+        Region::Work => "work",
+    }
+}
+
+/// Whether the run fits, where that can be told.
+fn fits(plan: &Plan, available: Option<u64>) -> Option<bool> {
+    available.map(|available| plan.bytes() as u64 <= available)
+}
+
+fn as_json(plan: &Plan, available: Option<u64>) -> Value {
+    let lines = plan.lines.iter().map(|line| {
+        json!({
+            "name": line.name,
+            "region": region_name(line.region),
+            "lifetime": line.lifetime,
+            "shape": line.shape,
+            "bytes": line.bytes,
+        })
+    });
+    let options = &plan.options;
+    json!({
+        "lines": lines.collect::<Vec<_>>(),
+        "bytes": plan.bytes(),
+        "weight_bytes": plan.weight_bytes,
+        "cache_bytes": plan.cache_bytes,
+        "work_bytes": plan.work_bytes,
+        "bytes_per_token": plan.bytes_per_token,
+        "available_bytes": available,
+        "fits": fits(plan, available),
+        "options": {
+            "context": options.context,
+            "sequences": options.sequences,
+            "chunk": options.chunk,
+            "kv": kv_name(options.kv),
+            "precision": precision_name(options.precision),
+            "int8_weights": options.int8,
+        },
+    })
+}
+
+fn as_text(plan: &Plan, model: &str, available: Option<u64>) -> String {
+    let row = |cells: [&str; 5]| cells.map(str::to_owned).to_vec();
+    let mut rows = vec![row(["buffer", "region", "lives for a", "shape", "bytes"])];
+    for line in plan.lines.iter().filter(|line| line.bytes > 0) {
+        let bytes = line.bytes.to_string();
+        rows.push(row([
+            &line.name,
+            region_name(line.region),
+            line.lifetime,
+            &line.shape,
+            &bytes,
+        ]));
+    }
+    for (name, bytes) in [
+        ("weights", plan.weight_bytes),
+        ("cache", plan.cache_bytes),
+        ("work", plan.work_bytes),
+        ("all", plan.bytes()),
+    ] {
+        let name = format!("sum of {name}");
+        let people = output::bytes(bytes as u64);
+        rows.push(row([&name, "", "", &people, &bytes.to_string()]));
+    }
+    let options = &plan.options;
+    let verdict = match (fits(plan, available), available) {
+        (Some(true), Some(available)) => format!("fits: {} of memory are free", output::bytes(available)),
+        (Some(false), Some(available)) => format!(
+            "does not fit: {} of memory are free; try a shorter --context, --kv int8 or --quantization int8",
+            output::bytes(available)
+        ),
+        _ => "how much memory is free cannot be told on this system".to_owned(),
+    };
+    format!(
+        "{model}: context {}, {} at once, chunks of {}, keys and values {}, {} precision\n\n{}\n\n\
+         {} of weights are read for every token\n{verdict}",
+        options.context,
+        options.sequences,
+        options.chunk,
+        kv_name(options.kv),
+        precision_name(options.precision),
+        output::table(&rows, &[false, false, false, false, true]),
+        output::bytes(plan.bytes_per_token as u64),
+    )
+}

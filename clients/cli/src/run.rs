@@ -1,0 +1,303 @@
+//! `bantam run`: continues a prompt, and writes the text while it comes.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use bantam_core::Cpu;
+use bantam_model::engine::Engine;
+use bantam_model::generate::{Finish, Generation};
+use bantam_model::generation::{EosSources, GenerationSettings};
+use bantam_model::source::{Source, Text};
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::engine_flags::{ContextFlag, EngineFlags};
+use crate::failure::{Failure, refused, usage};
+use crate::sampling_flags::SamplingFlags;
+use crate::token_ids::{self, TokenIds};
+use crate::{chosen_model, output};
+
+/// A prompt that is piped in may be this long.
+const PROMPT_BYTES_MAX: u64 = 64 << 20;
+
+/// Continues a prompt, and writes the text while it comes
+#[derive(Args)]
+#[command(
+    override_usage = "bantam run [OPTIONS] [MODEL] PROMPT\n       bantam run [OPTIONS] [MODEL] --ids 1,2,3",
+    after_help = "Examples:\n  bantam run \"Once upon a time\"\n  bantam run ./my-model \"Once upon a time\"\n  \
+                  bantam run ./my-model - < prompt.txt"
+)]
+pub(crate) struct Run {
+    /// MODEL, a folder in Hugging Face form (without it, the small model that bantam carries), and PROMPT, the text
+    /// to continue (- reads it from standard input)
+    #[arg(value_name = "MODEL] [PROMPT", num_args = 0..=2)]
+    places: Vec<String>,
+    /// MODEL by name
+    #[arg(long, value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// PROMPT by name
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Token ids instead of a prompt, taken as they are
+    #[arg(long, value_name = "IDS", conflicts_with = "prompt")]
+    ids: Option<TokenIds>,
+    /// Writes one JSON object at the end instead of text
+    #[arg(long)]
+    json: bool,
+    /// Says how fast it was, also where nobody watches
+    #[arg(long, short)]
+    verbose: bool,
+    #[command(flatten)]
+    sampling: SamplingFlags,
+    #[command(flatten)]
+    context: ContextFlag,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+/// What is to be continued.
+#[derive(Debug, PartialEq, Eq)]
+enum Prompt {
+    Ids(Vec<u32>),
+    Text(String),
+    Piped,
+}
+
+impl Run {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let (model, prompt) = self.model_and_prompt()?;
+        let source = chosen_model::open(model.as_deref())?;
+        let context = self.context.of(&source);
+        let options = self.engine.options(context, 1, 1);
+        source.plan(options, Cpu::detect())?;
+        let text = match &prompt {
+            Prompt::Ids(_) if !self.sampling.has_stop_strings() => source.text_if_any()?,
+            _ => Some(source.text()?),
+        };
+        let ids = ids(&source, text.as_ref(), prompt)?;
+        token_ids::check(&source, &ids)?;
+        check_length(&source, ids.len(), context)?;
+        let settings = self.settings(&source, text.as_ref())?;
+        let mut engine = self.engine.load(&source, options)?;
+        let mut story = Story::new(settings.sampling.seed, ids.len());
+        self.generate(&mut engine, text.as_ref(), settings, &ids, &mut story)?;
+        if self.json {
+            output::json(&story.json(&engine))?;
+        }
+        if self.verbose || (output::is_watched() && !self.json) {
+            output::warn(&story.summary());
+        }
+        Ok(())
+    }
+
+    /// Sorts out the two places, of which the first may be left out.
+    fn model_and_prompt(&self) -> Result<(Option<PathBuf>, Prompt), Failure> {
+        let given = match (&self.ids, &self.prompt) {
+            (Some(ids), _) => Some(Prompt::Ids(ids.0.clone())),
+            (None, Some(text)) => Some(prompt(text)),
+            (None, None) => None,
+        };
+        let is_piped = !io::stdin().is_terminal();
+        match (self.places.as_slice(), &self.model, given) {
+            ([], model, Some(given)) => Ok((model.clone(), given)),
+            ([model], None, Some(given)) => Ok((Some(model.into()), given)),
+            ([text], Some(model), None) => Ok((Some(model.clone()), prompt(text))),
+            ([model, text], None, None) => Ok((Some(model.into()), prompt(text))),
+            ([], model, None) if is_piped => Ok((model.clone(), Prompt::Piped)),
+            ([place], None, None) if is_a_model(place) => match is_piped {
+                true => Ok((Some(place.into()), Prompt::Piped)),
+                false => Err(usage(format!(
+                    "PROMPT is missing: {place:?} is a model; write: bantam run {place:?} \"Once upon a time\""
+                ))),
+            },
+            ([text], None, None) => Ok((None, prompt(text))),
+            ([], _, None) => Err(usage(
+                "PROMPT is missing; write: bantam run [MODEL] \"Once upon a time\"",
+            )),
+            _ => Err(usage(
+                "expected one MODEL and one PROMPT, found more; give each once, by place or as --model, --prompt \
+                 or --ids",
+            )),
+        }
+    }
+
+    fn settings(&self, source: &Source, text: Option<&Text>) -> Result<GenerationSettings, Failure> {
+        let eos = EosSources {
+            config: &source.spec.eos,
+            tokenizer: text.and_then(|text| text.tokenizer.eos()),
+        };
+        let defaults = source.generation_defaults()?;
+        Ok(defaults.settings(&self.sampling.flags(), eos)?)
+    }
+
+    /// Generates, and writes what there is to write as soon as it is certain.
+    fn generate(
+        &self,
+        engine: &mut Engine,
+        text: Option<&Text>,
+        settings: GenerationSettings,
+        prompt: &[u32],
+        story: &mut Story,
+    ) -> Result<(), Failure> {
+        let table = text.map(|text| text.table.clone());
+        story.text = text.map(|_| String::new());
+        let began = Instant::now();
+        let mut generation = Generation::begin(engine, table, settings, prompt)?;
+        story.prefill_seconds = began.elapsed().as_secs_f64();
+        let began = Instant::now();
+        let mut out = io::stdout().lock();
+        while let Some(token) = generation.next(engine)? {
+            story.ids.push(token.id);
+            story.finish = token.finish.unwrap_or(story.finish);
+            match &mut story.text {
+                Some(all) if self.json => all.push_str(token.text),
+                Some(_) => out.write_all(token.text.as_bytes())?,
+                // Without a tokenizer there are only numbers to show.
+                None if !self.json => write!(out, "{} ", token.id)?,
+                None => {}
+            }
+            if !self.json {
+                out.flush()?;
+            }
+        }
+        story.decode_seconds = began.elapsed().as_secs_f64();
+        generation.end(engine);
+        if !self.json {
+            writeln!(out)?;
+            out.flush()?;
+        }
+        Ok(())
+    }
+}
+
+/// `-` stands for standard input.
+fn prompt(text: &str) -> Prompt {
+    match text {
+        "-" => Prompt::Piped,
+        text => Prompt::Text(text.to_owned()),
+    }
+}
+
+/// Whether one argument alone is rather a model than a prompt.
+fn is_a_model(place: &str) -> bool {
+    let path = Path::new(place);
+    path.join("config.json").is_file() || (path.is_file() && place.ends_with(".safetensors"))
+}
+
+/// The prompt as tokens.
+fn ids(source: &Source, text: Option<&Text>, prompt: Prompt) -> Result<Vec<u32>, Failure> {
+    let prompt = match prompt {
+        Prompt::Ids(ids) => return Ok(ids),
+        Prompt::Text(text) => text,
+        Prompt::Piped => piped()?,
+    };
+    let text = text.expect("a text prompt has asked for the tokenizer");
+    let ids = text.tokenizer.encode(&prompt, true);
+    Ok(ids.map_err(|error| source.tokenizer_error(error))?)
+}
+
+/// A prompt from standard input, without the line break that ends it.
+fn piped() -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = io::stdin()
+        .lock()
+        .take(PROMPT_BYTES_MAX)
+        .read_to_string(&mut text);
+    read.map_err(|source| Failure::Read {
+        path: "standard input".into(),
+        expected: "a prompt in UTF-8",
+        source,
+    })?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    match text.is_empty() {
+        true => Err(usage(
+            "PROMPT is missing, and standard input is empty; write: bantam run [MODEL] \"Once upon a time\"",
+        )),
+        false => Ok(text),
+    }
+}
+
+/// Refuses a prompt that does not fit before the model is loaded.
+fn check_length(source: &Source, tokens: usize, context: usize) -> Result<(), Failure> {
+    if tokens <= context {
+        return Ok(());
+    }
+    let most = source.spec.context;
+    let advice = match tokens < most {
+        true => format!("shorten it, or raise --context (this model knows up to {most})"),
+        false => format!("shorten it: this model knows up to {most}"),
+    };
+    Err(refused(format!(
+        "the prompt has {tokens} tokens, the context has room for {context}: {advice}"
+    )))
+}
+
+/// What happened.
+struct Story {
+    ids: Vec<u32>,
+    /// Kept only where it is to be told at the end.
+    text: Option<String>,
+    finish: Finish,
+    seed: u64,
+    prompt_tokens: usize,
+    prefill_seconds: f64,
+    decode_seconds: f64,
+}
+
+impl Story {
+    fn new(seed: u64, prompt_tokens: usize) -> Self {
+        Story {
+            ids: Vec::new(),
+            text: None,
+            finish: Finish::Length,
+            seed,
+            prompt_tokens,
+            prefill_seconds: 0.0,
+            decode_seconds: 0.0,
+        }
+    }
+
+    fn prefill_rate(&self) -> f64 {
+        self.prompt_tokens as f64 / self.prefill_seconds
+    }
+
+    /// The first token comes from the prompt's own logits: reading them is prefill.
+    fn decode_rate(&self) -> f64 {
+        self.ids.len().saturating_sub(1) as f64 / self.decode_seconds
+    }
+
+    fn json(&self, engine: &Engine) -> Value {
+        json!({
+            "ids": self.ids,
+            "text": self.text,
+            "finish_reason": self.finish.name(),
+            "prompt_tokens": self.prompt_tokens,
+            "seed": self.seed,
+            "memory_bytes": engine.memory_bytes(),
+            "timings": {
+                "prefill_seconds": self.prefill_seconds,
+                "decode_seconds": self.decode_seconds,
+                "prefill_tokens_per_second": self.prefill_rate(),
+                "decode_tokens_per_second": self.decode_rate(),
+            },
+        })
+    }
+
+    fn summary(&self) -> String {
+        format!(
+            "[{} tokens read at {:.1} per second, {} written at {:.1} per second; ended by {}; seed {}]",
+            self.prompt_tokens,
+            self.prefill_rate(),
+            self.ids.len(),
+            self.decode_rate(),
+            self.finish.name(),
+            self.seed
+        )
+    }
+}

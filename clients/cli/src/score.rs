@@ -1,0 +1,111 @@
+//! `bantam score`: the logits of given tokens, into a file.
+
+use std::path::{Path, PathBuf};
+
+use bantam_core::Cpu;
+use bantam_model::checkpoint::Dtype;
+use bantam_model::checkpoint::writer::write_safetensors;
+use bantam_model::score;
+use bantam_model::source::Source;
+use clap::Args;
+
+use crate::chosen_model::ChosenModel;
+use crate::engine_flags::EngineFlags;
+use crate::failure::{Failure, refused};
+use crate::progress::Progress;
+use crate::token_ids::{self, TokenIds};
+
+/// Positions whose logits are computed together.
+const LOGITS_ROWS: usize = 64;
+
+/// Writes the logits of every position of a sequence to a safetensors file
+#[derive(Args)]
+pub(crate) struct Score {
+    #[command(flatten)]
+    model: ChosenModel,
+    /// Token ids, taken as they are
+    #[arg(long, value_name = "IDS", required_unless_present = "text")]
+    ids: Option<TokenIds>,
+    /// A text instead of ids; special tokens are added as the tokenizer does
+    #[arg(long, conflicts_with = "ids")]
+    text: Option<String>,
+    /// The file to write: one tensor `logits`, float32, tokens x vocabulary
+    #[arg(long, value_name = "OUT.safetensors")]
+    logits: PathBuf,
+    /// An adapter over the model
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+impl Score {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        if let Some(adapter) = &self.adapter {
+            return Err(refused(format!(
+                "--adapter {}: adapters are not supported yet; leave the flag out, or merge the adapter with the \
+                 tool that made it",
+                adapter.display()
+            )));
+        }
+        let source = self.model.open()?;
+        let ids = self.ids(&source)?;
+        token_ids::check(&source, &ids)?;
+        check_length(&source, ids.len())?;
+        let options = self.engine.options(ids.len(), 1, LOGITS_ROWS);
+        source.plan(options, Cpu::detect())?;
+        check_folder(&self.logits)?;
+        let mut engine = self.engine.load(&source, options)?;
+        let shape = [ids.len(), source.spec.vocab];
+        let mut bytes: Vec<u8> = Vec::with_capacity(shape[0] * shape[1] * 4);
+        let progress = Progress::counting("scoring".to_owned(), ids.len());
+        score::logits::<Failure>(&mut engine, &ids, |values, done| {
+            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            progress.at(done);
+            Ok(())
+        })?;
+        write_safetensors(&self.logits, &[("logits", Dtype::F32, &shape, &bytes)], &[])?;
+        Ok(())
+    }
+
+    fn ids(&self, source: &Source) -> Result<Vec<u32>, Failure> {
+        let ids = match (&self.ids, &self.text) {
+            (Some(ids), _) => return Ok(ids.0.clone()),
+            (None, text) => {
+                let text = text.as_deref().unwrap_or_default();
+                let ids = source.text()?.tokenizer.encode(text, true);
+                ids.map_err(|error| source.tokenizer_error(error))?
+            }
+        };
+        match ids.is_empty() {
+            true => Err(refused(
+                "the text has no tokens, so there are no logits: give a longer one",
+            )),
+            false => Ok(ids),
+        }
+    }
+}
+
+fn check_length(source: &Source, tokens: usize) -> Result<(), Failure> {
+    let context = source.spec.context;
+    match tokens <= context {
+        true => Ok(()),
+        false => Err(refused(format!(
+            "{tokens} tokens are given, the context of {} has room for {context}: give fewer",
+            source.folder().display()
+        ))),
+    }
+}
+
+/// Refuses a file that could not be written before the work is done.
+fn check_folder(file: &Path) -> Result<(), Failure> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => Err(refused(format!(
+            "{}: expected a file in a folder that exists, but {} does not: create it first",
+            file.display(),
+            folder.display()
+        ))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,127 @@
+//! What a checkpoint is, in numbers, from its headers alone.
+
+use std::collections::BTreeSet;
+
+use crate::checkpoint::{Checkpoint, Dtype, TensorView};
+use crate::plan::{Fill, Plan};
+
+/// Tensors of one element type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DtypeShare {
+    /// The type.
+    pub dtype: Dtype,
+    /// Tensors of it.
+    pub tensors: usize,
+    /// Their elements.
+    pub elements: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Which of a checkpoint's tensors a model uses, and what they add up to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inspection {
+    /// Elements of the tensors that are used.
+    pub parameters: u64,
+    /// Their bytes in the files.
+    pub weight_bytes: u64,
+    /// The same by type, largest first.
+    pub dtypes: Vec<DtypeShare>,
+    /// Tensors that the model does not use, such as buffers that old tools wrote.
+    pub unused: Vec<String>,
+}
+
+impl Inspection {
+    /// Compares a checkpoint with what a plan takes from it.
+    pub fn new(checkpoint: &Checkpoint, plan: &Plan) -> Self {
+        let used: BTreeSet<&str> = plan
+            .fills
+            .iter()
+            .filter_map(|fill| match fill {
+                Fill::Matrix { tensor, .. } | Fill::Vector { tensor, .. } => Some(tensor.as_str()),
+                Fill::Values { .. } => None,
+            })
+            .collect();
+        let mut inspection = Inspection {
+            parameters: 0,
+            weight_bytes: 0,
+            dtypes: Vec::new(),
+            unused: Vec::new(),
+        };
+        for tensor in checkpoint.tensors() {
+            if used.contains(tensor.name) {
+                inspection.count(&tensor);
+            } else {
+                inspection.unused.push(tensor.name.to_owned());
+            }
+        }
+        inspection
+            .dtypes
+            .sort_by_key(|share| (std::cmp::Reverse(share.bytes), share.dtype.name()));
+        inspection
+    }
+
+    fn count(&mut self, tensor: &TensorView) {
+        let (elements, bytes) = (tensor.elements() as u64, tensor.data.len() as u64);
+        self.parameters += elements;
+        self.weight_bytes += bytes;
+        match self.dtypes.iter_mut().find(|share| share.dtype == tensor.dtype) {
+            Some(share) => {
+                share.tensors += 1;
+                share.elements += elements;
+                share.bytes += bytes;
+            }
+            None => self.dtypes.push(DtypeShare {
+                dtype: tensor.dtype,
+                tensors: 1,
+                elements,
+                bytes,
+            }),
+        }
+    }
+
+    /// Bits of the files for every parameter, scales and the like included.
+    pub fn bits_per_weight(&self) -> f64 {
+        self.weight_bytes as f64 * 8.0 / self.parameters as f64
+    }
+}
+
+/// The values of one tensor at a glance.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Values {
+    /// Smallest.
+    pub min: f64,
+    /// Largest.
+    pub max: f64,
+    /// Mean.
+    pub mean: f64,
+    /// Values that are NaN or infinite; the others are counted above.
+    pub not_finite: u64,
+}
+
+/// Looks at every value of a tensor; `None` where there is no finite one.
+pub fn values(tensor: &TensorView) -> Option<Values> {
+    let mut all = Values {
+        min: f64::INFINITY,
+        max: f64::NEG_INFINITY,
+        mean: 0.0,
+        not_finite: 0,
+    };
+    let mut block = [0.0; 1024];
+    for start in (0..tensor.elements()).step_by(block.len()) {
+        let block = &mut block[..(tensor.elements() - start).min(1024)];
+        tensor.read_f32(start, block);
+        for &mut x in block {
+            if x.is_finite() {
+                all.min = all.min.min(f64::from(x));
+                all.max = all.max.max(f64::from(x));
+                all.mean += f64::from(x);
+            } else {
+                all.not_finite += 1;
+            }
+        }
+    }
+    let finite = tensor.elements() as u64 - all.not_finite;
+    all.mean /= finite as f64;
+    (finite > 0).then_some(all)
+}

@@ -1,0 +1,191 @@
+//! A model before it is loaded: its small files, its specification, and the checked headers of its weights.
+//!
+//! Opening costs the configuration and the headers, so whatever is wrong with them is known at once. The tokenizer is
+//! read only by those who have text; the weights only by [`Source::load`].
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bantam_core::Cpu;
+
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::detokenizer::{ByteTable, DetokenizerError};
+use crate::engine::{Engine, LoadError, stored};
+use crate::files::{EmbeddedFiles, FilesError, ModelFiles};
+use crate::generation::{GenerationDefaults, GenerationError};
+use crate::plan::{Options, Plan, PlanError};
+use crate::spec::{ModelSpec, SpecError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+/// Why a model cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// A file is missing or cannot be read.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The weights' headers are wrong.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// `config.json` describes nothing that can be run.
+    #[error("{}: {source}", .folder.display())]
+    Spec {
+        /// The model.
+        folder: PathBuf,
+        /// What is wrong.
+        source: SpecError,
+    },
+    /// Configuration, weights and options do not go together.
+    #[error("{}: {source}", .folder.display())]
+    Plan {
+        /// The model.
+        folder: PathBuf,
+        /// What is wrong.
+        source: PlanError,
+    },
+    /// The tokenizer is not usable.
+    #[error("{}: {source}", .folder.display())]
+    Tokenizer {
+        /// The model.
+        folder: PathBuf,
+        /// What is wrong.
+        source: TokenizerError,
+    },
+    /// The tokenizer cannot turn tokens back into text.
+    #[error("{}: {source}", .folder.display())]
+    Detokenizer {
+        /// The model.
+        folder: PathBuf,
+        /// What is wrong.
+        source: DetokenizerError,
+    },
+    /// `generation_config.json` is wrong.
+    #[error("{}: {source}", .folder.display())]
+    Generation {
+        /// The model.
+        folder: PathBuf,
+        /// What is wrong.
+        source: GenerationError,
+    },
+    /// The model cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// A tokenizer with the table for the way back.
+#[derive(Debug)]
+pub struct Text {
+    /// Text to tokens.
+    pub tokenizer: Tokenizer,
+    /// Tokens to text.
+    pub table: Arc<ByteTable>,
+}
+
+/// A model on the disk or in the program, checked as far as that is cheap.
+#[derive(Debug)]
+pub struct Source {
+    /// The files beside the weights.
+    pub files: ModelFiles,
+    /// What the model is.
+    pub spec: ModelSpec,
+    /// Its weights, where they lie.
+    pub checkpoint: Checkpoint,
+}
+
+impl Source {
+    /// Opens the model at `path`: a folder in Hugging Face's form, or a weights file in such a folder.
+    pub fn open(path: &Path) -> Result<Self, SourceError> {
+        let files = ModelFiles::open(path)?;
+        let spec = read_spec(&files)?;
+        let checkpoint = Checkpoint::open(path)?;
+        Ok(Source {
+            files,
+            spec,
+            checkpoint,
+        })
+    }
+
+    /// The same for a model that is part of the program; `label` stands for its folder in messages.
+    pub fn embedded(label: &str, files: EmbeddedFiles, weights: &'static [u8]) -> Result<Self, SourceError> {
+        let files = ModelFiles::embedded(label, files);
+        let spec = read_spec(&files)?;
+        let checkpoint = Checkpoint::from_bytes(&format!("{label}/model.safetensors"), weights)?;
+        Ok(Source {
+            files,
+            spec,
+            checkpoint,
+        })
+    }
+
+    /// The folder, for messages.
+    pub fn folder(&self) -> &Path {
+        self.files.folder()
+    }
+
+    /// The tokenizer; an error where there is none.
+    pub fn text(&self) -> Result<Text, SourceError> {
+        self.build_text(&self.files.require_tokenizer()?)
+    }
+
+    /// The tokenizer, where there is one.
+    pub fn text_if_any(&self) -> Result<Option<Text>, SourceError> {
+        match self.files.tokenizer()? {
+            Some(bytes) => Ok(Some(self.build_text(&bytes)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn build_text(&self, tokenizer: &[u8]) -> Result<Text, SourceError> {
+        let (config, map) = (self.files.tokenizer_config()?, self.files.special_tokens_map()?);
+        let tokenizer = Tokenizer::from_bytes(tokenizer, config.as_deref(), map.as_deref());
+        let tokenizer = tokenizer.map_err(|source| self.tokenizer_error(source))?;
+        let table = ByteTable::new(&tokenizer).map_err(|source| SourceError::Detokenizer {
+            folder: self.folder().into(),
+            source,
+        })?;
+        Ok(Text {
+            tokenizer,
+            table: Arc::new(table),
+        })
+    }
+
+    /// An error of this model's tokenizer, with the model's name.
+    pub fn tokenizer_error(&self, source: TokenizerError) -> SourceError {
+        let folder = self.folder().into();
+        SourceError::Tokenizer { folder, source }
+    }
+
+    /// How this model generates unless flags say otherwise.
+    pub fn generation_defaults(&self) -> Result<GenerationDefaults, SourceError> {
+        let bytes = self.files.generation_config()?;
+        GenerationDefaults::of_model(bytes.as_deref()).map_err(|source| {
+            let folder = self.folder().into();
+            SourceError::Generation { folder, source }
+        })
+    }
+
+    /// Every byte of a run, from the headers alone.
+    pub fn plan(&self, options: Options, cpu: Cpu) -> Result<Plan, SourceError> {
+        Plan::new(&self.spec, stored(&self.checkpoint), options, cpu).map_err(|source| {
+            let folder = self.folder().into();
+            SourceError::Plan { folder, source }
+        })
+    }
+
+    /// Takes the memory and reads the weights.
+    pub fn load(&self, options: Options, cpu: Cpu, threads: usize) -> Result<Engine, SourceError> {
+        Ok(Engine::load(
+            self.spec.clone(),
+            &self.checkpoint,
+            options,
+            cpu,
+            threads,
+        )?)
+    }
+}
+
+fn read_spec(files: &ModelFiles) -> Result<ModelSpec, SourceError> {
+    ModelSpec::parse(&files.require_config()?).map_err(|source| {
+        let folder = files.folder().into();
+        SourceError::Spec { folder, source }
+    })
+}

@@ -1,6 +1,7 @@
 //! `bantam`, the command line. This file reads arguments and reports failures; every verb has a file of its own.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod carried;
 mod chosen_model;
 mod engine_flags;
@@ -41,6 +42,7 @@ enum Verb {
     Inspect(inspect::Inspect),
     Plan(plan::PlanRun),
     Eval(eval::Eval),
+    Bench(bench::Bench),
 }
 
 impl Verb {
@@ -52,6 +54,7 @@ impl Verb {
             Verb::Inspect(verb) => verb.run(),
             Verb::Plan(verb) => verb.run(),
             Verb::Eval(verb) => verb.run(),
+            Verb::Bench(verb) => verb.run(),
         }
     }
 }

@@ -1,0 +1,284 @@
+//! `bantam bench`: what this machine can do at best, and how near a model comes to it.
+//!
+//! Machine and model are measured in turns, because the machine's speed drifts with whatever else runs on it; every
+//! round's fraction is taken from that round's own bandwidth.
+
+use bantam_core::Cpu;
+use bantam_model::checkpoint::Dtype;
+use bantam_model::engine::Engine;
+use bantam_model::families::SHAPES;
+use bantam_model::plan::Options;
+use bantam_model::spec::ModelSpec;
+use bantam_model::speed::{Machine, Spread, decode, prefill};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use crate::chosen_model::ChosenModel;
+use crate::engine_flags::{EngineFlags, kv_name, precision_name, size};
+use crate::failure::{Failure, refused, usage};
+use crate::output;
+use crate::progress::Progress;
+
+/// Memory that bandwidth is measured on: more than the caches of any laptop.
+const BLOCK_BYTES: usize = 1 << 30;
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DtypeName {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// Measures this machine's ceilings, and a model's speed beside them
+#[derive(Args)]
+pub(crate) struct Bench {
+    #[command(flatten)]
+    model: ChosenModel,
+    /// Measures a published shape with made-up weights instead of a model; `list` names them
+    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["place", "named"])]
+    synthetic: Option<String>,
+    /// Type of made-up weights
+    #[arg(
+        long,
+        value_enum,
+        value_name = "TYPE",
+        default_value = "bf16",
+        requires = "synthetic"
+    )]
+    dtype: DtypeName,
+    /// Measurements of each kind; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    rounds: u64,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    prompt_tokens: u64,
+    /// Tokens that are generated in each measurement
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    tokens: u64,
+    /// Writes a JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+/// One measurement of everything.
+struct Round {
+    read: f64,
+    decode: f64,
+    prefill: f64,
+}
+
+impl Bench {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        if self.synthetic.as_deref() == Some("list") {
+            let names: Vec<&str> = SHAPES.iter().map(|(name, _)| *name).collect();
+            return Ok(output::line(&names.join("\n"))?);
+        }
+        let cpu = Cpu::detect();
+        let threads = self.engine.threads();
+        let machine = Machine::new(cpu, threads, BLOCK_BYTES)
+            .map_err(|error| refused(format!("1 GiB of memory or {threads} threads: {error}")))?;
+        let ceilings = Ceilings::measure(&machine);
+        let engine = self.load(cpu, threads)?;
+        let Some((name, mut engine)) = engine else {
+            return match self.json {
+                true => Ok(output::json(&ceilings.as_json(cpu, threads))?),
+                false => Ok(output::line(&ceilings.as_text(cpu, threads))?),
+            };
+        };
+        let rounds = self.rounds(&machine, &mut engine)?;
+        match self.json {
+            true => output::json(&self.as_json(&name, &ceilings, &engine, cpu, &rounds))?,
+            false => output::line(&self.as_text(&name, &ceilings, &engine, cpu, &rounds))?,
+        }
+        Ok(())
+    }
+
+    /// The model to measure; `None` for the machine alone.
+    fn load(&self, cpu: Cpu, threads: usize) -> Result<Option<(String, Engine)>, Failure> {
+        let most = size(self.prompt_tokens.max(self.tokens + 1));
+        if let Some(shape) = &self.synthetic {
+            let Some((name, config)) = SHAPES.iter().find(|(name, _)| name == shape) else {
+                return Err(usage(format!(
+                    "--synthetic {shape}: not a shape that is known; see --synthetic list"
+                )));
+            };
+            let spec = ModelSpec::parse(config.as_bytes()).map_err(|error| refused(error.to_string()))?;
+            let dtype = match self.dtype {
+                DtypeName::F32 => Dtype::F32,
+                DtypeName::F16 => Dtype::F16,
+                DtypeName::Bf16 => Dtype::Bf16,
+            };
+            let options = self.options(most);
+            let _progress = Progress::waiting(format!("making weights for {name}"));
+            let engine = Engine::synthesize(spec, dtype, options, cpu, threads)
+                .map_err(|error| refused(format!("{name}: {error}")))?;
+            return Ok(Some(((*name).to_owned(), engine)));
+        }
+        if self.model.path().is_none() {
+            return Ok(None);
+        }
+        let source = self.model.open()?;
+        let name = source.folder().display().to_string();
+        Ok(Some((name, self.engine.load(&source, self.options(most))?)))
+    }
+
+    fn options(&self, context: usize) -> Options {
+        self.engine.options(context, 1, 1)
+    }
+
+    fn rounds(&self, machine: &Machine, engine: &mut Engine) -> Result<Vec<Round>, Failure> {
+        let _progress = Progress::waiting("measuring".to_owned());
+        // The first pass through the weights pays for page faults and sleeping cores.
+        decode(engine, 2)?;
+        (0..self.rounds)
+            .map(|_| {
+                let before = machine.read_bandwidth();
+                let decode = decode(engine, size(self.tokens))?;
+                let read = (before + machine.read_bandwidth()) / 2.0;
+                Ok(Round {
+                    read,
+                    decode,
+                    prefill: prefill(engine, size(self.prompt_tokens))?,
+                })
+            })
+            .collect()
+    }
+
+    fn as_json(&self, name: &str, ceilings: &Ceilings, engine: &Engine, cpu: Cpu, rounds: &[Round]) -> Value {
+        let options = engine.plan().options;
+        let bytes = engine.plan().bytes_per_token as f64;
+        json!({
+            "machine": ceilings.as_json(cpu, engine.threads()),
+            "model": name,
+            "precision": precision_name(options.precision),
+            "kv": kv_name(options.kv),
+            "bytes_per_token": engine.plan().bytes_per_token,
+            "memory_bytes": engine.memory_bytes(),
+            "prompt_tokens": self.prompt_tokens,
+            "read_gb_per_s": spread(rounds, |round| round.read / 1e9),
+            "decode_tokens_per_s": spread(rounds, |round| round.decode),
+            "decode_gb_per_s": spread(rounds, |round| round.decode * bytes / 1e9),
+            "decode_fraction_of_read": spread(rounds, |round| round.decode * bytes / round.read),
+            "prefill_tokens_per_s": spread(rounds, |round| round.prefill),
+            "rounds": rounds.len(),
+        })
+    }
+
+    fn as_text(
+        &self,
+        name: &str,
+        ceilings: &Ceilings,
+        engine: &Engine,
+        cpu: Cpu,
+        rounds: &[Round],
+    ) -> String {
+        let options = engine.plan().options;
+        let bytes = engine.plan().bytes_per_token as f64;
+        let row = |what: String, spread: Spread, digits: usize| {
+            let number = |x: f64| format!("{x:.digits$}");
+            vec![
+                what,
+                number(spread.median),
+                number(spread.least),
+                number(spread.most),
+            ]
+        };
+        let of = |f: &dyn Fn(&Round) -> f64| Spread::of(&rounds.iter().map(f).collect::<Vec<_>>());
+        let rows = [
+            ["", "median", "least", "most"].map(str::to_owned).to_vec(),
+            row("memory read, GB/s".to_owned(), of(&|round| round.read / 1e9), 1),
+            row("decode, tokens/s".to_owned(), of(&|round| round.decode), 2),
+            row(
+                "decode, GB/s of weights".to_owned(),
+                of(&|round| round.decode * bytes / 1e9),
+                1,
+            ),
+            row(
+                "decode, fraction of read".to_owned(),
+                of(&|round| round.decode * bytes / round.read),
+                2,
+            ),
+            row(
+                format!("prefill {}, tokens/s", self.prompt_tokens),
+                of(&|round| round.prefill),
+                1,
+            ),
+        ];
+        format!(
+            "{}\n\n{name}, {} precision, keys and values {}, {} per token, {} in all; {} rounds\n\n{}",
+            ceilings.as_text(cpu, engine.threads()),
+            precision_name(options.precision),
+            kv_name(options.kv),
+            output::bytes(engine.plan().bytes_per_token as u64),
+            output::bytes(engine.memory_bytes() as u64),
+            rounds.len(),
+            output::table(&rows, &[false, true, true, true]),
+        )
+    }
+}
+
+fn spread(rounds: &[Round], f: impl Fn(&Round) -> f64) -> Value {
+    let Spread { median, least, most } = Spread::of(&rounds.iter().map(f).collect::<Vec<_>>());
+    json!({ "median": median, "least": least, "most": most })
+}
+
+/// The machine at its best, in operations or bytes per second.
+struct Ceilings {
+    read: Spread,
+    float32: Spread,
+    bfloat16: Option<Spread>,
+    int8: Option<Spread>,
+}
+
+impl Ceilings {
+    fn measure(machine: &Machine) -> Self {
+        let spread = |f: &dyn Fn() -> f64| Spread::of(&(0..5).map(|_| f()).collect::<Vec<_>>());
+        let maybe = |f: &dyn Fn() -> Option<f64>| f().map(|_| spread(&|| f().unwrap_or(f64::NAN)));
+        Ceilings {
+            read: spread(&|| machine.read_bandwidth()),
+            float32: spread(&|| machine.float32()),
+            bfloat16: maybe(&|| machine.bfloat16()),
+            int8: maybe(&|| machine.int8()),
+        }
+    }
+
+    fn as_json(&self, cpu: Cpu, threads: usize) -> Value {
+        let giga = |spread: Spread| json!({ "median": spread.median / 1e9, "most": spread.most / 1e9 });
+        json!({
+            "cpu": cpu.name(),
+            "threads": threads,
+            "read_gb_per_s": giga(self.read),
+            "f32_gflop_per_s": giga(self.float32),
+            "bf16_gflop_per_s": self.bfloat16.map(giga),
+            "int8_gop_per_s": self.int8.map(giga),
+        })
+    }
+
+    fn as_text(&self, cpu: Cpu, threads: usize) -> String {
+        let row = |what: &str, spread: Spread| {
+            let number = |x: f64| format!("{:.1}", x / 1e9);
+            vec![
+                what.to_owned(),
+                number(spread.median),
+                number(spread.least),
+                number(spread.most),
+            ]
+        };
+        let mut rows = vec![
+            ["ceilings", "median", "least", "most"]
+                .map(str::to_owned)
+                .to_vec(),
+            row("memory read, GB/s", self.read),
+            row("float32, Gflop/s", self.float32),
+        ];
+        rows.extend(self.bfloat16.map(|spread| row("bfloat16 dots, Gflop/s", spread)));
+        rows.extend(self.int8.map(|spread| row("int8 dots, Gop/s", spread)));
+        format!(
+            "{}, {threads} threads\n\n{}",
+            cpu.name(),
+            output::table(&rows, &[false, true, true, true])
+        )
+    }
+}

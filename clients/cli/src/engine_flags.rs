@@ -19,9 +19,7 @@ const THREADS_MAX: u64 = 1024;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum PrecisionName {
-    /// float32 throughout
     Exact,
-    /// Short integer and bfloat16 products
     Fast,
 }
 
@@ -34,7 +32,6 @@ enum KvName {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum QuantizationName {
-    /// Matrices of the layers in eight bits, with a scale per row
     Int8,
 }
 
@@ -42,13 +39,13 @@ enum QuantizationName {
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineFlags {
-    /// How floating point is done
+    /// How to compute: exact is float32 throughout, fast is bfloat16 and integer products
     #[arg(long, value_enum, default_value = "fast")]
     precision: PrecisionName,
     /// How keys and values are stored [default: f32 for exact, f16 for fast]
     #[arg(long, value_enum, value_name = "TYPE")]
     kv: Option<KvName>,
-    /// Stores the matrices of the layers smaller than the checkpoint does
+    /// Stores the matrices of the layers in eight bits, with a scale per row
     #[arg(long, value_enum, value_name = "TYPE")]
     quantization: Option<QuantizationName>,
     /// Threads that compute [default: one per core]

@@ -5,13 +5,14 @@ use bantam_model::engine::Engine;
 use bantam_model::plan::Options;
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
+use bantam_model::spec::ModelSpec;
 use clap::{Args, ValueEnum};
 
 use crate::failure::Failure;
 use crate::progress::Progress;
 
 /// Positions where neither the model nor a flag asks for fewer or more.
-pub(crate) const CONTEXT: usize = 4096;
+const CONTEXT: usize = 4096;
 /// Tokens of a prompt that are computed together.
 const CHUNK: usize = 512;
 /// More threads than this are a typing error.
@@ -67,10 +68,10 @@ pub(crate) struct ContextFlag {
 
 impl ContextFlag {
     /// The flag, or the model's own within reason.
-    pub(crate) fn of(&self, source: &Source) -> usize {
+    pub(crate) fn of(&self, spec: &ModelSpec) -> usize {
         match self.tokens {
             Some(tokens) => size(tokens),
-            None => source.spec.context.min(CONTEXT),
+            None => spec.context.min(CONTEXT),
         }
     }
 }

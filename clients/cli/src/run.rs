@@ -68,7 +68,7 @@ impl Run {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let (model, prompt) = self.model_and_prompt()?;
         let source = chosen_model::open(model.as_deref())?;
-        let context = self.context.of(&source);
+        let context = self.context.of(&source.spec);
         let options = self.engine.options(context, 1, 1);
         source.plan(options, Cpu::detect())?;
         let text = match &prompt {

@@ -1,0 +1,331 @@
+//! What the verbs answer, beside goldens of the original tools and beside one another.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use bantam_model::checkpoint::Checkpoint;
+use serde_json::Value;
+
+use crate::{
+    Folder, MODELS, answer, bantam, bantam_with, golden, ids, joined, json, list, program, repository,
+};
+
+fn floats(file: &Checkpoint, name: &str) -> Vec<f32> {
+    let tensor = file.tensor(name).unwrap_or_else(|| panic!("no {name}"));
+    let mut out = vec![0.0; tensor.elements()];
+    tensor.read_f32(0, &mut out);
+    out
+}
+
+fn golden_ids(file: &Checkpoint, name: &str) -> Vec<u32> {
+    floats(file, name).into_iter().map(|id| id as u32).collect()
+}
+
+#[test]
+fn greedy_ids_are_those_of_transformers() {
+    for model in MODELS {
+        let folder = golden(model);
+        let goldens = Checkpoint::open(&Path::new(&folder).join("golden.safetensors")).unwrap();
+        for prompt in 0..3 {
+            let prompt_ids = golden_ids(&goldens, &format!("prompt{prompt}.input_ids"));
+            let wanted = golden_ids(&goldens, &format!("prompt{prompt}.greedy"));
+            let count = wanted.len().to_string();
+            let found = json(&[
+                "run",
+                &folder,
+                "--ids",
+                &joined(&prompt_ids),
+                "--temperature",
+                "0",
+                "--ignore-eos",
+                "--max-new-tokens",
+                &count,
+                "--json",
+                "--precision",
+                "exact",
+            ]);
+            assert_eq!(ids(&found["ids"]), wanted, "{model} prompt {prompt}");
+            assert_eq!(found["finish_reason"], "length");
+            assert_eq!(found["prompt_tokens"].as_u64(), Some(prompt_ids.len() as u64));
+            assert!(found["text"].is_string());
+        }
+    }
+}
+
+#[test]
+fn scores_are_the_logits_of_transformers_and_need_configuration_and_weights_only() {
+    let out = Folder::new();
+    let file = out.path("logits.safetensors");
+    for model in MODELS {
+        let folder = Folder::model(model);
+        for name in [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "generation_config.json",
+        ] {
+            folder.remove(name);
+        }
+        let goldens = Checkpoint::open(&Path::new(&golden(model)).join("golden.safetensors")).unwrap();
+        for (prompt, chunk) in [(0, "512"), (2, "40")] {
+            let prompt_ids = golden_ids(&goldens, &format!("prompt{prompt}.input_ids"));
+            let said = answer(bantam(&[
+                "score",
+                &folder.path(""),
+                "--ids",
+                &joined(&prompt_ids),
+                "--precision",
+                "exact",
+                "--chunk",
+                chunk,
+                "--logits",
+                &file,
+            ]));
+            assert_eq!(said, "");
+            let written = Checkpoint::open(Path::new(&file)).unwrap();
+            let name = format!("prompt{prompt}.logits");
+            let (logits, wanted) = (written.tensor("logits").unwrap(), goldens.tensor(&name).unwrap());
+            assert_eq!(
+                (logits.dtype.name(), logits.shape),
+                ("F32", wanted.shape),
+                "{model}"
+            );
+            for (a, b) in floats(&written, "logits").iter().zip(floats(&goldens, &name)) {
+                assert!((a - b).abs() <= 1e-3, "{model} prompt {prompt}: {a} for {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_without_a_tokenizer_runs_on_ids() {
+    let folder = Folder::model("llama-tied");
+    folder.remove("tokenizer.json");
+    let arguments = [
+        "run",
+        &folder.path(""),
+        "--ids",
+        "5,6,7",
+        "--greedy",
+        "--ignore-eos",
+        "--max-new-tokens",
+        "3",
+    ];
+    let object = json(&[&arguments[..], &["--json"]].concat());
+    assert_eq!(object["text"], Value::Null);
+    let shown = answer(bantam(&arguments));
+    let numbers: Vec<u32> = shown.split_whitespace().map(|id| id.parse().unwrap()).collect();
+    assert_eq!(numbers, ids(&object["ids"]));
+}
+
+#[test]
+fn tokens_are_those_of_the_original() {
+    for model in MODELS {
+        let read = |name: &str| -> Value {
+            let path = format!("{}/golden_text.json", golden(name));
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+        };
+        let mut goldens = read(model);
+        if let Some(other) = goldens["same_as"].as_str() {
+            goldens = read(other);
+        }
+        // The rest is tested below the command line; a NUL cannot be an argument.
+        let cases = list(&goldens["encode"])
+            .iter()
+            .filter(|case| !case["text"].as_str().unwrap().contains('\0'));
+        for case in cases.step_by(7) {
+            let text = case["text"].as_str().unwrap();
+            let arguments = ["tokenize", &golden(model), "--text", text];
+            let plain = answer(bantam(&arguments));
+            assert_eq!(plain.trim_end().replace(' ', ","), joined(&ids(&case["ids"])));
+            let bare = json(&[&arguments[..], &["--json", "--no-special"]].concat());
+            assert_eq!(bare["ids"], case["ids_no_special"], "{model} {text:?}");
+            assert_eq!(bare["tokens"], case["tokens_no_special"], "{model} {text:?}");
+        }
+    }
+}
+
+#[test]
+fn a_newcomer_needs_no_model() {
+    let text = answer(bantam(&["run", "The function returns", "--max-new-tokens", "8"]));
+    assert!(text.len() > 1 && text.ends_with('\n'), "{text:?}");
+    assert!(answer(bantam(&["plan"])).contains("sum of all"));
+    assert!(answer(bantam(&["inspect"])).contains("5.77 M"));
+    assert!(!answer(bantam(&["tokenize", "--text", "Hello"])).is_empty());
+}
+
+#[test]
+fn every_way_to_say_a_prompt_says_the_same() {
+    let model = repository("model/carried");
+    let (prompt, flags) = ("Return the", ["--greedy", "--max-new-tokens", "12"]);
+    let of = |arguments: &[&str]| answer(bantam(&[arguments, &flags].concat()));
+    let expected = of(&["run", prompt]);
+    assert_eq!(of(&["run", &model, prompt]), expected);
+    assert_eq!(of(&["run", "--model", &model, "--prompt", prompt]), expected);
+    assert_eq!(of(&["run", "--model", &model, prompt]), expected);
+    assert_eq!(of(&["run", &model, "--prompt", prompt]), expected);
+    let piped = |arguments: &[&str]| answer(bantam_with("Return the\n", &[arguments, &flags].concat()));
+    assert_eq!(piped(&["run", "-"]), expected);
+    assert_eq!(piped(&["run"]), expected);
+    assert_eq!(piped(&["run", &model]), expected);
+    assert_eq!(piped(&["run", &model, "-"]), expected);
+}
+
+#[test]
+fn standard_output_holds_the_text_and_nothing_else() {
+    let arguments = ["run", "The value", "--seed", "7", "--max-new-tokens", "24"];
+    let object = json(&[&arguments[..], &["--json"]].concat());
+    assert_eq!(object["seed"], 7);
+    let text = object["text"].as_str().unwrap();
+    assert_eq!(answer(bantam(&arguments)), format!("{text}\n"));
+    let verbose = bantam(&[&arguments[..], &["--verbose"]].concat());
+    assert_eq!(verbose.stdout, format!("{text}\n").into_bytes());
+    assert!(String::from_utf8(verbose.stderr).unwrap().contains("per second"));
+}
+
+#[test]
+fn a_drawn_seed_is_told_and_repeats_the_run() {
+    let arguments = ["run", "The value", "--max-new-tokens", "16", "--json"];
+    let first = json(&arguments);
+    let seed = first["seed"].to_string();
+    let second = json(&[&arguments[..], &["--seed", &seed]].concat());
+    assert_eq!(first["ids"], second["ids"]);
+}
+
+#[test]
+fn stop_strings_end_the_text_before_them() {
+    let arguments = [
+        "run",
+        "The function",
+        "--greedy",
+        "--max-new-tokens",
+        "24",
+        "--json",
+    ];
+    let whole = json(&arguments);
+    let whole = whole["text"].as_str().unwrap();
+    let at = whole.char_indices().nth(whole.chars().count() / 2).unwrap().0;
+    let stop: String = whole[at..].chars().take(3).collect();
+    let cut = json(&[&arguments[..], &["--stop", &stop]].concat());
+    assert_eq!(cut["text"].as_str(), whole.split(&stop).next());
+    assert_eq!(cut["finish_reason"], "stop");
+}
+
+#[test]
+fn a_plan_adds_up_and_is_what_a_run_takes() {
+    let flags = ["--context", "100", "--kv", "int8", "--precision", "exact"];
+    let plan = json(&[&["plan", "--json"][..], &flags].concat());
+    let number = |value: &Value| value.as_u64().unwrap();
+    let lines: u64 = list(&plan["lines"])
+        .iter()
+        .map(|line| number(&line["bytes"]))
+        .sum();
+    assert_eq!(lines, number(&plan["bytes"]));
+    let regions = ["weight_bytes", "cache_bytes", "work_bytes"].map(|key| number(&plan[key]));
+    assert_eq!(regions.iter().sum::<u64>(), lines);
+    let run = json(&[&["run", "x", "--json", "--max-new-tokens", "1"][..], &flags].concat());
+    assert_eq!(run["memory_bytes"], plan["bytes"]);
+    let more = json(&[&["plan", "--json", "--sequences", "2"][..], &flags].concat());
+    assert_eq!(number(&more["cache_bytes"]), 2 * regions[1]);
+    let shape = json(&["plan", "--synthetic", "llama-7b", "--json"]);
+    assert!(number(&shape["weight_bytes"]) > 13_000_000_000);
+}
+
+#[test]
+fn an_inspection_tells_the_true_numbers() {
+    let tied = json(&["inspect", &golden("llama-tied"), "--json"]);
+    assert_eq!(tied["tied_head"], true);
+    let legacy = json(&["inspect", &golden("gpt_neox"), "--json"]);
+    assert_eq!(legacy["bits_per_weight"], 16.0);
+    assert_eq!(legacy["parameters"], 726_144);
+    assert_eq!(
+        list(&legacy["unused_tensors"]).len(),
+        9,
+        "three buffers in each of three layers"
+    );
+    let plan = json(&["plan", &golden("gpt_neox"), "--json"]);
+    assert_eq!(legacy["bytes_per_token"], plan["bytes_per_token"]);
+    let sharded = json(&["inspect", &golden("llama-untied"), "--json"]);
+    assert_eq!(sharded["tied_head"], false);
+}
+
+#[test]
+fn a_tensor_is_written_as_float32_in_the_order_of_the_checkpoint() {
+    let folder = Folder::new();
+    let out = folder.path("tensor.safetensors");
+    let name = "gpt_neox.layers.1.attention.query_key_value.weight";
+    let model = golden("gpt_neox");
+    answer(bantam(&["inspect", &model, "--tensor", name, "--out", &out]));
+    let written = Checkpoint::open(Path::new(&out)).unwrap();
+    let original = Checkpoint::open(Path::new(&model)).unwrap();
+    let (a, b) = (written.tensor(name).unwrap(), original.tensor(name).unwrap());
+    assert_eq!((a.dtype.name(), a.shape), ("F32", b.shape));
+    assert_eq!(floats(&written, name), floats(&original, name));
+    assert_eq!(written.tensors().len(), 1);
+    let values = json(&["inspect", &model, "--tensor", name, "--json"]);
+    assert!(values["min"].as_f64() < values["mean"].as_f64());
+    assert!(values["mean"].as_f64() < values["max"].as_f64());
+}
+
+/// Enough of the text for three windows of 256.
+const PREFIX_BYTES: usize = 2800;
+
+#[test]
+fn perplexity_is_that_of_the_original_window_by_window() {
+    let text = std::fs::read_to_string(repository("tests/goldens/real/valid.txt")).unwrap();
+    let folder = Folder::new();
+    let prefix = folder.write("prefix.txt", &text[..text.floor_char_boundary(PREFIX_BYTES)]);
+    let golden_file = repository("tests/goldens/real/golden_ppl.safetensors");
+    let nats = floats(&Checkpoint::open(Path::new(&golden_file)).unwrap(), "window_nll");
+    let of = |precision: &str, threads: &str, windows: usize| {
+        let found = json(&[
+            "eval",
+            "perplexity",
+            &repository("model/carried"),
+            "--text-file",
+            &prefix,
+            "--context",
+            "256",
+            "--precision",
+            precision,
+            "--threads",
+            threads,
+            "--json",
+        ]);
+        assert_eq!(found["windows"].as_u64(), Some(windows as u64));
+        assert_eq!(found["tokens"].as_u64(), Some(windows as u64 * 255));
+        let wanted: f64 = nats[..windows].iter().map(|&x| f64::from(x)).sum();
+        let wanted = (wanted / (255.0 * windows as f64)).exp();
+        let found = found["perplexity"].as_f64().unwrap();
+        (found, (found / wanted - 1.0).abs())
+    };
+    let (exact, error) = of("exact", "2", 3);
+    assert!(error < 1e-5, "exact: {error}");
+    assert_eq!(of("exact", "1", 3).0, exact, "threads change nothing");
+    let (_, error) = of("fast", "2", 3);
+    assert!(error < 0.005, "fast: {error}");
+}
+
+#[test]
+fn a_reader_who_leaves_early_is_no_error() {
+    for arguments in [&["inspect", "--tensors"][..], &["run", "The", "--ignore-eos"]] {
+        let mut command = program(arguments);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{arguments:?}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    }
+}
+
+#[test]
+fn help_and_version_succeed() {
+    assert!(answer(bantam(&["--version"])).starts_with("bantam "));
+    for verb in ["run", "score", "tokenize", "inspect", "plan", "eval", "bench"] {
+        assert!(answer(bantam(&[verb, "--help"])).contains("Usage"), "{verb}");
+    }
+}

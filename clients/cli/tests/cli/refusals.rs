@@ -1,0 +1,270 @@
+//! What is refused: with which exit status, in which words, and never with a panic.
+
+use std::fs;
+use std::path::Path;
+
+use bantam_model::checkpoint::writer::write_safetensors;
+use bantam_model::checkpoint::{Checkpoint, Dtype};
+
+use crate::{Folder, bantam, bantam_with, golden, repository};
+
+/// Refused with this status, nothing on standard output, and each of `words` in the message.
+#[track_caller]
+fn check(arguments: &[&str], status: i32, words: &[&str]) {
+    let output = bantam(arguments);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {message}");
+    assert!(message.starts_with("error: "), "{arguments:?}: {message}");
+    assert!(!message.contains("panicked"), "{arguments:?}: {message}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{arguments:?}");
+    for word in words {
+        assert!(
+            message.contains(word),
+            "{arguments:?}: expected {word:?} in: {message}"
+        );
+    }
+}
+
+#[test]
+fn a_command_that_makes_no_sense_ends_with_status_2() {
+    let model = repository("model/carried");
+    let model = model.as_str();
+    let cases: [(&[&str], &[&str]); 24] = [
+        (&["fly"], &["fly"]),
+        (&["run", "x", "--wings"], &["--wings"]),
+        (&["run"], &["PROMPT is missing"]),
+        (&["run", "--model", model], &["PROMPT is missing"]),
+        (
+            &["run", "a", "b", "--model", model],
+            &["one MODEL and one PROMPT"],
+        ),
+        (&["run", "a", "b", "--prompt", "c"], &["one MODEL and one PROMPT"]),
+        (&["run", model, "--model", model, "--ids", "1"], &["one MODEL"]),
+        (&["run", "--ids", "1", "--prompt", "x"], &["--prompt"]),
+        (&["run", "--ids", "1;2"], &["1,2,3", "1;2"]),
+        (
+            &["run", "x", "--temperature", "-1"],
+            &["temperature", "0 or more", "-1"],
+        ),
+        (&["run", "x", "--temperature", "warm"], &["warm"]),
+        (&["run", "x", "--top-p", "1.5"], &["top_p", "1.5"]),
+        (&["run", "x", "--greedy", "--temperature", "1"], &["--greedy"]),
+        (&["run", "x", "--max-new-tokens", "0"], &["max_new_tokens", "0"]),
+        (&["run", "x", "--stop", ""], &["stop strings", "empty"]),
+        (&["run", "x", "--threads", "0"], &["--threads"]),
+        (&["run", "x", "--kv", "int4"], &["int4", "int8"]),
+        (&["run", "x", "--precision", "rough"], &["rough", "exact, fast"]),
+        (&["tokenize"], &["--text"]),
+        (&["score", model, "--logits", "x.safetensors"], &["--ids"]),
+        (&["score", model, "--ids", "1"], &["--logits"]),
+        (&["inspect", "--out", "x.safetensors"], &["--tensor"]),
+        (&["eval", "perplexity"], &["--text-file"]),
+        (
+            &["plan", "--synthetic", "elephant"],
+            &["elephant", "--synthetic list"],
+        ),
+    ];
+    for (arguments, words) in cases {
+        check(arguments, 2, words);
+    }
+    assert_eq!(bantam(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn what_is_not_a_model_is_refused() {
+    let folder = Folder::new();
+    check(
+        &["run", &folder.path("none"), "x"],
+        1,
+        &["none", "no model there"],
+    );
+    check(&["run", &folder.path(""), "x"], 1, &["config.json", "found none"]);
+    let pickle = folder.write("pytorch_model.bin", "x");
+    check(&["inspect", &pickle], 1, &["pytorch_model.bin", ".safetensors"]);
+    let text = folder.write("notes.txt", "x");
+    check(&["plan", &text], 1, &["notes.txt"]);
+}
+
+#[test]
+fn configurations_have_their_own_errors() {
+    let folder = Folder::model("qwen2");
+    let model = folder.path("");
+    let config = fs::read_to_string(folder.path("config.json")).unwrap();
+    folder.write("config.json", config.replace("\"qwen2\"", "\"zebra\""));
+    check(
+        &["run", &model, "x"],
+        1,
+        &[&model, "config.json", "zebra", "this build knows"],
+    );
+    folder.write("config.json", "{");
+    check(&["run", &model, "x"], 1, &["config.json", "JSON object"]);
+    folder.write("config.json", config.replace("\"hidden_size\"", "\"ignored\""));
+    check(&["plan", &model], 1, &["hidden_size", "missing"]);
+    folder.write(
+        "config.json",
+        config.replace("\"vocab_size\": ", "\"vocab_size\": 1"),
+    );
+    check(&["plan", &model], 1, &["tensor", "expected shape", "found"]);
+    folder.remove("config.json");
+    check(
+        &["score", &model, "--ids", "1", "--logits", &folder.path("o")],
+        1,
+        &["config.json"],
+    );
+    folder.write("config.json", config);
+    folder.write("generation_config.json", r#"{"temperature": "warm"}"#);
+    check(
+        &["run", &model, "x"],
+        1,
+        &["generation_config.json", "temperature", "warm"],
+    );
+}
+
+#[test]
+fn a_tokenizer_is_missed_only_where_text_is_needed() {
+    let folder = Folder::model("qwen2");
+    let model = folder.path("");
+    folder.remove("tokenizer.json");
+    check(
+        &["run", &model, "x"],
+        1,
+        &[&model, "tokenizer.json", "found none"],
+    );
+    check(&["tokenize", &model, "--text", "x"], 1, &["tokenizer.json"]);
+    check(
+        &["run", &model, "--ids", "1", "--stop", "x"],
+        1,
+        &["tokenizer.json"],
+    );
+    assert!(
+        bantam(&["run", &model, "--ids", "1", "--max-new-tokens", "1"])
+            .status
+            .success()
+    );
+    folder.write("tokenizer.json", "{}");
+    check(&["run", &model, "x"], 1, &["tokenizer.json"]);
+}
+
+#[test]
+fn prompts_that_do_not_fit_say_both_numbers() {
+    let long = "word ".repeat(600);
+    check(&["run", &long], 1, &["tokens", "room for 512", "up to 512"]);
+    check(
+        &["run", "one two three four five", "--context", "4"],
+        1,
+        &["room for 4", "--context"],
+    );
+    let ids = vec!["1"; 513].join(",");
+    let model = repository("model/carried");
+    check(&["run", "--ids", &ids], 1, &["513", "512"]);
+    check(
+        &["score", &model, "--ids", &ids, "--logits", "x"],
+        1,
+        &["513", "512"],
+    );
+    check(&["run", "x", "--context", "600"], 1, &["--context 600", "512"]);
+}
+
+#[test]
+fn ids_outside_the_vocabulary_are_refused() {
+    let model = repository("model/carried");
+    check(&["run", "--ids", "1,4096"], 1, &["token 4096", "from 0 to 4095"]);
+    check(
+        &["score", &model, "--ids", "9999", "--logits", "x"],
+        1,
+        &["9999", "4095"],
+    );
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_found_while_loading() {
+    let folder = Folder::model("qwen2");
+    let original = Checkpoint::open(Path::new(&golden("qwen2"))).unwrap();
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let tensors: Vec<_> = original
+        .tensors()
+        .map(|tensor| {
+            let mut data = tensor.data.to_vec();
+            if tensor.name == name {
+                assert_eq!(tensor.dtype, Dtype::Bf16);
+                data[2 * tensor.shape[1] + 6..][..2].copy_from_slice(&[0xC0, 0x7F]);
+            }
+            (tensor, data)
+        })
+        .collect();
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|(tensor, data)| (tensor.name, tensor.dtype, tensor.shape, data.as_slice()))
+        .collect();
+    write_safetensors(Path::new(&folder.path("model.safetensors")), &tensors, &[]).unwrap();
+    let words = ["model.safetensors", name, "NaN", "row 1, column 3"];
+    check(&["run", &folder.path(""), "x"], 1, &words);
+    let values = bantam(&["inspect", &folder.path(""), "--tensor", name]);
+    assert!(
+        String::from_utf8(values.stdout)
+            .unwrap()
+            .contains("1 values are NaN")
+    );
+}
+
+#[test]
+fn damaged_weights_are_refused_before_anything_is_read() {
+    let folder = Folder::model("qwen2");
+    let bytes = fs::read(folder.path("model.safetensors")).unwrap();
+    // The tokenizer comes later: a broken one does not hide what is wrong with the weights.
+    folder.write("tokenizer.json", "{}");
+    for length in [0, 7, 8, 100, bytes.len() / 2, bytes.len() - 1] {
+        folder.write("model.safetensors", &bytes[..length]);
+        check(&["run", &folder.path(""), "x"], 1, &["model.safetensors"]);
+    }
+    folder.write("model.safetensors", [&[0xFF; 8], &bytes[8..]].concat());
+    check(&["inspect", &folder.path("")], 1, &["model.safetensors"]);
+    folder.remove("model.safetensors");
+    check(&["plan", &folder.path("")], 1, &["no weights"]);
+}
+
+#[test]
+fn what_does_not_exist_yet_says_so() {
+    let model = repository("model/carried");
+    let score = ["score", &model, "--ids", "1", "--logits", "x", "--adapter", "y"];
+    check(&score, 1, &["adapters are not supported yet"]);
+    check(
+        &["tokenize", "--chat", "x.json", "--json"],
+        1,
+        &["--chat", "not supported yet"],
+    );
+}
+
+#[test]
+fn inputs_and_outputs_that_cannot_be_used_are_named() {
+    let folder = Folder::new();
+    let model = repository("model/carried");
+    let eval = |file: &str, words: &[&str]| {
+        check(
+            &["eval", "perplexity", "--text-file", file, "--context", "64"],
+            1,
+            words,
+        );
+    };
+    eval(&folder.path("none.txt"), &["none.txt"]);
+    eval(&folder.write("bytes.txt", [0xFF, 0xFE]), &["bytes.txt", "UTF-8"]);
+    eval(
+        &folder.write("short.txt", "too short"),
+        &["short.txt", "64", "smaller --context"],
+    );
+    let out = folder.path("no/such/folder.safetensors");
+    check(
+        &["score", &model, "--ids", "1", "--logits", &out],
+        1,
+        &["folder.safetensors"],
+    );
+    check(
+        &["inspect", "--tensor", "model.embed_tokens.weight", "--out", &out],
+        1,
+        &["folder.safetensors"],
+    );
+    let near = ["model.layers.0.self_attn.q_proj.weight"];
+    check(&["inspect", "--tensor", "q_proj"], 1, &near);
+    let wrong = bantam_with("\n", &["run", "-"]);
+    assert_eq!(wrong.status.code(), Some(2), "an empty prompt on standard input");
+}

@@ -4,48 +4,29 @@
 //! round's fraction is taken from that round's own bandwidth.
 
 use bantam_core::Cpu;
-use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::Engine;
-use bantam_model::families::SHAPES;
 use bantam_model::plan::Options;
-use bantam_model::spec::ModelSpec;
 use bantam_model::speed::{Machine, Spread, decode, prefill};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::{Value, json};
 
 use crate::chosen_model::ChosenModel;
 use crate::engine_flags::{EngineFlags, kv_name, precision_name, size};
-use crate::failure::{Failure, refused, usage};
+use crate::failure::{Failure, refused};
 use crate::output;
 use crate::progress::Progress;
+use crate::synthetic_shape::SyntheticShape;
 
 /// Memory that bandwidth is measured on: more than the caches of any laptop.
 const BLOCK_BYTES: usize = 1 << 30;
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum DtypeName {
-    F32,
-    F16,
-    Bf16,
-}
 
 /// Measures this machine's ceilings, and a model's speed beside them
 #[derive(Args)]
 pub(crate) struct Bench {
     #[command(flatten)]
     model: ChosenModel,
-    /// Measures a published shape with made-up weights instead of a model; `list` names them
-    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["place", "named"])]
-    synthetic: Option<String>,
-    /// Type of made-up weights
-    #[arg(
-        long,
-        value_enum,
-        value_name = "TYPE",
-        default_value = "bf16",
-        requires = "synthetic"
-    )]
-    dtype: DtypeName,
+    #[command(flatten)]
+    synthetic: SyntheticShape,
     /// Measurements of each kind; the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
     rounds: u64,
@@ -71,9 +52,8 @@ struct Round {
 
 impl Bench {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        if self.synthetic.as_deref() == Some("list") {
-            let names: Vec<&str> = SHAPES.iter().map(|(name, _)| *name).collect();
-            return Ok(output::line(&names.join("\n"))?);
+        if let Some(names) = self.synthetic.list() {
+            return Ok(output::line(&names)?);
         }
         let cpu = Cpu::detect();
         let threads = self.engine.threads();
@@ -98,23 +78,13 @@ impl Bench {
     /// The model to measure; `None` for the machine alone.
     fn load(&self, cpu: Cpu, threads: usize) -> Result<Option<(String, Engine)>, Failure> {
         let most = size(self.prompt_tokens.max(self.tokens + 1));
-        if let Some(shape) = &self.synthetic {
-            let Some((name, config)) = SHAPES.iter().find(|(name, _)| name == shape) else {
-                return Err(usage(format!(
-                    "--synthetic {shape}: not a shape that is known; see --synthetic list"
-                )));
-            };
-            let spec = ModelSpec::parse(config.as_bytes()).map_err(|error| refused(error.to_string()))?;
-            let dtype = match self.dtype {
-                DtypeName::F32 => Dtype::F32,
-                DtypeName::F16 => Dtype::F16,
-                DtypeName::Bf16 => Dtype::Bf16,
-            };
+        if let Some((name, spec)) = self.synthetic.spec()? {
+            let dtype = self.synthetic.dtype();
             let options = self.options(most);
             let _progress = Progress::waiting(format!("making weights for {name}"));
             let engine = Engine::synthesize(spec, dtype, options, cpu, threads)
                 .map_err(|error| refused(format!("{name}: {error}")))?;
-            return Ok(Some(((*name).to_owned(), engine)));
+            return Ok(Some((name.to_owned(), engine)));
         }
         if self.model.path().is_none() {
             return Ok(None);

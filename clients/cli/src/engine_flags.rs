@@ -5,13 +5,14 @@ use bantam_model::engine::Engine;
 use bantam_model::plan::Options;
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
+use bantam_model::spec::ModelSpec;
 use clap::{Args, ValueEnum};
 
 use crate::failure::Failure;
 use crate::progress::Progress;
 
 /// Positions where neither the model nor a flag asks for fewer or more.
-pub(crate) const CONTEXT: usize = 4096;
+const CONTEXT: usize = 4096;
 /// Tokens of a prompt that are computed together.
 const CHUNK: usize = 512;
 /// More threads than this are a typing error.
@@ -19,9 +20,7 @@ const THREADS_MAX: u64 = 1024;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum PrecisionName {
-    /// float32 throughout
     Exact,
-    /// Short integer and bfloat16 products
     Fast,
 }
 
@@ -34,7 +33,6 @@ enum KvName {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum QuantizationName {
-    /// Matrices of the layers in eight bits, with a scale per row
     Int8,
 }
 
@@ -42,13 +40,13 @@ enum QuantizationName {
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineFlags {
-    /// How floating point is done
+    /// How to compute: exact is float32 throughout, fast is bfloat16 and integer products
     #[arg(long, value_enum, default_value = "fast")]
     precision: PrecisionName,
     /// How keys and values are stored [default: f32 for exact, f16 for fast]
     #[arg(long, value_enum, value_name = "TYPE")]
     kv: Option<KvName>,
-    /// Stores the matrices of the layers smaller than the checkpoint does
+    /// Stores the matrices of the layers in eight bits, with a scale per row
     #[arg(long, value_enum, value_name = "TYPE")]
     quantization: Option<QuantizationName>,
     /// Threads that compute [default: one per core]
@@ -70,10 +68,10 @@ pub(crate) struct ContextFlag {
 
 impl ContextFlag {
     /// The flag, or the model's own within reason.
-    pub(crate) fn of(&self, source: &Source) -> usize {
+    pub(crate) fn of(&self, spec: &ModelSpec) -> usize {
         match self.tokens {
             Some(tokens) => size(tokens),
-            None => source.spec.context.min(CONTEXT),
+            None => spec.context.min(CONTEXT),
         }
     }
 }

@@ -62,7 +62,7 @@ struct Perplexity {
 impl Perplexity {
     fn run(self) -> Result<(), Failure> {
         let source = self.model.open()?;
-        let window = self.context.of(&source);
+        let window = self.context.of(&source.spec);
         if window < 2 {
             return Err(usage(
                 "--context 1 leaves nothing to score: a window's first token is not scored; choose 2 or more",

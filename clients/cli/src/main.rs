@@ -14,6 +14,7 @@ mod progress;
 mod run;
 mod sampling_flags;
 mod score;
+mod synthetic_shape;
 mod token_ids;
 mod tokenize;
 

@@ -1,21 +1,26 @@
 //! `bantam plan`: every byte of a run before it begins. It reads headers and never weights.
 
 use bantam_core::{Cpu, Region};
+use bantam_model::engine::synthetic_plan;
 use bantam_model::memory;
-use bantam_model::plan::Plan;
+use bantam_model::plan::{Options, Plan};
+use bantam_model::spec::ModelSpec;
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::chosen_model::ChosenModel;
 use crate::engine_flags::{ContextFlag, EngineFlags, kv_name, precision_name, size};
-use crate::failure::Failure;
+use crate::failure::{Failure, refused};
 use crate::output;
+use crate::synthetic_shape::SyntheticShape;
 
 /// Shows how many bytes a run will take, line by line, without loading anything
 #[derive(Args)]
 pub(crate) struct PlanRun {
     #[command(flatten)]
     model: ChosenModel,
+    #[command(flatten)]
+    synthetic: SyntheticShape,
     /// Writes a JSON object
     #[arg(long)]
     json: bool,
@@ -30,18 +35,34 @@ pub(crate) struct PlanRun {
 
 impl PlanRun {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let source = self.model.open()?;
-        let sequences = size(self.sequences);
-        let options = self
-            .engine
-            .options(self.context.of(&source), sequences, sequences);
-        let plan = source.plan(options, Cpu::detect())?;
+        if let Some(names) = self.synthetic.list() {
+            return Ok(output::line(&names)?);
+        }
+        let (name, plan) = self.plan()?;
         let available = memory::available();
         match self.json {
             true => output::json(&as_json(&plan, available))?,
-            false => output::line(&as_text(&plan, &source.folder().display().to_string(), available))?,
+            false => output::line(&as_text(&plan, &name, available))?,
         }
         Ok(())
+    }
+
+    /// The model's name and its plan.
+    fn plan(&self) -> Result<(String, Plan), Failure> {
+        let cpu = Cpu::detect();
+        if let Some((name, spec)) = self.synthetic.spec()? {
+            let plan = synthetic_plan(&spec, self.synthetic.dtype(), self.options(&spec), cpu);
+            let plan = plan.map_err(|error| refused(format!("{name}: {error}")))?;
+            return Ok((name.to_owned(), plan));
+        }
+        let source = self.model.open()?;
+        let plan = source.plan(self.options(&source.spec), cpu)?;
+        Ok((source.folder().display().to_string(), plan))
+    }
+
+    fn options(&self, spec: &ModelSpec) -> Options {
+        let sequences = size(self.sequences);
+        self.engine.options(self.context.of(spec), sequences, sequences)
     }
 }
 

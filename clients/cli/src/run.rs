@@ -37,7 +37,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// PROMPT by name
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// Token ids instead of a prompt, taken as they are
     #[arg(long, value_name = "IDS", conflicts_with = "prompt")]
@@ -68,7 +68,7 @@ impl Run {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let (model, prompt) = self.model_and_prompt()?;
         let source = chosen_model::open(model.as_deref())?;
-        let context = self.context.of(&source);
+        let context = self.context.of(&source.spec);
         let options = self.engine.options(context, 1, 1);
         source.plan(options, Cpu::detect())?;
         let text = match &prompt {
@@ -291,7 +291,7 @@ impl Story {
 
     fn summary(&self) -> String {
         format!(
-            "[{} tokens read at {:.1} per second, {} written at {:.1} per second; ended by {}; seed {}]",
+            "[tokens: {} read at {:.1} per second, {} written at {:.1} per second; ended by {}; seed {}]",
             self.prompt_tokens,
             self.prefill_rate(),
             self.ids.len(),

@@ -45,7 +45,7 @@ pub(crate) struct SamplingFlags {
     #[arg(long, conflicts_with_all = ["temperature", "seed"])]
     greedy: bool,
     /// Ends the text before STR; may be repeated
-    #[arg(long, value_name = "STR")]
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Goes on past the model's end of text
     #[arg(long)]

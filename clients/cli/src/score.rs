@@ -27,7 +27,7 @@ pub(crate) struct Score {
     #[arg(long, value_name = "IDS", required_unless_present = "text")]
     ids: Option<TokenIds>,
     /// A text instead of ids; special tokens are added as the tokenizer does
-    #[arg(long, conflicts_with = "ids")]
+    #[arg(long, conflicts_with = "ids", allow_hyphen_values = true)]
     text: Option<String>,
     /// The file to write: one tensor `logits`, float32, tokens x vocabulary
     #[arg(long, value_name = "OUT.safetensors")]

@@ -15,7 +15,7 @@ pub(crate) struct Tokenize {
     #[command(flatten)]
     model: ChosenModel,
     /// The text
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     text: Option<String>,
     /// Leaves out the special tokens that the tokenizer would add
     #[arg(long)]

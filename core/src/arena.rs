@@ -100,7 +100,7 @@ impl<M: DerefMut<Target = [u8]>> Arena<M> {
     pub fn new(weights: M, cache: M, work: M) -> Self {
         for block in [&weights, &cache, &work] {
             assert!(
-                block.as_ptr() as usize % ALIGNMENT == 0,
+                (block.as_ptr() as usize).is_multiple_of(ALIGNMENT),
                 "arena memory must be aligned to {ALIGNMENT} bytes"
             );
         }
@@ -150,7 +150,7 @@ impl<M: DerefMut<Target = [u8]>> Arena<M> {
 pub fn disjoint<const N: usize>(region: &mut [u8], slots: [Slot; N]) -> [&mut [f32]; N] {
     let parts = region.get_disjoint_mut(slots.map(|slot| slot.range()));
     match parts {
-        Ok(parts) => parts.map(|part| bytemuck::cast_slice_mut(part)),
+        Ok(parts) => parts.map(bytemuck::cast_slice_mut),
         Err(_) => panic!("slots overlap or lie outside their region: {slots:?}"),
     }
 }

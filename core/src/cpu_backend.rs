@@ -9,8 +9,9 @@ use crate::backend::{
 use crate::cpu::Cpu;
 use crate::layouts::TILE_ROWS;
 use crate::ops::matmul::{self, Output};
+use crate::ops::norm::{RowNorm, norm_row};
 use crate::ops::share::each_row;
-use crate::ops::{activation, attention, norm, rope};
+use crate::ops::{activation, attention, rope};
 use crate::pool::Pool;
 
 /// Kernels, memory and threads of one processor.
@@ -93,22 +94,17 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
     fn norm(&mut self, norm: &Norm, rows: usize, x: Slot, out: Slot) {
         let Arena { weights, work, .. } = &mut self.arena;
         let size = rows * norm.width;
-        let weight = floats(weights, norm.weight);
-        let bias = norm.bias.map(|slot| floats(weights, slot));
+        let of_row = RowNorm {
+            kind: norm.kind,
+            epsilon: norm.epsilon,
+            weight_shift: norm.weight_shift,
+            weight: floats(weights, norm.weight),
+            bias: norm.bias.map(|slot| floats(weights, slot)),
+        };
         let [x, out] = disjoint(work, [x.first(size), out.first(size)]);
         let (cpu, x) = (self.cpu, &*x);
         each_row(&self.pool, out, norm.width, 16, |row, out| {
-            let x = &x[row * norm.width..][..norm.width];
-            norm::norm_row(
-                cpu,
-                norm.kind,
-                norm.epsilon,
-                norm.weight_shift,
-                weight,
-                bias,
-                x,
-                out,
-            );
+            norm_row(cpu, &of_row, &x[row * norm.width..][..norm.width], out);
         });
     }
 

@@ -147,6 +147,9 @@ pub(crate) static ROPE_TYPES: &[(&str, RopeKind)] = &[
     ("yarn", RopeKind::Yarn),
 ];
 
+/// The same for an error message.
+pub(crate) const ROPE_TYPE_NAMES: &str = "default, linear, dynamic, llama3, yarn";
+
 const fn whole(module: &'static str) -> Part {
     Part {
         module,

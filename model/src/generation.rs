@@ -431,7 +431,8 @@ mod tests {
 
     #[test]
     fn the_models_file_wins_over_defaults_and_flags_over_both() {
-        let file = r#"{"temperature": 0.6, "top_p": 0.9, "top_k": 20, "max_new_tokens": 99, "new_key": {}, "min_p": null}"#;
+        let file = r#"{"temperature": 0.6, "top_p": 0.9, "top_k": 20, "max_new_tokens": 99,
+            "new_key": {}, "min_p": null}"#;
         let flags = GenerationFlags {
             top_p: Some(0.5),
             max_new_tokens: Some(7),
@@ -536,7 +537,8 @@ mod tests {
         let message = refused(r#"{"temperature": "warm"}"#);
         assert_eq!(
             message,
-            "generation_config.json: expected `temperature` as a number of 0 or more, found \"warm\"; correct or remove the key"
+            "generation_config.json: expected `temperature` as a number of 0 or more, found \"warm\"; \
+             correct or remove the key"
         );
         for (file, key) in [
             (r#"{"temperature": -1}"#, "temperature"),

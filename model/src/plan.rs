@@ -4,7 +4,7 @@
 //! that it adds up to. [`Fill`]s say what is to be put where.
 
 use bantam_core::arena::Layouter;
-use bantam_core::layouts::{Layout, Shape, code8, wide};
+use bantam_core::layouts::{BFLOAT16, FLOAT16, FLOAT32, INT8_ROWS, Layout, Shape};
 use bantam_core::ops::attention::{POSITIONS, PageShape};
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_core::{Cpu, KvCache, KvKind, Matrix, Norm, Precision, Region, Rope, Slot};
@@ -399,13 +399,13 @@ impl Planner<'_> {
             .map_or(1, |layer| layer.attention.head_width);
         let stored_rows = stored_rows(rows, shape.rows);
         let layout: &'static dyn Layout = match self.stored_as(&tensor, &[stored_rows, shape.columns])? {
-            Dtype::Bf16 => &wide::BF16,
-            Dtype::F16 => &wide::F16,
-            _ => &wide::F32,
+            Dtype::Bf16 => BFLOAT16,
+            Dtype::F16 => FLOAT16,
+            _ => FLOAT32,
         };
         // Embedding and head stay as they are; layers may be stored in eight bits.
         let layout = if self.options.int8 && line.starts_with("layers") {
-            &code8::ROW
+            INT8_ROWS
         } else {
             layout
         };

@@ -2,7 +2,7 @@
 //!
 //! Arithmetic is float32 in the reference's order, because a frequency's last bit counts after some thousand positions.
 
-use crate::families::{ROPE_TYPES, RopeKind};
+use crate::families::{ROPE_TYPE_NAMES, ROPE_TYPES, RopeKind};
 use crate::spec::{Config, SpecError};
 
 /// Rotary positions of a model.
@@ -213,7 +213,7 @@ fn read_scaling(config: Config, context: usize) -> Result<Scaling, SpecError> {
         None => Err(SpecError::Unsupported {
             key: "rope_scaling.rope_type".to_owned(),
             found: format!("\"{name}\"").chars().take(64).collect(),
-            supported: "default, linear, dynamic, llama3, yarn",
+            supported: ROPE_TYPE_NAMES,
         }),
     }
 }

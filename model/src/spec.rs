@@ -350,7 +350,7 @@ impl<'a> Config<'a> {
     fn attention(self, family: &Family, hidden: usize) -> Result<AttentionSpec, SpecError> {
         let heads = self.needed_size("num_attention_heads", 1 << 14)?;
         let kv_heads = self.size("num_key_value_heads", 1 << 14)?.unwrap_or(heads);
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             return self.wrong(
                 "num_key_value_heads",
                 format!("a divisor of num_attention_heads, {heads}"),
@@ -358,7 +358,7 @@ impl<'a> Config<'a> {
         }
         let head_width = match self.size("head_dim", bantam_core::ops::attention::HEAD_WIDTH_MAX)? {
             Some(width) => width,
-            None if hidden % heads == 0 => hidden / heads,
+            None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
                 return self.wrong(
                     "hidden_size",
@@ -453,7 +453,7 @@ impl<'a> Config<'a> {
         )?;
         // Rounded down, as the reference rounds; pairs need an even number.
         let width = (head_width as f64 * fraction) as usize;
-        if fraction > 1.0 || width == 0 || width % 2 != 0 {
+        if fraction > 1.0 || width == 0 || !width.is_multiple_of(2) {
             return self.wrong(
                 family.rope_fraction.0.first().copied().unwrap_or("head_dim"),
                 format!(

@@ -589,7 +589,8 @@ mod tests {
 
     /// A byte-fallback tokenizer of a few tokens, changed by the test.
     fn file(change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
-        let mut file = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        let mut file = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null,
             "pre_tokenizer": null, "post_processor": null, "decoder": null,
             "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "</s>": 2, "ab": 3, "<s>": 4}, "merges": [["a", "b"]]}});
         change(&mut file);
@@ -716,7 +717,8 @@ mod tests {
     #[test]
     fn the_config_decides_about_a_leading_space() {
         let bytes = file(|f| {
-            f["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+            f["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": true,
+                "trim_offsets": true, "use_regex": true});
             f["model"]["vocab"]["Ġ"] = json!(5);
         });
         let ids = |config: &[u8]| {

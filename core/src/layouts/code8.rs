@@ -438,7 +438,7 @@ mod x86 {
                 let bias = _mm256_set1_epi8(-128);
                 for w in 0..words {
                     let rows = tile.add(w * TILE_ROWS);
-                    for v in 0..4 {
+                    unroll::<4>(|v| {
                         let codes = _mm256_xor_si256(_mm256_loadu_si256(rows.add(8 * v).cast()), bias);
                         let magnitudes = _mm256_abs_epi8(codes);
                         unroll::<G>(|g| {
@@ -446,7 +446,7 @@ mod x86 {
                             let pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, codes));
                             acc[g][v] = _mm256_add_epi32(acc[g][v], _mm256_madd_epi16(pairs, ones));
                         });
-                    }
+                    });
                 }
                 let mut dots: [[i32; TILE_ROWS]; G] = core::mem::transmute_copy(&acc);
                 // The codes were unbiased for the multiplication; the caller expects the biased sum.

@@ -96,10 +96,19 @@ pub trait Layout: Sync + core::fmt::Debug {
 /// Every layout, for tests and benches that visit all.
 pub static LAYOUTS: &[&dyn Layout] = &[&wide::F32, &wide::BF16, &wide::F16, &code8::ROW, &code8::BLOCK32];
 
+/// For float32 weights.
+pub static FLOAT32: &dyn Layout = &wide::F32;
+/// For bfloat16 weights.
+pub static BFLOAT16: &dyn Layout = &wide::BF16;
+/// For float16 weights.
+pub static FLOAT16: &dyn Layout = &wide::F16;
+/// For weights in eight bits with a scale per row.
+pub static INT8_ROWS: &dyn Layout = &code8::ROW;
+
 /// Checks that whole rows of finite numbers were given, and says where one is not.
 fn check_rows(columns: usize, rows: &[f32]) -> Result<(), NotFinite> {
     assert!(
-        rows.len() % columns == 0 && rows.len() / columns <= TILE_ROWS,
+        rows.len().is_multiple_of(columns) && rows.len() / columns <= TILE_ROWS,
         "whole rows, at most one tile of them"
     );
     match rows.iter().position(|x| !x.is_finite()) {

@@ -6,7 +6,6 @@ use super::*;
 use crate::ops::matmul::{Output, multiply, panel_bytes};
 use crate::pool::Serial;
 use proptest::prelude::*;
-use std::format;
 use std::vec;
 use std::vec::Vec;
 
@@ -223,11 +222,6 @@ fn a_weight_that_is_no_number_is_found() {
         rows[23] = f32::NAN;
         let mut tile = aligned(layout.tile_bytes(10));
         let found = layout.pack(10, &rows, bytemuck::cast_slice_mut(&mut tile));
-        assert_eq!(
-            found,
-            Err(NotFinite { row: 2, column: 3 }),
-            "{}",
-            format!("{layout:?}")
-        );
+        assert_eq!(found, Err(NotFinite { row: 2, column: 3 }), "{layout:?}");
     }
 }

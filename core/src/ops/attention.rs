@@ -167,7 +167,7 @@ pub fn attend_batch<P: Pool>(
     out: &mut [f32],
 ) {
     let heads = attention.heads;
-    assert!(heads.count % cache.heads == 0 && heads.width == cache.shape.width);
+    assert!(heads.count.is_multiple_of(cache.heads) && heads.width == cache.shape.width);
     let group = heads.count / cache.heads;
     let stride = heads.channels();
     let out = Shared::new(out);
@@ -551,17 +551,17 @@ unsafe fn weigh<V: Vector, C: Codes, const R: usize>(
             accumulate::<V, C, 1>(values, padded, &[weights[r]], from, to, &mut states[r..]);
         };
         if R == 1 || common.from >= common.to {
-            for r in 0..R {
-                alone(states, r, spans[r].from, spans[r].to);
+            for (r, span) in spans.iter().enumerate() {
+                alone(states, r, span.from, span.to);
             }
             return;
         }
-        for r in 0..R {
-            alone(states, r, spans[r].from, common.from);
+        for (r, span) in spans.iter().enumerate() {
+            alone(states, r, span.from, common.from);
         }
         accumulate::<V, C, R>(values, padded, weights, common.from, common.to, states);
-        for r in 0..R {
-            alone(states, r, common.to, spans[r].to);
+        for (r, span) in spans.iter().enumerate() {
+            alone(states, r, common.to, span.to);
         }
     }
 }

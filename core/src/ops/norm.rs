@@ -5,41 +5,34 @@ use super::vector::{Kernel, Vector, launch};
 use crate::backend::NormKind;
 use crate::cpu::Cpu;
 
+/// A norm with its parameters at hand.
+#[derive(Clone, Copy, Debug)]
+pub struct RowNorm<'a> {
+    /// Its statistic; the mean is taken as zero for [`NormKind::Rms`].
+    pub kind: NormKind,
+    /// Added under the root.
+    pub epsilon: f32,
+    /// Added to the weight: 1 where a checkpoint stores weights around zero.
+    pub weight_shift: f32,
+    /// One value per channel.
+    pub weight: &'a [f32],
+    /// One value per channel.
+    pub bias: Option<&'a [f32]>,
+}
+
 /// Normalizes one row: `out = (x - mean) / deviation * (weight + shift) + bias`.
-///
-/// The mean is zero for [`NormKind::Rms`]. `weight_shift` is 1 where a checkpoint stores weights around zero.
-pub fn norm_row(
-    cpu: Cpu,
-    kind: NormKind,
-    epsilon: f32,
-    weight_shift: f32,
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    x: &[f32],
-    out: &mut [f32],
-) {
-    assert_eq!(x.len(), weight.len(), "a norm's weight has one value per channel");
-    assert_eq!(x.len(), out.len());
-    launch(
-        cpu,
-        Row {
-            kind,
-            epsilon,
-            weight_shift,
-            weight,
-            bias,
-            x,
-            out,
-        },
+pub fn norm_row(cpu: Cpu, norm: &RowNorm, x: &[f32], out: &mut [f32]) {
+    assert_eq!(
+        x.len(),
+        norm.weight.len(),
+        "a norm's weight has one value per channel"
     );
+    assert_eq!(x.len(), out.len());
+    launch(cpu, Row { norm: *norm, x, out });
 }
 
 struct Row<'a> {
-    kind: NormKind,
-    epsilon: f32,
-    weight_shift: f32,
-    weight: &'a [f32],
-    bias: Option<&'a [f32]>,
+    norm: RowNorm<'a>,
     x: &'a [f32],
     out: &'a mut [f32],
 }
@@ -52,27 +45,19 @@ impl Kernel for Row<'_> {
         let width = self.x.len() as f32;
         // SAFETY: launched with a proven vector; `map` and the totals stay inside their slices.
         unsafe {
-            let mean = match self.kind {
+            let mean = match self.norm.kind {
                 NormKind::Rms => 0.0,
                 NormKind::Layer => total::<V>(self.x) / width,
             };
             let variance = total_of_squares::<V>(self.x, mean) / width;
-            let scale = 1.0 / libm::sqrtf(variance + self.epsilon);
-            let Row {
-                weight_shift,
-                weight,
-                bias,
-                ..
-            } = self;
+            let scale = 1.0 / libm::sqrtf(variance + self.norm.epsilon);
             map::<V>(
                 self.x,
                 self.out,
                 &Normalized {
                     mean,
                     scale,
-                    weight_shift,
-                    weight,
-                    bias,
+                    norm: self.norm,
                 },
             );
         }
@@ -82,9 +67,7 @@ impl Kernel for Row<'_> {
 struct Normalized<'a> {
     mean: f32,
     scale: f32,
-    weight_shift: f32,
-    weight: &'a [f32],
-    bias: Option<&'a [f32]>,
+    norm: RowNorm<'a>,
 }
 
 impl Lanewise for Normalized<'_> {
@@ -92,9 +75,9 @@ impl Lanewise for Normalized<'_> {
     unsafe fn apply<V: Vector>(&self, x: V, at: usize) -> V {
         // SAFETY: `load_padded` stays inside the slices.
         unsafe {
-            let weight = load_padded::<V>(self.weight, at).add(V::splat(self.weight_shift));
+            let weight = load_padded::<V>(self.norm.weight, at).add(V::splat(self.norm.weight_shift));
             let y = x.sub(V::splat(self.mean)).mul(V::splat(self.scale)).mul(weight);
-            match self.bias {
+            match self.norm.bias {
                 Some(bias) => y.add(load_padded(bias, at)),
                 None => y,
             }
@@ -156,7 +139,14 @@ mod tests {
                 for kind in [NormKind::Rms, NormKind::Layer] {
                     let mut out = [0.0f32; 100];
                     let (x, weight, out) = (&x[..width], &weight[..width], &mut out[..width]);
-                    norm_row(cpu, kind, 1e-5, 1.0, weight, Some(weight), x, out);
+                    let norm = RowNorm {
+                        kind,
+                        epsilon: 1e-5,
+                        weight_shift: 1.0,
+                        weight,
+                        bias: Some(weight),
+                    };
+                    norm_row(cpu, &norm, x, out);
                     let n = width as f64;
                     let mean = match kind {
                         NormKind::Rms => 0.0,

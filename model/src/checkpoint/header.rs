@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use thiserror::Error;
 
 /// Longest header. Twice this, and the tables, stay below the 64 MiB that refusing a file may cost.
-pub const HEADER_BYTES_MAX: u64 = 32 << 20;
+pub const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// Most tensors of one checkpoint.
 pub const TENSORS_MAX: usize = 100_000;
 /// Longest tensor name in bytes.
@@ -762,7 +762,7 @@ mod tests {
         }
         // A sparse file may be as long as it likes; the header is refused before it is looked at.
         let sparse = parse_within(
-            &[&(HEADER_BYTES_MAX + 1).to_le_bytes()[..], &vec![b' '; 33 << 20]].concat(),
+            &[&(HEADER_BYTES_MAX + 1).to_le_bytes()[..], &vec![b' '; 17 << 20]].concat(),
             1 << 40,
             HEADER_BYTES_MAX,
             1,

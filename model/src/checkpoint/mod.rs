@@ -24,6 +24,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
+/// Index and headers of all shards together. Published models of 90,000 tensors stay below 24 MiB.
+const HEADERS_BYTES_MAX: u64 = 32 << 20;
+
 /// Why a checkpoint was refused.
 #[derive(Debug, Error)]
 #[allow(missing_docs, reason = "the messages name every field")]
@@ -285,7 +288,7 @@ struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            header_bytes: HEADER_BYTES_MAX,
+            header_bytes: HEADERS_BYTES_MAX,
             tensors: TENSORS_MAX,
         }
     }
@@ -310,7 +313,8 @@ fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError
     // The header is read, not mapped: names and shapes must not change under us, whatever happens to the file.
     let mut prefix = [0; PREFIX_BYTES as usize];
     file.read_exact(&mut prefix).map_err(io_error)?;
-    let length = header::text_len(prefix, file_len, limits.header_bytes).map_err(header_error)?;
+    let length = header::text_len(prefix, file_len, limits.header_bytes.min(HEADER_BYTES_MAX))
+        .map_err(header_error)?;
     let mut text = Vec::with_capacity(length as usize);
     let read = file.take(length).read_to_end(&mut text).map_err(io_error)?;
     if read as u64 != length {

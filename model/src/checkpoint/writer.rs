@@ -70,8 +70,8 @@ fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Res
     }
     let mut start = 0u64;
     for &(name, dtype, shape, data) in tensors {
-        let wide: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
-        let expected = header::size_bytes(&wide, dtype).filter(|_| name != "__metadata__");
+        let dimensions: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
+        let expected = header::size_bytes(&dimensions, dtype).filter(|_| name != "__metadata__");
         let expected = expected.ok_or_else(|| WriteError::Tensor {
             path: path.into(),
             tensor: quote(name),

@@ -103,7 +103,9 @@ impl Perplexity {
             expected: "a text in UTF-8",
             source,
         })?;
+        let progress = Progress::waiting(format!("reading {}", self.text_file.display()));
         let ids = source.text()?.tokenizer.encode(&text, false);
+        drop(progress);
         let ids = ids.map_err(|error| source.tokenizer_error(error))?;
         token_ids::check(source, &ids)?;
         match ids.len() >= window {

@@ -2,23 +2,33 @@
 
 use std::path::{Path, PathBuf};
 
-use bantam_core::Cpu;
+use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::checkpoint::writer::write_safetensors;
 use bantam_model::checkpoint::{Checkpoint, Dtype, TensorView};
 use bantam_model::inspect::{self, Inspection};
-use bantam_model::plan::Plan;
+use bantam_model::plan::{Options, Plan};
 use bantam_model::source::Source;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::carried;
 use crate::chosen_model::ChosenModel;
-use crate::engine_flags::EngineFlags;
 use crate::failure::{Failure, refused};
 use crate::output;
 
 /// Names shown where a tensor is not found, or not used.
 const NAMES_SHOWN: usize = 8;
+
+/// How the weights will lie in memory is all that is asked of a plan here.
+const SMALLEST: Options = Options {
+    context: 1,
+    sequences: 1,
+    chunk: 1,
+    logits_rows: 1,
+    kv: KvKind::F16,
+    precision: Precision::Fast,
+    int8: false,
+};
 
 /// Shows what a model is: family, shapes, types, parameters, bits per weight; or one of its tensors
 #[derive(Args)]
@@ -37,8 +47,6 @@ pub(crate) struct Inspect {
     /// Writes that tensor to a safetensors file as float32, rows as they are stored
     #[arg(long, value_name = "F.safetensors", requires = "tensor")]
     out: Option<PathBuf>,
-    #[command(flatten)]
-    engine: EngineFlags,
 }
 
 impl Inspect {
@@ -47,9 +55,7 @@ impl Inspect {
             return self.one_tensor(name);
         }
         let source = self.model.open()?;
-        // What a token costs is a matter of how the weights will lie in memory.
-        let options = self.engine.options(1, 1, 1);
-        let plan = source.plan(options, Cpu::detect())?;
+        let plan = source.plan(SMALLEST, Cpu::detect())?;
         let inspection = Inspection::new(&source.checkpoint, &plan);
         match self.json {
             true => output::json(&as_json(&source, &plan, &inspection))?,
@@ -250,9 +256,13 @@ fn no_tensor(checkpoint: &Checkpoint, place: &Path, name: &str) -> Failure {
 }
 
 fn write_tensor(tensor: &TensorView, out: &Path) -> Result<(), Failure> {
-    let mut values = vec![0.0; tensor.elements()];
-    tensor.read_f32(0, &mut values);
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut bytes = Vec::with_capacity(tensor.elements() * 4);
+    let mut block = [0.0; 1024];
+    for start in (0..tensor.elements()).step_by(block.len()) {
+        let block = &mut block[..(tensor.elements() - start).min(1024)];
+        tensor.read_f32(start, block);
+        bytes.extend(block.iter().flat_map(|value| value.to_le_bytes()));
+    }
     write_safetensors(out, &[(tensor.name, Dtype::F32, tensor.shape, &bytes)], &[])?;
     Ok(())
 }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::engine_flags::{ContextFlag, EngineFlags};
 use crate::failure::{Failure, refused, usage};
+use crate::progress::Progress;
 use crate::sampling_flags::SamplingFlags;
 use crate::token_ids::{self, TokenIds};
 use crate::{chosen_model, output};
@@ -142,8 +143,10 @@ impl Run {
     ) -> Result<(), Failure> {
         let table = text.map(|text| text.table.clone());
         story.text = text.map(|_| String::new());
+        let progress = Progress::waiting(format!("reading {} tokens", prompt.len()));
         let began = Instant::now();
         let mut generation = Generation::begin(engine, table, settings, prompt)?;
+        drop(progress);
         story.prefill_seconds = began.elapsed().as_secs_f64();
         let began = Instant::now();
         let mut out = io::stdout().lock();

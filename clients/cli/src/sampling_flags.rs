@@ -42,7 +42,7 @@ pub(crate) struct SamplingFlags {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Takes the likeliest token always, as --temperature 0 does
-    #[arg(long, conflicts_with_all = ["temperature", "seed"])]
+    #[arg(long, conflicts_with = "temperature")]
     greedy: bool,
     /// Ends the text before STR; may be repeated
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]

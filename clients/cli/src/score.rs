@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use bantam_core::Cpu;
 use bantam_model::checkpoint::Dtype;
 use bantam_model::checkpoint::writer::write_safetensors;
+use bantam_model::memory;
 use bantam_model::score;
 use bantam_model::source::Source;
 use clap::Args;
@@ -12,6 +13,7 @@ use clap::Args;
 use crate::chosen_model::ChosenModel;
 use crate::engine_flags::EngineFlags;
 use crate::failure::{Failure, refused};
+use crate::output;
 use crate::progress::Progress;
 use crate::token_ids::{self, TokenIds};
 
@@ -53,11 +55,11 @@ impl Score {
         token_ids::check(&source, &ids)?;
         check_length(&source, ids.len())?;
         let options = self.engine.options(ids.len(), 1, LOGITS_ROWS);
-        source.plan(options, Cpu::detect())?;
+        let plan = source.plan(options, Cpu::detect())?;
         check_folder(&self.logits)?;
-        let mut engine = self.engine.load(&source, options)?;
         let shape = [ids.len(), source.spec.vocab];
-        let mut bytes: Vec<u8> = Vec::with_capacity(shape[0] * shape[1] * 4);
+        let mut bytes = room(shape, plan.bytes() as u64)?;
+        let mut engine = self.engine.load(&source, options)?;
         let progress = Progress::counting("scoring".to_owned(), ids.len());
         score::logits::<Failure>(&mut engine, &ids, |values, done| {
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
@@ -95,6 +97,26 @@ fn check_length(source: &Source, tokens: usize) -> Result<(), Failure> {
             source.folder().display()
         ))),
     }
+}
+
+/// Memory for the logits, which are written when all of them are there.
+fn room(shape: [usize; 2], plan_bytes: u64) -> Result<Vec<u8>, Failure> {
+    let needed = shape[0] as u64 * shape[1] as u64 * 4;
+    let refusal = || {
+        refused(format!(
+            "the logits of {} tokens take {}, which does not fit into memory beside the model's {}: give fewer tokens",
+            shape[0],
+            output::bytes(needed),
+            output::bytes(plan_bytes),
+        ))
+    };
+    if memory::available().is_some_and(|available| needed.saturating_add(plan_bytes) > available) {
+        return Err(refusal());
+    }
+    let mut bytes = Vec::new();
+    let needed = usize::try_from(needed).map_err(|_| refusal())?;
+    bytes.try_reserve_exact(needed).map_err(|_| refusal())?;
+    Ok(bytes)
 }
 
 /// Refuses a file that could not be written before the work is done.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use bantam_model::checkpoint::Checkpoint;
+use bantam_model::source::Source;
 use serde_json::Value;
 
 use crate::{
@@ -26,6 +27,11 @@ fn greedy_ids_are_those_of_transformers() {
     for model in MODELS {
         let folder = golden(model);
         let goldens = Checkpoint::open(&Path::new(&folder).join("golden.safetensors")).unwrap();
+        let tokenizer = Source::open(Path::new(&folder))
+            .unwrap()
+            .text()
+            .unwrap()
+            .tokenizer;
         for prompt in 0..3 {
             let prompt_ids = golden_ids(&goldens, &format!("prompt{prompt}.input_ids"));
             let wanted = golden_ids(&goldens, &format!("prompt{prompt}.greedy"));
@@ -47,7 +53,12 @@ fn greedy_ids_are_those_of_transformers() {
             assert_eq!(ids(&found["ids"]), wanted, "{model} prompt {prompt}");
             assert_eq!(found["finish_reason"], "length");
             assert_eq!(found["prompt_tokens"].as_u64(), Some(prompt_ids.len() as u64));
-            assert!(found["text"].is_string());
+            let text = tokenizer.decode(&wanted, true);
+            assert_eq!(
+                found["text"].as_str(),
+                Some(text.as_str()),
+                "{model} prompt {prompt}"
+            );
         }
     }
 }

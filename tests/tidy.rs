@@ -464,7 +464,8 @@ fn unopened_and_wide(files: &[File]) -> Vec<String> {
         for (number, line) in text.lines().enumerate() {
             let width = line.chars().count();
             // The sentence of an error stands in one attribute; broken up it could not be searched for.
-            let is_sentence = line.trim_start().starts_with("#[error(");
+            let line_start = line.trim_start();
+            let is_sentence = line_start.starts_with("#[error(") || line_start.starts_with('"');
             if width > LINE_CHARACTERS && !is_sentence {
                 wrong.push(format!(
                     "{path}:{}: {width} characters of {LINE_CHARACTERS}: break the line",

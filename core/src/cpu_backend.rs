@@ -42,6 +42,11 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> CpuBackend<M, P> {
         &mut self.arena
     }
 
+    /// Memory and threads together, for filling the one with the other.
+    pub fn parts_mut(&mut self) -> (&mut Arena<M>, &P) {
+        (&mut self.arena, &self.pool)
+    }
+
     /// The memory.
     pub fn arena(&self) -> &Arena<M> {
         &self.arena

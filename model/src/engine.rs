@@ -124,8 +124,8 @@ impl Engine {
     ) -> Result<Engine, LoadError> {
         let plan = Plan::new(&spec, stored(checkpoint), options, cpu)?;
         let mut engine = Engine::empty(spec, plan, cpu, threads)?;
-        let pool = Threads::start(threads).map_err(|source| system("threads", source))?;
-        weights::load(&engine.plan, checkpoint, engine.backend.arena_mut(), &pool)?;
+        let (arena, pool) = engine.backend.parts_mut();
+        weights::load(&engine.plan, checkpoint, arena, pool)?;
         Ok(engine)
     }
 
@@ -139,8 +139,8 @@ impl Engine {
     ) -> Result<Engine, LoadError> {
         let plan = synthetic_plan(&spec, dtype, options, cpu)?;
         let mut engine = Engine::empty(spec, plan, cpu, threads)?;
-        let pool = Threads::start(threads).map_err(|source| system("threads", source))?;
-        weights::synthesize(&engine.plan, engine.backend.arena_mut(), &pool);
+        let (arena, pool) = engine.backend.parts_mut();
+        weights::synthesize(&engine.plan, arena, pool);
         Ok(engine)
     }
 

@@ -186,6 +186,7 @@ trait Dot {
     -> [[i32; TILE_ROWS]; G];
 }
 
+#[allow(unused_unsafe)] // Only the x86 variants are unsafe to call.
 unsafe fn multiply_int8(cpu: Cpu, blocks: &Blocks) {
     // SAFETY: each arm's instruction set is proven by the level; passed on otherwise.
     unsafe {

@@ -207,7 +207,11 @@ impl<D: Decode> Float<'_, D> {
                     });
                 }
             }
-            unroll::<G>(|g| emit::<V, N>(self.sink, first + g, self.first_row + lane, acc[g]));
+            // A copy, so that the loop's changing index does not keep the accumulators out of registers.
+            let done = acc;
+            for (g, rows) in done.into_iter().enumerate() {
+                emit::<V, N>(self.sink, first + g, self.first_row + lane, rows);
+            }
         }
     }
 }

@@ -267,7 +267,11 @@ mod avx512 {
                 rows = rows.add(TILE_ROWS);
                 x = x.add(G);
             }
-            unroll::<G>(|g| emit(sink, first + g, first_row, acc[g].map(Avx512::from)));
+            // A copy, so that the loop's changing index does not keep the accumulators out of registers.
+            let done = acc;
+            for (g, rows) in done.into_iter().enumerate() {
+                emit(sink, first + g, first_row, rows.map(Avx512::from));
+            }
         }
     }
 }

@@ -271,6 +271,7 @@ impl Kernel for Rows<'_, '_> {
             while at < end {
                 if end - at >= V::QUERIES {
                     match V::QUERIES {
+                        6 => tile::<V, 6>(self.0, at),
                         4 => tile::<V, 4>(self.0, at),
                         _ => tile::<V, 2>(self.0, at),
                     }
@@ -545,23 +546,31 @@ unsafe fn weigh<V: Vector, C: Codes, const R: usize>(
             to: a.to.min(b.to),
         },
     );
-    // SAFETY: spans lie inside the page.
-    unsafe {
-        let alone = |states: &mut [RowState], r: usize, from, to| {
-            accumulate::<V, C, 1>(values, padded, &[weights[r]], from, to, &mut states[r..]);
-        };
-        if R == 1 || common.from >= common.to {
-            for (r, span) in spans.iter().enumerate() {
-                alone(states, r, span.from, span.to);
+    let together = R > 1 && common.from < common.to;
+    // Before the common part, the common part, after it. One call for each shape, so that all of it stays inlined.
+    for phase in 0..3 {
+        if phase == 1 {
+            if together {
+                // SAFETY: spans lie inside the page.
+                unsafe { accumulate::<V, C, R>(values, padded, weights, common, states) };
             }
-            return;
+            continue;
         }
         for (r, span) in spans.iter().enumerate() {
-            alone(states, r, span.from, common.from);
-        }
-        accumulate::<V, C, R>(values, padded, weights, common.from, common.to, states);
-        for (r, span) in spans.iter().enumerate() {
-            alone(states, r, common.to, span.to);
+            let alone = match (phase, together) {
+                (0, true) => Span {
+                    from: span.from,
+                    to: common.from,
+                },
+                (0, false) => *span,
+                (_, true) => Span {
+                    from: common.to,
+                    to: span.to,
+                },
+                (_, false) => Span { from: 0, to: 0 },
+            };
+            // SAFETY: as above.
+            unsafe { accumulate::<V, C, 1>(values, padded, &weights[r..=r], alone, &mut states[r..=r]) };
         }
     }
 }
@@ -570,23 +579,23 @@ unsafe fn weigh<V: Vector, C: Codes, const R: usize>(
 unsafe fn accumulate<V: Vector, C: Codes, const R: usize>(
     values: *const u8,
     padded: usize,
-    weights: &[[f32; POSITIONS]; R],
-    from: usize,
-    to: usize,
+    weights: &[[f32; POSITIONS]],
+    span: Span,
     states: &mut [RowState],
 ) {
-    if from >= to {
+    if span.from >= span.to {
         return;
     }
+    assert!(weights.len() == R && states.len() >= R);
     let mut channel = 0;
     // SAFETY: channels stay below the padded width, positions inside the page.
     unsafe {
         while channel + 4 * V::LANES <= padded {
-            channels::<V, C, R, 4>(values, padded, channel, weights, from, to, states);
+            channels::<V, C, R, 4>(values, padded, channel, weights, span, states);
             channel += 4 * V::LANES;
         }
         while channel < padded {
-            channels::<V, C, R, 1>(values, padded, channel, weights, from, to, states);
+            channels::<V, C, R, 1>(values, padded, channel, weights, span, states);
             channel += V::LANES;
         }
     }
@@ -598,28 +607,37 @@ unsafe fn channels<V: Vector, C: Codes, const R: usize, const N: usize>(
     values: *const u8,
     padded: usize,
     channel: usize,
-    weights: &[[f32; POSITIONS]; R],
-    from: usize,
-    to: usize,
+    weights: &[[f32; POSITIONS]],
+    span: Span,
     states: &mut [RowState],
 ) {
     // SAFETY: as in `accumulate`; `states` has R rows.
     unsafe {
         let mut acc = [[V::splat(0.0); N]; R];
         unroll::<R>(|r| {
-            unroll::<N>(|v| acc[r][v] = V::load(states[r].out.as_ptr().add(channel + v * V::LANES)));
+            unroll::<N>(|v| {
+                acc[r][v] = V::load(states.get_unchecked(r).out.as_ptr().add(channel + v * V::LANES))
+            });
         });
-        for position in from..to {
+        for position in span.from..span.to {
             let at = values.add((position * padded + channel) * C::BYTES);
             let mut value = [V::splat(0.0); N];
             unroll::<N>(|v| value[v] = C::load(at.add(v * V::LANES * C::BYTES)));
             unroll::<R>(|r| {
-                let weight = V::splat(*weights[r].get_unchecked(position));
+                let weight = V::splat(*weights.get_unchecked(r).get_unchecked(position));
                 unroll::<N>(|v| acc[r][v] = value[v].mul_add(weight, acc[r][v]));
             });
         }
         unroll::<R>(|r| {
-            unroll::<N>(|v| acc[r][v].store(states[r].out.as_mut_ptr().add(channel + v * V::LANES)));
+            unroll::<N>(|v| {
+                acc[r][v].store(
+                    states
+                        .get_unchecked_mut(r)
+                        .out
+                        .as_mut_ptr()
+                        .add(channel + v * V::LANES),
+                )
+            });
         });
     }
 }

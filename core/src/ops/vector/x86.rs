@@ -169,7 +169,7 @@ impl Vector for Avx512 {
     const LANES: usize = 16;
     const GROUP: usize = 12;
     const BESIDE_GROUP: usize = 2;
-    const QUERIES: usize = 4;
+    const QUERIES: usize = 6;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

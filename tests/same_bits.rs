@@ -160,10 +160,18 @@ impl Runner<'_> {
     }
 }
 
-/// A model with one precision, on every processor level, with every kind of cache.
+const KINDS: [KvKind; 3] = [KvKind::F32, KvKind::F16, KvKind::Int8];
+const THREADS: [usize; 4] = [1, 2, 3, 5];
+
+/// A model with one precision, on every processor level, with every kind of cache. The numbers of threads go round, so
+/// that over models and levels each meets every kind of cache.
 fn hold(model: &str, precision: Precision, int8: bool) {
-    for cpu in Cpu::detect().variants() {
-        for kv in [KvKind::F32, KvKind::F16, KvKind::Int8] {
+    let round = MODELS
+        .iter()
+        .position(|name| *name == model)
+        .expect("one of MODELS");
+    for (level, cpu) in Cpu::detect().variants().into_iter().enumerate() {
+        for (i, kv) in KINDS.into_iter().enumerate() {
             let options = Options {
                 context: 128,
                 sequences: 4,
@@ -173,24 +181,22 @@ fn hold(model: &str, precision: Precision, int8: bool) {
                 precision,
                 int8,
             };
-            let mut wanted = None;
-            for threads in [1, 2, 3, 5] {
-                let engine = load(&model_folder(model), options, cpu, threads);
-                let prompt = Noise::new(77).tokens(PROMPT, engine.spec().vocab);
-                let noise = Noise::new(threads as u64);
-                let mut run = Runner {
-                    engine,
-                    prompt: &prompt,
-                    noise,
-                };
-                let wanted: &Vec<f32> = wanted.get_or_insert_with(|| run.alone(|_| CHUNK));
-                assert!(wanted.iter().all(|logit| logit.is_finite()));
-                let what = format!(
-                    "{model}, {precision:?}, int8 weights {int8}, {kv:?}, {}, {threads} threads",
-                    cpu.name()
-                );
-                run.check_all(&what, wanted);
-            }
+            let threads = THREADS[(round + level + i) % THREADS.len()];
+            let begin = |threads| load(&model_folder(model), options, cpu, threads);
+            let engine = begin(1);
+            let prompt = Noise::new(77).tokens(PROMPT, engine.spec().vocab);
+            let run = |engine, seed| Runner {
+                engine,
+                prompt: &prompt,
+                noise: Noise::new(seed),
+            };
+            let wanted = run(engine, 0).alone(|_| CHUNK);
+            assert!(wanted.iter().all(|logit| logit.is_finite()));
+            let what = format!(
+                "{model}, {precision:?}, int8 weights {int8}, {kv:?}, {}, {threads} threads",
+                cpu.name()
+            );
+            run(begin(threads), threads as u64).check_all(&what, &wanted);
         }
     }
 }

@@ -623,3 +623,6 @@ unsafe fn channels<V: Vector, C: Codes, const R: usize, const N: usize>(
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

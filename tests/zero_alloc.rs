@@ -5,6 +5,9 @@
 //! that is made or given back does not pass the allocator. What is not counted: the checkpoint's page faults, and
 //! what the system keeps for itself.
 //!
+//! What stays on the heap after loading and after the beginning of a generation is measured as well: it is bounded by
+//! what the comments below add up.
+//!
 //! It has no test harness: the harness has threads of its own that allocate when they like.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -18,24 +21,28 @@ use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
 use bantam_model::plan::Options;
 use bantam_model::tokenizer::Tokenizer;
-use bantam_tests::{Noise, carried, load, model_folder};
+use bantam_tests::{Noise, carried, model_folder, open};
 
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 static FREES: AtomicUsize = AtomicUsize::new(0);
+/// Bytes allocated and not freed.
+static ALIVE: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: every call is passed on to the system's allocator with its arguments unchanged; counting touches no memory
 // of the caller.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, SeqCst);
+        ALIVE.fetch_add(layout.size(), SeqCst);
         // SAFETY: passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, SeqCst);
+        ALIVE.fetch_add(layout.size(), SeqCst);
         // SAFETY: passed on.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -43,12 +50,15 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, SeqCst);
         FREES.fetch_add(1, SeqCst);
+        ALIVE.fetch_add(bytes, SeqCst);
+        ALIVE.fetch_sub(layout.size(), SeqCst);
         // SAFETY: passed on.
         unsafe { System.realloc(at, layout, bytes) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         FREES.fetch_add(1, SeqCst);
+        ALIVE.fetch_sub(layout.size(), SeqCst);
         // SAFETY: passed on.
         unsafe { System.dealloc(at, layout) }
     }
@@ -99,6 +109,19 @@ fn check(what: &str, work: impl FnOnce()) {
     assert!(allocations > 0 && frees > 0, "{what}: the counter counts nothing");
 }
 
+/// What stays on the heap of `make`, and is at most `most` bytes: no buffer of a run may hide there.
+fn check_heap<T>(what: &str, most: usize, make: impl FnOnce() -> T) -> T {
+    let before = ALIVE.load(SeqCst);
+    let made = make();
+    let stays = ALIVE.load(SeqCst) - before;
+    println!("{what}: {stays} bytes stay on the heap, at most {most} may");
+    assert!(
+        stays <= most,
+        "{what}: {stays} bytes stay on the heap, more than {most}"
+    );
+    made
+}
+
 fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
     Options {
         context: 256,
@@ -123,8 +146,12 @@ fn generated_tokens(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
     let prompt = tokenizer
         .encode("The history of the city", true)
         .expect("plain text");
-    let mut generation =
-        Generation::begin(engine, Some(table), settings, &prompt).expect("a prompt that fits");
+    // Logits, counts and two lists of candidates: 32 bytes for every token of the vocabulary. History: four bytes for
+    // every position. The rest is text held back and stop strings.
+    let most = 32 * engine.spec().vocab + 4 * engine.plan().options.context + 16384;
+    let mut generation = check_heap(&format!("{what}: one generation"), most, || {
+        Generation::begin(engine, Some(table), settings, &prompt).expect("a prompt that fits")
+    });
     generation.next(engine).expect("a warm token");
     let mut text_bytes = 0;
     let mut finish = None;
@@ -215,16 +242,29 @@ fn main() {
         ),
     ];
     for (what, options) in runs {
-        let mut engine = load(&carried(), options, Cpu::detect(), 2);
-        assert_eq!(engine.threads(), 2);
+        let mut engine = loaded(what, "carried", options, 2);
         generated_tokens(what, &mut engine, &everything);
         generated_tokens(&format!("{what}, greedy"), &mut engine, &greedy);
         batched_steps(what, &mut engine);
     }
     // A parallel residual, layer norms, fused inputs with biases.
     let options = options(KvKind::F32, Precision::Exact, false);
-    batched_steps(
-        "gpt_neox",
-        &mut load(&model_folder("gpt_neox"), options, Cpu::detect(), 3),
-    );
+    batched_steps("gpt_neox", &mut loaded("gpt_neox", "gpt_neox", options, 3));
+}
+
+/// An engine, of which the heap holds tables of offsets and names of tensors: the buffers are in the plan's regions.
+fn loaded(what: &str, model: &str, options: Options, threads: usize) -> Engine {
+    let folder = if model == "carried" {
+        carried()
+    } else {
+        model_folder(model)
+    };
+    let (spec, checkpoint) = open(&folder);
+    // Some 60 tensors of 300 bytes each, layer by layer; a page number takes four bytes, a token of a chunk too.
+    let tensors = checkpoint.tensors().len();
+    let most = 8192 + 600 * tensors + 4 * options.chunk;
+    let make = || Engine::load(spec, &checkpoint, options, Cpu::detect(), threads).expect("the model loads");
+    let engine = check_heap(&format!("{what}: loading"), most, make);
+    assert_eq!(engine.threads(), threads);
+    engine
 }

@@ -155,7 +155,7 @@ fn check(what: &str, text: &[u32], exact: &Exact, options: Options, cpu: Cpu, bo
     let perplexity = [sums.exact_loss, sums.loss].map(|loss| (loss / sums.tokens).exp());
     let change = perplexity[1] / perplexity[0] - 1.0;
     let found = format!(
-        "{what} on {}: {divergence:.2e} nats per token from exact, perplexity {:.4}, exactly {:.4} ({:+.3} %), {} tokens",
+        "{what} on {}: {divergence:.2e} nats per token off, perplexity {:.4}, exactly {:.4} ({:+.3} %), {} tokens",
         cpu.name(),
         perplexity[1],
         perplexity[0],

@@ -142,7 +142,8 @@ impl Runner<'_> {
     /// Every way of reading the prompt gives the bits of `wanted`.
     fn check_all(&mut self, what: &str, wanted: &[f32]) {
         let vocab = self.vocab();
-        let ways: [(&str, fn(&mut Self) -> Vec<f32>); 6] = [
+        type Read<'a> = fn(&mut Runner<'a>) -> Vec<f32>;
+        let ways: [(&str, Read); 6] = [
             ("whole", |run| run.alone(|_| CHUNK)),
             ("in random chunks", |run| run.alone(|noise| 1 + noise.below(40))),
             ("token by token", Self::decoded),

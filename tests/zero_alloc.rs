@@ -105,7 +105,7 @@ fn check(what: &str, work: impl FnOnce()) {
         mappings: 0,
     };
     assert_eq!(found, none, "{what}");
-    // If loading had counted nothing, the counter would not be the program's allocator and the zeros would mean nothing.
+    // If loading had counted nothing, the counter would not be the program's allocator, and zeros would mean nothing.
     assert!(allocations > 0 && frees > 0, "{what}: the counter counts nothing");
 }
 

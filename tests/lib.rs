@@ -73,3 +73,29 @@ pub fn floats(golden: &Checkpoint, name: &str) -> Vec<f32> {
 pub fn ids(golden: &Checkpoint, name: &str) -> Vec<u32> {
     floats(golden, name).into_iter().map(|id| id as u32).collect()
 }
+
+/// Numbers that look random and are the same in every run, so that a failure can be seen again.
+#[derive(Debug, Clone)]
+pub struct Noise(u64);
+
+impl Noise {
+    /// Begins a series; every seed has its own.
+    pub fn new(seed: u64) -> Self {
+        Noise(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        // Knuth's multiplier; the high bits are the good ones.
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % end
+    }
+
+    /// Token ids below `vocab`.
+    pub fn tokens(&mut self, count: usize, vocab: usize) -> Vec<u32> {
+        (0..count).map(|_| self.below(vocab) as u32).collect()
+    }
+}

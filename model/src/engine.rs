@@ -1,6 +1,6 @@
 //! A loaded model: a decoder on the processor, with its sequences. After loading, nothing here allocates.
 
-use bantam_core::{Backend, Batch, Cpu, CpuBackend, Feed, Pool};
+use bantam_core::{Backend, Batch, Cpu, CpuBackend, Feed, Pool, Region};
 use memmap2::MmapMut;
 
 use crate::checkpoint::{Checkpoint, Dtype};
@@ -304,6 +304,17 @@ impl Engine {
         );
         let slot = self.decoder.logits(&mut self.backend, rows);
         self.backend.read(slot)
+    }
+
+    /// Fills memory with bytes that are NaN in every type of float: tests find reads of what nobody has written.
+    #[doc(hidden)]
+    pub fn poison(&mut self, region: Region) {
+        let arena = self.backend.arena_mut();
+        match region {
+            Region::Weights => arena.weights.fill(0xff),
+            Region::Cache => arena.cache.fill(0xff),
+            Region::Work => arena.work.fill(0xff),
+        }
     }
 
     /// Rows of the last step.

@@ -424,7 +424,13 @@ impl Planner<'_> {
         } else {
             self.options.chunk
         };
-        self.panel_bytes = self.panel_bytes.max(panel_bytes(form, shape.columns, tokens));
+        // Prepared input grows by the same for every token.
+        let bytes = panel_bytes(form, shape.columns, 1)
+            .checked_mul(tokens)
+            .ok_or_else(|| PlanError::TooLarge {
+                what: "prepared input".to_owned(),
+            })?;
+        self.panel_bytes = self.panel_bytes.max(bytes);
         Ok(matrix)
     }
 

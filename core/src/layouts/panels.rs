@@ -214,3 +214,111 @@ fn round_even(x: f32) -> i32 {
     const MAGIC: f32 = 12_582_912.0;
     ((x + MAGIC) - MAGIC) as i32
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    const FORMS: [Form; 5] = [
+        Form::Float,
+        Form::Bf16,
+        Form::Int8 { block: usize::MAX },
+        Form::Int8 { block: 32 },
+        Form::Int8 { block: 4 },
+    ];
+
+    /// The 32-bit words of one token, by the definition.
+    fn words(form: Form, row: &[f32], scale: f32) -> Vec<u32> {
+        let bytes = |x: &[f32]| -> [u8; 4] {
+            let code = |i: usize| {
+                x.get(i)
+                    .map_or(0, |x| libm::rint(f64::from(x * (1.0 / scale))) as i8 as u8)
+            };
+            core::array::from_fn(code)
+        };
+        let half = |x: Option<&f32>| u32::from(half::bf16::from_f32(x.copied().unwrap_or(0.0)).to_bits());
+        match form {
+            Form::Float => row.iter().map(|x| x.to_bits()).collect(),
+            Form::Bf16 => row
+                .chunks(2)
+                .map(|x| half(x.first()) | half(x.get(1)) << 16)
+                .collect(),
+            Form::Int8 { .. } => {
+                let mut words: Vec<u32> = row.chunks(4).map(|x| u32::from_le_bytes(bytes(x))).collect();
+                words.resize(form.words(row.len()), 0);
+                words
+            }
+        }
+    }
+
+    fn check(form: Form, cpu: Cpu, columns: usize, tokens: usize) {
+        let x: Vec<f32> = (0..columns * tokens)
+            .map(|i| libm::sinf(i as f32 * 0.37) * 2.5)
+            .collect();
+        let mut memory = vec![0xdead_beef; form.memory_words(columns, tokens)];
+        let shared = Shared::new(&mut memory);
+        for index in (0..tokens.div_ceil(group(cpu))).rev() {
+            // SAFETY: one group after the other.
+            unsafe { fill_group(form, cpu, columns, &x, index, &shared) };
+        }
+        let panels = Panels::new(form, cpu, columns, tokens, &memory);
+        for index in 0..panels.groups() {
+            let (first, count, panel) = panels.group(index);
+            for member in 0..count {
+                let row = &x[(first + member) * columns..][..columns];
+                let peak = row.iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
+                let found: Vec<u32> = panel[member..].iter().step_by(count).copied().collect();
+                let what = (form, cpu.name(), columns, tokens, first + member);
+                assert_eq!(found, words(form, row, peak / 127.0), "{what:?}");
+                if let Form::Int8 { block } = form {
+                    assert_eq!(panels.scales[first + member], peak / 127.0, "{what:?}");
+                    let blocks = found.chunks((block / 4).min(found.len()));
+                    let codes = |words: &[u32]| {
+                        words
+                            .iter()
+                            .flat_map(|w| w.to_le_bytes())
+                            .map(|b| i32::from(b as i8))
+                            .sum()
+                    };
+                    let sums: Vec<i32> = blocks.map(codes).collect();
+                    assert_eq!(
+                        panels.sums[(first + member) * sums.len()..][..sums.len()],
+                        sums,
+                        "{what:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn panels_hold_every_token_in_its_form() {
+        for form in FORMS {
+            for cpu in Cpu::detect().variants() {
+                for (columns, tokens) in [(1, 1), (32, 1), (33, 5), (64, 12), (70, 13), (7, 27)] {
+                    check(form, cpu, columns, tokens);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_of_zeros_has_codes_and_sums_of_zero() {
+        let mut memory = vec![1; Form::Int8 { block: 4 }.memory_words(8, 1)];
+        // SAFETY: the only thread.
+        unsafe {
+            fill_group(
+                Form::Int8 { block: 4 },
+                Cpu::PORTABLE,
+                8,
+                &[0.0; 8],
+                0,
+                &Shared::new(&mut memory),
+            )
+        };
+        assert!(memory.iter().all(|&word| word == 0), "{memory:?}");
+    }
+}

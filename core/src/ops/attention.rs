@@ -641,3 +641,6 @@ unsafe fn channels<V: Vector, C: Codes, const R: usize, const N: usize>(
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

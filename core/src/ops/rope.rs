@@ -47,4 +47,51 @@ mod tests {
         assert_eq!(head[8..], before[8..]);
         assert!((head[0] - (libm::cosf(17.0) - 5.0 * libm::sinf(17.0))).abs() < 1e-5);
     }
+
+    #[test]
+    fn angles_are_cosines_and_sines_of_position_times_frequency() {
+        let frequencies = [1.0f32, 0.31, 0.0123, 1e-4];
+        for position in [0u32, 1, 17, 4095, 131_071] {
+            for scale in [1.0f32, 1.25] {
+                let mut table = [9.0f32; 8];
+                angles(&frequencies, position, scale, &mut table);
+                for (i, frequency) in frequencies.iter().enumerate() {
+                    // Rounded to float32 here, as the checkpoint's authors did.
+                    let angle = f64::from(position as f32 * frequency);
+                    let wanted = [libm::cos(angle), libm::sin(angle)].map(|x| x * f64::from(scale));
+                    for (found, wanted) in [table[i], table[4 + i]].into_iter().zip(wanted) {
+                        assert!(
+                            (f64::from(found) - wanted).abs() < 3e-7,
+                            "position {position}, frequency {frequency}: {found}, not {wanted}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn scores_depend_on_the_distance_of_positions_alone() {
+        let turned = |x: &[f32; 8], position| {
+            let (mut table, mut x) = ([0.0; 8], *x);
+            angles(&[1.0, 0.3, 0.1, 0.01], position, 1.0, &mut table);
+            rotate(&mut x, &table);
+            x
+        };
+        let (a, b) = (
+            [0.3, -1.0, 2.0, 0.1, 1.5, -0.7, 0.2, 1.0],
+            [1.0, 0.4, -0.3, 2.0, -1.1, 0.9, 0.6, -0.2],
+        );
+        let score = |i, j| -> f32 { turned(&a, i).iter().zip(turned(&b, j)).map(|(x, y)| x * y).sum() };
+        for (i, j) in [(0, 0), (5, 2), (60, 57)] {
+            assert!(
+                (score(i, j) - score(i + 300, j + 300)).abs() < 1e-3,
+                "{i} and {j}"
+            );
+        }
+        assert!(
+            (score(5, 2) - score(2, 5)).abs() > 1e-2,
+            "the order of positions counts"
+        );
+    }
 }

@@ -70,3 +70,63 @@ pub fn each_row<T: Send, P: Pool>(
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::sync::Mutex;
+    use std::vec;
+    use std::vec::Vec;
+
+    /// Runs tasks backwards and says that it has several threads: what no order may change.
+    struct Backwards(usize);
+    impl Pool for Backwards {
+        fn threads(&self) -> usize {
+            self.0
+        }
+        fn run(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+            (0..tasks).rev().for_each(work);
+        }
+    }
+
+    #[test]
+    fn every_row_is_visited_once_with_its_own_elements() {
+        for threads in 1..6 {
+            for (rows, width, rows_min) in [
+                (0, 3, 1),
+                (1, 1, 1),
+                (7, 3, 64),
+                (40, 5, 4),
+                (41, 1, 1),
+                (129, 2, 16),
+            ] {
+                let mut slice: Vec<usize> = (0..rows * width).collect();
+                let visits = Mutex::new(vec![0; rows]);
+                each_row(&Backwards(threads), &mut slice, width, rows_min, |row, part| {
+                    visits.lock().expect("no holder panics")[row] += 1;
+                    assert_eq!(part.len(), width);
+                    for (i, x) in part.iter_mut().enumerate() {
+                        assert_eq!(*x, row * width + i, "row {row} got another row's elements");
+                        *x += 1000;
+                    }
+                });
+                let visits = visits.into_inner().expect("no holder panics");
+                assert!(
+                    visits.iter().all(|&n| n == 1),
+                    "{threads} threads, {rows} rows: {visits:?}"
+                );
+                assert!(slice.iter().enumerate().all(|(i, &x)| x == i + 1000));
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "part 3+2 of a slice of 4")]
+    fn a_part_outside_the_slice_is_refused() {
+        let mut slice = [0u8; 4];
+        let shared = Shared::new(&mut slice);
+        // SAFETY: nothing else touches the slice.
+        let _ = unsafe { shared.part(3, 2) };
+    }
+}

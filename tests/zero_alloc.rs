@@ -1,0 +1,270 @@
+//! After loading, nothing allocates: not the decoder, not the sampler, not the detokenizer, on no thread.
+//!
+//! What is counted: every call of the program's global allocator (allocations, reallocations, frees), whichever thread
+//! makes it, the workers of the pool included. And on Linux the number of mappings of the process, because a mapping
+//! that is made or given back does not pass the allocator. What is not counted: the checkpoint's page faults, and
+//! what the system keeps for itself.
+//!
+//! What stays on the heap after loading and after the beginning of a generation is measured as well: it is bounded by
+//! what the comments below add up.
+//!
+//! It has no test harness: the harness has threads of its own that allocate when they like.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use bantam_core::{Cpu, KvKind, Precision};
+use bantam_model::detokenizer::ByteTable;
+use bantam_model::engine::{Chunk, Engine, StepError};
+use bantam_model::generate::{Finish, Generation};
+use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
+use bantam_model::plan::Options;
+use bantam_model::tokenizer::Tokenizer;
+use bantam_tests::{Noise, carried, model_folder, open};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+static FREES: AtomicUsize = AtomicUsize::new(0);
+/// Bytes allocated and not freed.
+static ALIVE: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed on to the system's allocator with its arguments unchanged; counting touches no memory
+// of the caller.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        ALIVE.fetch_add(layout.size(), SeqCst);
+        // SAFETY: passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        ALIVE.fetch_add(layout.size(), SeqCst);
+        // SAFETY: passed on.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        FREES.fetch_add(1, SeqCst);
+        ALIVE.fetch_add(bytes, SeqCst);
+        ALIVE.fetch_sub(layout.size(), SeqCst);
+        // SAFETY: passed on.
+        unsafe { System.realloc(at, layout, bytes) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        FREES.fetch_add(1, SeqCst);
+        ALIVE.fetch_sub(layout.size(), SeqCst);
+        // SAFETY: passed on.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations, frees and mappings so far. Reading the mappings allocates, so the counters are read on the inside.
+#[derive(Debug, PartialEq, Eq)]
+struct Counts {
+    allocations: usize,
+    frees: usize,
+    mappings: usize,
+}
+
+fn counters() -> (usize, usize) {
+    (ALLOCATIONS.load(SeqCst), FREES.load(SeqCst))
+}
+
+/// Lines of the process's map; 0 where the system has none to show.
+fn mappings() -> usize {
+    std::fs::read_to_string("/proc/self/maps").map_or(0, |text| text.lines().count())
+}
+
+/// Runs `work`, which must leave all counts as they are.
+fn check(what: &str, work: impl FnOnce()) {
+    let maps = mappings();
+    let (allocations, frees) = counters();
+    work();
+    let after = counters();
+    let found = Counts {
+        allocations: after.0 - allocations,
+        frees: after.1 - frees,
+        mappings: mappings().abs_diff(maps),
+    };
+    println!(
+        "{what}: {} allocations, {} frees on all threads, {} mappings more or fewer ({allocations} allocations before)",
+        found.allocations, found.frees, found.mappings
+    );
+    let none = Counts {
+        allocations: 0,
+        frees: 0,
+        mappings: 0,
+    };
+    assert_eq!(found, none, "{what}");
+    // If loading had counted nothing, the counter would not be the program's allocator, and zeros would mean nothing.
+    assert!(allocations > 0 && frees > 0, "{what}: the counter counts nothing");
+}
+
+/// What stays on the heap of `make`, and is at most `most` bytes: no buffer of a run may hide there.
+fn check_heap<T>(what: &str, most: usize, make: impl FnOnce() -> T) -> T {
+    let before = ALIVE.load(SeqCst);
+    let made = make();
+    let stays = ALIVE.load(SeqCst) - before;
+    println!("{what}: {stays} bytes stay on the heap, at most {most} may");
+    assert!(
+        stays <= most,
+        "{what}: {stays} bytes stay on the heap, more than {most}"
+    );
+    made
+}
+
+fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
+    Options {
+        context: 256,
+        sequences: 3,
+        chunk: 64,
+        logits_rows: 3,
+        kv,
+        precision,
+        int8,
+    }
+}
+
+/// A hundred tokens of text with everything on that a request can ask for.
+fn generated_tokens(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
+    let read = |name: &str| std::fs::read(carried().join(name)).expect("the carried model has a tokenizer");
+    let (config, map) = (read("tokenizer_config.json"), read("special_tokens_map.json"));
+    let tokenizer = Tokenizer::from_bytes(&read("tokenizer.json"), Some(&config), Some(&map)).expect("sound");
+    let table = Arc::new(ByteTable::new(&tokenizer).expect("sound"));
+    let settings = GenerationDefaults::of_model(None)
+        .and_then(|defaults| defaults.settings(flags, EosSources::default()))
+        .expect("sound flags");
+    let prompt = tokenizer
+        .encode("The history of the city", true)
+        .expect("plain text");
+    // Logits, counts and two lists of candidates: 32 bytes for every token of the vocabulary. History: four bytes for
+    // every position. The rest is text held back and stop strings.
+    let most = 32 * engine.spec().vocab + 4 * engine.plan().options.context + 16384;
+    let mut generation = check_heap(&format!("{what}: one generation"), most, || {
+        Generation::begin(engine, Some(table), settings, &prompt).expect("a prompt that fits")
+    });
+    generation.next(engine).expect("a warm token");
+    let mut text_bytes = 0;
+    let mut finish = None;
+    check(
+        &format!("{what}: 100 generated tokens, the last included"),
+        || {
+            while finish.is_none() {
+                let token = generation
+                    .next(engine)
+                    .expect("a token")
+                    .expect("not the end yet");
+                text_bytes += token.text.len();
+                finish = token.finish;
+            }
+        },
+    );
+    assert_eq!((generation.ids().len(), finish), (101, Some(Finish::Length)));
+    assert!(text_bytes > 100, "only {text_bytes} bytes of text came out");
+    generation.end(engine);
+}
+
+/// Twenty steps over three sequences, and a prefill of several chunks.
+fn batched_steps(what: &str, engine: &mut Engine) {
+    let vocab = engine.spec().vocab;
+    let sequences = [(); 3].map(|()| engine.open().expect("a free sequence"));
+    let tokens = Noise::new(5).tokens(200, vocab);
+    let step = |engine: &mut Engine, at: usize, count: usize| {
+        let chunks = sequences.map(|sequence| Chunk {
+            sequence,
+            tokens: &tokens[at..at + count],
+        });
+        engine.step(&chunks).expect("room");
+        let rows = [count - 1, 2 * count - 1, 3 * count - 1];
+        assert!(engine.logits(&rows).iter().all(|logit| logit.is_finite()));
+    };
+    step(engine, 0, 1);
+    check(&format!("{what}: 20 steps of three sequences"), || {
+        (0..20).for_each(|i| step(engine, 3 * i, 1 + i % 3));
+    });
+    check(
+        &format!("{what}: a sequence closed, opened and read in chunks"),
+        || {
+            engine.close(sequences[1]);
+            let sequence = engine.open().expect("the one just closed");
+            engine
+                .prefill::<StepError>(sequence, &tokens, |engine, _, rows| {
+                    engine.logits(&[rows - 1]);
+                    Ok(())
+                })
+                .expect("room");
+            engine.rewind(sequence, 10);
+        },
+    );
+    sequences.into_iter().for_each(|sequence| engine.close(sequence));
+}
+
+fn main() {
+    let everything = GenerationFlags {
+        max_new_tokens: Some(101),
+        temperature: Some(1.3),
+        top_k: Some(200),
+        top_p: Some(0.98),
+        min_p: Some(0.001),
+        typical_p: Some(0.99),
+        repetition_penalty: Some(1.1),
+        presence_penalty: Some(0.1),
+        frequency_penalty: Some(0.1),
+        no_repeat_ngram: Some(6),
+        logit_bias: vec![(7, -1.0)],
+        seed: Some(3),
+        // Neither can come: the first is no text of this model, the second has a byte that it never makes.
+        stop: vec!["\u{1F9FF}\u{1F9FF} the".to_owned(), "\u{1}".to_owned()],
+        ignore_eos: true,
+        ..GenerationFlags::default()
+    };
+    let greedy = GenerationFlags {
+        max_new_tokens: Some(101),
+        temperature: Some(0.0),
+        ignore_eos: true,
+        ..GenerationFlags::default()
+    };
+    let runs = [
+        ("exact, f32 cache", options(KvKind::F32, Precision::Exact, false)),
+        ("fast, f16 cache", options(KvKind::F16, Precision::Fast, false)),
+        (
+            "fast, int8 cache and weights",
+            options(KvKind::Int8, Precision::Fast, true),
+        ),
+    ];
+    for (what, options) in runs {
+        let mut engine = loaded(what, "carried", options, 2);
+        generated_tokens(what, &mut engine, &everything);
+        generated_tokens(&format!("{what}, greedy"), &mut engine, &greedy);
+        batched_steps(what, &mut engine);
+    }
+    // A parallel residual, layer norms, fused inputs with biases.
+    let options = options(KvKind::F32, Precision::Exact, false);
+    batched_steps("gpt_neox", &mut loaded("gpt_neox", "gpt_neox", options, 3));
+}
+
+/// An engine, of which the heap holds tables of offsets and names of tensors: the buffers are in the plan's regions.
+fn loaded(what: &str, model: &str, options: Options, threads: usize) -> Engine {
+    let folder = if model == "carried" {
+        carried()
+    } else {
+        model_folder(model)
+    };
+    let (spec, checkpoint) = open(&folder);
+    // Some 60 tensors of 300 bytes each, layer by layer; a page number takes four bytes, a token of a chunk too.
+    let tensors = checkpoint.tensors().len();
+    let most = 8192 + 600 * tensors + 4 * options.chunk;
+    let make = || Engine::load(spec, &checkpoint, options, Cpu::detect(), threads).expect("the model loads");
+    let engine = check_heap(&format!("{what}: loading"), most, make);
+    assert_eq!(engine.threads(), threads);
+    engine
+}

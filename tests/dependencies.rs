@@ -48,22 +48,10 @@ const SINGLE: &[&str] = &[
 #[test]
 fn core_depends_on_nothing_else() {
     let found = workspace::tree("bantam-core");
-    let new: Vec<_> = found
-        .iter()
-        .filter(|name| !CORE.contains(&name.as_str()))
-        .collect();
-    let gone: Vec<_> = CORE
-        .iter()
-        .filter(|name| !found.iter().any(|found| found == *name))
-        .collect();
-    assert!(
-        new.is_empty(),
-        "bantam-core now pulls in {new:?}: drop them, or add them to CORE with a reason"
-    );
-    assert!(
-        gone.is_empty(),
-        "bantam-core no longer pulls in {gone:?}: take them out of CORE"
-    );
+    let new: Vec<_> = found.iter().filter(|name| !CORE.contains(&name.as_str())).collect();
+    let gone: Vec<_> = CORE.iter().filter(|name| !found.iter().any(|found| found == *name)).collect();
+    assert!(new.is_empty(), "bantam-core now pulls in {new:?}: drop them, or add them to CORE with a reason");
+    assert!(gone.is_empty(), "bantam-core no longer pulls in {gone:?}: take them out of CORE");
 }
 
 #[test]
@@ -76,24 +64,15 @@ fn every_licence_and_source_is_allowed() {
     for package in workspace::packages().values() {
         let name = format!("{} {}", package.name, package.version);
         let Some(source) = &package.source else { continue };
-        if !registries
-            .iter()
-            .any(|registry| source == &format!("registry+{registry}"))
-        {
-            wrong.push(format!(
-                "{name}: comes from {source}; only [sources] of deny.toml may be used"
-            ));
+        if !registries.iter().any(|registry| source == &format!("registry+{registry}")) {
+            wrong.push(format!("{name}: comes from {source}; only [sources] of deny.toml may be used"));
         }
         if banned.contains(&package.name) {
-            wrong.push(format!(
-                "{name}: is refused by [bans] of deny.toml, which says what to use instead"
-            ));
+            wrong.push(format!("{name}: is refused by [bans] of deny.toml, which says what to use instead"));
         }
         if !allowed(&package.license, &licences) {
             let licence = &package.license;
-            wrong.push(format!(
-                "{name}: licence \"{licence}\" is not in [licenses] of deny.toml"
-            ));
+            wrong.push(format!("{name}: licence \"{licence}\" is not in [licenses] of deny.toml"));
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
@@ -127,20 +106,14 @@ fn list(toml: &str, section: &str, key: &str) -> Vec<String> {
         .filter_map(|line| line.split('"').nth(1))
         .map(str::to_owned)
         .collect();
-    assert!(
-        !found.is_empty(),
-        "deny.toml: no list `{key}` with one entry per line below {section}"
-    );
+    assert!(!found.is_empty(), "deny.toml: no list `{key}` with one entry per line below {section}");
     found
 }
 
 /// Whether an SPDX expression can be met from the list; one that cannot be read cannot be met. `/` is the old
 /// spelling of OR.
 fn allowed(expression: &str, licences: &[String]) -> bool {
-    let spaced = expression
-        .replace('/', " OR ")
-        .replace('(', " ( ")
-        .replace(')', " ) ");
+    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
     let mut rest = words.as_slice();
     any_of(&mut rest, licences) == Some(true) && rest.is_empty()
@@ -183,9 +156,8 @@ fn one(rest: &mut &[&str], licences: &[String]) -> Option<bool> {
 
 #[test]
 fn licence_expressions_are_read() {
-    let list: Vec<String> = ["MIT", "Apache-2.0 WITH LLVM-exception", "Unicode-3.0"]
-        .map(str::to_owned)
-        .into();
+    let list: Vec<String> =
+        ["MIT", "Apache-2.0 WITH LLVM-exception", "Unicode-3.0"].map(str::to_owned).into();
     for (expression, expected) in [
         ("MIT", true),
         ("GPL-3.0", false),

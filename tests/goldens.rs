@@ -19,10 +19,7 @@ fn check_close(what: &str, found: &[f32], golden: &[f32]) {
     }
     let relative = (error / size).sqrt();
     println!("{what}: worst {worst:.2e}, relative {relative:.2e}");
-    assert!(
-        worst <= 1e-3 && relative <= 1e-4,
-        "{what}: worst {worst:.2e}, relative {relative:.2e}"
-    );
+    assert!(worst <= 1e-3 && relative <= 1e-4, "{what}: worst {worst:.2e}, relative {relative:.2e}");
 }
 
 fn prompt_logits(engine: &mut Engine, prompt: &[u32]) -> Vec<f32> {
@@ -41,9 +38,7 @@ fn prompt_logits(engine: &mut Engine, prompt: &[u32]) -> Vec<f32> {
 /// Decodes greedily with the cache; returns the tokens and the logits of every step.
 fn greedy(engine: &mut Engine, prompt: &[u32], count: usize) -> (Vec<u32>, Vec<f32>) {
     let sequence = engine.open().expect("a free sequence");
-    engine
-        .prefill::<StepError>(sequence, prompt, |_, _, _| Ok(()))
-        .expect("the prompt fits");
+    engine.prefill::<StepError>(sequence, prompt, |_, _, _| Ok(())).expect("the prompt fits");
     let (mut tokens, mut all) = (Vec::new(), Vec::new());
     let mut row = engine.rows() - 1;
     for _ in 0..count {
@@ -51,12 +46,7 @@ fn greedy(engine: &mut Engine, prompt: &[u32], count: usize) -> (Vec<u32>, Vec<f
         all.extend_from_slice(logits);
         let token = argmax(logits).expect("finite logits");
         tokens.push(token);
-        engine
-            .step(&[Chunk {
-                sequence,
-                tokens: &[token],
-            }])
-            .expect("room for a token");
+        engine.step(&[Chunk { sequence, tokens: &[token] }]).expect("room for a token");
         row = 0;
     }
     engine.close(sequence);
@@ -74,20 +64,12 @@ fn logits_and_greedy_match_transformers_on_every_processor_level() {
                 let what = format!("{model} prompt {prompt} on {}", cpu.name());
                 let tokens = ids(&golden, &format!("prompt{prompt}.input_ids"));
                 let logits = prompt_logits(&mut engine, &tokens);
-                check_close(
-                    &what,
-                    &logits,
-                    &floats(&golden, &format!("prompt{prompt}.logits")),
-                );
+                check_close(&what, &logits, &floats(&golden, &format!("prompt{prompt}.logits")));
                 let wanted = ids(&golden, &format!("prompt{prompt}.greedy"));
                 let (found, steps) = greedy(&mut engine, &tokens, wanted.len());
                 assert_eq!(found, wanted, "{what}: greedy continuation");
                 if prompt == 0 {
-                    check_close(
-                        &format!("{what}, steps"),
-                        &steps,
-                        &floats(&golden, "prompt0.step_logits"),
-                    );
+                    check_close(&format!("{what}, steps"), &steps, &floats(&golden, "prompt0.step_logits"));
                 }
             }
         }

@@ -72,21 +72,12 @@ impl Trace {
         }
         for fill in &plan.fills {
             match fill {
-                Fill::Matrix {
-                    matrix, tensor, rows, ..
-                } => name(matrix.slot, part(tensor, *rows)),
-                Fill::Vector {
-                    slot, tensor, rows, ..
-                } => name(*slot, part(tensor, *rows)),
+                Fill::Matrix { matrix, tensor, rows, .. } => name(matrix.slot, part(tensor, *rows)),
+                Fill::Vector { slot, tensor, rows, .. } => name(*slot, part(tensor, *rows)),
                 Fill::Values { slot, .. } => name(*slot, "frequencies".to_owned()),
             }
         }
-        Trace {
-            names,
-            lines: Vec::new(),
-            written: HashMap::new(),
-            faults: Vec::new(),
-        }
+        Trace { names, lines: Vec::new(), written: HashMap::new(), faults: Vec::new() }
     }
 
     fn name(&self, slot: Slot) -> &str {
@@ -128,29 +119,17 @@ impl Backend for Trace {
     fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: Slot) {
         let width = table.shape.columns;
         self.writes(out, tokens.len() * width);
-        let times = if scale == 1.0 {
-            String::new()
-        } else {
-            format!(" * {scale}")
-        };
+        let times = if scale == 1.0 { String::new() } else { format!(" * {scale}") };
         let (table, layout, out) = (self.name(table.slot), table.layout.name(), self.name(out));
-        self.line(format!(
-            "{out} = embed {table} ({layout}){times}: {} x {width}",
-            tokens.len()
-        ));
+        self.line(format!("{out} = embed {table} ({layout}){times}: {} x {width}", tokens.len()));
     }
 
     fn norm(&mut self, norm: &Norm, rows: usize, x: Slot, out: Slot) {
         self.reads(x, rows * norm.width);
         self.writes(out, rows * norm.width);
-        let bias = norm
-            .bias
-            .map_or(String::new(), |bias| format!(" + {}", self.name(bias)));
+        let bias = norm.bias.map_or(String::new(), |bias| format!(" + {}", self.name(bias)));
         let (weight, x, out) = (self.name(norm.weight), self.name(x), self.name(out));
-        let line = format!(
-            "{out} = norm {:?} {x} * {weight}{bias}: {rows} x {}",
-            norm.kind, norm.width
-        );
+        let line = format!("{out} = norm {:?} {x} * {weight}{bias}: {rows} x {}", norm.kind, norm.width);
         self.line(line);
     }
 
@@ -162,9 +141,7 @@ impl Backend for Trace {
                 self.reads(product.out, rows * shape.rows);
             }
             let sign = if product.add { "+=" } else { "=" };
-            let bias = product
-                .bias
-                .map_or(String::new(), |bias| format!(" + {}", self.name(bias)));
+            let bias = product.bias.map_or(String::new(), |bias| format!(" + {}", self.name(bias)));
             let line = format!(
                 "{} {sign} {} * {} ({}){bias}: {rows} x {} -> {}",
                 self.name(product.out),
@@ -185,16 +162,8 @@ impl Backend for Trace {
     fn angles(&mut self, rope: &Rope, batch: &Batch, out: Slot) {
         self.writes(out, batch.rows() * 2 * rope.pairs());
         let (table, out) = (self.name(rope.frequencies), self.name(out));
-        let times = if rope.scale == 1.0 {
-            String::new()
-        } else {
-            format!(" * {}", rope.scale)
-        };
-        let line = format!(
-            "{out} = angles {table}{times}: {} x {} pairs",
-            batch.rows(),
-            rope.pairs()
-        );
+        let times = if rope.scale == 1.0 { String::new() } else { format!(" * {}", rope.scale) };
+        let line = format!("{out} = angles {table}{times}: {} x {} pairs", batch.rows(), rope.pairs());
         self.line(line);
     }
 
@@ -280,12 +249,7 @@ fn record(model: &str, options: Options) -> Trace {
     let plan =
         Plan::new(&spec, stored(&checkpoint), options, Cpu::PORTABLE).expect("the golden can be planned");
     let mut trace = Trace::new(&plan);
-    let feed = |first_row, rows, first_position, sequence| Feed {
-        first_row,
-        rows,
-        first_position,
-        sequence,
-    };
+    let feed = |first_row, rows, first_position, sequence| Feed { first_row, rows, first_position, sequence };
     let tables: Vec<u32> = (0..2 * plan.pages_per_sequence as u32).collect();
     let batch = Batch {
         feeds: &[feed(0, 7, 0, 0), feed(7, 3, 20, 1)],
@@ -299,10 +263,7 @@ fn record(model: &str, options: Options) -> Trace {
 }
 
 fn two_sequences() -> Options {
-    Options {
-        sequences: 2,
-        ..options()
-    }
+    Options { sequences: 2, ..options() }
 }
 
 /// The recorded graph is the committed one.
@@ -341,10 +302,7 @@ fn a_read_before_its_write_is_found() {
         Plan::new(&spec, stored(&checkpoint), options(), Cpu::PORTABLE).expect("the golden can be planned");
     let mut trace = Trace::new(&plan);
     trace.norm(&plan.weights.final_norm, 2, plan.work.stream, plan.work.normed);
-    assert_eq!(
-        trace.faults,
-        ["operation 0 reads 256 floats of stream, 0 are written"]
-    );
+    assert_eq!(trace.faults, ["operation 0 reads 256 floats of stream, 0 are written"]);
     trace.norm(&plan.weights.final_norm, 3, plan.work.normed, plan.work.chosen);
     assert_eq!(trace.faults.len(), 2, "more rows are read than were written");
 }
@@ -353,17 +311,10 @@ fn a_read_before_its_write_is_found() {
 fn memory_full_of_nan_changes_no_logit() {
     for model in MODELS {
         for cpu in Cpu::detect().variants() {
-            for (precision, int8) in [
-                (Precision::Exact, false),
-                (Precision::Fast, false),
-                (Precision::Fast, true),
-            ] {
-                let options = Options {
-                    kv: KvKind::F16,
-                    precision,
-                    int8,
-                    ..options()
-                };
+            for (precision, int8) in
+                [(Precision::Exact, false), (Precision::Fast, false), (Precision::Fast, true)]
+            {
+                let options = Options { kv: KvKind::F16, precision, int8, ..options() };
                 let mut engine = load(&model_folder(model), options, cpu, 2);
                 let prompt = Noise::new(9).tokens(70, engine.spec().vocab);
                 let mut run = |poisoned: bool| {
@@ -387,14 +338,8 @@ fn memory_full_of_nan_changes_no_logit() {
                 };
                 let (clean, poisoned) = (run(false), run(true));
                 let what = format!("{model}, {precision:?}, int8 {int8}, {}", cpu.name());
-                assert!(
-                    clean.iter().all(|logit| logit.is_finite()),
-                    "{what}: logits that are no numbers"
-                );
-                let same = clean
-                    .iter()
-                    .zip(&poisoned)
-                    .all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(clean.iter().all(|logit| logit.is_finite()), "{what}: logits that are no numbers");
+                let same = clean.iter().zip(&poisoned).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same, "{what}: something was read that the step had not written");
             }
         }

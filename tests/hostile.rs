@@ -38,23 +38,14 @@ impl Folder {
     /// A small good shard with one U8 tensor for each name.
     fn shard(&self, file: &str, tensors: &[&str]) -> PathBuf {
         let path = self.0.join(file);
-        let tensors: Vec<_> = tensors
-            .iter()
-            .map(|&name| (name, Dtype::U8, &[1][..], &[7][..]))
-            .collect();
+        let tensors: Vec<_> = tensors.iter().map(|&name| (name, Dtype::U8, &[1][..], &[7][..])).collect();
         write_safetensors(&path, &tensors, &[]).unwrap();
         path
     }
 
     fn index(&self, pairs: &[(&str, &str)]) {
-        let pairs: Vec<_> = pairs
-            .iter()
-            .map(|(tensor, shard)| format!("{tensor:?}:{shard:?}"))
-            .collect();
-        self.write(
-            INDEX,
-            format!("{{\"metadata\":{{}},\"weight_map\":{{{}}}}}", pairs.join(",")),
-        );
+        let pairs: Vec<_> = pairs.iter().map(|(tensor, shard)| format!("{tensor:?}:{shard:?}")).collect();
+        self.write(INDEX, format!("{{\"metadata\":{{}},\"weight_map\":{{{}}}}}", pairs.join(",")));
     }
 }
 
@@ -70,15 +61,8 @@ fn check(path: &Path, expected: &[&str]) {
     for part in expected {
         assert!(message.contains(part), "expected {part:?} in: {message}");
     }
-    assert!(
-        message.len() < 4096,
-        "a message is for people: {} bytes",
-        message.len()
-    );
-    assert!(
-        !message.chars().any(char::is_control),
-        "a message must not drive the terminal: {message:?}"
-    );
+    assert!(message.len() < 4096, "a message is for people: {} bytes", message.len());
+    assert!(!message.chars().any(char::is_control), "a message must not drive the terminal: {message:?}");
 }
 
 fn file(text: &[u8], data_len: usize) -> Vec<u8> {
@@ -95,9 +79,7 @@ fn check_header(text: &str, data_len: usize, expected: &[&str]) {
 
 fn goldens() -> Vec<PathBuf> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/models");
-    let folders = fs::read_dir(models)
-        .unwrap()
-        .map(|entry| entry.unwrap().path().join(MODEL));
+    let folders = fs::read_dir(models).unwrap().map(|entry| entry.unwrap().path().join(MODEL));
     let found: Vec<_> = folders.filter(|path| path.is_file()).collect();
     assert!(!found.is_empty(), "no golden checkpoint to cut");
     found
@@ -158,49 +140,27 @@ fn a_file_cut_at_any_tensor_is_refused_by_name() {
 fn header_lengths_that_lie_are_refused() {
     let folder = Folder::new();
     let good = file(br#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, 1);
-    for length in [
-        0,
-        1,
-        good.len() as u64 - 7,
-        1 << 31,
-        1 << 32,
-        1 << 63,
-        u64::MAX,
-        u64::MAX - 7,
-    ] {
+    for length in [0, 1, good.len() as u64 - 7, 1 << 31, 1 << 32, 1 << 63, u64::MAX, u64::MAX - 7] {
         let mut bytes = good.clone();
         bytes[..8].copy_from_slice(&length.to_le_bytes());
         check(&folder.write(MODEL, bytes), &[MODEL, &length.to_string()]);
     }
     // One that the (sparse) file does have, but that nobody should read.
     let path = folder.write(MODEL, (1u64 << 33).to_le_bytes());
-    OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(1 << 34)
-        .unwrap();
-    check(&path, &[MODEL, "33554432"]);
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 34).unwrap();
+    check(&path, &[MODEL, "16777216"]);
 }
 
 #[test]
 fn hostile_json_is_refused() {
     check_header(&"[".repeat(10_000), 0, &["expected '{'"]);
-    check_header(
-        &"{\"a\":".repeat(10_000),
-        0,
-        &["tensor \"a\"", "expected the keys"],
-    );
+    check_header(&"{\"a\":".repeat(10_000), 0, &["tensor \"a\"", "expected the keys"]);
     check_header(
         &format!("{{\"w\":{{\"shape\":{}", "[".repeat(10_000)),
         0,
         &["tensor \"w\"", "whole number"],
     );
-    check_header(
-        &format!("{{\"__metadata__\":{{\"w\":{}", "[".repeat(10_000)),
-        0,
-        &["__metadata__"],
-    );
+    check_header(&format!("{{\"__metadata__\":{{\"w\":{}", "[".repeat(10_000)), 0, &["__metadata__"]);
     check_header(&" ".repeat(1 << 20), 0, &["expected '{'"]);
     check_header(&format!("{{\"{}", "a".repeat(1 << 20)), 0, &["closing quote"]);
     check_header(
@@ -208,19 +168,15 @@ fn hostile_json_is_refused() {
         0,
         &["1048576 bytes", "tensor name \"aaa"],
     );
-    check_header(
-        &format!("{{\"{}\":{{}}}}", "\\u001b[2J".repeat(5)),
-        0,
-        &["tensor \"\\u{1b}[2J"],
-    );
+    check_header(&format!("{{\"{}\":{{}}}}", "\\u001b[2J".repeat(5)), 0, &["tensor \"\\u{1b}[2J"]);
     // A million tensors do not fit the longest header: they are refused by its length, as many as fit by their number.
     let tensors = |n: u32| -> String {
         let tensors =
             (0..n).map(|i| format!("\"{i}\":{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}"));
         format!("{{{}}}", tensors.collect::<Vec<_>>().join(","))
     };
-    check_header(&tensors(1_000_000), 0, &["at most 33554432"]);
-    check_header(&tensors(400_000), 0, &["at most 100000 tensors"]);
+    check_header(&tensors(1_000_000), 0, &["at most 16777216"]);
+    check_header(&tensors(200_000), 0, &["at most 100000 tensors"]);
 }
 
 #[test]
@@ -229,47 +185,19 @@ fn hostile_tensors_are_refused_by_name() {
         format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
     };
     let named = "tensor \"w\"";
-    check_header(
-        &w("F32", "[3]", "[0,8]"),
-        8,
-        &[named, "expected 12 bytes", "found 8"],
-    );
-    check_header(
-        &w("F16", "[2]", "[0,8]"),
-        8,
-        &[named, "expected 4 bytes", "found 8"],
-    );
+    check_header(&w("F32", "[3]", "[0,8]"), 8, &[named, "expected 12 bytes", "found 8"]);
+    check_header(&w("F16", "[2]", "[0,8]"), 8, &[named, "expected 4 bytes", "found 8"]);
     check_header(&w("Q4", "[8]", "[0,8]"), 8, &[named, "found \"Q4\""]);
     check_header(&w("U8", "[8]", "[8,0]"), 8, &[named, "found 8 before 0"]);
     check_header(&w("U8", "[8]", "[8,16]"), 8, &[named, "cut short"]);
     check_header(&w("U8", "[4]", "[4,8]"), 8, &[named, "a gap"]);
     check_header(&w("F32", "[1]", "[2,6]"), 6, &[named, "multiple of 4"]);
-    check_header(
-        &w("U8", "[18446744073709551615]", "[0,18446744073709551615]"),
-        8,
-        &[named, "below 2^63"],
-    );
-    check_header(
-        &w("U8", "[9223372036854775807]", "[0,9223372036854775807]"),
-        8,
-        &[named, "cut short"],
-    );
-    check_header(
-        &w("F64", "[4294967296,4294967296]", "[0,0]"),
-        8,
-        &[named, "below 2^63"],
-    );
-    check_header(
-        &w("U8", "[1,1,1,1,1,1,1,1,8]", "[0,8]"),
-        8,
-        &[named, "at most 8 dimensions"],
-    );
+    check_header(&w("U8", "[18446744073709551615]", "[0,18446744073709551615]"), 8, &[named, "below 2^63"]);
+    check_header(&w("U8", "[9223372036854775807]", "[0,9223372036854775807]"), 8, &[named, "cut short"]);
+    check_header(&w("F64", "[4294967296,4294967296]", "[0,0]"), 8, &[named, "below 2^63"]);
+    check_header(&w("U8", "[1,1,1,1,1,1,1,1,8]", "[0,8]"), 8, &[named, "at most 8 dimensions"]);
     for number in ["-8", "8.0", "8e0", "08", "18446744073709551616", "NaN"] {
-        check_header(
-            &w("U8", &format!("[{number}]"), "[0,8]"),
-            8,
-            &[named, "whole number"],
-        );
+        check_header(&w("U8", &format!("[{number}]"), "[0,8]"), 8, &[named, "whole number"]);
         check_header(&w("U8", "[8]", &format!("[0,{number}]")), 8, &[named]);
     }
     let duplicate = w("U8", "[4]", "[0,4]").replace("}}", "},") + &w("U8", "[4]", "[4,8]")[1..];
@@ -284,16 +212,9 @@ fn a_shard_index_is_held_to_its_shards() {
     let folder = Folder::new();
     folder.shard("m1.safetensors", &["a", "b"]);
     folder.shard("m2.safetensors", &["c"]);
-    folder.index(&[
-        ("a", "m1.safetensors"),
-        ("b", "m1.safetensors"),
-        ("c", "m2.safetensors"),
-    ]);
+    folder.index(&[("a", "m1.safetensors"), ("b", "m1.safetensors"), ("c", "m2.safetensors")]);
     let checkpoint = Checkpoint::open(&folder.0).unwrap();
-    assert_eq!(
-        checkpoint.tensors().map(|t| t.name).collect::<Vec<_>>(),
-        ["a", "b", "c"]
-    );
+    assert_eq!(checkpoint.tensors().map(|t| t.name).collect::<Vec<_>>(), ["a", "b", "c"]);
 
     folder.index(&[("a", "m1.safetensors"), ("c", "m3.safetensors")]);
     check(&folder.0, &["m3.safetensors", "no such file"]);
@@ -311,26 +232,13 @@ fn a_shard_index_cannot_lead_out_of_its_folder() {
     let outside = Folder::new();
     let target = outside.shard("outside.safetensors", &["w"]);
     let folder = Folder::new();
-    let up = format!(
-        "../{}/outside.safetensors",
-        outside.0.file_name().unwrap().to_str().unwrap()
-    );
+    let up = format!("../{}/outside.safetensors", outside.0.file_name().unwrap().to_str().unwrap());
     let absolute = target.to_str().unwrap();
-    for shard in [
-        &up,
-        absolute,
-        "x/../m.safetensors",
-        "..",
-        ".",
-        "",
-        "C:\\m.safetensors",
-        "m.safetensors\0",
-        INDEX,
-    ] {
+    for shard in
+        [&up, absolute, "x/../m.safetensors", "..", ".", "", "C:\\m.safetensors", "m.safetensors\0", INDEX]
+    {
         folder.index(&[("w", shard)]);
-        let json = fs::read_to_string(folder.0.join(INDEX))
-            .unwrap()
-            .replace("\\0", "\\u0000");
+        let json = fs::read_to_string(folder.0.join(INDEX)).unwrap().replace("\\0", "\\u0000");
         folder.write(INDEX, json);
         check(&folder.0, &[INDEX, "tensor \"w\"", "plain name"]);
     }
@@ -346,20 +254,12 @@ fn a_shard_index_cannot_lead_out_of_its_folder() {
         folder.write(INDEX, json);
         check(&folder.0, &[INDEX]);
     }
-    folder.write(
-        INDEX,
-        "{\"weight_map\":{\"w\":\"m.safetensors\",\"w\":\"m.safetensors\"}}",
-    );
+    folder.write(INDEX, "{\"weight_map\":{\"w\":\"m.safetensors\",\"w\":\"m.safetensors\"}}");
     check(&folder.0, &[INDEX, "\"w\" twice"]);
     folder.write(INDEX, format!("{{\"metadata\":{}", "[".repeat(10_000)));
     check(&folder.0, &[INDEX, "32 levels"]);
     let path = folder.write(INDEX, "");
-    OpenOptions::new()
-        .write(true)
-        .open(path)
-        .unwrap()
-        .set_len((32 << 20) + 1)
-        .unwrap();
+    OpenOptions::new().write(true).open(path).unwrap().set_len((32 << 20) + 1).unwrap();
     check(&folder.0, &[INDEX, "33554432"]);
 }
 
@@ -367,23 +267,14 @@ fn a_shard_index_cannot_lead_out_of_its_folder() {
 fn many_shards_share_the_limits_of_one() {
     let folder = Folder::new();
     let metadata = "x".repeat(11 << 20);
-    let pairs: Vec<_> = (0..4)
-        .map(|i| (format!("t{i}"), format!("m{i}.safetensors")))
-        .collect();
+    let pairs: Vec<_> = (0..4).map(|i| (format!("t{i}"), format!("m{i}.safetensors"))).collect();
     for (tensor, shard) in &pairs {
-        write_safetensors(
-            &folder.0.join(shard),
-            &[(tensor, Dtype::U8, &[1], &[0])],
-            &[("k", &metadata)],
-        )
-        .unwrap();
+        write_safetensors(&folder.0.join(shard), &[(tensor, Dtype::U8, &[1], &[0])], &[("k", &metadata)])
+            .unwrap();
     }
-    let pairs: Vec<_> = pairs
-        .iter()
-        .map(|(tensor, shard)| (tensor.as_str(), shard.as_str()))
-        .collect();
+    let pairs: Vec<_> = pairs.iter().map(|(tensor, shard)| (tensor.as_str(), shard.as_str())).collect();
     folder.index(&pairs);
-    check(&folder.0, &["m2.safetensors", "for all headers"]);
+    check(&folder.0, &["m2.safetensors", "all of a checkpoint together"]);
 }
 
 #[test]
@@ -393,23 +284,11 @@ fn folders_without_one_clear_checkpoint_are_refused() {
     check(&folder.0, &["no weights", MODEL, INDEX]);
     folder.write("pytorch_model.bin", "\u{80}\u{2}canary");
     check(&folder.0, &["pytorch_model.bin", "never read", "safetensors"]);
-    check(
-        &folder.0.join("pytorch_model.bin"),
-        &["pytorch_model.bin", "never read"],
-    );
-    check(
-        &folder.write("model.gguf", "GGUF"),
-        &["model.gguf", "safetensors"],
-    );
-    check(
-        &folder.write("config.json", "{}"),
-        &["config.json", "ending in .safetensors"],
-    );
+    check(&folder.0.join("pytorch_model.bin"), &["pytorch_model.bin", "never read"]);
+    check(&folder.write("model.gguf", "GGUF"), &["model.gguf", "safetensors"]);
+    check(&folder.write("config.json", "{}"), &["config.json", "ending in .safetensors"]);
     folder.shard("one.safetensors", &["w"]);
-    assert!(
-        Checkpoint::open(&folder.0).is_ok(),
-        "one safetensors file is clear, whatever its name"
-    );
+    assert!(Checkpoint::open(&folder.0).is_ok(), "one safetensors file is clear, whatever its name");
     folder.shard("two.safetensors", &["w"]);
     check(&folder.0, &["one.safetensors", "two.safetensors", INDEX]);
 }
@@ -420,15 +299,8 @@ fn a_directory_in_place_of_a_file_is_refused() {
     fs::create_dir(folder.0.join(MODEL)).unwrap();
     check(&folder.0, &[MODEL, "a directory"]);
     fs::create_dir(folder.0.join("config.json")).unwrap();
-    let message = ModelFiles::open(&folder.0)
-        .unwrap()
-        .config()
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("config.json") && message.contains("a directory"),
-        "{message}"
-    );
+    let message = ModelFiles::open(&folder.0).unwrap().config().unwrap_err().to_string();
+    assert!(message.contains("config.json") && message.contains("a directory"), "{message}");
 }
 
 #[cfg(unix)]
@@ -446,15 +318,8 @@ fn a_fifo_or_device_is_refused_and_never_blocks() {
     fs::rename(&path, folder.0.join("pipe.safetensors")).unwrap();
     check(&folder.0, &["pipe.safetensors", "a FIFO"]);
     fs::rename(folder.0.join("pipe.safetensors"), folder.0.join("tokenizer.json")).unwrap();
-    let message = ModelFiles::open(&folder.0)
-        .unwrap()
-        .tokenizer()
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("tokenizer.json") && message.contains("a FIFO"),
-        "{message}"
-    );
+    let message = ModelFiles::open(&folder.0).unwrap().tokenizer().unwrap_err().to_string();
+    assert!(message.contains("tokenizer.json") && message.contains("a FIFO"), "{message}");
     fs::remove_file(folder.0.join(INDEX)).unwrap();
     std::os::unix::fs::symlink("/dev/zero", folder.0.join(MODEL)).unwrap();
     check(&folder.0, &[MODEL, "/dev/zero"]);
@@ -507,28 +372,16 @@ fn the_files_beside_the_weights_have_limits() {
     let files = ModelFiles::open(&folder.0).unwrap();
     assert!(files.config().unwrap().is_none());
     let message = files.require_config().unwrap_err().to_string();
-    assert!(
-        message.contains("config.json") && message.contains("download"),
-        "{message}"
-    );
+    assert!(message.contains("config.json") && message.contains("download"), "{message}");
     folder.write("config.json", vec![b' '; (1 << 20) + 1]);
     let message = files.config().unwrap_err().to_string();
-    assert!(
-        message.contains("config.json") && message.contains("1048576"),
-        "{message}"
-    );
+    assert!(message.contains("config.json") && message.contains("1048576"), "{message}");
     folder.write("config.json", "{}");
     assert_eq!(&*files.config().unwrap().unwrap(), b"{}");
     let shard = folder.shard(MODEL, &["w"]);
-    assert_eq!(
-        &*ModelFiles::open(&shard).unwrap().config().unwrap().unwrap(),
-        b"{}"
-    );
+    assert_eq!(&*ModelFiles::open(&shard).unwrap().config().unwrap().unwrap(), b"{}");
     let message = ModelFiles::open(&folder.0.join("none")).unwrap_err().to_string();
-    assert!(
-        message.contains("none") && message.contains("looked for"),
-        "{message}"
-    );
+    assert!(message.contains("none") && message.contains("looked for"), "{message}");
     assert!(ModelFiles::open(&folder.0.join("config.json")).is_err());
 }
 

@@ -14,10 +14,7 @@ pub const MODELS: [&str; 5] = ["gpt_neox", "gpt_neox-seq", "llama-tied", "llama-
 
 /// A path below the repository's root.
 pub fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("tests/ has a parent")
-        .join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").join(path)
 }
 
 /// The folder of a golden model.
@@ -34,10 +31,7 @@ pub fn carried() -> PathBuf {
 pub fn open(folder: &Path) -> (ModelSpec, Checkpoint) {
     let config = std::fs::read(folder.join("config.json")).expect("the golden has a config.json");
     let spec = ModelSpec::parse(&config).expect("the golden's config.json is sound");
-    (
-        spec,
-        Checkpoint::open(folder).expect("the golden's weights are sound"),
-    )
+    (spec, Checkpoint::open(folder).expect("the golden's weights are sound"))
 }
 
 /// Options for tests: exact, float32 cache.
@@ -61,9 +55,7 @@ pub fn load(folder: &Path, options: Options, cpu: Cpu, threads: usize) -> Engine
 
 /// A tensor of a golden file as numbers.
 pub fn floats(golden: &Checkpoint, name: &str) -> Vec<f32> {
-    let tensor = golden
-        .tensor(name)
-        .unwrap_or_else(|| panic!("golden without {name}"));
+    let tensor = golden.tensor(name).unwrap_or_else(|| panic!("golden without {name}"));
     let mut out = vec![0.0; tensor.elements()];
     tensor.read_f32(0, &mut out);
     out
@@ -87,10 +79,7 @@ impl Noise {
     /// A number below `end`.
     pub fn below(&mut self, end: usize) -> usize {
         // Knuth's multiplier; the high bits are the good ones.
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % end
     }
 

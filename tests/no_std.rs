@@ -12,37 +12,18 @@ use std::process::Output;
 fn build(feature: &str) -> Output {
     let folder = workspace::target().join("probe");
     let mut cargo = workspace::cargo();
-    cargo.args([
-        "build",
-        "--offline",
-        "--locked",
-        "--package",
-        "bantam-no-std-probe",
-        "--profile",
-        "probe",
-    ]);
-    cargo
-        .args(["--features", feature, "--color", "never", "--target-dir"])
-        .arg(&folder);
+    cargo.args(["build", "--offline", "--locked", "--package", "bantam-no-std-probe", "--profile", "probe"]);
+    cargo.args(["--features", feature, "--color", "never", "--target-dir"]).arg(&folder);
     // The outer cargo's choices for its own build, such as the coverage build's, mean `std`.
-    cargo
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env_remove("CARGO_BUILD_TARGET");
+    cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_TARGET");
     workspace::run(&mut cargo)
 }
 
 fn assert_refused(feature: &str, expected: &str) {
     let output = build(feature);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        !output.status.success(),
-        "the probe with the planted failure `{feature}` was built"
-    );
-    assert!(
-        said.contains(expected),
-        "`{feature}` failed, but not by \"{expected}\":\n{said}"
-    );
+    assert!(!output.status.success(), "the probe with the planted failure `{feature}` was built");
+    assert!(said.contains(expected), "`{feature}` failed, but not by \"{expected}\":\n{said}");
 }
 
 #[test]
@@ -56,12 +37,7 @@ fn core_links_and_runs_without_std_and_alloc() {
     );
     let program = workspace::target().join("probe/probe/bantam-no-std-probe");
     let ran = workspace::run(&mut std::process::Command::new(&program));
-    assert!(
-        ran.status.success(),
-        "{}: {}",
-        ran.status,
-        String::from_utf8_lossy(&ran.stderr)
-    );
+    assert!(ran.status.success(), "{}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
 }
 
 #[test]
@@ -85,10 +61,7 @@ fn core_names_neither_std_nor_alloc() {
         let text = std::fs::read_to_string(workspace::root().join(&path)).expect("a source file is UTF-8");
         for (number, line) in text.lines().enumerate() {
             if line.trim_start().starts_with("extern crate alloc") {
-                wrong.push(format!(
-                    "{path}:{}: `extern crate alloc`: use a slice of the arena",
-                    number + 1
-                ));
+                wrong.push(format!("{path}:{}: `extern crate alloc`: use a slice of the arena", number + 1));
             }
         }
         if path == "core/src/lib.rs" && !text.lines().any(|line| line == "#![no_std]") {

@@ -57,11 +57,7 @@ fn page_bytes() -> usize {
 }
 
 fn plan_equals_memory(model: &str, options: Options) {
-    let folder = if model == "carried" {
-        carried()
-    } else {
-        model_folder(model)
-    };
+    let folder = if model == "carried" { carried() } else { model_folder(model) };
     let what = format!("{model}, {:?}", options.kv);
     // The text of the map itself must not be allocated between the two readings for the first time.
     let _ = anonymous_bytes();
@@ -70,34 +66,20 @@ fn plan_equals_memory(model: &str, options: Options) {
     let engine = load(&folder, options, Cpu::detect(), 1);
     let loaded = anonymous_bytes();
     let plan = engine.plan();
-    assert_eq!(
-        engine.memory_bytes(),
-        plan.bytes(),
-        "{what}: the engine's regions"
-    );
+    assert_eq!(engine.memory_bytes(), plan.bytes(), "{what}: the engine's regions");
     lines_and_slots_add_up(&what, plan);
     let regions = [plan.weight_bytes, plan.cache_bytes, plan.work_bytes];
-    let wanted: usize = regions
-        .iter()
-        .map(|bytes| bytes.next_multiple_of(page_bytes()))
-        .sum();
+    let wanted: usize = regions.iter().map(|bytes| bytes.next_multiple_of(page_bytes())).sum();
     match (before, loaded) {
         (Some(before), Some(loaded)) => {
             let grown = loaded - before;
-            println!(
-                "{what}: {} bytes planned, {grown} mapped: {regions:?} in whole pages",
-                plan.bytes()
-            );
+            println!("{what}: {} bytes planned, {grown} mapped: {regions:?} in whole pages", plan.bytes());
             assert_eq!(grown, wanted, "{what}: bytes mapped by loading");
         }
         _ => println!("{what}: skipped the view from outside: this system does not list its mappings"),
     }
     drop(engine);
-    assert_eq!(
-        anonymous_bytes(),
-        before,
-        "{what}: dropping the engine gives everything back"
-    );
+    assert_eq!(anonymous_bytes(), before, "{what}: dropping the engine gives everything back");
 }
 
 /// Lines add up to regions; the slots of a region follow one another without overlap and end where it ends.
@@ -122,39 +104,23 @@ fn lines_and_slots_add_up(what: &str, plan: &Plan) {
     let weight_slots = plan.fills.iter().map(|fill| match fill {
         Fill::Matrix { matrix, .. } => {
             let tiles = matrix.shape.rows.div_ceil(TILE_ROWS);
-            assert_eq!(
-                matrix.slot.bytes,
-                tiles * matrix.layout.tile_bytes(matrix.shape.columns),
-                "{what}"
-            );
+            assert_eq!(matrix.slot.bytes, tiles * matrix.layout.tile_bytes(matrix.shape.columns), "{what}");
             matrix.slot
         }
         Fill::Vector { slot, .. } | Fill::Values { slot, .. } => *slot,
     });
     let regions: [(Region, usize, Vec<Slot>); 3] = [
         (Region::Weights, plan.weight_bytes, weight_slots.collect()),
-        (
-            Region::Cache,
-            plan.cache_bytes,
-            plan.caches.iter().map(|cache| cache.slot).collect(),
-        ),
+        (Region::Cache, plan.cache_bytes, plan.caches.iter().map(|cache| cache.slot).collect()),
         (Region::Work, plan.work_bytes, work_slots.to_vec()),
     ];
     for (region, bytes, mut slots) in regions {
         let lines = plan.lines.iter().filter(|line| line.region == region);
-        assert_eq!(
-            lines.map(|line| line.bytes).sum::<usize>(),
-            bytes,
-            "{what}: lines of {region:?}"
-        );
+        assert_eq!(lines.map(|line| line.bytes).sum::<usize>(), bytes, "{what}: lines of {region:?}");
         slots.sort_by_key(|slot| (slot.offset, slot.bytes));
         let mut end = 0;
         for slot in slots {
-            assert_eq!(
-                (slot.region, slot.offset),
-                (region, end),
-                "{what}: a gap or an overlap"
-            );
+            assert_eq!((slot.region, slot.offset), (region, end), "{what}: a gap or an overlap");
             end = (slot.offset + slot.bytes).next_multiple_of(64);
         }
         assert_eq!(end, bytes, "{what}: slots of {region:?}");
@@ -172,10 +138,7 @@ fn check(change: impl FnOnce(&mut Options), tensor: impl Fn(&str) -> Change, wor
         match tensor(name) {
             Change::None => Some(found),
             Change::Missing => None,
-            Change::Shape => Some(Stored {
-                shape: shape.iter().map(|n| n + 1).collect(),
-                ..found
-            }),
+            Change::Shape => Some(Stored { shape: shape.iter().map(|n| n + 1).collect(), ..found }),
             Change::Dtype(dtype) => Some(Stored { dtype, ..found }),
         }
     };
@@ -204,17 +167,9 @@ fn refusals() {
     check(|o| o.sequences = 0, no_change, &["sequences is 0"]);
     check(|o| o.chunk = 0, no_change, &["chunk is 0"]);
     check(|o| o.logits_rows = 0, no_change, &["logits_rows is 0"]);
-    check(
-        |o| o.sequences = usize::MAX / 2,
-        no_change,
-        &["keys and values", "does not fit into"],
-    );
+    check(|o| o.sequences = usize::MAX / 2, no_change, &["keys and values", "does not fit into"]);
     check(|o| o.chunk = usize::MAX / 2, no_change, &["does not fit into"]);
-    check(
-        |o| o.logits_rows = usize::MAX / 2,
-        no_change,
-        &["does not fit into"],
-    );
+    check(|o| o.logits_rows = usize::MAX / 2, no_change, &["does not fit into"]);
     let bias = "gpt_neox.layers.1.attention.dense.bias";
     let fused = "gpt_neox.layers.2.attention.query_key_value.weight";
     for name in [bias, fused, "embed_out.weight", "gpt_neox.final_layer_norm.bias"] {
@@ -222,10 +177,6 @@ fn refusals() {
             |change: fn() -> Change| move |tensor: &str| if tensor == name { change() } else { Change::None };
         check(|_| (), only(|| Change::Missing), &[name, "not in the checkpoint"]);
         check(|_| (), only(|| Change::Shape), &[name, "expected shape", "found"]);
-        check(
-            |_| (),
-            only(|| Change::Dtype(Dtype::I32)),
-            &[name, "expected F32", "found I32"],
-        );
+        check(|_| (), only(|| Change::Dtype(Dtype::I32)), &[name, "expected F32", "found I32"]);
     }
 }

@@ -23,16 +23,10 @@ struct Bounds {
 }
 
 /// The promise of fast precision.
-const FAST: Bounds = Bounds {
-    divergence: 1e-3,
-    perplexity: 5e-3,
-};
+const FAST: Bounds = Bounds { divergence: 1e-3, perplexity: 5e-3 };
 /// Rounding all matrices to eight bits: the reference (per row, symmetric, round to nearest) loses 8e-5 of perplexity
 /// over the whole text; a few windows scatter around that.
-const INT8_WEIGHTS: Bounds = Bounds {
-    divergence: 2e-3,
-    perplexity: 5e-3,
-};
+const INT8_WEIGHTS: Bounds = Bounds { divergence: 2e-3, perplexity: 5e-3 };
 
 fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
     Options {
@@ -59,9 +53,7 @@ struct Reader {
 
 impl Reader {
     fn new(options: Options, cpu: Cpu) -> Self {
-        Reader {
-            engine: load(&carried(), options, cpu, 2),
-        }
+        Reader { engine: load(&carried(), options, cpu, 2) }
     }
 
     /// Reads [`BESIDE`] windows in one step; calls `each` with a window's number and its logits.
@@ -70,17 +62,13 @@ impl Reader {
         let open = |_: &&[u32]| self.engine.open().expect("a free sequence");
         let sequences: Vec<usize> = windows.iter().map(open).collect();
         let chunks = sequences.iter().zip(&windows);
-        let chunks: Vec<Chunk> = chunks
-            .map(|(&sequence, &tokens)| Chunk { sequence, tokens })
-            .collect();
+        let chunks: Vec<Chunk> = chunks.map(|(&sequence, &tokens)| Chunk { sequence, tokens }).collect();
         self.engine.step(&chunks).expect("the windows fit");
         for window in 0..windows.len() {
             let rows: Vec<usize> = (window * WINDOW..(window + 1) * WINDOW).collect();
             each(window, self.engine.logits(&rows));
         }
-        sequences
-            .into_iter()
-            .for_each(|sequence| self.engine.close(sequence));
+        sequences.into_iter().for_each(|sequence| self.engine.close(sequence));
     }
 }
 
@@ -94,11 +82,7 @@ fn log_probabilities(logits: &[f32]) -> Vec<f64> {
 
 /// Losses of a window's tokens, and the distributions that they come from.
 fn score(tokens: &[u32], logits: &[f32], vocab: usize) -> (f64, Vec<Vec<f64>>) {
-    let rows: Vec<Vec<f64>> = logits
-        .chunks_exact(vocab)
-        .take(WINDOW - 1)
-        .map(log_probabilities)
-        .collect();
+    let rows: Vec<Vec<f64>> = logits.chunks_exact(vocab).take(WINDOW - 1).map(log_probabilities).collect();
     let loss = |(row, &next): (&Vec<f64>, &u32)| -row[next as usize];
     (rows.iter().zip(&tokens[1..]).map(loss).sum(), rows)
 }
@@ -129,9 +113,7 @@ fn exact(text: &[u32]) -> Exact {
     let vocab = reader.engine.spec().vocab;
     let mut scores = Vec::new();
     for tokens in text.chunks_exact(BESIDE * WINDOW) {
-        reader.read(tokens, |at, logits| {
-            scores.push(score(window(tokens, at), logits, vocab))
-        });
+        reader.read(tokens, |at, logits| scores.push(score(window(tokens, at), logits, vocab)));
     }
     scores
 }
@@ -163,10 +145,7 @@ fn check(what: &str, text: &[u32], exact: &Exact, options: Options, cpu: Cpu, bo
         sums.tokens
     );
     println!("{found}");
-    assert!(
-        divergence < bounds.divergence && change.abs() < bounds.perplexity,
-        "{found}"
-    );
+    assert!(divergence < bounds.divergence && change.abs() < bounds.perplexity, "{found}");
 }
 
 #[test]
@@ -192,11 +171,7 @@ fn cheaper_arithmetic_stays_within_its_bounds() {
         ("fast, f16 cache", fast(KvKind::F16, false), FAST),
         ("fast, int8 cache", fast(KvKind::Int8, false), FAST),
         ("fast, int8 weights", fast(KvKind::F16, true), INT8_WEIGHTS),
-        (
-            "exact, int8 weights",
-            options(KvKind::F32, Precision::Exact, true),
-            INT8_WEIGHTS,
-        ),
+        ("exact, int8 weights", options(KvKind::F32, Precision::Exact, true), INT8_WEIGHTS),
     ];
     for (what, options, bounds) in &ways {
         check(what, text, &exact, *options, cpu, bounds);

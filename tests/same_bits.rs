@@ -16,10 +16,7 @@ const CHUNK: usize = 128;
 /// The first position whose logits differ, if any.
 fn check(what: &str, found: &[f32], wanted: &[f32], vocab: usize) {
     assert_eq!(found.len(), wanted.len(), "{what}: number of logits");
-    let differs = found
-        .iter()
-        .zip(wanted)
-        .position(|(a, b)| a.to_bits() != b.to_bits());
+    let differs = found.iter().zip(wanted).position(|(a, b)| a.to_bits() != b.to_bits());
     if let Some(at) = differs {
         panic!(
             "{what}: token {}, logit {}: {:e}, but {:e} when the whole prompt is read at once on one thread",
@@ -83,9 +80,7 @@ impl Runner<'_> {
     /// The prompt beside three other sequences at other positions: steps with several chunks, in any order.
     fn beside_others(&mut self) -> Vec<f32> {
         let vocab = self.vocab();
-        let sequences: Vec<usize> = (0..4)
-            .map(|_| self.engine.open().expect("a free sequence"))
-            .collect();
+        let sequences: Vec<usize> = (0..4).map(|_| self.engine.open().expect("a free sequence")).collect();
         let others: Vec<Vec<u32>> = (0..4).map(|_| self.noise.tokens(PROMPT, vocab)).collect();
         // The others begin first, so that positions differ.
         for other in 1..4 {
@@ -107,19 +102,11 @@ impl Runner<'_> {
                 }
             }
             let place = place.min(chunks.len());
-            chunks.insert(
-                place,
-                Chunk {
-                    sequence: sequences[0],
-                    tokens: mine,
-                },
-            );
+            chunks.insert(place, Chunk { sequence: sequences[0], tokens: mine });
             self.step(&chunks, place, &mut logits);
             rest = later;
         }
-        sequences
-            .into_iter()
-            .for_each(|sequence| self.engine.close(sequence));
+        sequences.into_iter().for_each(|sequence| self.engine.close(sequence));
         logits
     }
 
@@ -167,30 +154,16 @@ const THREADS: [usize; 4] = [1, 2, 3, 5];
 /// A model with one precision, on every processor level, with every kind of cache. The numbers of threads go round, so
 /// that over models and levels each meets every kind of cache.
 fn hold(model: &str, precision: Precision, int8: bool) {
-    let round = MODELS
-        .iter()
-        .position(|name| *name == model)
-        .expect("one of MODELS");
+    let round = MODELS.iter().position(|name| *name == model).expect("one of MODELS");
     for (level, cpu) in Cpu::detect().variants().into_iter().enumerate() {
         for (i, kv) in KINDS.into_iter().enumerate() {
-            let options = Options {
-                context: 128,
-                sequences: 4,
-                chunk: CHUNK,
-                logits_rows: CHUNK,
-                kv,
-                precision,
-                int8,
-            };
+            let options =
+                Options { context: 128, sequences: 4, chunk: CHUNK, logits_rows: CHUNK, kv, precision, int8 };
             let threads = THREADS[(round + level + i) % THREADS.len()];
             let begin = |threads| load(&model_folder(model), options, cpu, threads);
             let engine = begin(1);
             let prompt = Noise::new(77).tokens(PROMPT, engine.spec().vocab);
-            let run = |engine, seed| Runner {
-                engine,
-                prompt: &prompt,
-                noise: Noise::new(seed),
-            };
+            let run = |engine, seed| Runner { engine, prompt: &prompt, noise: Noise::new(seed) };
             let wanted = run(engine, 0).alone(|_| CHUNK);
             assert!(wanted.iter().all(|logit| logit.is_finite()));
             let what = format!(
@@ -204,9 +177,7 @@ fn hold(model: &str, precision: Precision, int8: bool) {
 
 #[test]
 fn exact_logits_depend_on_the_tokens_alone() {
-    MODELS
-        .iter()
-        .for_each(|model| hold(model, Precision::Exact, false));
+    MODELS.iter().for_each(|model| hold(model, Precision::Exact, false));
 }
 
 /// The models with bfloat16 matrices: for the others both precisions are the same computation.

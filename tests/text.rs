@@ -47,12 +47,7 @@ fn golden_text(model: &str) -> Value {
 }
 
 fn ids(value: &Value) -> Vec<u32> {
-    value
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|id| id.as_u64().unwrap() as u32)
-        .collect()
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -78,11 +73,7 @@ fn roles_and_size_are_the_originals() {
     for model in MODELS {
         let (tokenizer, golden) = (tokenizer(model), golden_text(model));
         let id = |key: &str| golden[key].as_u64().map(|id| id as u32);
-        assert_eq!(
-            tokenizer.vocab_size() as u64,
-            golden["vocab_size"].as_u64().unwrap(),
-            "{model}"
-        );
+        assert_eq!(tokenizer.vocab_size() as u64, golden["vocab_size"].as_u64().unwrap(), "{model}");
         assert_eq!(
             (tokenizer.bos(), tokenizer.eos(), tokenizer.pad()),
             (id("bos"), id("eos"), id("pad")),
@@ -127,17 +118,11 @@ fn check_offsets(tokenizer: &Tokenizer, case: &Value) {
     let encoding = tokenizer.encode_with_offsets(text(&case["text"]), false).unwrap();
     let tokens: Vec<&str> = list(&case["tokens_no_special"]).iter().map(text).collect();
     let place = |value: &Value| value.as_u64().unwrap() as usize;
-    let offsets: Vec<_> = list(&case["offsets_no_special"])
-        .iter()
-        .map(|pair| (place(&pair[0]), place(&pair[1])))
-        .collect();
+    let offsets: Vec<_> =
+        list(&case["offsets_no_special"]).iter().map(|pair| (place(&pair[0]), place(&pair[1]))).collect();
     assert_eq!(encoding.ids, ids(&case["ids_no_special"]));
     assert_eq!(encoding.offsets, offsets, "{:?}", case["text"]);
-    let spelled: Vec<String> = encoding
-        .ids
-        .iter()
-        .map(|&id| tokenizer.token(id).unwrap())
-        .collect();
+    let spelled: Vec<String> = encoding.ids.iter().map(|&id| tokenizer.token(id).unwrap()).collect();
     assert_eq!(spelled, tokens);
 }
 
@@ -148,16 +133,8 @@ fn every_prefix_decodes_as_the_original() {
         let table = Arc::new(ByteTable::new(&tokenizer).unwrap());
         let ids = ids(&golden["incremental"]["ids"]);
         for (length, expected) in list(&golden["incremental"]["prefix_texts"]).iter().enumerate() {
-            assert_eq!(
-                tokenizer.decode(&ids[..length], false),
-                text(expected),
-                "{model} {length}"
-            );
-            assert_eq!(
-                stream(&table, &ids[..length], false),
-                text(expected),
-                "{model} {length}"
-            );
+            assert_eq!(tokenizer.decode(&ids[..length], false), text(expected), "{model} {length}");
+            assert_eq!(stream(&table, &ids[..length], false), text(expected), "{model} {length}");
         }
     }
 }
@@ -170,16 +147,8 @@ fn arbitrary_ids_decode_as_the_original() {
         for case in list(&golden["decode_arbitrary"]) {
             let ids = ids(&case["ids"]);
             for (skip_special, key) in [(false, "decoded"), (true, "decoded_skip_special")] {
-                assert_eq!(
-                    tokenizer.decode(&ids, skip_special),
-                    text(&case[key]),
-                    "{model} {ids:?}"
-                );
-                assert_eq!(
-                    stream(&table, &ids, skip_special),
-                    text(&case[key]),
-                    "{model} {ids:?}"
-                );
+                assert_eq!(tokenizer.decode(&ids, skip_special), text(&case[key]), "{model} {ids:?}");
+                assert_eq!(stream(&table, &ids, skip_special), text(&case[key]), "{model} {ids:?}");
             }
         }
     }
@@ -191,15 +160,9 @@ fn streams_of_random_ids_equal_decode() {
         let tokenizer = tokenizer(model);
         let table = Arc::new(ByteTable::new(&tokenizer).unwrap());
         let ids = proptest::collection::vec(0..tokenizer.id_end() + 3, 0..60);
-        let config = ProptestConfig {
-            failure_persistence: None,
-            ..ProptestConfig::default()
-        };
+        let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
         let result = TestRunner::new(config).run(&(ids, any::<bool>()), |(ids, skip_special)| {
-            prop_assert_eq!(
-                stream(&table, &ids, skip_special),
-                tokenizer.decode(&ids, skip_special)
-            );
+            prop_assert_eq!(stream(&table, &ids, skip_special), tokenizer.decode(&ids, skip_special));
             Ok(())
         });
         result.unwrap_or_else(|failure| panic!("{model}: {failure}"));
@@ -228,10 +191,7 @@ impl Tensors {
         let bytes = read(path);
         let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let header = serde_json::from_slice(&bytes[8..8 + header_bytes]).unwrap();
-        Tensors {
-            header,
-            data: bytes[8 + header_bytes..].to_vec(),
-        }
+        Tensors { header, data: bytes[8 + header_bytes..].to_vec() }
     }
 
     fn bytes(&self, name: &str, dtype: &str) -> &[u8] {
@@ -246,10 +206,7 @@ impl Tensors {
     }
 
     fn floats(&self, name: &str) -> Vec<f32> {
-        self.bytes(name, "F32")
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect()
+        self.bytes(name, "F32").chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
     fn ids(&self, name: &str) -> Vec<u32> {
@@ -305,22 +262,13 @@ fn process(case: &str, params: &Value, logits: &mut [f32], history: &[u32]) -> C
 /// which of them stay depends on torch's sort, which is unstable (its AVX-512 version drops one in the middle).
 /// There, as many of them must stay.
 fn check_logits(ours: &[f32], theirs: &[f32], has_top_p: bool, place: &str) -> Vec<usize> {
-    let differ: Vec<usize> = (0..ours.len())
-        .filter(|&id| ours[id].to_bits() != theirs[id].to_bits())
-        .collect();
+    let differ: Vec<usize> =
+        (0..ours.len()).filter(|&id| ours[id].to_bits() != theirs[id].to_bits()).collect();
     assert!(has_top_p || differ.is_empty(), "{place}: {differ:?}");
-    let least = theirs
-        .iter()
-        .copied()
-        .filter(|logit| logit.is_finite())
-        .fold(f32::INFINITY, f32::min);
+    let least = theirs.iter().copied().filter(|logit| logit.is_finite()).fold(f32::INFINITY, f32::min);
     for &id in &differ {
         let (one, other) = (ours[id].max(theirs[id]), ours[id].min(theirs[id]));
-        assert_eq!(
-            (one, other),
-            (least, f32::NEG_INFINITY),
-            "{place} id {id}: not a tie at the cut"
-        );
+        assert_eq!((one, other), (least, f32::NEG_INFINITY), "{place} id {id}: not a tie at the cut");
     }
     let kept = |logits: &[f32]| logits.iter().filter(|logit| logit.is_finite()).count();
     assert_eq!(kept(ours), kept(theirs), "{place}");
@@ -345,19 +293,11 @@ fn every_sampling_processor_equals_the_original() {
             let mut candidates = process(case, &golden["params"], &mut ours, tokens);
             candidates.write_logits(&mut ours);
             let theirs = &processed[cells.clone()];
-            let open = check_logits(
-                &ours,
-                theirs,
-                case.contains("top_p"),
-                &format!("{case} row {row}"),
-            );
+            let open = check_logits(&ours, theirs, case.contains("top_p"), &format!("{case} row {row}"));
             candidates.write_probabilities(&mut ours);
             for (id, (ours, theirs)) in ours.iter().zip(&probabilities[cells]).enumerate() {
                 let near = (ours - theirs).abs() <= 1e-6;
-                assert!(
-                    near || open.contains(&id),
-                    "{case} row {row} id {id}: {ours} is not {theirs}"
-                );
+                assert!(near || open.contains(&id), "{case} row {row} id {id}: {ours} is not {theirs}");
             }
         }
     }

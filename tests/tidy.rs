@@ -49,10 +49,7 @@ const UNSAFE: &[&str] = &[
 const UNSAFE_ROOTS: &[(&str, &[&str])] = &[
     ("bantam-core", &[]),
     ("bantam-no-std-probe", &[]),
-    (
-        "bantam-model",
-        &["#![deny(unsafe_code)]", "#![forbid(unsafe_code)]"],
-    ),
+    ("bantam-model", &["#![deny(unsafe_code)]", "#![forbid(unsafe_code)]"]),
 ];
 
 /// (c) Names of model families: `model/src/families.rs` is the one table that knows them.
@@ -84,18 +81,11 @@ const FAMILY_SCOPE: &[&str] = &["core/", "model/src/"];
 const FAMILY_EXCEPTIONS: &[(&str, &str)] = &[];
 
 /// (d) Instruction sets and layouts, as words inside identifiers and strings (`Avx2Token` holds `avx2`).
-const VARIANTS: &[&str] = &[
-    "avx", "avx2", "avx512", "vnni", "neon", "sve", "code4", "code8", "trit",
-];
+const VARIANTS: &[&str] = &["avx", "avx2", "avx512", "vnni", "neon", "sve", "code4", "code8", "trit"];
 /// Names that are also plain English: refused only as a whole identifier or string, spelled exactly so.
 const VARIANTS_WHOLE: &[&str] = &["Wide", "wide"];
-const VARIANT_HOMES: &[&str] = &[
-    "core/src/cpu.rs",
-    "core/src/layouts/",
-    "core/src/layouts.rs",
-    "core/src/ops/",
-    "core/src/cuda/",
-];
+const VARIANT_HOMES: &[&str] =
+    &["core/src/cpu.rs", "core/src/layouts/", "core/src/layouts.rs", "core/src/ops/", "core/src/cuda/"];
 const VARIANT_SCOPE: &[&str] = &["core/src/", "model/src/", "clients/"];
 /// (file, word or string) that may name a layout or an instruction set elsewhere; each with its reason.
 const VARIANT_EXCEPTIONS: &[(&str, &str)] = &[];
@@ -109,9 +99,7 @@ const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[];
 /// (f) Macros and attributes that mean "later".
 const LATER: &[&str] = &["todo!", "unimplemented!", "dbg!", "#[ignore"];
 /// (f) File names that say nothing about what is inside.
-const EMPTY_NAMES: &[&str] = &[
-    "util", "utils", "common", "helper", "helpers", "manager", "misc", "mod2",
-];
+const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "helper", "helpers", "manager", "misc", "mod2"];
 
 /// (g) rustfmt breaks at 110; what it cannot break (strings, comments) may be this wide.
 const LINE_CHARACTERS: usize = 120;
@@ -128,19 +116,13 @@ struct File {
 
 impl File {
     fn new(path: &str, text: &str) -> Self {
-        Self {
-            path: path.to_owned(),
-            text: text.to_owned(),
-            source: Source::read(text),
-        }
+        Self { path: path.to_owned(), text: text.to_owned(), source: Source::read(text) }
     }
 }
 
 /// Every Rust file of the repository.
 fn sources() -> Vec<File> {
-    let rust = workspace::files()
-        .into_iter()
-        .filter(|path| path.ends_with(".rs"));
+    let rust = workspace::files().into_iter().filter(|path| path.ends_with(".rs"));
     rust.map(|path| {
         let text = std::fs::read_to_string(workspace::root().join(&path)).expect("a Rust file is UTF-8");
         File::new(&path, &text)
@@ -149,9 +131,7 @@ fn sources() -> Vec<File> {
 }
 
 fn is_below(path: &str, places: &[&str]) -> bool {
-    places
-        .iter()
-        .any(|place| path == *place || (place.ends_with('/') && path.starts_with(place)))
+    places.iter().any(|place| path == *place || (place.ends_with('/') && path.starts_with(place)))
 }
 
 /// A file that only `#[cfg(test)] mod …;` includes.
@@ -161,12 +141,7 @@ fn is_test_file(path: &str) -> bool {
 
 #[track_caller]
 fn report(complaints: Vec<String>) {
-    assert!(
-        complaints.is_empty(),
-        "{} found:\n{}\n",
-        complaints.len(),
-        complaints.join("\n")
-    );
+    assert!(complaints.is_empty(), "{} found:\n{}\n", complaints.len(), complaints.join("\n"));
 }
 
 #[test]
@@ -181,16 +156,10 @@ fn arrows_point_one_way() {
     for package in packages.values().filter(|package| package.source.is_none()) {
         let name = &package.name;
         let Some((_, allowed)) = ARROWS.iter().find(|(row, _)| row == name) else {
-            wrong.push(format!(
-                "Cargo.toml: package {name} has no row: add it to ARROWS in tests/tidy.rs"
-            ));
+            wrong.push(format!("Cargo.toml: package {name} has no row: add it to ARROWS in tests/tidy.rs"));
             continue;
         };
-        for dependency in package
-            .declared
-            .iter()
-            .filter(|dependency| ours.contains(dependency.as_str()))
-        {
+        for dependency in package.declared.iter().filter(|dependency| ours.contains(dependency.as_str())) {
             if !allowed.contains(&dependency.as_str()) {
                 wrong.push(format!(
                     "{name} depends on {dependency}: move what it needs down, or turn the call round"
@@ -231,13 +200,7 @@ fn outside_crates_stay_in_their_rooms() {
 fn reached<'a>(packages: &'a BTreeMap<String, workspace::Package>, from: &'a str) -> BTreeSet<&'a str> {
     let (mut seen, mut open) = (BTreeSet::from([from]), vec![from]);
     while let Some(id) = open.pop() {
-        open.extend(
-            packages[id]
-                .resolved
-                .iter()
-                .map(String::as_str)
-                .filter(|next| seen.insert(next)),
-        );
+        open.extend(packages[id].resolved.iter().map(String::as_str).filter(|next| seen.insert(next)));
     }
     seen.into_iter().map(|id| packages[id].name.as_str()).collect()
 }
@@ -266,23 +229,14 @@ fn misplaced_unsafe(files: &[File]) -> Vec<String> {
 fn crate_roots_forbid_unsafe() {
     let sources = sources();
     let mut wrong = Vec::new();
-    for package in workspace::packages()
-        .values()
-        .filter(|package| package.source.is_none())
-    {
+    for package in workspace::packages().values().filter(|package| package.source.is_none()) {
         let row = UNSAFE_ROOTS.iter().find(|(name, _)| *name == package.name);
         let expected = row.map_or(&["#![forbid(unsafe_code)]"][..], |(_, lines)| lines);
-        for (_, path) in package
-            .targets
-            .iter()
-            .filter(|(kind, _)| kind == "lib" || kind == "bin")
-        {
+        for (_, path) in package.targets.iter().filter(|(kind, _)| kind == "lib" || kind == "bin") {
             let Some(File { source, .. }) = sources.iter().find(|file| file.path == *path) else {
                 continue;
             };
-            let says = expected
-                .iter()
-                .any(|attribute| source.code.lines().any(|line| line == *attribute));
+            let says = expected.iter().any(|attribute| source.code.lines().any(|line| line == *attribute));
             if !says && !expected.is_empty() {
                 wrong.push(format!("{path}:1: add `{}` below the file's `//!`", expected[0]));
             }
@@ -320,10 +274,7 @@ fn misplaced_families(files: &[File]) -> Vec<String> {
 /// Identifiers and string literals with their lines, test code left out.
 fn outside_tests(source: &Source) -> impl Iterator<Item = (usize, &str)> {
     let strings = source.strings.iter().map(|(line, text)| (*line, text.as_str()));
-    source
-        .words()
-        .chain(strings)
-        .filter(|(line, _)| !source.is_test(*line))
+    source.words().chain(strings).filter(|(line, _)| !source.is_test(*line))
 }
 
 #[test]
@@ -389,23 +340,17 @@ fn too_long(files: &[File]) -> Vec<String> {
         }
         for function in source.functions() {
             let name = function.name.as_str();
-            let entry = LONG_FUNCTIONS
-                .iter()
-                .find(|(file, entry, _)| *file == *path && *entry == name);
+            let entry = LONG_FUNCTIONS.iter().find(|(file, entry, _)| *file == *path && *entry == name);
             let recorded = entry.map_or(FUNCTION_LINES, |(_, _, lines)| *lines);
             met.extend(entry.filter(|_| function.lines == recorded && recorded > FUNCTION_LINES));
             if function.lines > recorded {
                 let (line, lines) = (function.line, function.lines);
-                wrong.push(format!(
-                    "{path}:{line}: fn {name} has {lines} lines of {recorded}: split it"
-                ));
+                wrong.push(format!("{path}:{line}: fn {name} has {lines} lines of {recorded}: split it"));
             }
         }
     }
     for entry in LONG_FUNCTIONS.iter().filter(|entry| !met.contains(entry)) {
-        wrong.push(format!(
-            "tests/tidy.rs: {entry:?} is shorter now or gone: lower or remove the entry"
-        ));
+        wrong.push(format!("tests/tidy.rs: {entry:?} is shorter now or gone: lower or remove the entry"));
     }
     wrong
 }
@@ -421,9 +366,7 @@ fn left_for_later(files: &[File]) -> Vec<String> {
         for (number, line) in source.code.lines().enumerate() {
             for word in LATER.iter().filter(|word| line.contains(*word)) {
                 let line = number + 1;
-                wrong.push(format!(
-                    "{path}:{line}: `{word}`: do it now, or return an error that says so"
-                ));
+                wrong.push(format!("{path}:{line}: `{word}`: do it now, or return an error that says so"));
             }
         }
     }
@@ -432,18 +375,11 @@ fn left_for_later(files: &[File]) -> Vec<String> {
 
 #[test]
 fn files_are_named_after_nouns() {
-    report(
-        workspace::files()
-            .iter()
-            .filter_map(|path| empty_name(path))
-            .collect(),
-    );
+    report(workspace::files().iter().filter_map(|path| empty_name(path)).collect());
 }
 
 fn empty_name(path: &str) -> Option<String> {
-    let stems = path
-        .split('/')
-        .map(|part| part.split('.').next().unwrap_or_default());
+    let stems = path.split('/').map(|part| part.split('.').next().unwrap_or_default());
     let is_empty = stems.into_iter().any(|stem| EMPTY_NAMES.contains(&stem));
     is_empty.then(|| format!("{path}:1: rename it after the noun that it defines"))
 }
@@ -457,9 +393,7 @@ fn unopened_and_wide(files: &[File]) -> Vec<String> {
     let mut wrong = Vec::new();
     for File { path, text, .. } in files {
         if !text.starts_with("//! ") {
-            wrong.push(format!(
-                "{path}:1: begin with `//! ` and say what this file is, and what it is not"
-            ));
+            wrong.push(format!("{path}:1: begin with `//! ` and say what this file is, and what it is not"));
         }
         for (number, line) in text.lines().enumerate() {
             let width = line.chars().count();
@@ -480,11 +414,7 @@ fn unopened_and_wide(files: &[File]) -> Vec<String> {
 #[test]
 fn committed_files_name_no_machine_and_stay_small() {
     // Put together from halves, or this file would find itself.
-    let everywhere = [
-        concat!("/wo", "rk/"),
-        concat!("/ro", "ot/"),
-        concat!("/ho", "me/"),
-    ];
+    let everywhere = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
     let tests_only = concat!("/tm", "p/");
     let mut wrong = Vec::new();
     let mut bytes_in_all = 0;
@@ -539,20 +469,9 @@ fn the_reader_tells_code_from_strings_and_comments() {
     );
     let source = Source::read(text);
     assert_eq!(source.code.lines().count(), text.lines().count());
-    assert!(
-        source.words().all(|(_, word)| word != "unsafe"),
-        "{}",
-        source.code
-    );
-    assert_eq!(
-        source.strings.iter().map(|(line, _)| *line).collect::<Vec<_>>(),
-        [4, 5]
-    );
-    let functions: Vec<_> = source
-        .functions()
-        .into_iter()
-        .map(|f| (f.name, f.line, f.lines))
-        .collect();
+    assert!(source.words().all(|(_, word)| word != "unsafe"), "{}", source.code);
+    assert_eq!(source.strings.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [4, 5]);
+    let functions: Vec<_> = source.functions().into_iter().map(|f| (f.name, f.line, f.lines)).collect();
     assert_eq!(functions, [("a".to_owned(), 2, 5), ("c".to_owned(), 10, 1)]);
     let tests: Vec<usize> = (1..=12).filter(|line| source.is_test(*line)).collect();
     assert_eq!(tests, [7, 8, 9, 10, 11]);
@@ -569,55 +488,20 @@ fn every_rule_refuses_what_is_planted() {
     let wide = format!("//! x\n// {}\n", "é".repeat(LINE_CHARACTERS));
     let in_tests = "#[cfg(test)]\nmod tests {\n    fn llama() { avx2(\"qwen\") }\n}\n";
     let planted: &[(Rule, &str, &str, usize)] = &[
-        (
-            misplaced_unsafe,
-            "model/src/plan.rs",
-            "fn f() { unsafe { g() } }",
-            1,
-        ),
-        (
-            misplaced_unsafe,
-            "core/src/ops/add.rs",
-            "fn f() { unsafe { g() } }",
-            0,
-        ),
-        (
-            misplaced_unsafe,
-            "model/src/plan.rs",
-            "// unsafe\nfn f() { g(\"unsafe\") }",
-            0,
-        ),
-        (
-            misplaced_families,
-            "model/src/spec.rs",
-            "fn f() { NeoxRope::g(\"Qwen2\") }",
-            2,
-        ),
-        (
-            misplaced_families,
-            "core/src/ops/rope.rs",
-            "/// as in llama\nfn f() {}",
-            0,
-        ),
+        (misplaced_unsafe, "model/src/plan.rs", "fn f() { unsafe { g() } }", 1),
+        (misplaced_unsafe, "core/src/ops/add.rs", "fn f() { unsafe { g() } }", 0),
+        (misplaced_unsafe, "model/src/plan.rs", "// unsafe\nfn f() { g(\"unsafe\") }", 0),
+        (misplaced_families, "model/src/spec.rs", "fn f() { NeoxRope::g(\"Qwen2\") }", 2),
+        (misplaced_families, "core/src/ops/rope.rs", "/// as in llama\nfn f() {}", 0),
         (misplaced_families, FAMILY_TABLE, "const A: &str = \"llama\";", 0),
         (misplaced_families, "model/src/spec.rs", in_tests, 0),
-        (
-            misplaced_variants,
-            "model/src/plan.rs",
-            "fn has_avx2() { Code8::g(\"neon\", Wide) }",
-            4,
-        ),
+        (misplaced_variants, "model/src/plan.rs", "fn has_avx2() { Code8::g(\"neon\", Wide) }", 4),
         (misplaced_variants, "core/src/cpu.rs", "fn has_avx2() {}", 0),
         (misplaced_variants, "model/src/plan.rs", in_tests, 0),
         (too_long, "model/src/plan.rs", &long, 1),
         (too_long, "model/src/plan.rs", &thick, 1),
         (too_long, "model/src/plan.rs", in_tests, 0),
-        (
-            left_for_later,
-            "model/src/plan.rs",
-            "fn f() { todo!() }\n#[ignore]\nfn g() {}",
-            2,
-        ),
+        (left_for_later, "model/src/plan.rs", "fn f() { todo!() }\n#[ignore]\nfn g() {}", 2),
         (left_for_later, "model/src/plan.rs", "// todo!\n", 0),
         (unopened_and_wide, "model/src/plan.rs", "fn f() {}", 1),
         (unopened_and_wide, "model/src/plan.rs", &wide, 1),

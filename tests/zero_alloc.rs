@@ -99,11 +99,7 @@ fn check(what: &str, work: impl FnOnce()) {
         "{what}: {} allocations, {} frees on all threads, {} mappings more or fewer ({allocations} allocations before)",
         found.allocations, found.frees, found.mappings
     );
-    let none = Counts {
-        allocations: 0,
-        frees: 0,
-        mappings: 0,
-    };
+    let none = Counts { allocations: 0, frees: 0, mappings: 0 };
     assert_eq!(found, none, "{what}");
     // If loading had counted nothing, the counter would not be the program's allocator, and zeros would mean nothing.
     assert!(allocations > 0 && frees > 0, "{what}: the counter counts nothing");
@@ -115,23 +111,12 @@ fn check_heap<T>(what: &str, most: usize, make: impl FnOnce() -> T) -> T {
     let made = make();
     let stays = ALIVE.load(SeqCst) - before;
     println!("{what}: {stays} bytes stay on the heap, at most {most} may");
-    assert!(
-        stays <= most,
-        "{what}: {stays} bytes stay on the heap, more than {most}"
-    );
+    assert!(stays <= most, "{what}: {stays} bytes stay on the heap, more than {most}");
     made
 }
 
 fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
-    Options {
-        context: 256,
-        sequences: 3,
-        chunk: 64,
-        logits_rows: 3,
-        kv,
-        precision,
-        int8,
-    }
+    Options { context: 256, sequences: 3, chunk: 64, logits_rows: 3, kv, precision, int8 }
 }
 
 /// A hundred tokens of text with everything on that a request can ask for.
@@ -143,9 +128,7 @@ fn generated_tokens(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
     let settings = GenerationDefaults::of_model(None)
         .and_then(|defaults| defaults.settings(flags, EosSources::default()))
         .expect("sound flags");
-    let prompt = tokenizer
-        .encode("The history of the city", true)
-        .expect("plain text");
+    let prompt = tokenizer.encode("The history of the city", true).expect("plain text");
     // Logits, counts and two lists of candidates: 32 bytes for every token of the vocabulary. History: four bytes for
     // every position. The rest is text held back and stop strings.
     let most = 32 * engine.spec().vocab + 4 * engine.plan().options.context + 16384;
@@ -155,19 +138,13 @@ fn generated_tokens(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
     generation.next(engine).expect("a warm token");
     let mut text_bytes = 0;
     let mut finish = None;
-    check(
-        &format!("{what}: 100 generated tokens, the last included"),
-        || {
-            while finish.is_none() {
-                let token = generation
-                    .next(engine)
-                    .expect("a token")
-                    .expect("not the end yet");
-                text_bytes += token.text.len();
-                finish = token.finish;
-            }
-        },
-    );
+    check(&format!("{what}: 100 generated tokens, the last included"), || {
+        while finish.is_none() {
+            let token = generation.next(engine).expect("a token").expect("not the end yet");
+            text_bytes += token.text.len();
+            finish = token.finish;
+        }
+    });
     assert_eq!((generation.ids().len(), finish), (101, Some(Finish::Length)));
     assert!(text_bytes > 100, "only {text_bytes} bytes of text came out");
     generation.end(engine);
@@ -179,10 +156,7 @@ fn batched_steps(what: &str, engine: &mut Engine) {
     let sequences = [(); 3].map(|()| engine.open().expect("a free sequence"));
     let tokens = Noise::new(5).tokens(200, vocab);
     let step = |engine: &mut Engine, at: usize, count: usize| {
-        let chunks = sequences.map(|sequence| Chunk {
-            sequence,
-            tokens: &tokens[at..at + count],
-        });
+        let chunks = sequences.map(|sequence| Chunk { sequence, tokens: &tokens[at..at + count] });
         engine.step(&chunks).expect("room");
         let rows = [count - 1, 2 * count - 1, 3 * count - 1];
         assert!(engine.logits(&rows).iter().all(|logit| logit.is_finite()));
@@ -191,20 +165,17 @@ fn batched_steps(what: &str, engine: &mut Engine) {
     check(&format!("{what}: 20 steps of three sequences"), || {
         (0..20).for_each(|i| step(engine, 3 * i, 1 + i % 3));
     });
-    check(
-        &format!("{what}: a sequence closed, opened and read in chunks"),
-        || {
-            engine.close(sequences[1]);
-            let sequence = engine.open().expect("the one just closed");
-            engine
-                .prefill::<StepError>(sequence, &tokens, |engine, _, rows| {
-                    engine.logits(&[rows - 1]);
-                    Ok(())
-                })
-                .expect("room");
-            engine.rewind(sequence, 10);
-        },
-    );
+    check(&format!("{what}: a sequence closed, opened and read in chunks"), || {
+        engine.close(sequences[1]);
+        let sequence = engine.open().expect("the one just closed");
+        engine
+            .prefill::<StepError>(sequence, &tokens, |engine, _, rows| {
+                engine.logits(&[rows - 1]);
+                Ok(())
+            })
+            .expect("room");
+        engine.rewind(sequence, 10);
+    });
     sequences.into_iter().for_each(|sequence| engine.close(sequence));
 }
 
@@ -236,10 +207,7 @@ fn main() {
     let runs = [
         ("exact, f32 cache", options(KvKind::F32, Precision::Exact, false)),
         ("fast, f16 cache", options(KvKind::F16, Precision::Fast, false)),
-        (
-            "fast, int8 cache and weights",
-            options(KvKind::Int8, Precision::Fast, true),
-        ),
+        ("fast, int8 cache and weights", options(KvKind::Int8, Precision::Fast, true)),
     ];
     for (what, options) in runs {
         let mut engine = loaded(what, "carried", options, 2);
@@ -254,11 +222,7 @@ fn main() {
 
 /// An engine, of which the heap holds tables of offsets and names of tensors: the buffers are in the plan's regions.
 fn loaded(what: &str, model: &str, options: Options, threads: usize) -> Engine {
-    let folder = if model == "carried" {
-        carried()
-    } else {
-        model_folder(model)
-    };
+    let folder = if model == "carried" { carried() } else { model_folder(model) };
     let (spec, checkpoint) = open(&folder);
     // Some 60 tensors of 300 bytes each, layer by layer; a page number takes four bytes, a token of a chunk too.
     let tensors = checkpoint.tensors().len();

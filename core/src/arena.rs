@@ -38,16 +38,8 @@ impl Slot {
 
     /// The first `floats` float32 values of the slot.
     pub fn first(self, floats: usize) -> Slot {
-        assert!(
-            floats * 4 <= self.bytes,
-            "slot of {} bytes asked for {} floats",
-            self.bytes,
-            floats
-        );
-        Slot {
-            bytes: floats * 4,
-            ..self
-        }
+        assert!(floats * 4 <= self.bytes, "slot of {} bytes asked for {} floats", self.bytes, floats);
+        Slot { bytes: floats * 4, ..self }
     }
 }
 
@@ -67,14 +59,8 @@ impl Layouter {
     /// The next slot. Its size is rounded up to the alignment in the region's total, not in the slot.
     /// `None` when the sizes add up to more than the address space.
     pub fn slot(&mut self, bytes: usize) -> Option<Slot> {
-        let slot = Slot {
-            region: self.region,
-            offset: self.used,
-            bytes,
-        };
-        self.used = self
-            .used
-            .checked_add(bytes.checked_next_multiple_of(ALIGNMENT)?)?;
+        let slot = Slot { region: self.region, offset: self.used, bytes };
+        self.used = self.used.checked_add(bytes.checked_next_multiple_of(ALIGNMENT)?)?;
         Some(slot)
     }
 
@@ -174,11 +160,7 @@ mod tests {
         #[repr(align(64))]
         struct Block([u8; 256]);
         let mut block = Block([0; 256]);
-        let slot = Slot {
-            region: Region::Work,
-            offset: 0,
-            bytes: 64,
-        };
+        let slot = Slot { region: Region::Work, offset: 0, bytes: 64 };
         let _ = disjoint(&mut block.0, [slot, slot]);
     }
 }

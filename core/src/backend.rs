@@ -196,12 +196,7 @@ impl<'a> Batch<'a> {
 
     /// Position of a row in its sequence.
     pub fn position(&self, row: usize) -> usize {
-        let feed = self
-            .feeds
-            .iter()
-            .rev()
-            .find(|feed| feed.first_row <= row)
-            .expect("feeds begin at row 0");
+        let feed = self.feeds.iter().rev().find(|feed| feed.first_row <= row).expect("feeds begin at row 0");
         feed.first_position + row - feed.first_row
     }
 }

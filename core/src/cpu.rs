@@ -26,11 +26,7 @@ pub struct Cpu {
 
 impl Cpu {
     /// The level that every processor reaches.
-    pub const PORTABLE: Cpu = Cpu {
-        level: Level::Portable,
-        vnni: false,
-        bf16: false,
-    };
+    pub const PORTABLE: Cpu = Cpu { level: Level::Portable, vnni: false, bf16: false };
 
     /// Asks the processor. Costs a few `cpuid` instructions; call it once and pass the value down.
     pub fn detect() -> Self {
@@ -57,16 +53,8 @@ impl Cpu {
         let lesser = [
             self,
             Cpu { bf16: false, ..self },
-            Cpu {
-                vnni: false,
-                bf16: false,
-                ..self
-            },
-            Cpu {
-                level: self.level.min(Level::Avx2),
-                vnni: false,
-                bf16: false,
-            },
+            Cpu { vnni: false, bf16: false, ..self },
+            Cpu { level: self.level.min(Level::Avx2), vnni: false, bf16: false },
             Cpu::PORTABLE,
         ];
         let mut variants: heapless::Vec<Cpu, 5> = heapless::Vec::new();
@@ -120,27 +108,15 @@ fn detect() -> Cpu {
     // ZMM and mask registers are saved; F 16, DQ 17, BW 30, VL 31.
     let wide = state & 0xe6 == 0xe6 && [16, 17, 30, 31].into_iter().all(|n| bit(extended.ebx, n));
     if !wide {
-        return Cpu {
-            level: Level::Avx2,
-            vnni: false,
-            bf16: false,
-        };
+        return Cpu { level: Level::Avx2, vnni: false, bf16: false };
     }
     let bf16 = extended.eax >= 1 && bit(__cpuid_count(7, 1).eax, 5);
-    Cpu {
-        level: Level::Avx512,
-        vnni: bit(extended.ecx, 11),
-        bf16,
-    }
+    Cpu { level: Level::Avx512, vnni: bit(extended.ecx, 11), bf16 }
 }
 
 #[cfg(target_arch = "aarch64")]
 fn detect() -> Cpu {
-    Cpu {
-        level: Level::Neon,
-        vnni: false,
-        bf16: false,
-    }
+    Cpu { level: Level::Neon, vnni: false, bf16: false }
 }
 
 #[cfg(not(any(all(target_arch = "x86_64", not(target_os = "none")), target_arch = "aarch64")))]

@@ -28,13 +28,7 @@ pub struct CpuBackend<M, P> {
 impl<M: DerefMut<Target = [u8]>, P: Pool> CpuBackend<M, P> {
     /// Takes over memory and threads. `panels` is a slot of the work region for prepared inputs.
     pub fn new(cpu: Cpu, precision: Precision, pool: P, arena: Arena<M>, panels: Slot) -> Self {
-        CpuBackend {
-            cpu,
-            precision,
-            pool,
-            arena,
-            panels,
-        }
+        CpuBackend { cpu, precision, pool, arena, panels }
     }
 
     /// The memory, to be filled while loading.
@@ -62,9 +56,7 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> CpuBackend<M, P> {
             layout: product.matrix.layout,
             shape: product.matrix.shape,
             tiles: &weights[product.matrix.slot.range()],
-            bias: product
-                .bias
-                .map(|slot| bytemuck::cast_slice(&weights[slot.range()])),
+            bias: product.bias.map(|slot| bytemuck::cast_slice(&weights[slot.range()])),
             out,
             add: product.add,
         }
@@ -84,10 +76,7 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
         let [out] = disjoint(work, [out.first(tokens.len() * columns)]);
         each_row(&self.pool, out, columns, 64, |row, out| {
             let token = tokens[row] as usize;
-            assert!(
-                token < table.shape.rows,
-                "token {token} is outside the vocabulary"
-            );
+            assert!(token < table.shape.rows, "token {token} is outside the vocabulary");
             let tile = &tiles[token / TILE_ROWS * tile_bytes..][..tile_bytes];
             table.layout.unpack(columns, tile, token % TILE_ROWS, out);
             if scale != 1.0 {
@@ -129,15 +118,7 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
             }
             2 => {
                 let [x, panels, a, b] = disjoint(work, [x, self.panels, place(0), place(1)]);
-                matmul::multiply(
-                    cpu,
-                    precision,
-                    pool,
-                    rows,
-                    x,
-                    panels,
-                    &mut [view(0, a), view(1, b)],
-                );
+                matmul::multiply(cpu, precision, pool, rows, x, panels, &mut [view(0, a), view(1, b)]);
             }
             3 => {
                 let [x, panels, a, b, c] = disjoint(work, [x, self.panels, place(0), place(1), place(2)]);
@@ -170,33 +151,18 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
     }
 
     fn store(&mut self, cache: &KvCache, batch: &Batch, keys: Slot, values: Slot) {
-        let Arena {
-            cache: memory, work, ..
-        } = &mut self.arena;
+        let Arena { cache: memory, work, .. } = &mut self.arena;
         let (keys, values) = (floats(work, keys), floats(work, values));
-        attention::store_batch(
-            &self.pool,
-            cache,
-            &mut memory[cache.slot.range()],
-            batch,
-            keys,
-            values,
-        );
+        attention::store_batch(&self.pool, cache, &mut memory[cache.slot.range()], batch, keys, values);
     }
 
     fn attend(&mut self, attention: &Attention, cache: &KvCache, batch: &Batch, queries: Slot, out: Slot) {
-        let Arena {
-            weights,
-            cache: memory,
-            work,
-        } = &mut self.arena;
+        let Arena { weights, cache: memory, work } = &mut self.arena;
         let size = batch.rows() * attention.heads.channels();
         let sinks = attention.sinks.map(|slot| floats(weights, slot));
         let [queries, out] = disjoint(work, [queries.first(size), out.first(size)]);
         let memory = &memory[cache.slot.range()];
-        attention::attend_batch(
-            self.cpu, &self.pool, attention, sinks, cache, memory, batch, queries, out,
-        );
+        attention::attend_batch(self.cpu, &self.pool, attention, sinks, cache, memory, batch, queries, out);
     }
 
     fn activate(&mut self, activation: Activation, rows: usize, width: usize, gate: Slot, up: Option<Slot>) {

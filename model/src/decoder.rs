@@ -21,41 +21,22 @@ pub struct Decoder {
 impl Decoder {
     /// The decoder that a plan is for.
     pub fn new(spec: ModelSpec, plan: &Plan) -> Self {
-        Decoder {
-            spec,
-            weights: plan.weights.clone(),
-            caches: plan.caches.clone(),
-            slots: plan.work,
-        }
+        Decoder { spec, weights: plan.weights.clone(), caches: plan.caches.clone(), slots: plan.work }
     }
 
     /// Runs the tokens of a batch through all layers. The stream then holds their last hidden states.
     pub fn forward<B: Backend>(&self, b: &mut B, batch: &Batch, tokens: &[u32]) {
         assert_eq!(batch.rows(), tokens.len());
         let s = &self.slots;
-        b.embed(
-            &self.weights.embedding,
-            tokens,
-            self.spec.embedding_scale,
-            s.stream,
-        );
+        b.embed(&self.weights.embedding, tokens, self.spec.embedding_scale, s.stream);
         let mut turned_by = None;
-        for ((spec, weights), cache) in self
-            .spec
-            .layers
-            .iter()
-            .zip(&self.weights.layers)
-            .zip(&self.caches)
-        {
+        for ((spec, weights), cache) in self.spec.layers.iter().zip(&self.weights.layers).zip(&self.caches) {
             let rope = spec.attention.rope;
             if turned_by != Some(rope) {
                 b.angles(&self.weights.ropes[rope], batch, s.angles);
                 turned_by = Some(rope);
             }
-            let angles = Slot {
-                bytes: batch.rows() * self.spec.ropes[rope].width * 4,
-                ..s.angles
-            };
+            let angles = Slot { bytes: batch.rows() * self.spec.ropes[rope].width * 4, ..s.angles };
             layer_forward(b, spec, weights, s, cache, angles, batch);
         }
     }
@@ -65,12 +46,7 @@ impl Decoder {
         let s = &self.slots;
         b.gather(rows, self.spec.hidden, s.stream, s.chosen);
         b.norm(&self.weights.final_norm, rows.len(), s.chosen, s.chosen_normed);
-        let head = Product {
-            matrix: self.weights.head,
-            bias: None,
-            out: s.logits,
-            add: false,
-        };
+        let head = Product { matrix: self.weights.head, bias: None, out: s.logits, add: false };
         b.matmul(rows.len(), s.chosen_normed, &[head]);
         s.logits.first(rows.len() * self.spec.vocab)
     }
@@ -103,12 +79,7 @@ fn layer_forward<B: Backend>(
 }
 
 fn product(linear: &Linear, out: Slot, add: bool) -> Product {
-    Product {
-        matrix: linear.matrix,
-        bias: linear.bias,
-        out,
-        add,
-    }
+    Product { matrix: linear.matrix, bias: linear.bias, out, add }
 }
 
 /// From `normed` through attention into the stream.
@@ -123,30 +94,15 @@ fn attention_forward<B: Backend>(
 ) {
     let rows = batch.rows();
     let a = &spec.attention;
-    let heads = Heads {
-        count: a.heads,
-        width: a.head_width,
-    };
-    let kv_heads = Heads {
-        count: a.kv_heads,
-        width: a.head_width,
-    };
-    let inputs = [
-        product(&w.query, s.query, false),
-        product(&w.key, s.key, false),
-        product(&w.value, s.value, false),
-    ];
+    let heads = Heads { count: a.heads, width: a.head_width };
+    let kv_heads = Heads { count: a.kv_heads, width: a.head_width };
+    let inputs =
+        [product(&w.query, s.query, false), product(&w.key, s.key, false), product(&w.value, s.value, false)];
     b.matmul(rows, s.normed, &inputs);
     b.rotate(rows, angles, heads, s.query);
     b.rotate(rows, angles, kv_heads, s.key);
     b.store(cache, batch, s.key, s.value);
-    let attention = Attention {
-        heads,
-        scale: a.scale,
-        window: a.window,
-        softcap: None,
-        sinks: None,
-    };
+    let attention = Attention { heads, scale: a.scale, window: a.window, softcap: None, sinks: None };
     b.attend(&attention, cache, batch, s.query, s.attended);
     b.matmul(rows, s.attended, &[product(&w.output, s.stream, true)]);
 }
@@ -162,11 +118,7 @@ fn mlp_forward<B: Backend>(
 ) {
     match &w.gate {
         Some(gate) => {
-            b.matmul(
-                rows,
-                input,
-                &[product(gate, s.gate, false), product(&w.up, s.up, false)],
-            );
+            b.matmul(rows, input, &[product(gate, s.gate, false), product(&w.up, s.up, false)]);
             b.activate(spec.mlp.activation, rows, spec.mlp.width, s.gate, Some(s.up));
         }
         None => {

@@ -99,9 +99,7 @@ impl ByteTable {
                 Some(token) => plan.append(id, token, &mut table.bytes)?,
             };
             table.kinds.push(kind);
-            table
-                .starts
-                .push(u32::try_from(table.bytes.len()).map_err(|_| DetokenizerError::TooLarge)?);
+            table.starts.push(u32::try_from(table.bytes.len()).map_err(|_| DetokenizerError::TooLarge)?);
             table.token_bytes_max = table.token_bytes_max.max(table.bytes.len() - start);
         }
         Ok(table)
@@ -143,13 +141,7 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn new(decoder: Option<&'a DecoderWrapper>) -> Result<Self, DetokenizerError> {
-        let simple = |rule| {
-            Ok(Plan {
-                each: Vec::new(),
-                byte_fallback: false,
-                rule,
-            })
-        };
+        let simple = |rule| Ok(Plan { each: Vec::new(), byte_fallback: false, rule });
         match decoder {
             None => simple(Rule::Spaced),
             Some(DecoderWrapper::ByteLevel(_)) => simple(Rule::Bytes),
@@ -168,11 +160,8 @@ impl<'a> Plan<'a> {
 
     /// Accepts steps on single tokens, then `ByteFallback`, then `Fuse`, then one `Strip` at the beginning.
     fn of_sequence(steps: &'a [DecoderWrapper]) -> Result<Self, DetokenizerError> {
-        let mut plan = Plan {
-            each: Vec::new(),
-            byte_fallback: false,
-            rule: Rule::Fallback { strip: ' ', count: 0 },
-        };
+        let mut plan =
+            Plan { each: Vec::new(), byte_fallback: false, rule: Rule::Fallback { strip: ' ', count: 0 } };
         let (mut fused, mut stripped) = (false, false);
         for (place, step) in steps.iter().enumerate() {
             let alone = !plan.byte_fallback && !fused;
@@ -184,10 +173,7 @@ impl<'a> Plan<'a> {
                 DecoderWrapper::Fuse(_) => fused = true,
                 DecoderWrapper::Strip(strip) if fused && !stripped && strip.stop == 0 => {
                     stripped = true;
-                    plan.rule = Rule::Fallback {
-                        strip: strip.content,
-                        count: strip.start,
-                    };
+                    plan.rule = Rule::Fallback { strip: strip.content, count: strip.start };
                 }
                 _ => {
                     let found = format!("{} as step {} of {}", type_name(step), place + 1, steps.len());
@@ -207,10 +193,7 @@ impl<'a> Plan<'a> {
         for step in &self.each {
             let tokens = step
                 .decode_chain(vec![token])
-                .map_err(|error| DetokenizerError::Token {
-                    id,
-                    reason: error.to_string(),
-                })?;
+                .map_err(|error| DetokenizerError::Token { id, reason: error.to_string() })?;
             token = tokens.concat();
         }
         match self.byte_fallback.then(|| byte_of(&token)).flatten() {
@@ -244,11 +227,7 @@ fn type_name(decoder: &DecoderWrapper) -> &'static str {
 /// The byte of a token like `<0x0A>`, by the library's own test (which accepts `<0x+1>`).
 fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    if digits.len() == 2 {
-        u8::from_str_radix(digits, 16).ok()
-    } else {
-        None
-    }
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
 /// GPT-2 spells bytes as printable characters. A token with any other character (an added token) stands for its
@@ -302,15 +281,8 @@ impl Detokenizer {
     pub fn new(table: Arc<ByteTable>, skip_special: bool) -> Self {
         let piece = String::with_capacity(table.piece_bytes_max());
         let held = Vec::with_capacity(RUN_BYTES_MAX + table.token_bytes_max + 4);
-        let mut stream = Detokenizer {
-            table,
-            skip_special,
-            held,
-            run_broken: false,
-            strip_left: 0,
-            first: true,
-            piece,
-        };
+        let mut stream =
+            Detokenizer { table, skip_special, held, run_broken: false, strip_left: 0, first: true, piece };
         stream.reset();
         stream
     }
@@ -467,9 +439,8 @@ mod tests {
 
     /// A tokenizer with the given decoder: control, text, all bytes, and odd added tokens.
     fn tokenizer(decoder: &str, byte_level: bool) -> Tokenizer {
-        let mut tokens: Vec<String> = ["<s>", "<add>", "▁a", "b▁▁", "é", "▁", "日本", " ", "😀x"]
-            .map(str::to_owned)
-            .into();
+        let mut tokens: Vec<String> =
+            ["<s>", "<add>", "▁a", "b▁▁", "é", "▁", "日本", " ", "😀x"].map(str::to_owned).into();
         if byte_level {
             tokens.extend(
                 (0x21..0x144)
@@ -480,11 +451,8 @@ mod tests {
         } else {
             tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
         }
-        let vocab: serde_json::Map<String, serde_json::Value> = tokens
-            .iter()
-            .enumerate()
-            .map(|(id, token)| (token.clone(), id.into()))
-            .collect();
+        let vocab: serde_json::Map<String, serde_json::Value> =
+            tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
         let added = |id: u32, content: &str, special: bool| {
             serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
                 "normalized": true, "special": special})
@@ -514,11 +482,7 @@ mod tests {
         let capacities = (detokenizer.held.capacity(), detokenizer.piece.capacity());
         let mut text: String = ids.iter().map(|&id| detokenizer.push(id).to_owned()).collect();
         text.push_str(detokenizer.finish());
-        assert_eq!(
-            (detokenizer.held.capacity(), detokenizer.piece.capacity()),
-            capacities,
-            "a buffer grew"
-        );
+        assert_eq!((detokenizer.held.capacity(), detokenizer.piece.capacity()), capacities, "a buffer grew");
         text
     }
 
@@ -558,20 +522,12 @@ mod tests {
         let ids: Vec<u32> = "é".repeat(400).bytes().map(|byte| 9 + u32::from(byte)).collect();
         assert_eq!(stream(&table, &ids, false), "é".repeat(400));
         let mut detokenizer = Detokenizer::new(table, false);
-        assert!(
-            ids.iter()
-                .take(RUN_BYTES_MAX)
-                .any(|&id| !detokenizer.push(id).is_empty())
-        );
+        assert!(ids.iter().take(RUN_BYTES_MAX).any(|&id| !detokenizer.push(id).is_empty()));
     }
 
     #[test]
     fn unknown_decoders_are_named() {
-        let refused = |decoder: &str| {
-            ByteTable::new(&tokenizer(decoder, false))
-                .unwrap_err()
-                .to_string()
-        };
+        let refused = |decoder: &str| ByteTable::new(&tokenizer(decoder, false)).unwrap_err().to_string();
         assert!(
             refused(r#"{"type":"WordPiece","prefix":"X","cleanup":true}"#)
                 .contains("found WordPiece as step 1 of 1")

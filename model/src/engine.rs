@@ -106,10 +106,7 @@ pub struct Engine {
 pub fn stored(checkpoint: &Checkpoint) -> impl Fn(&str, &[usize]) -> Option<Stored> + '_ {
     |name, _| {
         let tensor = checkpoint.tensor(name)?;
-        Some(Stored {
-            dtype: tensor.dtype,
-            shape: tensor.shape.to_vec(),
-        })
+        Some(Stored { dtype: tensor.dtype, shape: tensor.shape.to_vec() })
     }
 }
 
@@ -221,12 +218,7 @@ impl Engine {
         for chunk in chunks {
             let length = self.length(chunk.sequence);
             let (first_row, rows) = (self.tokens.len(), chunk.tokens.len());
-            self.feeds.push(Feed {
-                first_row,
-                rows,
-                first_position: length,
-                sequence: chunk.sequence,
-            });
+            self.feeds.push(Feed { first_row, rows, first_position: length, sequence: chunk.sequence });
             self.tokens.extend_from_slice(chunk.tokens);
             self.lengths[chunk.sequence] = Some(length + rows);
         }
@@ -234,11 +226,7 @@ impl Engine {
             return Ok(());
         }
         let pages_per_sequence = self.plan.pages_per_sequence;
-        let batch = Batch {
-            feeds: &self.feeds,
-            tables: &self.tables,
-            pages_per_sequence,
-        };
+        let batch = Batch { feeds: &self.feeds, tables: &self.tables, pages_per_sequence };
         self.decoder.forward(&mut self.backend, &batch, &self.tokens);
         Ok(())
     }
@@ -247,10 +235,7 @@ impl Engine {
         let options = &self.plan.options;
         let asked = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
         if asked > options.chunk {
-            return Err(StepError::TooManyTokens {
-                asked,
-                most: options.chunk,
-            });
+            return Err(StepError::TooManyTokens { asked, most: options.chunk });
         }
         for (i, chunk) in chunks.iter().enumerate() {
             let again = chunks[..i].iter().any(|other| other.sequence == chunk.sequence);
@@ -259,10 +244,7 @@ impl Engine {
             };
             let asked = length + chunk.tokens.len();
             if asked > options.context {
-                return Err(StepError::ContextFull {
-                    asked,
-                    context: options.context,
-                });
+                return Err(StepError::ContextFull { asked, context: options.context });
             }
             let vocab = self.spec().vocab;
             if let Some(&token) = chunk.tokens.iter().find(|&&token| token as usize >= vocab) {
@@ -294,14 +276,8 @@ impl Engine {
 
     /// Logits of some rows of the last step, one after another; at most [`Options::logits_rows`] of them.
     pub fn logits(&mut self, rows: &[usize]) -> &[f32] {
-        assert!(
-            rows.len() <= self.plan.options.logits_rows,
-            "more rows of logits than were planned"
-        );
-        assert!(
-            rows.iter().all(|&row| row < self.tokens.len()),
-            "a row that the last step did not have"
-        );
+        assert!(rows.len() <= self.plan.options.logits_rows, "more rows of logits than were planned");
+        assert!(rows.iter().all(|&row| row < self.tokens.len()), "a row that the last step did not have");
         let slot = self.decoder.logits(&mut self.backend, rows);
         self.backend.read(slot)
     }
@@ -325,24 +301,11 @@ impl Engine {
 
 /// The plan of a model with all tensors of one type.
 pub fn synthetic_plan(spec: &ModelSpec, dtype: Dtype, options: Options, cpu: Cpu) -> Result<Plan, PlanError> {
-    Plan::new(
-        spec,
-        |_, shape| {
-            Some(Stored {
-                dtype,
-                shape: shape.to_vec(),
-            })
-        },
-        options,
-        cpu,
-    )
+    Plan::new(spec, |_, shape| Some(Stored { dtype, shape: shape.to_vec() }), options, cpu)
 }
 
 fn system(what: &str, source: std::io::Error) -> LoadError {
-    LoadError::System {
-        what: what.to_owned(),
-        source,
-    }
+    LoadError::System { what: what.to_owned(), source }
 }
 
 fn does_not_fit(plan: &Plan, available: u64) -> LoadError {
@@ -352,11 +315,5 @@ fn does_not_fit(plan: &Plan, available: u64) -> LoadError {
         "keys and values" => "a shorter --context, or --kv int8",
         _ => "close other programs, or take a smaller model or --quantization int8",
     };
-    LoadError::DoesNotFit {
-        needed: plan.bytes(),
-        available,
-        line: line.to_owned(),
-        bytes,
-        advice,
-    }
+    LoadError::DoesNotFit { needed: plan.bytes(), available, line: line.to_owned(), bytes, advice }
 }

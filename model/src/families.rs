@@ -151,17 +151,11 @@ pub(crate) static ROPE_TYPES: &[(&str, RopeKind)] = &[
 pub(crate) const ROPE_TYPE_NAMES: &str = "default, linear, dynamic, llama3, yarn";
 
 const fn whole(module: &'static str) -> Part {
-    Part {
-        module,
-        rows: Rows::All,
-    }
+    Part { module, rows: Rows::All }
 }
 
 const fn alternate(module: &'static str, index: usize) -> Part {
-    Part {
-        module,
-        rows: Rows::Alternate { index, of: 3 },
-    }
+    Part { module, rows: Rows::Alternate { index, of: 3 } }
 }
 
 /// Names that most families share.

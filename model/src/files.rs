@@ -20,40 +20,18 @@ pub enum FilesError {
         that holds config.json", .path.display())]
     NotAModel { path: PathBuf },
     #[error("{}: expected {name}, found none; {advice}", .folder.display())]
-    Missing {
-        folder: PathBuf,
-        name: &'static str,
-        advice: &'static str,
-    },
+    Missing { folder: PathBuf, name: &'static str, advice: &'static str },
     #[error(transparent)]
     File(#[from] MapError),
 }
 
 /// The files, by name, with the most that each may hold. A published tokenizer of 260,000 tokens has 35 MB.
-const CONFIG: Kind = Kind {
-    name: "config.json",
-    bytes_max: 1 << 20,
-};
-const GENERATION_CONFIG: Kind = Kind {
-    name: "generation_config.json",
-    bytes_max: 1 << 20,
-};
-const TOKENIZER: Kind = Kind {
-    name: "tokenizer.json",
-    bytes_max: 64 << 20,
-};
-const TOKENIZER_CONFIG: Kind = Kind {
-    name: "tokenizer_config.json",
-    bytes_max: 16 << 20,
-};
-const SPECIAL_TOKENS_MAP: Kind = Kind {
-    name: "special_tokens_map.json",
-    bytes_max: 1 << 20,
-};
-const CHAT_TEMPLATE: Kind = Kind {
-    name: "chat_template.jinja",
-    bytes_max: 1 << 20,
-};
+const CONFIG: Kind = Kind { name: "config.json", bytes_max: 1 << 20 };
+const GENERATION_CONFIG: Kind = Kind { name: "generation_config.json", bytes_max: 1 << 20 };
+const TOKENIZER: Kind = Kind { name: "tokenizer.json", bytes_max: 64 << 20 };
+const TOKENIZER_CONFIG: Kind = Kind { name: "tokenizer_config.json", bytes_max: 16 << 20 };
+const SPECIAL_TOKENS_MAP: Kind = Kind { name: "special_tokens_map.json", bytes_max: 1 << 20 };
+const CHAT_TEMPLATE: Kind = Kind { name: "chat_template.jinja", bytes_max: 1 << 20 };
 
 #[derive(Clone, Copy)]
 struct Kind {
@@ -88,42 +66,24 @@ impl ModelFiles {
     pub fn open(path: &Path) -> Result<Self, FilesError> {
         let metadata = fs::metadata(path).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => FilesError::NoPath { path: path.into() },
-            _ => FilesError::File(MapError::Io {
-                path: path.into(),
-                source,
-            }),
+            _ => FilesError::File(MapError::Io { path: path.into(), source }),
         })?;
         if metadata.is_dir() {
-            return Ok(Self {
-                folder: path.into(),
-                embedded: None,
-            });
+            return Ok(Self { folder: path.into(), embedded: None });
         }
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy())
-            .unwrap_or_default();
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         if !metadata.is_file()
             || !(name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
         {
             return Err(FilesError::NotAModel { path: path.into() });
         }
-        let folder = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        Ok(Self {
-            folder: folder.into(),
-            embedded: None,
-        })
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(Self { folder: folder.into(), embedded: None })
     }
 
     /// The files carried in the program; `label` stands for their folder in messages.
     pub fn embedded(label: &str, files: EmbeddedFiles) -> Self {
-        Self {
-            folder: label.into(),
-            embedded: Some(files),
-        }
+        Self { folder: label.into(), embedded: Some(files) }
     }
 
     /// The folder, or the label of embedded files: for messages.
@@ -175,11 +135,7 @@ impl ModelFiles {
     }
 
     fn missing(&self, kind: Kind, advice: &'static str) -> FilesError {
-        FilesError::Missing {
-            folder: self.folder.clone(),
-            name: kind.name,
-            advice,
-        }
+        FilesError::Missing { folder: self.folder.clone(), name: kind.name, advice }
     }
 
     fn get(&self, kind: Kind, pick: impl Fn(&EmbeddedFiles) -> Option<&'static [u8]>) -> Bytes<'_> {

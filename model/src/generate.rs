@@ -105,17 +105,11 @@ impl Generation {
                 // The last token may release what both stages held back.
                 let piece =
                     String::with_capacity(2 * table.piece_bytes_max() + 2 * crate::stop::STRING_BYTES_MAX);
-                Some(Text {
-                    detokenizer: Detokenizer::new(table, true),
-                    stops,
-                    piece,
-                })
+                Some(Text { detokenizer: Detokenizer::new(table, true), stops, piece })
             }
         };
         let mut history = Vec::with_capacity(options.context + 1);
-        let sequence = engine
-            .open()
-            .ok_or(GenerateError::NoSequence(options.sequences))?;
+        let sequence = engine.open().ok_or(GenerateError::NoSequence(options.sequences))?;
         let read = engine.prefill::<StepError>(sequence, prompt, |_, _, _| Ok(()));
         if let Err(error) = read {
             engine.close(sequence);
@@ -154,10 +148,7 @@ impl Generation {
         }
         let last = self.history[self.history.len() - 1];
         if self.history.len() > self.prompt_tokens {
-            engine.step(&[Chunk {
-                sequence: self.sequence,
-                tokens: &[last],
-            }])?;
+            engine.step(&[Chunk { sequence: self.sequence, tokens: &[last] }])?;
             self.logits.copy_from_slice(engine.logits(&[0]));
         }
         let id = self.sampler.sample(&mut self.logits, &self.history)?;
@@ -173,11 +164,7 @@ impl Generation {
             self.finish = Some(Finish::Stop);
         }
         let text = self.text.as_ref().map_or("", |text| text.piece.as_str());
-        Ok(Some(Token {
-            id,
-            text,
-            finish: self.finish,
-        }))
+        Ok(Some(Token { id, text, finish: self.finish }))
     }
 
     /// Gives the sequence back.

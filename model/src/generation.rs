@@ -179,25 +179,10 @@ impl GenerationDefaults {
 
     fn overlay(&mut self, file: &File) -> Result<(), GenerationError> {
         file.boolean("do_sample", &mut self.do_sample)?;
-        file.number(
-            "temperature",
-            "as a number of 0 or more",
-            |x| x >= 0.0,
-            &mut self.temperature,
-        )?;
+        file.number("temperature", "as a number of 0 or more", |x| x >= 0.0, &mut self.temperature)?;
         file.count("top_k", 0, &mut self.top_k)?;
-        file.number(
-            "top_p",
-            "as a number from 0 to 1",
-            |x| (0.0..=1.0).contains(&x),
-            &mut self.top_p,
-        )?;
-        file.number(
-            "min_p",
-            "as a number from 0 to 1",
-            |x| (0.0..=1.0).contains(&x),
-            &mut self.min_p,
-        )?;
+        file.number("top_p", "as a number from 0 to 1", |x| (0.0..=1.0).contains(&x), &mut self.top_p)?;
+        file.number("min_p", "as a number from 0 to 1", |x| (0.0..=1.0).contains(&x), &mut self.min_p)?;
         file.number(
             "typical_p",
             "as a number above 0 and up to 1",
@@ -205,12 +190,7 @@ impl GenerationDefaults {
             &mut self.typical_p,
         )?;
         let mut penalty = f64::NAN;
-        file.number(
-            "repetition_penalty",
-            "as a number above 0",
-            |x| x > 0.0,
-            &mut penalty,
-        )?;
+        file.number("repetition_penalty", "as a number above 0", |x| x > 0.0, &mut penalty)?;
         if !penalty.is_nan() {
             self.repetition_penalty = Some(penalty);
         }
@@ -244,26 +224,14 @@ impl GenerationDefaults {
             Some(count) => (count, None),
             None => (self.max_new_tokens, self.max_length),
         };
-        let eos = if flags.ignore_eos {
-            Vec::new()
-        } else {
-            self.eos_with(eos)
-        };
-        Ok(GenerationSettings {
-            max_new_tokens,
-            max_length,
-            sampling,
-            eos,
-            stop: flags.stop.clone(),
-        })
+        let eos = if flags.ignore_eos { Vec::new() } else { self.eos_with(eos) };
+        Ok(GenerationSettings { max_new_tokens, max_length, sampling, eos, stop: flags.stop.clone() })
     }
 
     fn sampling(&self, flags: &GenerationFlags) -> SamplingParams {
         // The nearest layer that speaks decides whether to sample: a temperature flag does, too.
         let temperature = flags.temperature.unwrap_or(self.temperature);
-        let sample = flags
-            .do_sample
-            .unwrap_or(flags.temperature.is_some() || self.do_sample);
+        let sample = flags.do_sample.unwrap_or(flags.temperature.is_some() || self.do_sample);
         let temperature = if sample { temperature } else { 0.0 };
         // `--temperature 0` is the plain argmax: only a flag brings a penalty back. Where the model's own file asks
         // for greedy decoding, a penalty in that file holds, as in transformers; the program's own never does.
@@ -315,10 +283,8 @@ struct File {
 impl File {
     fn parse(name: &'static str, bytes: &[u8]) -> Result<Self, GenerationError> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let object = serde_json::from_slice(bytes).map_err(|error| GenerationError::NotJson {
-            file: name,
-            reason: error.to_string(),
-        })?;
+        let object = serde_json::from_slice(bytes)
+            .map_err(|error| GenerationError::NotJson { file: name, reason: error.to_string() })?;
         Ok(File { name, object })
     }
 
@@ -328,19 +294,12 @@ impl File {
 
     fn refuse(&self, key: &'static str, expected: &'static str, value: &Value) -> GenerationError {
         let found = value.to_string().chars().take(60).collect();
-        GenerationError::Value {
-            file: self.name,
-            key,
-            expected,
-            found,
-        }
+        GenerationError::Value { file: self.name, key, expected, found }
     }
 
     fn boolean(&self, key: &'static str, target: &mut bool) -> Result<(), GenerationError> {
         if let Some(value) = self.get(key) {
-            *target = value
-                .as_bool()
-                .ok_or_else(|| self.refuse(key, "as true or false", value))?;
+            *target = value.as_bool().ok_or_else(|| self.refuse(key, "as true or false", value))?;
         }
         Ok(())
     }
@@ -355,21 +314,15 @@ impl File {
         if let Some(value) = self.get(key) {
             // The logits are float32: a number that is zero or infinite there is out of range as well.
             let fits = |x: &f64| within(*x) && (*x as f32).is_finite() && (*x == 0.0 || (*x as f32) != 0.0);
-            *target = value
-                .as_f64()
-                .filter(fits)
-                .ok_or_else(|| self.refuse(key, expected, value))?;
+            *target = value.as_f64().filter(fits).ok_or_else(|| self.refuse(key, expected, value))?;
         }
         Ok(())
     }
 
     fn count(&self, key: &'static str, least: usize, target: &mut usize) -> Result<(), GenerationError> {
         if let Some(value) = self.get(key) {
-            let expected = if least == 0 {
-                "as a whole number of 0 or more"
-            } else {
-                "as a whole number of 1 or more"
-            };
+            let expected =
+                if least == 0 { "as a whole number of 0 or more" } else { "as a whole number of 1 or more" };
             let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
             *target = number
                 .filter(|number| (least..=TOKENS_MAX).contains(number))
@@ -408,17 +361,13 @@ mod tests {
     }
 
     fn refused(file: &str) -> String {
-        GenerationDefaults::of_model(Some(file.as_bytes()))
-            .unwrap_err()
-            .to_string()
+        GenerationDefaults::of_model(Some(file.as_bytes())).unwrap_err().to_string()
     }
 
     #[test]
     fn the_program_has_defaults() {
         let defaults = GenerationDefaults::of_model(None).unwrap();
-        let settings = defaults
-            .settings(&GenerationFlags::default(), EosSources::default())
-            .unwrap();
+        let settings = defaults.settings(&GenerationFlags::default(), EosSources::default()).unwrap();
         let expected = SamplingParams {
             temperature: 0.7,
             top_p: 0.95,
@@ -433,17 +382,11 @@ mod tests {
     fn the_models_file_wins_over_defaults_and_flags_over_both() {
         let file = r#"{"temperature": 0.6, "top_p": 0.9, "top_k": 20, "max_new_tokens": 99,
             "new_key": {}, "min_p": null}"#;
-        let flags = GenerationFlags {
-            top_p: Some(0.5),
-            max_new_tokens: Some(7),
-            ..GenerationFlags::default()
-        };
+        let flags =
+            GenerationFlags { top_p: Some(0.5), max_new_tokens: Some(7), ..GenerationFlags::default() };
         let settings = settings(file, flags);
         let s = &settings.sampling;
-        assert_eq!(
-            (s.temperature, s.top_p, s.top_k, s.repetition_penalty),
-            (0.6, 0.5, 20, 1.1)
-        );
+        assert_eq!((s.temperature, s.top_p, s.top_k, s.repetition_penalty), (0.6, 0.5, 20, 1.1));
         assert_eq!(settings.new_tokens(3), 7);
     }
 
@@ -453,72 +396,35 @@ mod tests {
             let sampling = settings(file, flags).sampling;
             (sampling.temperature, sampling.repetition_penalty)
         };
-        let zero = GenerationFlags {
-            temperature: Some(0.0),
-            ..GenerationFlags::default()
-        };
-        let zero_with_penalty = GenerationFlags {
-            repetition_penalty: Some(1.2),
-            ..zero.clone()
-        };
-        let warm = GenerationFlags {
-            temperature: Some(0.8),
-            ..GenerationFlags::default()
-        };
+        let zero = GenerationFlags { temperature: Some(0.0), ..GenerationFlags::default() };
+        let zero_with_penalty = GenerationFlags { repetition_penalty: Some(1.2), ..zero.clone() };
+        let warm = GenerationFlags { temperature: Some(0.8), ..GenerationFlags::default() };
         let none = GenerationFlags::default;
         assert_eq!(of("{}", zero.clone()), (0.0, 1.0));
         assert_eq!(of(r#"{"repetition_penalty": 1.3}"#, zero), (0.0, 1.0));
-        assert_eq!(
-            of(r#"{"repetition_penalty": 1.3}"#, zero_with_penalty),
-            (0.0, 1.2)
-        );
-        assert_eq!(
-            of(r#"{"do_sample": false, "temperature": 0.6}"#, none()),
-            (0.0, 1.0)
-        );
-        assert_eq!(
-            of(r#"{"do_sample": false, "repetition_penalty": 1.3}"#, none()),
-            (0.0, 1.3)
-        );
+        assert_eq!(of(r#"{"repetition_penalty": 1.3}"#, zero_with_penalty), (0.0, 1.2));
+        assert_eq!(of(r#"{"do_sample": false, "temperature": 0.6}"#, none()), (0.0, 1.0));
+        assert_eq!(of(r#"{"do_sample": false, "repetition_penalty": 1.3}"#, none()), (0.0, 1.3));
         assert_eq!(of(r#"{"do_sample": false}"#, warm), (0.8, 1.1));
     }
 
     #[test]
     fn a_length_holds_only_without_a_number_of_new_tokens() {
+        assert_eq!(settings(r#"{"max_length": 100}"#, GenerationFlags::default()).new_tokens(30), 70);
+        assert_eq!(settings(r#"{"max_length": 100}"#, GenerationFlags::default()).new_tokens(300), 0);
         assert_eq!(
-            settings(r#"{"max_length": 100}"#, GenerationFlags::default()).new_tokens(30),
-            70
-        );
-        assert_eq!(
-            settings(r#"{"max_length": 100}"#, GenerationFlags::default()).new_tokens(300),
-            0
-        );
-        assert_eq!(
-            settings(
-                r#"{"max_length": 9, "max_new_tokens": 5}"#,
-                GenerationFlags::default()
-            )
-            .new_tokens(30),
+            settings(r#"{"max_length": 9, "max_new_tokens": 5}"#, GenerationFlags::default()).new_tokens(30),
             5
         );
-        let flags = GenerationFlags {
-            max_new_tokens: Some(4),
-            ..GenerationFlags::default()
-        };
+        let flags = GenerationFlags { max_new_tokens: Some(4), ..GenerationFlags::default() };
         assert_eq!(settings(r#"{"max_length": 100}"#, flags).new_tokens(30), 4);
     }
 
     #[test]
     fn ends_of_text_are_united() {
         let eos = |file: &str, config: &[u32], ignore_eos| {
-            let flags = GenerationFlags {
-                ignore_eos,
-                ..GenerationFlags::default()
-            };
-            let sources = EosSources {
-                config,
-                tokenizer: Some(9),
-            };
+            let flags = GenerationFlags { ignore_eos, ..GenerationFlags::default() };
+            let sources = EosSources { config, tokenizer: Some(9) };
             GenerationDefaults::of_model(Some(file.as_bytes()))
                 .unwrap()
                 .settings(&flags, sources)
@@ -561,30 +467,19 @@ mod tests {
     #[test]
     fn wrong_flags_are_refused() {
         let refused = |flags: GenerationFlags| {
-            GenerationDefaults::default()
-                .settings(&flags, EosSources::default())
-                .unwrap_err()
+            GenerationDefaults::default().settings(&flags, EosSources::default()).unwrap_err()
         };
         let flags = GenerationFlags::default;
         assert!(matches!(
-            refused(GenerationFlags {
-                top_p: Some(2.0),
-                ..flags()
-            }),
+            refused(GenerationFlags { top_p: Some(2.0), ..flags() }),
             GenerationError::Sampling(_)
         ));
         assert!(matches!(
-            refused(GenerationFlags {
-                stop: vec![String::new()],
-                ..flags()
-            }),
+            refused(GenerationFlags { stop: vec![String::new()], ..flags() }),
             GenerationError::Stop(_)
         ));
         assert!(matches!(
-            refused(GenerationFlags {
-                max_new_tokens: Some(0),
-                ..flags()
-            }),
+            refused(GenerationFlags { max_new_tokens: Some(0), ..flags() }),
             GenerationError::MaxNewTokens { found: 0 }
         ));
     }

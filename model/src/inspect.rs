@@ -42,12 +42,8 @@ impl Inspection {
                 Fill::Values { .. } => None,
             })
             .collect();
-        let mut inspection = Inspection {
-            parameters: 0,
-            weight_bytes: 0,
-            dtypes: Vec::new(),
-            unused: Vec::new(),
-        };
+        let mut inspection =
+            Inspection { parameters: 0, weight_bytes: 0, dtypes: Vec::new(), unused: Vec::new() };
         for tensor in checkpoint.tensors() {
             if used.contains(tensor.name) {
                 inspection.count(&tensor);
@@ -55,9 +51,7 @@ impl Inspection {
                 inspection.unused.push(tensor.name.to_owned());
             }
         }
-        inspection
-            .dtypes
-            .sort_by_key(|share| (std::cmp::Reverse(share.bytes), share.dtype.name()));
+        inspection.dtypes.sort_by_key(|share| (std::cmp::Reverse(share.bytes), share.dtype.name()));
         inspection
     }
 
@@ -71,12 +65,7 @@ impl Inspection {
                 share.elements += elements;
                 share.bytes += bytes;
             }
-            None => self.dtypes.push(DtypeShare {
-                dtype: tensor.dtype,
-                tensors: 1,
-                elements,
-                bytes,
-            }),
+            None => self.dtypes.push(DtypeShare { dtype: tensor.dtype, tensors: 1, elements, bytes }),
         }
     }
 
@@ -101,12 +90,7 @@ pub struct Values {
 
 /// Looks at every value of a tensor; `None` where there is no finite one.
 pub fn values(tensor: &TensorView) -> Option<Values> {
-    let mut all = Values {
-        min: f64::INFINITY,
-        max: f64::NEG_INFINITY,
-        mean: 0.0,
-        not_finite: 0,
-    };
+    let mut all = Values { min: f64::INFINITY, max: f64::NEG_INFINITY, mean: 0.0, not_finite: 0 };
     let mut block = [0.0; 1024];
     for start in (0..tensor.elements()).step_by(block.len()) {
         let block = &mut block[..(tensor.elements() - start).min(1024)];

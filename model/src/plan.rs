@@ -184,10 +184,7 @@ pub enum Fill {
 
 /// Slots of the work region, named after what they hold.
 #[derive(Debug, Clone, Copy)]
-#[allow(
-    missing_docs,
-    reason = "each is the activation of that name, one row per token"
-)]
+#[allow(missing_docs, reason = "each is the activation of that name, one row per token")]
 pub struct WorkSlots {
     pub stream: Slot,
     pub normed: Slot,
@@ -245,23 +242,15 @@ impl Plan {
         options: Options,
         cpu: Cpu,
     ) -> Result<Plan, PlanError> {
-        let zero = [
-            ("--context", options.context),
-            ("sequences", options.sequences),
-            ("chunk", options.chunk),
-        ];
-        if let Some((what, _)) = zero
-            .into_iter()
-            .chain([("logits_rows", options.logits_rows)])
-            .find(|(_, n)| *n == 0)
+        let zero =
+            [("--context", options.context), ("sequences", options.sequences), ("chunk", options.chunk)];
+        if let Some((what, _)) =
+            zero.into_iter().chain([("logits_rows", options.logits_rows)]).find(|(_, n)| *n == 0)
         {
             return Err(PlanError::Zero { what });
         }
         if options.context > spec.context {
-            return Err(PlanError::Context {
-                asked: options.context,
-                most: spec.context,
-            });
+            return Err(PlanError::Context { asked: options.context, most: spec.context });
         }
         let mut planner = Planner {
             spec,
@@ -279,11 +268,7 @@ impl Plan {
         let pages_per_sequence = options.context.div_ceil(POSITIONS);
         let caches = planner.caches(pages_per_sequence)?;
         let work = planner.work()?;
-        let untied = if spec.tied {
-            0
-        } else {
-            weights.embedding.slot.bytes
-        };
+        let untied = if spec.tied { 0 } else { weights.embedding.slot.bytes };
         Ok(Plan {
             options,
             bytes_per_token: planner.weights.bytes() - untied,
@@ -334,15 +319,9 @@ impl Planner<'_> {
         let before = layouter.bytes();
         let slot = bytes
             .and_then(|bytes| layouter.slot(bytes))
-            .ok_or_else(|| PlanError::TooLarge {
-                what: name.to_owned(),
-            })?;
+            .ok_or_else(|| PlanError::TooLarge { what: name.to_owned() })?;
         let taken = layouter.bytes() - before;
-        match self
-            .lines
-            .iter_mut()
-            .find(|line| line.name == name && line.region == region)
-        {
+        match self.lines.iter_mut().find(|line| line.name == name && line.region == region) {
             Some(line) => {
                 line.bytes += taken;
                 if line.shape != shape {
@@ -355,13 +334,7 @@ impl Planner<'_> {
                     Region::Cache => "sequence",
                     Region::Work => "step",
                 };
-                self.lines.push(Line {
-                    name: name.to_owned(),
-                    region,
-                    lifetime,
-                    shape,
-                    bytes: taken,
-                });
+                self.lines.push(Line { name: name.to_owned(), region, lifetime, shape, bytes: taken });
             }
         }
         Ok(slot)
@@ -369,34 +342,20 @@ impl Planner<'_> {
 
     fn stored_as(&self, tensor: &str, expected: &[usize]) -> Result<Dtype, PlanError> {
         let Some(stored) = (self.stored)(tensor, expected) else {
-            return Err(PlanError::MissingTensor {
-                tensor: tensor.to_owned(),
-                expected: expected.to_vec(),
-            });
+            return Err(PlanError::MissingTensor { tensor: tensor.to_owned(), expected: expected.to_vec() });
         };
         if stored.shape != expected {
             let (expected, found) = (expected.to_vec(), stored.shape);
-            return Err(PlanError::Shape {
-                tensor: tensor.to_owned(),
-                expected,
-                found,
-            });
+            return Err(PlanError::Shape { tensor: tensor.to_owned(), expected, found });
         }
         match stored.dtype {
             Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F64 => Ok(stored.dtype),
-            other => Err(PlanError::Dtype {
-                tensor: tensor.to_owned(),
-                found: other.name(),
-            }),
+            other => Err(PlanError::Dtype { tensor: tensor.to_owned(), found: other.name() }),
         }
     }
 
     fn matrix(&mut self, line: &str, tensor: String, rows: Rows, shape: Shape) -> Result<Matrix, PlanError> {
-        let head_width = self
-            .spec
-            .layers
-            .first()
-            .map_or(1, |layer| layer.attention.head_width);
+        let head_width = self.spec.layers.first().map_or(1, |layer| layer.attention.head_width);
         let stored_rows = stored_rows(rows, shape.rows);
         let layout: &'static dyn Layout = match self.stored_as(&tensor, &[stored_rows, shape.columns])? {
             Dtype::Bf16 => BFLOAT16,
@@ -404,55 +363,26 @@ impl Planner<'_> {
             _ => FLOAT32,
         };
         // Embedding and head stay as they are; layers may be stored in eight bits.
-        let layout = if self.options.int8 && line.starts_with("layers") {
-            INT8_ROWS
-        } else {
-            layout
-        };
+        let layout = if self.options.int8 && line.starts_with("layers") { INT8_ROWS } else { layout };
         let text = format!("{}x{} {}", shape.rows, shape.columns, layout.name());
         let slot = self.slot(Region::Weights, line, text, Matrix::bytes(layout, shape))?;
         let matrix = Matrix { layout, shape, slot };
-        self.fills.push(Fill::Matrix {
-            matrix,
-            tensor,
-            rows,
-            head_width,
-        });
+        self.fills.push(Fill::Matrix { matrix, tensor, rows, head_width });
         let form = layout.form(self.options.precision, self.cpu);
-        let tokens = if line == "head" {
-            self.options.logits_rows
-        } else {
-            self.options.chunk
-        };
+        let tokens = if line == "head" { self.options.logits_rows } else { self.options.chunk };
         // Prepared input grows by the same for every token.
         let bytes = panel_bytes(form, shape.columns, 1)
             .checked_mul(tokens)
-            .ok_or_else(|| PlanError::TooLarge {
-                what: "prepared input".to_owned(),
-            })?;
+            .ok_or_else(|| PlanError::TooLarge { what: "prepared input".to_owned() })?;
         self.panel_bytes = self.panel_bytes.max(bytes);
         Ok(matrix)
     }
 
     fn vector(&mut self, line: &str, tensor: String, rows: Rows, len: usize) -> Result<Slot, PlanError> {
-        let head_width = self
-            .spec
-            .layers
-            .first()
-            .map_or(1, |layer| layer.attention.head_width);
+        let head_width = self.spec.layers.first().map_or(1, |layer| layer.attention.head_width);
         self.stored_as(&tensor, &[stored_rows(rows, len)])?;
-        let slot = self.slot(
-            Region::Weights,
-            line,
-            "f32 vectors".to_owned(),
-            len.checked_mul(4),
-        )?;
-        self.fills.push(Fill::Vector {
-            slot,
-            tensor,
-            rows,
-            head_width,
-        });
+        let slot = self.slot(Region::Weights, line, "f32 vectors".to_owned(), len.checked_mul(4))?;
+        self.fills.push(Fill::Vector { slot, tensor, rows, head_width });
         Ok(slot)
     }
 
@@ -463,20 +393,8 @@ impl Planner<'_> {
             true => Some(self.vector("norms", format!("{module}.bias"), Rows::All, width)?),
             false => None,
         };
-        let NormSpec {
-            kind,
-            epsilon,
-            weight_shift,
-            ..
-        } = *norm;
-        Ok(Norm {
-            kind,
-            width,
-            epsilon,
-            weight_shift,
-            weight,
-            bias,
-        })
+        let NormSpec { kind, epsilon, weight_shift, .. } = *norm;
+        Ok(Norm { kind, width, epsilon, weight_shift, weight, bias })
     }
 
     fn linear(
@@ -489,25 +407,15 @@ impl Planner<'_> {
     ) -> Result<Linear, PlanError> {
         let matrix = self.matrix(line, format!("{prefix}{}.weight", part.module), part.rows, shape)?;
         let name = format!("{prefix}{}.bias", part.module);
-        let bias = bias
-            .then(|| self.vector("biases", name, part.rows, shape.rows))
-            .transpose()?;
+        let bias = bias.then(|| self.vector("biases", name, part.rows, shape.rows)).transpose()?;
         Ok(Linear { matrix, bias })
     }
 
     fn weights(&mut self) -> Result<Weights, PlanError> {
         let spec = self.spec;
         let names = spec.names;
-        let table = Shape {
-            rows: spec.vocab,
-            columns: spec.hidden,
-        };
-        let embedding = self.matrix(
-            "embedding",
-            format!("{}.weight", names.embedding),
-            Rows::All,
-            table,
-        )?;
+        let table = Shape { rows: spec.vocab, columns: spec.hidden };
+        let embedding = self.matrix("embedding", format!("{}.weight", names.embedding), Rows::All, table)?;
         let layers = spec
             .layers
             .iter()
@@ -521,26 +429,13 @@ impl Planner<'_> {
         };
         let ropes = spec.ropes.iter().map(|rope| {
             let values = rope.frequencies();
-            let slot = self.slot(
-                Region::Weights,
-                "rotary tables",
-                "f32".to_owned(),
-                Some(values.len() * 4),
-            )?;
+            let slot =
+                self.slot(Region::Weights, "rotary tables", "f32".to_owned(), Some(values.len() * 4))?;
             self.fills.push(Fill::Values { slot, values });
-            Ok(Rope {
-                frequencies: slot,
-                scale: rope.attention_factor(),
-            })
+            Ok(Rope { frequencies: slot, scale: rope.attention_factor() })
         });
         let ropes = ropes.collect::<Result<_, PlanError>>()?;
-        Ok(Weights {
-            embedding,
-            head,
-            final_norm,
-            layers,
-            ropes,
-        })
+        Ok(Weights { embedding, head, final_norm, layers, ropes })
     }
 
     fn layer(&mut self, number: usize, layer: &LayerSpec) -> Result<LayerWeights, PlanError> {
@@ -548,26 +443,11 @@ impl Planner<'_> {
         let hidden = self.spec.hidden;
         let prefix = names.layer.replace("{}", &number.to_string());
         let (a, m) = (&layer.attention, &layer.mlp);
-        let inputs = Shape {
-            rows: a.heads * a.head_width,
-            columns: hidden,
-        };
-        let kv = Shape {
-            rows: a.kv_heads * a.head_width,
-            columns: hidden,
-        };
-        let output = Shape {
-            rows: hidden,
-            columns: a.heads * a.head_width,
-        };
-        let up = Shape {
-            rows: m.width,
-            columns: hidden,
-        };
-        let down = Shape {
-            rows: hidden,
-            columns: m.width,
-        };
+        let inputs = Shape { rows: a.heads * a.head_width, columns: hidden };
+        let kv = Shape { rows: a.kv_heads * a.head_width, columns: hidden };
+        let output = Shape { rows: hidden, columns: a.heads * a.head_width };
+        let up = Shape { rows: m.width, columns: hidden };
+        let down = Shape { rows: hidden, columns: m.width };
         let (attention, mlp) = ("layers: attention", "layers: feed-forward");
         Ok(LayerWeights {
             attention_norm: self.norm(&format!("{prefix}{}", names.attention_norm), &layer.norm)?,
@@ -576,10 +456,7 @@ impl Planner<'_> {
             value: self.linear(attention, &prefix, names.value, kv, a.input_bias)?,
             output: self.linear(attention, &prefix, names.output, output, a.output_bias)?,
             mlp_norm: self.norm(&format!("{prefix}{}", names.mlp_norm), &layer.norm)?,
-            gate: names
-                .gate
-                .map(|gate| self.linear(mlp, &prefix, gate, up, m.bias))
-                .transpose()?,
+            gate: names.gate.map(|gate| self.linear(mlp, &prefix, gate, up, m.bias)).transpose()?,
             up: self.linear(mlp, &prefix, names.up, up, m.bias)?,
             down: self.linear(mlp, &prefix, names.down, down, m.bias)?,
         })
@@ -589,39 +466,24 @@ impl Planner<'_> {
         let (spec, options) = (self.spec, self.options);
         let pages = pages.checked_mul(options.sequences);
         let caches = spec.layers.iter().map(|layer| {
-            let shape = PageShape {
-                width: layer.attention.head_width,
-                kind: options.kv,
-            };
+            let shape = PageShape { width: layer.attention.head_width, kind: options.kv };
             let heads = layer.attention.kv_heads;
             let bytes = pages.and_then(|pages| pages.checked_mul(heads * shape.bytes()));
-            let text = format!(
-                "{} x {} positions, {:?}",
-                options.sequences, options.context, options.kv
-            );
-            Ok(KvCache {
-                slot: self.slot(Region::Cache, "keys and values", text, bytes)?,
-                heads,
-                shape,
-            })
+            let text = format!("{} x {} positions, {:?}", options.sequences, options.context, options.kv);
+            Ok(KvCache { slot: self.slot(Region::Cache, "keys and values", text, bytes)?, heads, shape })
         });
         caches.collect()
     }
 
     fn work(&mut self) -> Result<WorkSlots, PlanError> {
         let spec = self.spec;
-        let Options {
-            chunk, logits_rows, ..
-        } = self.options;
+        let Options { chunk, logits_rows, .. } = self.options;
         let widest = |f: &dyn Fn(&LayerSpec) -> usize| spec.layers.iter().map(f).max().unwrap_or(0);
         let query = widest(&|layer| layer.attention.heads * layer.attention.head_width);
         let kv = widest(&|layer| layer.attention.kv_heads * layer.attention.head_width);
         let mlp = widest(&|layer| layer.mlp.width);
         let gated = spec.layers.iter().any(|layer| layer.mlp.gated);
-        let parallel = spec
-            .layers
-            .iter()
-            .any(|layer| layer.residual == crate::spec::Residual::Parallel);
+        let parallel = spec.layers.iter().any(|layer| layer.residual == crate::spec::Residual::Parallel);
         let angles = spec.ropes.iter().map(|rope| rope.width).max().unwrap_or(0);
         let panel_bytes = self.panel_bytes;
         let mut rows = |name: &str, rows: usize, width: usize| {
@@ -631,11 +493,7 @@ impl Planner<'_> {
         Ok(WorkSlots {
             stream: rows("residual stream", chunk, spec.hidden)?,
             normed: rows("normed", chunk, spec.hidden)?,
-            normed_for_mlp: rows(
-                "normed for feed-forward",
-                if parallel { chunk } else { 0 },
-                spec.hidden,
-            )?,
+            normed_for_mlp: rows("normed for feed-forward", if parallel { chunk } else { 0 }, spec.hidden)?,
             query: rows("queries", chunk, query)?,
             key: rows("keys", chunk, kv)?,
             value: rows("values", chunk, kv)?,
@@ -646,12 +504,7 @@ impl Planner<'_> {
             chosen: rows("rows for the head", logits_rows, spec.hidden)?,
             chosen_normed: rows("rows for the head, normed", logits_rows, spec.hidden)?,
             logits: rows("logits", logits_rows, spec.vocab)?,
-            panels: self.slot(
-                Region::Work,
-                "prepared input",
-                "words".to_owned(),
-                Some(panel_bytes),
-            )?,
+            panels: self.slot(Region::Work, "prepared input", "words".to_owned(), Some(panel_bytes))?,
         })
     }
 }

@@ -34,18 +34,11 @@ impl Threads {
         let meeting = Arc::new(Meeting::default());
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let spin = if count <= cores { SPIN } else { Duration::ZERO };
-        let mut threads = Threads {
-            meeting,
-            workers: Vec::new(),
-        };
+        let mut threads = Threads { meeting, workers: Vec::new() };
         for number in 1..count {
             let meeting = Arc::clone(&threads.meeting);
             let name = format!("bantam-{number}");
-            threads.workers.push(
-                thread::Builder::new()
-                    .name(name)
-                    .spawn(move || work(&meeting, spin))?,
-            );
+            threads.workers.push(thread::Builder::new().name(name).spawn(move || work(&meeting, spin))?);
         }
         Ok(threads)
     }

@@ -86,12 +86,7 @@ impl RopeSpec {
         match self.scaling {
             Scaling::None => plain.map(|power| 1.0 / power).collect(),
             Scaling::Linear { factor } => plain.map(|power| 1.0 / power / factor).collect(),
-            Scaling::ByWavelength {
-                factor,
-                low,
-                high,
-                original,
-            } => plain
+            Scaling::ByWavelength { factor, low, high, original } => plain
                 .map(|power| {
                     let frequency = 1.0 / power;
                     let turns = original / (2.0 * std::f32::consts::PI / frequency);
@@ -105,25 +100,14 @@ impl RopeSpec {
                     }
                 })
                 .collect(),
-            Scaling::Yarn {
-                factor,
-                fast,
-                slow,
-                original,
-                truncate,
-                ..
-            } => {
+            Scaling::Yarn { factor, fast, slow, original, truncate, .. } => {
                 let width = self.width as f64;
                 // The pair whose frequency makes this many turns within the original context.
                 let pair = |turns: f64| {
                     width * (original / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * self.base.ln())
                 };
                 let (from, to) = (pair(fast), pair(slow));
-                let (from, to) = if truncate {
-                    (from.floor(), to.ceil())
-                } else {
-                    (from, to)
-                };
+                let (from, to) = if truncate { (from.floor(), to.ceil()) } else { (from, to) };
                 let (from, mut to) = (from.max(0.0), to.min(width - 1.0));
                 if from == to {
                     to += 0.001;
@@ -148,49 +132,30 @@ fn read_scaling(config: Config, context: usize) -> Result<Scaling, SpecError> {
         None => config.text("type")?.unwrap_or("default"),
     };
     let needed = |key: &str| {
-        config.number(key)?.ok_or(SpecError::Missing {
-            key: format!("rope_scaling.{key}"),
-            expected: "a number",
-        })
+        config
+            .number(key)?
+            .ok_or(SpecError::Missing { key: format!("rope_scaling.{key}"), expected: "a number" })
     };
     let original = || match config.number("original_max_position_embeddings") {
         Ok(Some(original)) => Ok(original),
         Ok(None) => Ok(context as f64),
         Err(error) => Err(error),
     };
-    match ROPE_TYPES
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, kind)| kind)
-    {
+    match ROPE_TYPES.iter().find(|(known, _)| *known == name).map(|(_, kind)| kind) {
         Some(RopeKind::Plain) => Ok(Scaling::None),
-        Some(RopeKind::Linear) => Ok(Scaling::Linear {
-            factor: needed("factor")? as f32,
-        }),
+        Some(RopeKind::Linear) => Ok(Scaling::Linear { factor: needed("factor")? as f32 }),
         Some(RopeKind::ByWavelength) => {
-            let (low, high) = (
-                needed("low_freq_factor")? as f32,
-                needed("high_freq_factor")? as f32,
-            );
+            let (low, high) = (needed("low_freq_factor")? as f32, needed("high_freq_factor")? as f32);
             if low >= high {
                 return config.wrong("high_freq_factor", "more than low_freq_factor");
             }
             let (factor, original) = (needed("factor")? as f32, original()? as f32);
-            Ok(Scaling::ByWavelength {
-                factor,
-                low,
-                high,
-                original,
-            })
+            Ok(Scaling::ByWavelength { factor, low, high, original })
         }
         Some(RopeKind::Yarn) => {
             let factor = needed("factor")?;
             let natural = |mscale: f64| {
-                if factor <= 1.0 {
-                    1.0
-                } else {
-                    0.1 * mscale * factor.ln() + 1.0
-                }
+                if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
             };
             let attention = match (
                 config.number("attention_factor")?,

@@ -86,10 +86,7 @@ pub enum SamplerError {
         vocab_size: usize,
     },
     /// The vocabulary is empty or longer than ids can count.
-    #[error(
-        "expected a vocabulary of 1 to {} tokens, found {found}; check the model's vocab_size",
-        u32::MAX
-    )]
+    #[error("expected a vocabulary of 1 to {} tokens, found {found}; check the model's vocab_size", u32::MAX)]
     VocabSize {
         /// What was given.
         found: usize,
@@ -118,33 +115,12 @@ pub enum SamplerError {
 impl SamplingParams {
     /// Checks every range.
     pub fn check(&self) -> Result<(), SamplerError> {
-        let refuse = |name, expected, found| {
-            Err(SamplerError::Parameter {
-                name,
-                expected,
-                found,
-            })
-        };
+        let refuse = |name, expected, found| Err(SamplerError::Parameter { name, expected, found });
         // Written so that NaN fails.
         let ranges = [
-            (
-                "temperature",
-                "of 0 or more",
-                self.temperature,
-                self.temperature >= 0.0,
-            ),
-            (
-                "top_p",
-                "from 0 to 1",
-                self.top_p,
-                (0.0..=1.0).contains(&self.top_p),
-            ),
-            (
-                "min_p",
-                "from 0 to 1",
-                self.min_p,
-                (0.0..=1.0).contains(&self.min_p),
-            ),
+            ("temperature", "of 0 or more", self.temperature, self.temperature >= 0.0),
+            ("top_p", "from 0 to 1", self.top_p, (0.0..=1.0).contains(&self.top_p)),
+            ("min_p", "from 0 to 1", self.min_p, (0.0..=1.0).contains(&self.min_p)),
             (
                 "typical_p",
                 "above 0 and up to 1",
@@ -157,30 +133,10 @@ impl SamplingParams {
                 self.epsilon_cutoff,
                 (0.0..1.0).contains(&self.epsilon_cutoff),
             ),
-            (
-                "eta_cutoff",
-                "from 0 to below 1",
-                self.eta_cutoff,
-                (0.0..1.0).contains(&self.eta_cutoff),
-            ),
-            (
-                "repetition_penalty",
-                "above 0",
-                self.repetition_penalty,
-                self.repetition_penalty > 0.0,
-            ),
-            (
-                "presence_penalty",
-                "as a finite number",
-                self.presence_penalty,
-                true,
-            ),
-            (
-                "frequency_penalty",
-                "as a finite number",
-                self.frequency_penalty,
-                true,
-            ),
+            ("eta_cutoff", "from 0 to below 1", self.eta_cutoff, (0.0..1.0).contains(&self.eta_cutoff)),
+            ("repetition_penalty", "above 0", self.repetition_penalty, self.repetition_penalty > 0.0),
+            ("presence_penalty", "as a finite number", self.presence_penalty, true),
+            ("frequency_penalty", "as a finite number", self.frequency_penalty, true),
         ];
         for (name, expected, found, within) in ranges {
             // Finite as float32 too: that is what the logits are.
@@ -224,13 +180,7 @@ impl Sampler {
         }
         let random = Random::new(params.seed);
         let counts = vec![0; vocab_size];
-        Ok(Sampler {
-            params,
-            random,
-            counts,
-            candidates: Candidates::new(vocab_size),
-            prompt_tokens: 0,
-        })
+        Ok(Sampler { params, random, counts, candidates: Candidates::new(vocab_size), prompt_tokens: 0 })
     }
 
     /// Begins a sequence: the generator starts again from the seed. The first `prompt_tokens` of every history
@@ -244,10 +194,7 @@ impl Sampler {
     /// Chooses the next token after `history` (prompt and generated tokens). `logits` are overwritten.
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32, SamplerError> {
         if logits.len() != self.counts.len() {
-            return Err(SamplerError::Length {
-                expected: self.counts.len(),
-                found: logits.len(),
-            });
+            return Err(SamplerError::Length { expected: self.counts.len(), found: logits.len() });
         }
         self.penalize(logits, history);
         if self.params.temperature == 0.0 {
@@ -313,13 +260,14 @@ pub fn argmax(logits: &[f32]) -> Result<u32, SamplerError> {
 /// `RepetitionPenaltyLogitsProcessor`: once per distinct token. `counts` is all zero before and after.
 pub fn repetition_penalty(logits: &mut [f32], history: &[u32], penalty: f64, counts: &mut [u32]) {
     let penalty = penalty as f32;
-    for_each_counted(logits, history, counts, |logit, _| {
-        if logit < 0.0 {
-            logit * penalty
-        } else {
-            logit / penalty
-        }
-    });
+    for_each_counted(
+        logits,
+        history,
+        counts,
+        |logit, _| {
+            if logit < 0.0 { logit * penalty } else { logit / penalty }
+        },
+    );
 }
 
 /// OpenAI's presence and frequency penalties. `counts` is all zero before and after.
@@ -400,20 +348,12 @@ impl Candidates {
     /// Allocates for `vocab_size` tokens.
     pub fn new(vocab_size: usize) -> Self {
         let room = || Vec::with_capacity(vocab_size);
-        Candidates {
-            list: room(),
-            scratch: room(),
-            mass: 0.0,
-            weighed: false,
-        }
+        Candidates { list: room(), scratch: room(), mass: 0.0, weighed: false }
     }
 
     /// Takes the logits, at most as many as there is room for.
     pub fn load(&mut self, logits: &[f32]) -> Result<(), SamplerError> {
-        assert!(
-            logits.len() <= self.list.capacity(),
-            "more logits than the vocabulary has tokens"
-        );
+        assert!(logits.len() <= self.list.capacity(), "more logits than the vocabulary has tokens");
         self.list.clear();
         self.weighed = false;
         for (id, &logit) in (0_u32..).zip(logits) {
@@ -421,18 +361,10 @@ impl Candidates {
                 return Err(SamplerError::NotANumber { id });
             }
             if logit > f32::NEG_INFINITY {
-                self.list.push(Candidate {
-                    logit,
-                    id,
-                    weight: 0.0,
-                });
+                self.list.push(Candidate { logit, id, weight: 0.0 });
             }
         }
-        if self.list.is_empty() {
-            Err(SamplerError::NothingLeft)
-        } else {
-            Ok(())
-        }
+        if self.list.is_empty() { Err(SamplerError::NothingLeft) } else { Ok(()) }
     }
 
     /// Writes the logits back, minus infinity for every token that was removed.
@@ -467,9 +399,7 @@ impl Candidates {
             return;
         }
         self.scratch.clone_from(&self.list);
-        let (_, kth, _) = self
-            .scratch
-            .select_nth_unstable_by(k - 1, |a, b| b.logit.total_cmp(&a.logit));
+        let (_, kth, _) = self.scratch.select_nth_unstable_by(k - 1, |a, b| b.logit.total_cmp(&a.logit));
         let least = kth.logit;
         self.retain(|candidate| candidate.logit >= least);
     }
@@ -493,20 +423,14 @@ impl Candidates {
             }
         }
         let order = |a: &Candidate, b: &Candidate| a.logit.total_cmp(&b.logit).then(a.id.cmp(&b.id));
-        let first = first_beyond(&mut self.scratch, self.mass, before, order, |sum| {
-            sum as f32 > limit
-        });
+        let first = first_beyond(&mut self.scratch, self.mass, before, order, |sum| sum as f32 > limit);
         self.retain(|candidate| order(candidate, &first) != Ordering::Less);
     }
 
     /// `MinPLogitsWarper`.
     pub fn min_p(&mut self, min_p: f64) {
         self.weigh();
-        let most = self
-            .list
-            .iter()
-            .map(|candidate| self.probability(candidate))
-            .fold(0.0, f32::max);
+        let most = self.list.iter().map(|candidate| self.probability(candidate)).fold(0.0, f32::max);
         let least = most * min_p as f32;
         self.keep_probable(least);
     }
@@ -559,10 +483,7 @@ impl Candidates {
     }
 
     fn largest(&self) -> f32 {
-        self.list
-            .iter()
-            .map(|candidate| candidate.logit)
-            .fold(f32::NEG_INFINITY, f32::max)
+        self.list.iter().map(|candidate| candidate.logit).fold(f32::NEG_INFINITY, f32::max)
     }
 
     /// Computes weights and mass where the list has changed so that they no longer hold.
@@ -614,11 +535,7 @@ impl Candidates {
         self.list.retain(|candidate| test(candidate));
         if self.weighed {
             self.weighed = self.largest() == largest;
-            self.mass = self
-                .list
-                .iter()
-                .map(|candidate| f64::from(candidate.weight))
-                .sum();
+            self.mass = self.list.iter().map(|candidate| f64::from(candidate.weight)).sum();
         }
     }
 }
@@ -699,9 +616,7 @@ impl Random {
             z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
             z ^ (z >> 31)
         };
-        Random {
-            state: [next(), next(), next(), next()],
-        }
+        Random { state: [next(), next(), next(), next()] }
     }
 
     /// 64 random bits.

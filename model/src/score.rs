@@ -50,11 +50,7 @@ pub fn perplexity(
     width: usize,
     mut each: impl FnMut(usize),
 ) -> Result<Perplexity, StepError> {
-    let mut sum = Perplexity {
-        nats: 0.0,
-        tokens: 0,
-        windows: 0,
-    };
+    let mut sum = Perplexity { nats: 0.0, tokens: 0, windows: 0 };
     let windows: Vec<&[u32]> = tokens.chunks_exact(width).collect();
     for batch in windows.chunks(engine.plan().options.sequences) {
         sum.nats += score_windows(engine, batch)?;
@@ -78,10 +74,7 @@ fn score_windows(engine: &mut Engine, windows: &[&[u32]]) -> Result<f64, StepErr
         let chunks: Vec<Chunk> = windows
             .iter()
             .zip(&sequences)
-            .map(|(window, &sequence)| Chunk {
-                sequence,
-                tokens: &window[first..end],
-            })
+            .map(|(window, &sequence)| Chunk { sequence, tokens: &window[first..end] })
             .collect();
         engine.step(&chunks)?;
         // Row and the token that follows it; a window's last position has none.

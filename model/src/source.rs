@@ -97,11 +97,7 @@ impl Source {
         let files = ModelFiles::open(path)?;
         let spec = read_spec(&files)?;
         let checkpoint = Checkpoint::open(path)?;
-        Ok(Source {
-            files,
-            spec,
-            checkpoint,
-        })
+        Ok(Source { files, spec, checkpoint })
     }
 
     /// The same for a model that is part of the program; `label` stands for its folder in messages.
@@ -109,11 +105,7 @@ impl Source {
         let files = ModelFiles::embedded(label, files);
         let spec = read_spec(&files)?;
         let checkpoint = Checkpoint::from_bytes(&format!("{label}/model.safetensors"), weights)?;
-        Ok(Source {
-            files,
-            spec,
-            checkpoint,
-        })
+        Ok(Source { files, spec, checkpoint })
     }
 
     /// The folder, for messages.
@@ -138,14 +130,9 @@ impl Source {
         let (config, map) = (self.files.tokenizer_config()?, self.files.special_tokens_map()?);
         let tokenizer = Tokenizer::from_bytes(tokenizer, config.as_deref(), map.as_deref());
         let tokenizer = tokenizer.map_err(|source| self.tokenizer_error(source))?;
-        let table = ByteTable::new(&tokenizer).map_err(|source| SourceError::Detokenizer {
-            folder: self.folder().into(),
-            source,
-        })?;
-        Ok(Text {
-            tokenizer,
-            table: Arc::new(table),
-        })
+        let table = ByteTable::new(&tokenizer)
+            .map_err(|source| SourceError::Detokenizer { folder: self.folder().into(), source })?;
+        Ok(Text { tokenizer, table: Arc::new(table) })
     }
 
     /// An error of this model's tokenizer, with the model's name.
@@ -173,13 +160,7 @@ impl Source {
 
     /// Takes the memory and reads the weights.
     pub fn load(&self, options: Options, cpu: Cpu, threads: usize) -> Result<Engine, SourceError> {
-        Ok(Engine::load(
-            self.spec.clone(),
-            &self.checkpoint,
-            options,
-            cpu,
-            threads,
-        )?)
+        Ok(Engine::load(self.spec.clone(), &self.checkpoint, options, cpu, threads)?)
     }
 }
 

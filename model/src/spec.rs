@@ -153,13 +153,10 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// Reads `config.json`.
     pub fn parse(json: &[u8]) -> Result<Self, SpecError> {
-        let value: Value = serde_json::from_slice(json).map_err(|error| SpecError::NotAnObject {
-            found: error.to_string(),
-        })?;
+        let value: Value = serde_json::from_slice(json)
+            .map_err(|error| SpecError::NotAnObject { found: error.to_string() })?;
         let Value::Object(map) = value else {
-            return Err(SpecError::NotAnObject {
-                found: kind(&value).to_owned(),
-            });
+            return Err(SpecError::NotAnObject { found: kind(&value).to_owned() });
         };
         let config = Config(&map);
         config.build(config.family()?)
@@ -202,21 +199,13 @@ pub(crate) struct Config<'a>(pub(crate) &'a Map<String, Value>);
 
 impl<'a> Config<'a> {
     fn family(self) -> Result<&'static Family, SpecError> {
-        let found = self.text("model_type")?.ok_or(SpecError::Missing {
-            key: "model_type".to_owned(),
-            expected: "the family's name",
-        })?;
-        FAMILIES
-            .iter()
-            .find(|family| family.name == found)
-            .ok_or_else(|| SpecError::UnknownFamily {
-                found: found.chars().take(64).collect(),
-                known: FAMILIES
-                    .iter()
-                    .map(|family| family.name)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            })
+        let found = self
+            .text("model_type")?
+            .ok_or(SpecError::Missing { key: "model_type".to_owned(), expected: "the family's name" })?;
+        FAMILIES.iter().find(|family| family.name == found).ok_or_else(|| SpecError::UnknownFamily {
+            found: found.chars().take(64).collect(),
+            known: FAMILIES.iter().map(|family| family.name).collect::<Vec<_>>().join(", "),
+        })
     }
 
     pub(crate) fn get(self, key: &str) -> Option<&'a Value> {
@@ -224,17 +213,9 @@ impl<'a> Config<'a> {
     }
 
     pub(crate) fn wrong<T>(self, key: &str, expected: impl Into<String>) -> Result<T, SpecError> {
-        let found: String = self
-            .get(key)
-            .map_or("null".to_owned(), Value::to_string)
-            .chars()
-            .take(80)
-            .collect();
-        Err(SpecError::Value {
-            key: key.to_owned(),
-            found,
-            expected: expected.into(),
-        })
+        let found: String =
+            self.get(key).map_or("null".to_owned(), Value::to_string).chars().take(80).collect();
+        Err(SpecError::Value { key: key.to_owned(), found, expected: expected.into() })
     }
 
     pub(crate) fn text(self, key: &str) -> Result<Option<&'a str>, SpecError> {
@@ -265,10 +246,7 @@ impl<'a> Config<'a> {
     }
 
     fn needed_size(self, key: &str, most: usize) -> Result<usize, SpecError> {
-        self.size(key, most)?.ok_or(SpecError::Missing {
-            key: key.to_owned(),
-            expected: "a whole number",
-        })
+        self.size(key, most)?.ok_or(SpecError::Missing { key: key.to_owned(), expected: "a whole number" })
     }
 
     /// A positive number.
@@ -296,9 +274,7 @@ impl<'a> Config<'a> {
         let hidden = self.needed_size("hidden_size", WIDE)?;
         let layers = self.needed_size("num_hidden_layers", 4096)?;
         let vocab = self.needed_size("vocab_size", 1 << 24)?;
-        let context = self
-            .size("max_position_embeddings", 1 << 24)?
-            .unwrap_or(family.context);
+        let context = self.size("max_position_embeddings", 1 << 24)?.unwrap_or(family.context);
         let norm = NormSpec {
             kind: family.norm,
             epsilon: self.first_number(&[family.epsilon.0], family.epsilon.1)? as f32,
@@ -316,20 +292,11 @@ impl<'a> Config<'a> {
             Some((key, default)) => self.flag(key, default)?,
             None => false,
         };
-        let residual = if parallel {
-            Residual::Parallel
-        } else {
-            Residual::Sequential
-        };
+        let residual = if parallel { Residual::Parallel } else { Residual::Sequential };
         let layers = (0..layers)
             .map(|layer| {
                 let window = self.window(family, layer)?;
-                Ok(LayerSpec {
-                    residual,
-                    norm,
-                    attention: AttentionSpec { window, ..attention },
-                    mlp,
-                })
+                Ok(LayerSpec { residual, norm, attention: AttentionSpec { window, ..attention }, mlp })
             })
             .collect::<Result<_, SpecError>>()?;
         Ok(ModelSpec {
@@ -351,19 +318,13 @@ impl<'a> Config<'a> {
         let heads = self.needed_size("num_attention_heads", 1 << 14)?;
         let kv_heads = self.size("num_key_value_heads", 1 << 14)?.unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
-            return self.wrong(
-                "num_key_value_heads",
-                format!("a divisor of num_attention_heads, {heads}"),
-            );
+            return self.wrong("num_key_value_heads", format!("a divisor of num_attention_heads, {heads}"));
         }
         let head_width = match self.size("head_dim", bantam_core::ops::attention::HEAD_WIDTH_MAX)? {
             Some(width) => width,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
-                return self.wrong(
-                    "hidden_size",
-                    format!("a multiple of num_attention_heads, {heads}"),
-                );
+                return self.wrong("hidden_size", format!("a multiple of num_attention_heads, {heads}"));
             }
         };
         if head_width > bantam_core::ops::attention::HEAD_WIDTH_MAX {
@@ -413,10 +374,7 @@ impl<'a> Config<'a> {
             return match types.get(layer).and_then(Value::as_str) {
                 Some("full_attention") => Ok(None),
                 Some("sliding_attention") => Ok(Some(width)),
-                _ => self.wrong(
-                    "layer_types",
-                    "full_attention or sliding_attention for every layer",
-                ),
+                _ => self.wrong("layer_types", "full_attention or sliding_attention for every layer"),
             };
         }
         let first = match rule.first_layer {
@@ -443,10 +401,7 @@ impl<'a> Config<'a> {
             Some(scaling) => scaling.first_number(keys, default),
             None => Ok(default),
         };
-        let base = nested(
-            &["rope_theta"],
-            self.first_number(family.rope_base.0, family.rope_base.1)?,
-        )?;
+        let base = nested(&["rope_theta"], self.first_number(family.rope_base.0, family.rope_base.1)?)?;
         let fraction = nested(
             &["partial_rotary_factor"],
             self.first_number(family.rope_fraction.0, family.rope_fraction.1)?,

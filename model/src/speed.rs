@@ -29,11 +29,7 @@ impl Spread {
         let mut values = values.to_vec();
         values.sort_by(f64::total_cmp);
         let last = values.len() - 1;
-        Spread {
-            median: values[values.len() / 2],
-            least: values[0],
-            most: values[last],
-        }
+        Spread { median: values[values.len() / 2], least: values[0], most: values[last] }
     }
 }
 
@@ -50,11 +46,7 @@ impl Machine {
     pub fn new(cpu: Cpu, threads: usize, bytes: usize) -> std::io::Result<Self> {
         let mut block = memory::region(bytes)?;
         block.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-        Ok(Machine {
-            cpu,
-            pool: Threads::start(threads)?,
-            block,
-        })
+        Ok(Machine { cpu, pool: Threads::start(threads)?, block })
     }
 
     /// Bytes per second that all threads read together, each its own part in order.
@@ -78,18 +70,14 @@ impl Machine {
     pub fn bfloat16(&self) -> Option<f64> {
         let (_, operations) = ceiling::dot_bf16(self.cpu, ROUNDS)?;
         let all = operations as f64 * self.pool.threads() as f64;
-        Some(self.timed(all, |_| {
-            ceiling::dot_bf16(self.cpu, ROUNDS).map_or(0.0, |(check, _)| check)
-        }))
+        Some(self.timed(all, |_| ceiling::dot_bf16(self.cpu, ROUNDS).map_or(0.0, |(check, _)| check)))
     }
 
     /// int8 dot operations per second, where the processor has them.
     pub fn int8(&self) -> Option<f64> {
         let (_, operations) = ceiling::dot_int8(self.cpu, ROUNDS)?;
         let all = operations as f64 * self.pool.threads() as f64;
-        Some(self.timed(all, |_| {
-            ceiling::dot_int8(self.cpu, ROUNDS).map_or(0.0, |(check, _)| check as f32)
-        }))
+        Some(self.timed(all, |_| ceiling::dot_int8(self.cpu, ROUNDS).map_or(0.0, |(check, _)| check as f32)))
     }
 
     fn timed(&self, amount: f64, work: impl Fn(usize) -> f32 + Sync) -> f64 {
@@ -110,9 +98,7 @@ const ROUNDS: usize = 4_000_000;
 
 /// Tokens per second of reading a prompt of `tokens` tokens.
 pub fn prefill(engine: &mut Engine, tokens: usize) -> Result<f64, StepError> {
-    let prompt: Vec<u32> = (0..tokens)
-        .map(|i| (i * 7919 % engine.spec().vocab) as u32)
-        .collect();
+    let prompt: Vec<u32> = (0..tokens).map(|i| (i * 7919 % engine.spec().vocab) as u32).collect();
     let Some(sequence) = engine.open() else {
         return Err(StepError::Sequence(0));
     };
@@ -130,17 +116,11 @@ pub fn decode(engine: &mut Engine, tokens: usize) -> Result<f64, StepError> {
     let Some(sequence) = engine.open() else {
         return Err(StepError::Sequence(0));
     };
-    engine.step(&[Chunk {
-        sequence,
-        tokens: &[1],
-    }])?;
+    engine.step(&[Chunk { sequence, tokens: &[1] }])?;
     let start = Instant::now();
     for i in 0..tokens {
         let token = (i * 7919 % engine.spec().vocab) as u32;
-        engine.step(&[Chunk {
-            sequence,
-            tokens: &[token],
-        }])?;
+        engine.step(&[Chunk { sequence, tokens: &[token] }])?;
         std::hint::black_box(engine.logits(&[0]));
     }
     let seconds = start.elapsed().as_secs_f64();

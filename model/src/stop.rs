@@ -86,11 +86,7 @@ impl Pattern {
             length += usize::from(bytes[end] == bytes[length]);
             fallback[end + 1] = u16::try_from(length).expect("strings are at most 256 bytes");
         }
-        Pattern {
-            bytes,
-            fallback: fallback.into(),
-            matched: 0,
-        }
+        Pattern { bytes, fallback: fallback.into(), matched: 0 }
     }
 
     /// Reads one byte; true when the string is complete. `matched` is then its whole length until the next byte.
@@ -132,10 +128,7 @@ impl StopStrings {
     pub fn push(&mut self, text: &str) -> Outcome<'_> {
         self.drop_released();
         if self.stopped {
-            return Outcome {
-                text: "",
-                stopped: true,
-            };
+            return Outcome { text: "", stopped: true };
         }
         let start = self.buffer.len();
         self.buffer.push_str(text);
@@ -145,30 +138,21 @@ impl StopStrings {
             }
         }
         self.released = self.undecided_from(self.buffer.len());
-        Outcome {
-            text: &self.buffer[..self.released],
-            stopped: false,
-        }
+        Outcome { text: &self.buffer[..self.released], stopped: false }
     }
 
     /// The text is over: returns what was held back, up to a stop string that had been complete.
     pub fn finish(&mut self) -> Outcome<'_> {
         self.drop_released();
         if self.stopped {
-            return Outcome {
-                text: "",
-                stopped: true,
-            };
+            return Outcome { text: "", stopped: true };
         }
         if self.found.is_some() {
             return self.stop();
         }
         self.stopped = true;
         self.released = self.buffer.len();
-        Outcome {
-            text: &self.buffer,
-            stopped: false,
-        }
+        Outcome { text: &self.buffer, stopped: false }
     }
 
     /// Begins another text with the same strings.
@@ -195,20 +179,13 @@ impl StopStrings {
 
     /// Where the earliest stop string that may still come begins, given that the text ends at `end`.
     fn undecided_from(&self, end: usize) -> usize {
-        self.patterns
-            .iter()
-            .map(|pattern| end - pattern.matched)
-            .min()
-            .unwrap_or(end)
+        self.patterns.iter().map(|pattern| end - pattern.matched).min().unwrap_or(end)
     }
 
     fn stop(&mut self) -> Outcome<'_> {
         self.stopped = true;
         self.released = self.found.expect("called after a stop string was found");
-        Outcome {
-            text: &self.buffer[..self.released],
-            stopped: true,
-        }
+        Outcome { text: &self.buffer[..self.released], stopped: true }
     }
 
     fn drop_released(&mut self) {
@@ -259,10 +236,7 @@ mod tests {
     }
 
     fn check(stops: &[&str], chunks: &[&str], shown: &str, stopped: bool) {
-        assert_eq!(
-            run(&strings(stops), &strings(chunks)),
-            (shown.to_owned(), stopped)
-        );
+        assert_eq!(run(&strings(stops), &strings(chunks)), (shown.to_owned(), stopped));
     }
 
     #[test]
@@ -294,10 +268,7 @@ mod tests {
     fn limits_are_named() {
         let error = |list: &[String]| StopStrings::new(list).unwrap_err();
         assert_eq!(error(&strings(&["a", ""])), StopError::Empty { index: 1 });
-        assert_eq!(
-            error(&["x".repeat(257)]),
-            StopError::TooLong { index: 0, found: 257 }
-        );
+        assert_eq!(error(&["x".repeat(257)]), StopError::TooLong { index: 0, found: 257 });
         assert_eq!(error(&vec!["x".to_owned(); 65]), StopError::TooMany { found: 65 });
         assert!(StopStrings::new(&["x".repeat(256)]).is_ok());
     }

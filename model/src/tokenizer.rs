@@ -213,9 +213,7 @@ fn build(tokenizer_json: &[u8], config: &RoleFile, map: &RoleFile) -> Result<Tok
     let mut inner: tokenizers::Tokenizer =
         serde_json::from_slice(tokenizer_json).map_err(|error| unusable(error.to_string()))?;
     // Both settings are leftovers of a training script; transformers resets them before each call as well.
-    inner
-        .with_truncation(None)
-        .map_err(|error| unusable(error.to_string()))?;
+    inner.with_truncation(None).map_err(|error| unusable(error.to_string()))?;
     inner.with_padding(None);
     // The Python layer lets the config overrule the file here, but only for a pre-tokenizer that stands alone.
     if let (Some(prefix), Some(PreTokenizerWrapper::ByteLevel(byte_level))) =
@@ -225,31 +223,18 @@ fn build(tokenizer_json: &[u8], config: &RoleFile, map: &RoleFile) -> Result<Tok
         inner.with_pre_tokenizer(Some(byte_level));
     }
     let declared = declared_tokens(config, map, &inner);
-    inner
-        .add_tokens(declared)
-        .map_err(|error| unusable(error.to_string()))?;
+    inner.add_tokens(declared).map_err(|error| unusable(error.to_string()))?;
 
     let added = inner.get_added_tokens_decoder();
-    let special_spellings: HashSet<&str> = added
-        .values()
-        .filter(|token| token.special)
-        .map(|token| token.content.as_str())
-        .collect();
+    let special_spellings: HashSet<&str> =
+        added.values().filter(|token| token.special).map(|token| token.content.as_str()).collect();
     let vocabulary = inner.get_vocab(true);
-    let id_end = vocabulary
-        .values()
-        .copied()
-        .max()
-        .map_or(0, |id| id.saturating_add(1));
+    let id_end = vocabulary.values().copied().max().map_or(0, |id| id.saturating_add(1));
     if id_end == 0 || id_end > ID_LIMIT {
         return Err(TokenizerError::Malformed {
             file: "tokenizer.json",
             expected: "at least one token, and ids below 16777216",
-            found: format!(
-                "{} tokens, largest id {}",
-                vocabulary.len(),
-                id_end.saturating_sub(1)
-            ),
+            found: format!("{} tokens, largest id {}", vocabulary.len(), id_end.saturating_sub(1)),
             advice: "fetch the file again",
         });
     }
@@ -267,13 +252,7 @@ fn build(tokenizer_json: &[u8], config: &RoleFile, map: &RoleFile) -> Result<Tok
         .collect();
     let names = names(config, map, &inner);
     let added = added.into_iter().map(|(id, token)| (id, token.content)).collect();
-    Ok(Tokenizer {
-        inner,
-        added,
-        special,
-        names,
-        id_end,
-    })
+    Ok(Tokenizer { inner, added, special, names, id_end })
 }
 
 /// Tokens that the two small files declare and `tokenizer.json` may lack, in the order transformers adds them.
@@ -285,11 +264,8 @@ fn declared_tokens(config: &RoleFile, map: &RoleFile, inner: &tokenizers::Tokeni
         .values()
         .map(|token| token.to_added(token.special || spelled.contains(token.content.as_str())))
         .collect();
-    let mut known: HashSet<String> = inner
-        .get_added_tokens_decoder()
-        .into_values()
-        .map(|token| token.content)
-        .collect();
+    let mut known: HashSet<String> =
+        inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
     known.extend(tokens.iter().map(|token| token.content.clone()));
     for (_, token) in roles {
         if known.insert(token.content.clone()) {
@@ -303,11 +279,7 @@ fn declared_tokens(config: &RoleFile, map: &RoleFile, inner: &tokenizers::Tokeni
 /// Which file's named tokens count: with `added_tokens_decoder` the config speaks alone, without it (files from
 /// before transformers 4.34) the map overrides it. The map also fills what the config does not mention.
 fn roles_in_force<'a>(config: &'a RoleFile, map: &'a RoleFile) -> Vec<(&'a str, &'a TokenSpec)> {
-    let (first, second) = if config.added.is_empty() {
-        (map, config)
-    } else {
-        (config, map)
-    };
+    let (first, second) = if config.added.is_empty() { (map, config) } else { (config, map) };
     let mentioned = |role: &str| first.roles.iter().any(|(name, _)| name == role);
     first
         .roles
@@ -323,11 +295,7 @@ fn names(config: &RoleFile, map: &RoleFile, inner: &tokenizers::Tokenizer) -> Na
         let spec = roles.iter().find(|(name, _)| *name == role)?.1;
         inner.token_to_id(&spec.content)
     };
-    Names {
-        bos: find("bos_token"),
-        eos: find("eos_token"),
-        pad: find("pad_token"),
-    }
+    Names { bos: find("bos_token"), eos: find("eos_token"), pad: find("pad_token") }
 }
 
 /// A token as the small files write it: a string, or an object with flags.
@@ -346,10 +314,9 @@ impl TokenSpec {
         let flag = |name: &str| value.get(name).and_then(serde_json::Value::as_bool);
         let (content, special) = match value {
             serde_json::Value::String(content) => (content.clone(), true),
-            serde_json::Value::Object(object) => (
-                object.get("content")?.as_str()?.to_owned(),
-                flag("special").unwrap_or(false),
-            ),
+            serde_json::Value::Object(object) => {
+                (object.get("content")?.as_str()?.to_owned(), flag("special").unwrap_or(false))
+            }
             _ => return None,
         };
         Some(TokenSpec {
@@ -373,15 +340,8 @@ impl TokenSpec {
 }
 
 /// The roles in transformers' order; the order decides the ids of tokens that are new to the vocabulary.
-const ROLES: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+const ROLES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// What `tokenizer_config.json` and `special_tokens_map.json` say about tokens.
 #[derive(Debug, Default)]
@@ -413,9 +373,7 @@ impl RoleFile {
                 .ok_or_else(|| malformed("a token as a string or as an object with `content`", brief(value)))
         };
         let mut result = RoleFile {
-            add_prefix_space: object
-                .get("add_prefix_space")
-                .and_then(serde_json::Value::as_bool),
+            add_prefix_space: object.get("add_prefix_space").and_then(serde_json::Value::as_bool),
             ..Self::default()
         };
         for role in ROLES {
@@ -427,25 +385,15 @@ impl RoleFile {
         }
         for key in ["additional_special_tokens", "extra_special_tokens"] {
             // `extra_special_tokens` may also be an object, which names roles of multimodal models.
-            let listed = object
-                .get(key)
-                .and_then(serde_json::Value::as_array)
-                .into_iter()
-                .flatten();
+            let listed = object.get(key).and_then(serde_json::Value::as_array).into_iter().flatten();
             for (index, value) in listed.enumerate() {
-                result
-                    .roles
-                    .push((format!("{key}[{index}]"), Some(token(value)?)));
+                result.roles.push((format!("{key}[{index}]"), Some(token(value)?)));
             }
         }
-        if let Some(added) = object
-            .get("added_tokens_decoder")
-            .and_then(serde_json::Value::as_object)
-        {
+        if let Some(added) = object.get("added_tokens_decoder").and_then(serde_json::Value::as_object) {
             for (id, value) in added {
-                let id = id
-                    .parse()
-                    .map_err(|_| malformed("ids as keys of added_tokens_decoder", id.clone()))?;
+                let id =
+                    id.parse().map_err(|_| malformed("ids as keys of added_tokens_decoder", id.clone()))?;
                 result.added.insert(id, token(value)?);
             }
         }
@@ -480,21 +428,13 @@ fn check_outline(bytes: &[u8]) -> Result<(), TokenizerError> {
         return Err(malformed("a JSON object", "a Git LFS pointer".to_owned(), advice));
     }
     let outline: Outline = serde_json::from_slice(bytes).map_err(|error| {
-        malformed(
-            "a JSON object with `model.vocab`",
-            error.to_string(),
-            "fetch the file again",
-        )
+        malformed("a JSON object with `model.vocab`", error.to_string(), "fetch the file again")
     })?;
     let Some(model) = outline.model else {
         let advice = "give the tokenizer.json that lies beside the model's weights";
         return Err(malformed("the key `model`", "none".to_owned(), advice));
     };
-    if let Some(token) = outline
-        .post_processor
-        .as_ref()
-        .and_then(undeclared_template_token)
-    {
+    if let Some(token) = outline.post_processor.as_ref().and_then(undeclared_template_token) {
         let found = format!("{token:?}, which its `special_tokens` lack");
         return Err(malformed(
             "declared tokens in the template of `post_processor`",
@@ -503,33 +443,20 @@ fn check_outline(bytes: &[u8]) -> Result<(), TokenizerError> {
         ));
     }
     match model.vocab {
-        None => Err(malformed(
-            "the key `model.vocab`",
-            "none".to_owned(),
-            "fetch the file again",
-        )),
-        Some(Count(0)) => Err(malformed(
-            "tokens in `model.vocab`",
-            "none".to_owned(),
-            "fetch the file again",
-        )),
+        None => Err(malformed("the key `model.vocab`", "none".to_owned(), "fetch the file again")),
+        Some(Count(0)) => {
+            Err(malformed("tokens in `model.vocab`", "none".to_owned(), "fetch the file again"))
+        }
         Some(Count(_)) => Ok(()),
     }
 }
 
 /// A token that a template uses and does not declare, which the library would only notice by a panic in `encode`.
 fn undeclared_template_token(processor: &serde_json::Value) -> Option<&str> {
-    let entries = |key: &str| {
-        processor
-            .get(key)
-            .and_then(serde_json::Value::as_array)
-            .into_iter()
-            .flatten()
-    };
+    let entries = |key: &str| processor.get(key).and_then(serde_json::Value::as_array).into_iter().flatten();
     let declared = &processor["special_tokens"];
-    let mut used = entries("single")
-        .chain(entries("pair"))
-        .filter_map(|piece| piece["SpecialToken"]["id"].as_str());
+    let mut used =
+        entries("single").chain(entries("pair")).filter_map(|piece| piece["SpecialToken"]["id"].as_str());
     used.find(|token| declared.get(token).is_none())
         .or_else(|| entries("processors").find_map(undeclared_template_token))
 }
@@ -613,22 +540,13 @@ mod tests {
         check_refused(b"", "tokenizer.json: expected a JSON object");
         check_refused(b"[]", "tokenizer.json: expected a JSON object");
         check_refused(b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull");
-        check_refused(
-            &file(|f| f["model"] = json!(null)),
-            "expected the key `model`, found none",
-        );
+        check_refused(&file(|f| f["model"] = json!(null)), "expected the key `model`, found none");
         check_refused(
             &file(|f| f["model"]["vocab"] = json!(null)),
             "expected the key `model.vocab`, found none",
         );
-        check_refused(
-            &file(|f| f["model"]["vocab"] = json!({})),
-            "expected tokens in `model.vocab`",
-        );
-        check_refused(
-            &file(|f| f["model"]["vocab"] = json!("a b")),
-            "a list or an object of tokens",
-        );
+        check_refused(&file(|f| f["model"]["vocab"] = json!({})), "expected tokens in `model.vocab`");
+        check_refused(&file(|f| f["model"]["vocab"] = json!("a b")), "a list or an object of tokens");
         check_refused(
             &file(|f| f["model"]["vocab"] = json!({"a": 0, "b": 1, "ab": 4_000_000_000_u32})),
             "ids below 16777216",
@@ -638,20 +556,14 @@ mod tests {
             json!({"type": "Split", "pattern": {"Regex": "(["}, "behavior": "Isolated", "invert": false});
         check_refused(&file(|f| f["pre_tokenizer"] = split), "can be built");
         let whole = file(|_| {});
-        check_refused(
-            &whole[..whole.len() / 2],
-            "tokenizer.json: expected a JSON object",
-        );
+        check_refused(&whole[..whole.len() / 2], "tokenizer.json: expected a JSON object");
     }
 
     #[test]
     fn an_undeclared_token_of_a_template_is_found_at_once() {
         let template = json!({"type": "Sequence", "processors": [{"type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}], "pair": [], "special_tokens": {}}]});
-        check_refused(
-            &file(|f| f["post_processor"] = template),
-            "\"<s>\", which its `special_tokens` lack",
-        );
+        check_refused(&file(|f| f["post_processor"] = template), "\"<s>\", which its `special_tokens` lack");
     }
 
     #[test]
@@ -672,28 +584,17 @@ mod tests {
     #[test]
     fn named_tokens_become_special() {
         let plain = built(None, None);
-        assert_eq!(
-            (plain.eos(), plain.pad(), plain.is_special(2)),
-            (None, None, false)
-        );
-        let named = built(
-            Some(json!({"eos_token": {"content": "</s>", "lstrip": false}, "bos_token": "<s>"})),
-            None,
-        );
-        assert_eq!(
-            (named.bos(), named.eos(), named.pad()),
-            (Some(4), Some(2), Some(2))
-        );
+        assert_eq!((plain.eos(), plain.pad(), plain.is_special(2)), (None, None, false));
+        let named =
+            built(Some(json!({"eos_token": {"content": "</s>", "lstrip": false}, "bos_token": "<s>"})), None);
+        assert_eq!((named.bos(), named.eos(), named.pad()), (Some(4), Some(2), Some(2)));
         assert_eq!(named.encode("ab</s>", false).unwrap(), [3, 2]);
         assert_eq!(named.decode(&[3, 2], true), "ab");
     }
 
     #[test]
     fn the_map_counts_only_where_the_config_is_silent_or_old() {
-        let old = built(
-            Some(json!({"eos_token": "a"})),
-            Some(json!({"eos_token": "</s>"})),
-        );
+        let old = built(Some(json!({"eos_token": "a"})), Some(json!({"eos_token": "</s>"})));
         assert_eq!(old.eos(), Some(2));
         let declared = json!({"2": {"content": "</s>", "special": true}});
         let new = built(
@@ -706,9 +607,7 @@ mod tests {
     #[test]
     fn wrong_small_files_name_themselves() {
         let error = |config: &[u8], map: &[u8]| {
-            Tokenizer::from_bytes(&file(|_| {}), Some(config), Some(map))
-                .unwrap_err()
-                .to_string()
+            Tokenizer::from_bytes(&file(|_| {}), Some(config), Some(map)).unwrap_err().to_string()
         };
         assert!(error(b"{\"eos_token\": 3}", b"{}").starts_with("tokenizer_config.json: expected a token"));
         assert!(error(b"{}", b"nothing").starts_with("special_tokens_map.json: expected a JSON object"));
@@ -722,10 +621,7 @@ mod tests {
             f["model"]["vocab"]["Ġ"] = json!(5);
         });
         let ids = |config: &[u8]| {
-            Tokenizer::from_bytes(&bytes, Some(config), None)
-                .unwrap()
-                .encode("ab", false)
-                .unwrap()
+            Tokenizer::from_bytes(&bytes, Some(config), None).unwrap().encode("ab", false).unwrap()
         };
         assert_eq!(ids(b"{}"), [5, 3]);
         assert_eq!(ids(b"{\"add_prefix_space\": false}"), [3]);

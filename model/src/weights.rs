@@ -46,20 +46,11 @@ pub fn load(
     arena: &mut Arena<MmapMut>,
     pool: &impl Pool,
 ) -> Result<(), WeightsError> {
-    let tensor = |name: &str| {
-        checkpoint
-            .tensor(name)
-            .expect("the plan was made from this checkpoint")
-    };
+    let tensor = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
     for fill in &plan.fills {
         match fill {
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
-            Fill::Vector {
-                slot,
-                tensor: name,
-                rows,
-                head_width,
-            } => {
+            Fill::Vector { slot, tensor: name, rows, head_width } => {
                 let source = tensor(name);
                 for (i, x) in arena.floats_mut(*slot).iter_mut().enumerate() {
                     let at = source_row(*rows, *head_width, i);
@@ -69,12 +60,7 @@ pub fn load(
                     }
                 }
             }
-            Fill::Matrix {
-                matrix,
-                tensor: name,
-                rows,
-                head_width,
-            } => {
+            Fill::Matrix { matrix, tensor: name, rows, head_width } => {
                 let source = tensor(name);
                 let row = |row| source_row(*rows, *head_width, row);
                 pack(matrix, &source, row, arena.write(matrix.slot), pool)?;
@@ -86,12 +72,7 @@ pub fn load(
 
 fn not_finite(source: &TensorView, row: usize, column: usize) -> WeightsError {
     let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
-    WeightsError::NotFinite {
-        file,
-        tensor,
-        row,
-        column,
-    }
+    WeightsError::NotFinite { file, tensor, row, column }
 }
 
 fn pack(

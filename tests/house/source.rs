@@ -23,13 +23,7 @@ pub(crate) struct Function {
 
 impl Source {
     pub(crate) fn read(text: &str) -> Self {
-        let mut reader = Reader {
-            text,
-            at: 0,
-            line: 1,
-            code: String::new(),
-            strings: Vec::new(),
-        };
+        let mut reader = Reader { text, at: 0, line: 1, code: String::new(), strings: Vec::new() };
         while let Some(next) = reader.peek() {
             reader.step(next);
         }
@@ -61,11 +55,7 @@ impl Source {
             }
             if let Some(end) = item_end(&self.code, at).filter(|end| self.code[..*end].ends_with('}')) {
                 let line = line_of(&self.code, at);
-                found.push(Function {
-                    name,
-                    line,
-                    lines: line_of(&self.code, end) - line + 1,
-                });
+                found.push(Function { name, line, lines: line_of(&self.code, end) - line + 1 });
             }
         }
         found
@@ -101,8 +91,7 @@ impl Reader<'_> {
     fn blank(&mut self, bytes: usize) {
         let taken = &self.text[self.at..self.at + bytes];
         self.line += taken.matches('\n').count();
-        self.code
-            .extend(taken.chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
+        self.code.extend(taken.chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
         self.at += bytes;
     }
 
@@ -167,9 +156,7 @@ impl Reader<'_> {
         match (first, second) {
             (Some('\\'), Some((escaped_at, c))) => {
                 let after = escaped_at + c.len_utf8();
-                let closing = self.rest()[after..]
-                    .find('\'')
-                    .map_or(after, |offset| after + offset + 1);
+                let closing = self.rest()[after..].find('\'').map_or(after, |offset| after + offset + 1);
                 self.blank(closing);
             }
             (Some(_), Some((closing, '\''))) => self.blank(closing + 1),

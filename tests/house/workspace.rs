@@ -1,9 +1,6 @@
 //! What cargo and git say about this workspace, for the tests that hold the house rules.
 //! It is not a build tool: it only asks (`cargo metadata`, `cargo tree`, `git ls-files`).
-#![allow(
-    dead_code,
-    reason = "each test program includes this file and uses its own part of it"
-)]
+#![allow(dead_code, reason = "each test program includes this file and uses its own part of it")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,18 +11,12 @@ use serde_json::Value;
 /// The folder that holds the workspace's Cargo.toml.
 pub(crate) fn root() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests
-        .parent()
-        .expect("the package of the tests stands inside the workspace")
-        .to_path_buf()
+    tests.parent().expect("the package of the tests stands inside the workspace").to_path_buf()
 }
 
 /// Where cargo builds this workspace; `CARGO_TARGET_TMPDIR` is its folder `tmp`.
 pub(crate) fn target() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("tmp has a parent")
-        .to_path_buf()
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("tmp has a parent").to_path_buf()
 }
 
 /// The cargo that runs this test, standing in the root.
@@ -54,16 +45,12 @@ fn cargo_output(arguments: &[&str]) -> Vec<u8> {
 }
 
 pub(crate) fn run(command: &mut Command) -> Output {
-    command
-        .output()
-        .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
+    command.output().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
 }
 
 /// `cargo tree` as sorted, deduplicated lines "name version", without paths and marks.
 pub(crate) fn tree(package: &str) -> Vec<String> {
-    let arguments = [
-        "tree", "--locked", "-p", package, "-e", "normal", "--prefix", "none",
-    ];
+    let arguments = ["tree", "--locked", "-p", package, "-e", "normal", "--prefix", "none"];
     let text = String::from_utf8(cargo_output(&arguments)).expect("cargo tree writes UTF-8");
     let mut lines: Vec<String> = text.lines().filter_map(name_of_tree_line).collect();
     lines.sort();
@@ -97,15 +84,11 @@ pub(crate) struct Package {
 pub(crate) fn packages() -> BTreeMap<String, Package> {
     let output = cargo_output(&["metadata", "--locked", "--format-version", "1"]);
     let metadata: Value = serde_json::from_slice(&output).expect("cargo metadata writes JSON");
-    let mut packages: BTreeMap<String, Package> = items(&metadata["packages"])
-        .map(package)
-        .map(|package| (package.id.clone(), package))
-        .collect();
+    let mut packages: BTreeMap<String, Package> =
+        items(&metadata["packages"]).map(package).map(|package| (package.id.clone(), package)).collect();
     for node in items(&metadata["resolve"]["nodes"]) {
         let resolved = items(&node["dependencies"]).map(text).collect();
-        let package = packages
-            .get_mut(&text(&node["id"]))
-            .expect("a node of the graph is a package");
+        let package = packages.get_mut(&text(&node["id"])).expect("a node of the graph is a package");
         package.resolved = resolved;
     }
     packages
@@ -120,9 +103,7 @@ fn package(value: &Value) -> Package {
         version: text(&value["version"]),
         license: text(&value["license"]),
         source: value["source"].as_str().map(str::to_owned),
-        declared: items(&value["dependencies"])
-            .map(|dependency| text(&dependency["name"]))
-            .collect(),
+        declared: items(&value["dependencies"]).map(|dependency| text(&dependency["name"])).collect(),
         resolved: Vec::new(),
         targets: items(&value["targets"])
             .map(|target| (text(&target["kind"][0]), inside(text(&target["src_path"]))))
@@ -148,11 +129,7 @@ pub(crate) fn files() -> Vec<String> {
     let mut files = match listing {
         Ok(output) if output.status.success() && !output.stdout.is_empty() => {
             let listed = String::from_utf8(output.stdout).expect("committed paths are UTF-8");
-            listed
-                .split('\0')
-                .filter(|path| !path.is_empty())
-                .map(str::to_owned)
-                .collect()
+            listed.split('\0').filter(|path| !path.is_empty()).map(str::to_owned).collect()
         }
         _ => walked(&root(), ""),
     };

@@ -21,10 +21,7 @@ struct Block([u8; 16 * 1024]);
 
 /// Channels of everything here: one tile of rows, one block of `code8`.
 const WIDTH: usize = 32;
-const HEADS: Heads = Heads {
-    count: 2,
-    width: WIDTH / 2,
-};
+const HEADS: Heads = Heads { count: 2, width: WIDTH / 2 };
 
 /// Runs everything; the error names what gave a wrong answer.
 pub(crate) fn exercise() -> Result<(), &'static str> {
@@ -62,12 +59,7 @@ impl Slots {
         let mut row = || work.slot(2 * WIDTH * 4).ok_or("a slot for activations");
         let rows = [row()?, row()?, row()?, row()?];
         let panels = work.slot(8 * 1024).ok_or("a slot for prepared input")?;
-        Ok(Slots {
-            matrix,
-            vectors,
-            rows,
-            panels,
-        })
+        Ok(Slots { matrix, vectors, rows, panels })
     }
 }
 
@@ -94,11 +86,7 @@ fn blocks() -> [Block; 3] {
 
 fn near(found: &[f32], wanted: impl Fn(usize) -> f32, what: &'static str) -> Result<(), &'static str> {
     let within = |(i, found): (usize, &f32)| (found - wanted(i)).abs() <= 0.02 * (1.0 + wanted(i).abs());
-    if found.iter().enumerate().all(within) {
-        Ok(())
-    } else {
-        Err(what)
-    }
+    if found.iter().enumerate().all(within) { Ok(()) } else { Err(what) }
 }
 
 /// Twice the identity: packed, read back as embeddings, multiplied with and without bias, added.
@@ -109,17 +97,11 @@ fn layout_and_product(
 ) -> Result<(), &'static str> {
     let (slots, mut blocks) = (Slots::new()?, blocks());
     let mut probe = probe(cpu, precision, &mut blocks, &slots);
-    let shape = Shape {
-        rows: WIDTH,
-        columns: WIDTH,
-    };
+    let shape = Shape { rows: WIDTH, columns: WIDTH };
     let mut identity = [0.0f32; WIDTH * WIDTH];
     identity.iter_mut().step_by(WIDTH + 1).for_each(|x| *x = 2.0);
     let bytes = Matrix::bytes(layout, shape).ok_or("the size of a matrix")?;
-    let slot = Slot {
-        bytes,
-        ..slots.matrix
-    };
+    let slot = Slot { bytes, ..slots.matrix };
     let matrix = Matrix { layout, shape, slot };
     if panel_bytes(layout.form(precision, cpu), WIDTH, 2) > slots.panels.bytes || bytes > slots.matrix.bytes {
         return Err(layout.name());
@@ -130,12 +112,7 @@ fn layout_and_product(
     }
     arena.floats_mut(slots.vectors[0]).fill(0.5);
     let [x, a, b, c] = slots.rows;
-    let product = |out, bias, add| Product {
-        matrix,
-        bias,
-        out,
-        add,
-    };
+    let product = |out, bias, add| Product { matrix, bias, out, add };
     probe.embed(&matrix, &[3, 31], 1.5, a);
     let embedded = |i: usize| if i == 3 || i == WIDTH + 31 { 3.0 } else { 0.0 };
     near(probe.read(a), embedded, layout.name())?;
@@ -143,15 +120,7 @@ fn layout_and_product(
     near(probe.read(a), |i| 2.0 * pattern(i) + 0.5, layout.name())?;
     probe.matmul(1, x, &[product(a, None, true), product(b, None, false)]);
     near(&probe.read(a)[..WIDTH], |i| 4.0 * pattern(i) + 0.5, layout.name())?;
-    probe.matmul(
-        2,
-        x,
-        &[
-            product(a, None, false),
-            product(b, None, false),
-            product(c, None, true),
-        ],
-    );
+    probe.matmul(2, x, &[product(a, None, false), product(b, None, false), product(c, None, true)]);
     near(probe.read(b), |i| 2.0 * pattern(i), layout.name())?;
     near(probe.read(c), |i| 3.0 * pattern(i), layout.name())
 }
@@ -160,71 +129,28 @@ fn layout_and_product(
 fn attention(cpu: Cpu, precision: Precision, kind: KvKind) -> Result<(), &'static str> {
     let (slots, mut blocks) = (Slots::new()?, blocks());
     let mut probe = probe(cpu, precision, &mut blocks, &slots);
-    let shape = PageShape {
-        width: HEADS.width,
-        kind,
-    };
-    let cache = KvCache {
-        slot: Slot {
-            region: Region::Cache,
-            offset: 0,
-            bytes: shape.bytes(),
-        },
-        heads: 1,
-        shape,
-    };
-    let feed = Feed {
-        first_row: 0,
-        rows: 2,
-        first_position: 0,
-        sequence: 0,
-    };
-    let batch = Batch {
-        feeds: &[feed],
-        tables: &[0],
-        pages_per_sequence: 1,
-    };
+    let shape = PageShape { width: HEADS.width, kind };
+    let cache =
+        KvCache { slot: Slot { region: Region::Cache, offset: 0, bytes: shape.bytes() }, heads: 1, shape };
+    let feed = Feed { first_row: 0, rows: 2, first_position: 0, sequence: 0 };
+    let batch = Batch { feeds: &[feed], tables: &[0], pages_per_sequence: 1 };
     let [queries, keys, values, out] = slots.rows;
     // One key head with equal keys: every position weighs the same. The values of the two positions are 1 and 3.
     probe.arena_mut().floats_mut(keys).fill(0.25);
     let all = probe.arena_mut().floats_mut(values);
     all[..HEADS.width].fill(1.0);
     all[HEADS.width..].fill(3.0);
-    probe.store(
-        &cache,
-        &batch,
-        keys.first(2 * HEADS.width),
-        values.first(2 * HEADS.width),
-    );
-    let plain = Attention {
-        heads: HEADS,
-        scale: 0.25,
-        window: None,
-        softcap: None,
-        sinks: None,
-    };
+    probe.store(&cache, &batch, keys.first(2 * HEADS.width), values.first(2 * HEADS.width));
+    let plain = Attention { heads: HEADS, scale: 0.25, window: None, softcap: None, sinks: None };
     probe.attend(&plain, &cache, &batch, queries, out);
     let second = |i: usize| i >= WIDTH;
-    near(
-        probe.read(out),
-        |i| if second(i) { 2.0 } else { 1.0 },
-        "attention",
-    )?;
+    near(probe.read(out), |i| if second(i) { 2.0 } else { 1.0 }, "attention")?;
     probe.arena_mut().floats_mut(slots.vectors[0]).fill(0.0);
-    let bent = Attention {
-        window: Some(1),
-        softcap: Some(20.0),
-        sinks: Some(slots.vectors[0]),
-        ..plain
-    };
+    let bent = Attention { window: Some(1), softcap: Some(20.0), sinks: Some(slots.vectors[0]), ..plain };
     probe.arena_mut().floats_mut(queries).fill(0.0);
     probe.attend(&bent, &cache, &batch, queries, out);
     // A sink of zero weighs as much as a score of zero: half of the value is left.
-    near(
-        probe.read(out),
-        |i| if second(i) { 1.5 } else { 0.5 },
-        "attention with a sink",
-    )
+    near(probe.read(out), |i| if second(i) { 1.5 } else { 0.5 }, "attention with a sink")
 }
 
 /// What works row by row: norms, rotary positions, activations, gathering.
@@ -236,39 +162,17 @@ fn rows(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
     probe.arena_mut().floats_mut(bias).fill(0.25);
     let [x, a, b, angles] = slots.rows;
     for kind in [NormKind::Rms, NormKind::Layer] {
-        let norm = Norm {
-            kind,
-            width: WIDTH,
-            epsilon: 1e-6,
-            weight_shift: 1.0,
-            weight,
-            bias: Some(bias),
-        };
+        let norm = Norm { kind, width: WIDTH, epsilon: 1e-6, weight_shift: 1.0, weight, bias: Some(bias) };
         // Mean 0, mean square 1/2, and a weight of two.
         probe.norm(&norm, 2, x, a);
         near(probe.read(a), |i| 2.828_427 * pattern(i) + 0.25, "norm")?;
     }
     // A quarter turn per position: the second token's pairs (a, b) become (-b, a).
     let frequencies = weight.first(HEADS.width / 2);
-    probe
-        .arena_mut()
-        .floats_mut(frequencies)
-        .fill(core::f32::consts::FRAC_PI_2);
-    let rope = Rope {
-        frequencies,
-        scale: 1.0,
-    };
-    let feed = Feed {
-        first_row: 0,
-        rows: 2,
-        first_position: 0,
-        sequence: 0,
-    };
-    let batch = Batch {
-        feeds: &[feed],
-        tables: &[0],
-        pages_per_sequence: 1,
-    };
+    probe.arena_mut().floats_mut(frequencies).fill(core::f32::consts::FRAC_PI_2);
+    let rope = Rope { frequencies, scale: 1.0 };
+    let feed = Feed { first_row: 0, rows: 2, first_position: 0, sequence: 0 };
+    let batch = Batch { feeds: &[feed], tables: &[0], pages_per_sequence: 1 };
     let angles = angles.first(2 * HEADS.width);
     probe.angles(&rope, &batch, angles);
     probe.gather(&[1, 0], WIDTH, x, b);
@@ -328,9 +232,5 @@ fn crew() -> Result<(), &'static str> {
     crew.lead(4, &work, || {
         crew.follow();
     });
-    if sum.load(SeqCst) == 10 && !crew.has_work() {
-        Ok(())
-    } else {
-        Err("the crew's tasks")
-    }
+    if sum.load(SeqCst) == 10 && !crew.has_work() { Ok(()) } else { Err("the crew's tasks") }
 }

@@ -27,24 +27,13 @@ fn every_step(root: &Path, steps: &mut Steps) -> Result<()> {
     steps.step("format", || {
         steps::run(&mut cargo(root, &["fmt", "--all", "--check"]))?;
         if fuzz::is_present(root) {
-            steps::run(&mut cargo(
-                root,
-                &["fmt", "--manifest-path", fuzz::MANIFEST, "--check"],
-            ))?;
+            steps::run(&mut cargo(root, &["fmt", "--manifest-path", fuzz::MANIFEST, "--check"]))?;
         }
         Ok(())
     })?;
     steps.step("lints", || {
-        let clippy = [
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--locked",
-            "--quiet",
-            "--",
-            "-D",
-            "warnings",
-        ];
+        let clippy =
+            ["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"];
         steps::run(&mut cargo(root, &clippy))
     })?;
     steps.step("documentation", || {
@@ -53,10 +42,7 @@ fn every_step(root: &Path, steps: &mut Steps) -> Result<()> {
     })?;
     if is_installed("cargo-deny", &["--version"]) {
         steps.step("dependencies", || {
-            steps::run(&mut cargo(
-                root,
-                &["deny", "--offline", "check", "licenses", "bans", "sources"],
-            ))
+            steps::run(&mut cargo(root, &["deny", "--offline", "check", "licenses", "bans", "sources"]))
         })?;
     } else {
         let reason = "cargo-deny is not installed; tests/dependencies.rs holds licences, bans and sources";
@@ -68,9 +54,6 @@ fn every_step(root: &Path, steps: &mut Steps) -> Result<()> {
     }
     // Last, so that its closing lines are the last that a reader of the log meets before the table.
     steps.step("tests", || {
-        steps::run(&mut cargo(
-            root,
-            &["test", "--workspace", "--locked", "--no-fail-fast"],
-        ))
+        steps::run(&mut cargo(root, &["test", "--workspace", "--locked", "--no-fail-fast"]))
     })
 }

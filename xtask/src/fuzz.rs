@@ -46,23 +46,10 @@ pub(crate) fn run(root: &Path, seconds: u32) -> Result<()> {
     let host = host()?;
     let folder = root.join("tests/fuzz");
     // `--target` even for the host: without it RUSTFLAGS would reach the build scripts, which have no counters.
-    let build = [
-        "build",
-        "--release",
-        "--locked",
-        "--quiet",
-        "--manifest-path",
-        MANIFEST,
-        "--target",
-        &host,
-    ];
+    let build = ["build", "--release", "--locked", "--quiet", "--manifest-path", MANIFEST, "--target", &host];
     let mut build = cargo(root, &build);
     build.arg("--target-dir").arg(folder.join("target"));
-    run_loud(
-        build
-            .env("RUSTFLAGS", COVERAGE)
-            .env_remove("CARGO_ENCODED_RUSTFLAGS"),
-    )?;
+    run_loud(build.env("RUSTFLAGS", COVERAGE).env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
     let programs = folder.join("target").join(&host).join("release");
     for target in targets(root)? {
         fuzz(&folder, &programs, &target, seconds).with_context(|| format!("fuzz target {target}"))?;
@@ -72,10 +59,7 @@ pub(crate) fn run(root: &Path, seconds: u32) -> Result<()> {
 
 fn fuzz(folder: &Path, programs: &Path, target: &str, seconds: u32) -> Result<()> {
     let seeds = folder.join("seeds").join(target);
-    let (corpus, artifacts) = (
-        folder.join("corpus").join(target),
-        folder.join("artifacts").join(target),
-    );
+    let (corpus, artifacts) = (folder.join("corpus").join(target), folder.join("artifacts").join(target));
     let seed_count = fs::read_dir(&seeds).map(Iterator::count).unwrap_or(0);
     ensure!(
         seed_count > 0,
@@ -85,10 +69,7 @@ fn fuzz(folder: &Path, programs: &Path, target: &str, seconds: u32) -> Result<()
     fs::create_dir_all(&artifacts)?;
     let mut command = Command::new(programs.join(target));
     // New inputs go to the first folder, so the committed seeds stay as they are.
-    command
-        .args([&corpus, &seeds])
-        .args(LIMITS)
-        .arg(format!("-max_total_time={seconds}"));
+    command.args([&corpus, &seeds]).args(LIMITS).arg(format!("-max_total_time={seconds}"));
     command.arg(format!("-artifact_prefix={}/", artifacts.display()));
     // Words that mutation alone does not find: libFuzzer sees no comparison inside `memcmp` without ASan.
     let words = seeds.with_extension("dict");
@@ -114,53 +95,28 @@ fn fuzz(folder: &Path, programs: &Path, target: &str, seconds: u32) -> Result<()
 
 /// A number from libFuzzer's closing lines, such as `stat::number_of_executed_units: 12`.
 fn stat(said: &str, name: &str) -> String {
-    let line = said
-        .lines()
-        .rfind(|line| line.starts_with("stat::") && line.contains(name));
-    line.and_then(|line| line.rsplit(' ').next())
-        .unwrap_or("?")
-        .to_owned()
+    let line = said.lines().rfind(|line| line.starts_with("stat::") && line.contains(name));
+    line.and_then(|line| line.rsplit(' ').next()).unwrap_or("?").to_owned()
 }
 
 /// The binaries of the nested package.
 fn targets(root: &Path) -> Result<Vec<String>> {
-    let arguments = [
-        "metadata",
-        "--no-deps",
-        "--offline",
-        "--format-version",
-        "1",
-        "--manifest-path",
-        MANIFEST,
-    ];
-    let output = cargo(root, &arguments)
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
-    ensure!(
-        output.status.success(),
-        "cargo metadata for {MANIFEST} ended with {}",
-        output.status
-    );
+    let arguments =
+        ["metadata", "--no-deps", "--offline", "--format-version", "1", "--manifest-path", MANIFEST];
+    let output = cargo(root, &arguments).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "cargo metadata for {MANIFEST} ended with {}", output.status);
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
-    let targets = metadata["packages"][0]["targets"]
-        .as_array()
-        .context("the package has targets")?;
+    let targets = metadata["packages"][0]["targets"].as_array().context("the package has targets")?;
     let binaries = targets.iter().filter(|target| target["kind"][0] == "bin");
-    let names: Vec<String> = binaries
-        .filter_map(|target| target["name"].as_str())
-        .map(str::to_owned)
-        .collect();
+    let names: Vec<String> =
+        binaries.filter_map(|target| target["name"].as_str()).map(str::to_owned).collect();
     ensure!(!names.is_empty(), "{MANIFEST} has no binaries");
     Ok(names)
 }
 
 /// The target triple of this machine's compiler.
 fn host() -> Result<String> {
-    let output = Command::new("rustc")
-        .arg("-vV")
-        .output()
-        .context("cannot start rustc")?;
+    let output = Command::new("rustc").arg("-vV").output().context("cannot start rustc")?;
     let said = String::from_utf8(output.stdout)?;
     let host = said.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("rustc -vV names no host")?.to_owned())
@@ -173,10 +129,7 @@ mod tests {
     #[test]
     fn closing_numbers_are_read() {
         let said = "stat::number_of_executed_units: 1071\nstat::peak_rss_mb:              44\n";
-        assert_eq!(
-            (stat(said, "executed"), stat(said, "rss")),
-            ("1071".to_owned(), "44".to_owned())
-        );
+        assert_eq!((stat(said, "executed"), stat(said, "rss")), ("1071".to_owned(), "44".to_owned()));
         assert_eq!(stat("", "executed"), "?");
     }
 }

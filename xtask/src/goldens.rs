@@ -12,13 +12,8 @@ use serde_json::{Map, Value};
 const MODELS: &[&str] = &["gpt_neox", "gpt_neox-seq", "llama-tied", "llama-untied", "qwen2"];
 
 /// Whole folders that are copied as they are, and the files to take from them (none: all).
-const FOLDERS: &[(&str, &[&str])] = &[
-    (
-        "real",
-        &["valid.txt", "golden_ppl.json", "golden_ppl.safetensors"],
-    ),
-    ("sampling", &[]),
-];
+const FOLDERS: &[(&str, &[&str])] =
+    &[("real", &["valid.txt", "golden_ppl.json", "golden_ppl.safetensors"]), ("sampling", &[])];
 
 /// For people; the tests read the tensors.
 const LEFT_OUT: &[&str] = &["golden.json"];
@@ -34,22 +29,12 @@ pub(crate) fn run(root: &Path, reference: &Path) -> Result<()> {
     let goldens = root.join("tests/goldens");
     let mut tally = Tally::default();
     for model in MODELS {
-        copy_folder(
-            reference,
-            &goldens,
-            &Path::new("models").join(model),
-            &[],
-            &mut tally,
-        )?;
+        copy_folder(reference, &goldens, &Path::new("models").join(model), &[], &mut tally)?;
     }
     for (folder, files) in FOLDERS {
         copy_folder(reference, &goldens, Path::new(folder), files, &mut tally)?;
     }
-    println!(
-        "{} files in tests/goldens, {} changed",
-        tally.files,
-        tally.changed.len()
-    );
+    println!("{} files in tests/goldens, {} changed", tally.files, tally.changed.len());
     for path in &tally.changed {
         println!("  changed: {}", path.display());
     }
@@ -75,11 +60,7 @@ fn copy_folder(from: &Path, to: &Path, below: &Path, names: &[&str], tally: &mut
     }
     files.sort();
     for name in names {
-        ensure!(
-            files.iter().any(|file| file == name),
-            "{}: {name} is missing",
-            source.display()
-        );
+        ensure!(files.iter().any(|file| file == name), "{}: {name} is missing", source.display());
     }
     fs::create_dir_all(to.join(below))?;
     for name in files {
@@ -126,21 +107,15 @@ fn minified(json: &str) -> String {
 
 /// Length of the escape that a text begins with; two halves of a surrogate pair are one.
 fn escape(rest: &str) -> usize {
-    let half = |at: usize| {
-        rest.get(at..at + 6)
-            .filter(|half| half.starts_with("\\ud") || half.starts_with("\\uD"))
-    };
+    let half =
+        |at: usize| rest.get(at..at + 6).filter(|half| half.starts_with("\\ud") || half.starts_with("\\uD"));
     let length = match (half(0), half(6)) {
         (Some(_), Some(_)) => 12,
         _ if rest.starts_with("\\u") => 6,
         _ => 2,
     };
     // An escape that the end of the file cuts off is the reader's error to find, not ours.
-    if rest.is_char_boundary(length) {
-        length
-    } else {
-        rest.len()
-    }
+    if rest.is_char_boundary(length) { length } else { rest.len() }
 }
 
 /// What an escape stands for, where JSON may hold it unescaped.
@@ -154,9 +129,7 @@ fn letters(escape: &str) -> Option<String> {
 
 /// The same safetensors file without some tensors; the others keep their order and their bytes.
 fn without_tensors(file: &[u8], is_dropped: impl Fn(&str) -> bool) -> Result<Vec<u8>> {
-    let (length, rest) = file
-        .split_first_chunk::<8>()
-        .context("shorter than its length field")?;
+    let (length, rest) = file.split_first_chunk::<8>().context("shorter than its length field")?;
     let length = usize::try_from(u64::from_le_bytes(*length))?;
     let (header, data) = rest.split_at_checked(length).context("shorter than its header")?;
     let mut tensors = tensors(header)?;
@@ -164,9 +137,8 @@ fn without_tensors(file: &[u8], is_dropped: impl Fn(&str) -> bool) -> Result<Vec
     let mut entries = Vec::new();
     let mut kept: Vec<u8> = Vec::new();
     for tensor in &tensors {
-        let bytes = data
-            .get(tensor.begin..tensor.end)
-            .with_context(|| format!("{} is cut off", tensor.name))?;
+        let bytes =
+            data.get(tensor.begin..tensor.end).with_context(|| format!("{} is cut off", tensor.name))?;
         let begin = kept.len();
         kept.extend_from_slice(bytes);
         // By hand, because a JSON object of serde_json would sort these keys by name.
@@ -202,25 +174,14 @@ fn tensors(header: &[u8]) -> Result<Vec<Tensor>> {
     let header: Map<String, Value> = serde_json::from_slice(header)?;
     let mut tensors = Vec::new();
     for (name, entry) in header {
-        ensure!(
-            name != "__metadata__",
-            "a golden carries metadata, which this verb would lose"
-        );
+        ensure!(name != "__metadata__", "a golden carries metadata, which this verb would lose");
         let offset = |index: usize| -> Result<usize> {
             let offset = entry["data_offsets"][index].as_u64();
-            Ok(usize::try_from(
-                offset.with_context(|| format!("{name} has no data_offsets"))?,
-            )?)
+            Ok(usize::try_from(offset.with_context(|| format!("{name} has no data_offsets"))?)?)
         };
         let (begin, end) = (offset(0)?, offset(1)?);
         let (dtype, shape) = (entry["dtype"].clone(), entry["shape"].clone());
-        tensors.push(Tensor {
-            name,
-            dtype,
-            shape,
-            begin,
-            end,
-        });
+        tensors.push(Tensor { name, dtype, shape, begin, end });
     }
     tensors.sort_by_key(|tensor| (tensor.begin, tensor.end));
     Ok(tensors)
@@ -246,10 +207,7 @@ mod tests {
     #[test]
     fn kept_tensors_keep_bytes_and_order() {
         let entry = |name: &str, begin: usize, end: usize| {
-            format!(
-                r#""{name}":{{"dtype":"U8","shape":[{}],"data_offsets":[{begin},{end}]}}"#,
-                end - begin
-            )
+            format!(r#""{name}":{{"dtype":"U8","shape":[{}],"data_offsets":[{begin},{end}]}}"#, end - begin)
         };
         let before = [entry("z", 0, 2), entry("hidden.0", 2, 5), entry("a", 5, 6)].join(",");
         let after = [entry("z", 0, 2), entry("a", 2, 3)].join(",");

@@ -49,9 +49,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         ["fuzz"] => fuzz::run(&root, 60),
         ["fuzz", "--seconds", seconds] => {
             let seconds = seconds.parse().map_err(|_| {
-                Usage(format!(
-                    "--seconds takes a whole number of seconds, found \"{seconds}\""
-                ))
+                Usage(format!("--seconds takes a whole number of seconds, found \"{seconds}\""))
             })?;
             fuzz::run(&root, seconds)
         }
@@ -71,8 +69,5 @@ fn root() -> Result<PathBuf> {
     let package =
         std::env::var_os("CARGO_MANIFEST_DIR").context("start it as `cargo xtask`, not by its path")?;
     let package = PathBuf::from(package);
-    Ok(package
-        .parent()
-        .context("the package xtask stands inside the workspace")?
-        .to_path_buf())
+    Ok(package.parent().context("the package xtask stands inside the workspace")?.to_path_buf())
 }

@@ -22,10 +22,7 @@ pub(crate) struct Steps {
 
 impl Steps {
     pub(crate) fn new() -> Self {
-        Self {
-            began: Instant::now(),
-            done: Vec::new(),
-        }
+        Self { began: Instant::now(), done: Vec::new() }
     }
 
     /// Runs one step and prints its time; the error carries the step's name.
@@ -43,16 +40,12 @@ impl Steps {
 
     pub(crate) fn skip(&mut self, name: &str, reason: &str) {
         println!("\n== {name}: skipped: {reason}");
-        self.done
-            .push((name.to_owned(), Outcome::Skipped(reason.to_owned())));
+        self.done.push((name.to_owned(), Outcome::Skipped(reason.to_owned())));
     }
 
     /// The table of all steps.
     pub(crate) fn print(&self) {
-        println!(
-            "\nall steps passed in {:.1} s",
-            self.began.elapsed().as_secs_f64()
-        );
+        println!("\nall steps passed in {:.1} s", self.began.elapsed().as_secs_f64());
         for (name, outcome) in &self.done {
             match outcome {
                 Outcome::Passed(elapsed) => println!("  {:8.1} s  {name}", elapsed.as_secs_f64()),
@@ -71,11 +64,8 @@ pub(crate) fn command(folder: &Path, program: &str, arguments: &[&str]) -> Comma
 
 /// The cargo that started this program: the one of the same toolchain.
 pub(crate) fn cargo(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = command(
-        folder,
-        &std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()),
-        arguments,
-    );
+    let mut command =
+        command(folder, &std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()), arguments);
     // Cargo sets these for the program it runs; its children would take them for the caller's wishes.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
@@ -90,9 +80,7 @@ pub(crate) fn cargo(folder: &Path, arguments: &[&str]) -> Command {
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let spelled = spell(command);
     println!("$ {spelled}");
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{spelled}`"))?;
+    let status = command.status().with_context(|| format!("cannot start `{spelled}`"))?;
     if !status.success() {
         bail!("`{spelled}` ended with {status}");
     }
@@ -101,20 +89,12 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Whether a program can be started at all.
 pub(crate) fn is_installed(program: &str, arguments: &[&str]) -> bool {
-    Command::new(program)
-        .args(arguments)
-        .output()
-        .is_ok_and(|output| output.status.success())
+    Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
 }
 
 /// The command as one would type it, with the program's file name only.
 fn spell(command: &Command) -> String {
-    let program = Path::new(command.get_program())
-        .file_name()
-        .unwrap_or(command.get_program());
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
     let words = std::iter::once(program).chain(command.get_args());
-    words
-        .map(|word| word.to_string_lossy())
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

@@ -107,11 +107,7 @@ impl Bench {
                 let before = machine.read_bandwidth();
                 let decode = decode(engine, size(self.tokens))?;
                 let read = (before + machine.read_bandwidth()) / 2.0;
-                Ok(Round {
-                    read,
-                    decode,
-                    prefill: prefill(engine, size(self.prompt_tokens))?,
-                })
+                Ok(Round { read, decode, prefill: prefill(engine, size(self.prompt_tokens))? })
             })
             .collect()
     }
@@ -148,33 +144,16 @@ impl Bench {
         let bytes = engine.plan().bytes_per_token as f64;
         let row = |what: String, spread: Spread, digits: usize| {
             let number = |x: f64| format!("{x:.digits$}");
-            vec![
-                what,
-                number(spread.median),
-                number(spread.least),
-                number(spread.most),
-            ]
+            vec![what, number(spread.median), number(spread.least), number(spread.most)]
         };
         let of = |f: &dyn Fn(&Round) -> f64| Spread::of(&rounds.iter().map(f).collect::<Vec<_>>());
         let rows = [
             ["", "median", "least", "most"].map(str::to_owned).to_vec(),
             row("memory read, GB/s".to_owned(), of(&|round| round.read / 1e9), 1),
             row("decode, tokens/s".to_owned(), of(&|round| round.decode), 2),
-            row(
-                "decode, GB/s of weights".to_owned(),
-                of(&|round| round.decode * bytes / 1e9),
-                1,
-            ),
-            row(
-                "decode, fraction of read".to_owned(),
-                of(&|round| round.decode * bytes / round.read),
-                2,
-            ),
-            row(
-                format!("prefill {}, tokens/s", self.prompt_tokens),
-                of(&|round| round.prefill),
-                1,
-            ),
+            row("decode, GB/s of weights".to_owned(), of(&|round| round.decode * bytes / 1e9), 1),
+            row("decode, fraction of read".to_owned(), of(&|round| round.decode * bytes / round.read), 2),
+            row(format!("prefill {}, tokens/s", self.prompt_tokens), of(&|round| round.prefill), 1),
         ];
         format!(
             "{}\n\n{name}, {} precision, keys and values {}, {} per token, {} in all; {} rounds\n\n{}",
@@ -229,26 +208,15 @@ impl Ceilings {
     fn as_text(&self, cpu: Cpu, threads: usize) -> String {
         let row = |what: &str, spread: Spread| {
             let number = |x: f64| format!("{:.1}", x / 1e9);
-            vec![
-                what.to_owned(),
-                number(spread.median),
-                number(spread.least),
-                number(spread.most),
-            ]
+            vec![what.to_owned(), number(spread.median), number(spread.least), number(spread.most)]
         };
         let mut rows = vec![
-            ["ceilings", "median", "least", "most"]
-                .map(str::to_owned)
-                .to_vec(),
+            ["ceilings", "median", "least", "most"].map(str::to_owned).to_vec(),
             row("memory read, GB/s", self.read),
             row("float32, Gflop/s", self.float32),
         ];
         rows.extend(self.bfloat16.map(|spread| row("bfloat16 dots, Gflop/s", spread)));
         rows.extend(self.int8.map(|spread| row("int8 dots, Gop/s", spread)));
-        format!(
-            "{}, {threads} threads\n\n{}",
-            cpu.name(),
-            output::table(&rows, &[false, true, true, true])
-        )
+        format!("{}, {threads} threads\n\n{}", cpu.name(), output::table(&rows, &[false, true, true, true]))
     }
 }

@@ -34,11 +34,7 @@ pub(crate) enum Failure {
     Write(#[from] WriteError),
     /// A file that the user named cannot be read.
     #[error("{}: {source}; expected {expected}", .path.display())]
-    Read {
-        path: PathBuf,
-        expected: &'static str,
-        source: io::Error,
-    },
+    Read { path: PathBuf, expected: &'static str, source: io::Error },
     /// Standard output cannot be written.
     #[error("standard output: {0}")]
     Output(#[from] io::Error),

@@ -71,9 +71,7 @@ impl Inspect {
             None => carried::open()?.checkpoint,
         };
         let place = self.model.path().unwrap_or(Path::new(carried::LABEL));
-        let tensor = checkpoint
-            .tensor(name)
-            .ok_or_else(|| no_tensor(&checkpoint, place, name))?;
+        let tensor = checkpoint.tensor(name).ok_or_else(|| no_tensor(&checkpoint, place, name))?;
         if let Some(out) = &self.out {
             return write_tensor(&tensor, out);
         }
@@ -101,16 +99,11 @@ impl Inspect {
                     0 => String::new(),
                     bad => format!(", {bad} values are NaN or infinite"),
                 };
-                format!(
-                    "min {:.6}, max {:.6}, mean {:.6}{bad}",
-                    values.min, values.max, values.mean
-                )
+                format!("min {:.6}, max {:.6}, mean {:.6}{bad}", values.min, values.max, values.mean)
             }
         };
         let bytes = output::bytes(tensor.data.len() as u64);
-        Ok(output::line(&format!(
-            "{name}: {dtype} {shape:?}, {bytes}\n{values}"
-        ))?)
+        Ok(output::line(&format!("{name}: {dtype} {shape:?}, {bytes}\n{values}"))?)
     }
 
     fn as_text(&self, source: &Source, plan: &Plan, inspection: &Inspection) -> String {
@@ -118,14 +111,7 @@ impl Inspect {
         let mut rows: Vec<Vec<String>> = Vec::new();
         let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
         row("family", spec.family.to_owned());
-        row(
-            "parameters",
-            format!(
-                "{} ({})",
-                output::count(inspection.parameters),
-                inspection.parameters
-            ),
-        );
+        row("parameters", format!("{} ({})", output::count(inspection.parameters), inspection.parameters));
         row("layers", spec.layers.len().to_string());
         row("hidden", spec.hidden.to_string());
         if let Some(layer) = spec.layers.first() {
@@ -139,19 +125,12 @@ impl Inspect {
             );
             row("feed-forward", layer.mlp.width.to_string());
         }
-        let head = if spec.tied {
-            "the embedding"
-        } else {
-            "its own matrix"
-        };
+        let head = if spec.tied { "the embedding" } else { "its own matrix" };
         row("vocabulary", spec.vocab.to_string());
         row("head", head.to_owned());
         row("context", spec.context.to_string());
         for share in &inspection.dtypes {
-            row(
-                share.dtype.name(),
-                format!("{} tensors, {}", share.tensors, output::bytes(share.bytes)),
-            );
+            row(share.dtype.name(), format!("{} tensors, {}", share.tensors, output::bytes(share.bytes)));
         }
         row("bits per weight", format!("{:.3}", inspection.bits_per_weight()));
         row("read per token", output::bytes(plan.bytes_per_token as u64));
@@ -159,11 +138,7 @@ impl Inspect {
         if !inspection.unused.is_empty() {
             row("not used", names(&inspection.unused));
         }
-        let mut text = format!(
-            "{}\n\n{}",
-            source.folder().display(),
-            output::table(&rows, &[false, false])
-        );
+        let mut text = format!("{}\n\n{}", source.folder().display(), output::table(&rows, &[false, false]));
         if self.tensors {
             let row = |tensor: TensorView| {
                 let shape = format!("{:?}", tensor.shape);
@@ -237,16 +212,10 @@ fn as_json(source: &Source, plan: &Plan, inspection: &Inspection) -> Value {
 fn no_tensor(checkpoint: &Checkpoint, place: &Path, name: &str) -> Failure {
     let last = name.rsplit('.').find(|part| *part != "weight" && *part != "bias");
     let near = |tensor: &TensorView| last.is_some_and(|last| !last.is_empty() && tensor.name.contains(last));
-    let mut found: Vec<String> = checkpoint
-        .tensors()
-        .filter(near)
-        .map(|tensor| tensor.name.to_owned())
-        .collect();
+    let mut found: Vec<String> =
+        checkpoint.tensors().filter(near).map(|tensor| tensor.name.to_owned()).collect();
     if found.is_empty() {
-        found = checkpoint
-            .tensors()
-            .map(|tensor| tensor.name.to_owned())
-            .collect();
+        found = checkpoint.tensors().map(|tensor| tensor.name.to_owned()).collect();
     }
     refused(format!(
         "{}: no tensor {name:?}; there are {}: `bantam inspect --tensors` lists all of them",

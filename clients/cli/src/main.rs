@@ -81,9 +81,7 @@ fn main() -> ExitCode {
         Err(panic) => {
             let place = place.lock().map(|place| place.clone()).unwrap_or_default();
             let words = words(&*panic);
-            output::warn(&format!(
-                "error: this is a bug in bantam, please report it: {words} ({place})"
-            ));
+            output::warn(&format!("error: this is a bug in bantam, please report it: {words} ({place})"));
             ExitCode::from(101)
         }
     }
@@ -91,8 +89,7 @@ fn main() -> ExitCode {
 
 fn words(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no words")
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words")
 }
 
 #[cfg(test)]

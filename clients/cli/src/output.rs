@@ -66,12 +66,7 @@ fn digits(value: f64) -> usize {
 
 /// Rows as columns: the first to the left, the others to the right where `right` says so.
 pub(crate) fn table(rows: &[Vec<String>], right: &[bool]) -> String {
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..right.len()).map(width).collect();
     let lines = rows.iter().map(|row| {
         let cells: Vec<String> = row
@@ -95,14 +90,8 @@ mod tests {
     #[test]
     fn numbers_have_three_digits_and_a_unit() {
         let found = [0, 999, 1000, 1536, 10 << 20, 300 << 30].map(bytes);
-        assert_eq!(
-            found,
-            ["0 B", "999 B", "0.98 KiB", "1.50 KiB", "10.0 MiB", "300 GiB"]
-        );
-        assert_eq!(
-            [7, 5_771_520, 20_554_568_208].map(count),
-            ["7", "5.77 M", "20.6 B"]
-        );
+        assert_eq!(found, ["0 B", "999 B", "0.98 KiB", "1.50 KiB", "10.0 MiB", "300 GiB"]);
+        assert_eq!([7, 5_771_520, 20_554_568_208].map(count), ["7", "5.77 M", "20.6 B"]);
     }
 
     #[test]

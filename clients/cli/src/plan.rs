@@ -115,13 +115,7 @@ fn as_text(plan: &Plan, model: &str, available: Option<u64>) -> String {
     let mut rows = vec![row(["buffer", "region", "lives for a", "shape", "bytes"])];
     for line in plan.lines.iter().filter(|line| line.bytes > 0) {
         let bytes = line.bytes.to_string();
-        rows.push(row([
-            &line.name,
-            region_name(line.region),
-            line.lifetime,
-            &line.shape,
-            &bytes,
-        ]));
+        rows.push(row([&line.name, region_name(line.region), line.lifetime, &line.shape, &bytes]));
     }
     for (name, bytes) in [
         ("weights", plan.weight_bytes),

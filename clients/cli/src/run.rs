@@ -113,9 +113,7 @@ impl Run {
                 ))),
             },
             ([text], None, None) => Ok((None, prompt(text))),
-            ([], _, None) => Err(usage(
-                "PROMPT is missing; write: bantam run [MODEL] \"Once upon a time\"",
-            )),
+            ([], _, None) => Err(usage("PROMPT is missing; write: bantam run [MODEL] \"Once upon a time\"")),
             _ => Err(usage(
                 "expected one MODEL and one PROMPT, found more; give each once, by place or as --model, --prompt \
                  or --ids",
@@ -124,10 +122,8 @@ impl Run {
     }
 
     fn settings(&self, source: &Source, text: Option<&Text>) -> Result<GenerationSettings, Failure> {
-        let eos = EosSources {
-            config: &source.spec.eos,
-            tokenizer: text.and_then(|text| text.tokenizer.eos()),
-        };
+        let eos =
+            EosSources { config: &source.spec.eos, tokenizer: text.and_then(|text| text.tokenizer.eos()) };
         let defaults = source.generation_defaults()?;
         Ok(defaults.settings(&self.sampling.flags(), eos)?)
     }
@@ -203,10 +199,7 @@ fn ids(source: &Source, text: Option<&Text>, prompt: Prompt) -> Result<Vec<u32>,
 /// A prompt from standard input, without the line break that ends it.
 fn piped() -> Result<String, Failure> {
     let mut text = String::new();
-    let read = io::stdin()
-        .lock()
-        .take(PROMPT_BYTES_MAX)
-        .read_to_string(&mut text);
+    let read = io::stdin().lock().take(PROMPT_BYTES_MAX).read_to_string(&mut text);
     read.map_err(|source| Failure::Read {
         path: "standard input".into(),
         expected: "a prompt in UTF-8",
@@ -236,9 +229,7 @@ fn check_length(source: &Source, tokens: usize, context: usize) -> Result<(), Fa
         true => format!("shorten it, or raise --context (this model knows up to {most})"),
         false => format!("shorten it: this model knows up to {most}"),
     };
-    Err(refused(format!(
-        "the prompt has {tokens} tokens, the context has room for {context}: {advice}"
-    )))
+    Err(refused(format!("the prompt has {tokens} tokens, the context has room for {context}: {advice}")))
 }
 
 /// What happened.

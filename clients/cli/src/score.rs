@@ -80,9 +80,7 @@ impl Score {
             }
         };
         match ids.is_empty() {
-            true => Err(refused(
-                "the text has no tokens, so there are no logits: give a longer one",
-            )),
+            true => Err(refused("the text has no tokens, so there are no logits: give a longer one")),
             false => Ok(ids),
         }
     }

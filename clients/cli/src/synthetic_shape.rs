@@ -21,13 +21,7 @@ pub(crate) struct SyntheticShape {
     #[arg(long, value_name = "SHAPE", conflicts_with_all = ["place", "named"])]
     synthetic: Option<String>,
     /// Type of made-up weights
-    #[arg(
-        long,
-        value_enum,
-        value_name = "TYPE",
-        default_value = "bf16",
-        requires = "synthetic"
-    )]
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "bf16", requires = "synthetic")]
     dtype: DtypeName,
 }
 

@@ -17,8 +17,7 @@ impl FromStr for TokenIds {
         let id = |part: &str| {
             let part = part.trim();
             let shown: String = part.chars().take(40).collect();
-            part.parse()
-                .map_err(|_| format!("expected token ids such as 1,2,3, found {shown:?} among them"))
+            part.parse().map_err(|_| format!("expected token ids such as 1,2,3, found {shown:?} among them"))
         };
         Ok(TokenIds(text.split(',').map(id).collect::<Result<_, _>>()?))
     }

@@ -26,15 +26,9 @@ pub struct Code8 {
 }
 
 /// One scale per row.
-pub static ROW: Code8 = Code8 {
-    name: "code8-row",
-    block: None,
-};
+pub static ROW: Code8 = Code8 { name: "code8-row", block: None };
 /// One scale per 32 columns.
-pub static BLOCK32: Code8 = Code8 {
-    name: "code8-block32",
-    block: Some(32),
-};
+pub static BLOCK32: Code8 = Code8 { name: "code8-block32", block: Some(32) };
 
 impl Code8 {
     /// Columns of a block, a multiple of four.
@@ -79,11 +73,7 @@ impl Layout for Code8 {
                 for (slot, columns) in words[r..].iter_mut().step_by(TILE_ROWS).zip(row.chunks(4)) {
                     let mut bytes = [0x80u8; 4];
                     for (byte, x) in bytes.iter_mut().zip(columns) {
-                        let code = if scale > 0.0 {
-                            libm::rintf(x / scale) as i32
-                        } else {
-                            0
-                        };
+                        let code = if scale > 0.0 { libm::rintf(x / scale) as i32 } else { 0 };
                         *byte = (code.clamp(-127, 127) + 128) as u8;
                     }
                     *slot = u32::from_le_bytes(bytes);
@@ -97,10 +87,7 @@ impl Layout for Code8 {
         assert!(row < TILE_ROWS && out.len() == columns);
         let block = self.block(columns);
         let words: &[u32] = bytemuck::cast_slice(tile);
-        for (words, out) in words
-            .chunks_exact(self.stride(columns))
-            .zip(out.chunks_mut(block))
-        {
+        for (words, out) in words.chunks_exact(self.stride(columns)).zip(out.chunks_mut(block)) {
             let scale = f32::from_bits(words[block / 4 * TILE_ROWS + row]);
             for (word, out) in words[row..].iter().step_by(TILE_ROWS).zip(out.chunks_mut(4)) {
                 for (byte, x) in word.to_le_bytes().into_iter().zip(out) {
@@ -114,9 +101,7 @@ impl Layout for Code8 {
         match precision {
             Precision::Exact => Form::Float,
             // A whole row is one block, whatever its length; the panel pads it to whole words.
-            Precision::Fast => Form::Int8 {
-                block: self.block.unwrap_or(usize::MAX),
-            },
+            Precision::Fast => Form::Int8 { block: self.block.unwrap_or(usize::MAX) },
         }
     }
 
@@ -138,17 +123,7 @@ impl Layout for Code8 {
                 Form::Int8 { .. } => {
                     let blocks = self.blocks(columns);
                     assert!(x.words == blocks * block_words && tile.len() == blocks * self.stride(columns));
-                    multiply_int8(
-                        cpu,
-                        &Blocks {
-                            tile,
-                            block_words,
-                            blocks,
-                            x,
-                            sink,
-                            first_row,
-                        },
-                    );
+                    multiply_int8(cpu, &Blocks { tile, block_words, blocks, x, sink, first_row });
                 }
                 Form::Bf16 => panic!("{} does not take activations as bfloat16", self.name),
             }
@@ -210,10 +185,7 @@ struct Tokens<'a, D> {
 
 impl<'a, D> Tokens<'a, D> {
     fn new(blocks: &'a Blocks<'a>) -> Self {
-        Tokens {
-            blocks,
-            dot: core::marker::PhantomData,
-        }
+        Tokens { blocks, dot: core::marker::PhantomData }
     }
 }
 
@@ -256,13 +228,7 @@ unsafe fn tokens<V: Vector, D: Dot, const G: usize>(of: &Blocks, first: usize, p
         let (dots, scales) = unsafe {
             let block = of.tile.as_ptr().add(b * stride);
             let dots = D::dot::<G>(of.block_words, block, panel.as_ptr().add(b * of.block_words * G));
-            (
-                dots,
-                block
-                    .add(of.block_words * TILE_ROWS)
-                    .cast::<[f32; TILE_ROWS]>()
-                    .read(),
-            )
+            (dots, block.add(of.block_words * TILE_ROWS).cast::<[f32; TILE_ROWS]>().read())
         };
         for g in 0..G {
             let bias = 128 * of.x.sums[(first + g) * of.blocks + b];
@@ -277,12 +243,7 @@ unsafe fn tokens<V: Vector, D: Dot, const G: usize>(of: &Blocks, first: usize, p
         for lane in (0..TILE_ROWS).step_by(V::LANES) {
             // SAFETY: `lane + LANES` stays inside the 32 sums; the sink's rows are the caller's.
             unsafe {
-                emit::<V, 1>(
-                    of.sink,
-                    first + g,
-                    of.first_row + lane,
-                    [V::load(sums.as_ptr().add(lane))],
-                )
+                emit::<V, 1>(of.sink, first + g, of.first_row + lane, [V::load(sums.as_ptr().add(lane))])
             };
         }
     }
@@ -338,11 +299,7 @@ mod neon {
                     for w in 0..words {
                         let word = *panel.add(w * G + g);
                         let x = vreinterpret_s8_u32(vdup_n_u32(word));
-                        total += word
-                            .to_le_bytes()
-                            .into_iter()
-                            .map(|b| i32::from(b as i8))
-                            .sum::<i32>();
+                        total += word.to_le_bytes().into_iter().map(|b| i32::from(b as i8)).sum::<i32>();
                         for (v, acc) in acc.iter_mut().enumerate() {
                             let bytes = vld1q_u8(tile.add(w * TILE_ROWS + v * 4).cast());
                             let codes = vreinterpretq_s8_u8(veorq_u8(bytes, vdupq_n_u8(128)));
@@ -352,10 +309,7 @@ mod neon {
                         }
                     }
                     for (v, acc) in acc.into_iter().enumerate() {
-                        vst1q_s32(
-                            dots.as_mut_ptr().add(v * 4),
-                            vaddq_s32(acc, vdupq_n_s32(128 * total)),
-                        );
+                        vst1q_s32(dots.as_mut_ptr().add(v * 4), vaddq_s32(acc, vdupq_n_s32(128 * total)));
                     }
                 }
             }

@@ -112,10 +112,7 @@ fn check_rows(columns: usize, rows: &[f32]) -> Result<(), NotFinite> {
         "whole rows, at most one tile of them"
     );
     match rows.iter().position(|x| !x.is_finite()) {
-        Some(at) => Err(NotFinite {
-            row: at / columns,
-            column: at % columns,
-        }),
+        Some(at) => Err(NotFinite { row: at / columns, column: at % columns }),
         None => Ok(()),
     }
 }

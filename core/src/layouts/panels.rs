@@ -92,15 +92,7 @@ impl<'a> Panels<'a> {
         let (data, rest) = memory[..form.memory_words(columns, tokens)].split_at(tokens * words);
         let (scales, sums) = rest.split_at(if blocks > 0 { tokens } else { 0 });
         let (scales, sums) = (bytemuck::cast_slice(scales), bytemuck::cast_slice(sums));
-        Panels {
-            form,
-            tokens,
-            group: group(cpu),
-            words,
-            data,
-            scales,
-            sums,
-        }
+        Panels { form, tokens, group: group(cpu), words, data, scales, sums }
     }
 
     /// Groups of tokens.
@@ -112,11 +104,7 @@ impl<'a> Panels<'a> {
     pub fn group(&self, index: usize) -> (usize, usize, &'a [u32]) {
         let first = index * self.group;
         let count = self.group.min(self.tokens - first);
-        (
-            first,
-            count,
-            &self.data[first * self.words..(first + count) * self.words],
-        )
+        (first, count, &self.data[first * self.words..(first + count) * self.words])
     }
 }
 
@@ -149,12 +137,8 @@ pub unsafe fn fill_group(
                 let blocks = form.blocks(columns);
                 let sums_at = tokens * words + tokens + token * blocks;
                 // SAFETY: as above.
-                let (scale, sums) = unsafe {
-                    (
-                        memory.part(tokens * words + token, 1),
-                        memory.part(sums_at, blocks),
-                    )
-                };
+                let (scale, sums) =
+                    unsafe { (memory.part(tokens * words + token, 1), memory.part(sums_at, blocks)) };
                 scale[0] = fill_int8(row, block, slots, sums).to_bits();
             }
         }
@@ -233,19 +217,14 @@ mod tests {
     /// The 32-bit words of one token, by the definition.
     fn words(form: Form, row: &[f32], scale: f32) -> Vec<u32> {
         let bytes = |x: &[f32]| -> [u8; 4] {
-            let code = |i: usize| {
-                x.get(i)
-                    .map_or(0, |x| libm::rint(f64::from(x * (1.0 / scale))) as i8 as u8)
-            };
+            let code =
+                |i: usize| x.get(i).map_or(0, |x| libm::rint(f64::from(x * (1.0 / scale))) as i8 as u8);
             core::array::from_fn(code)
         };
         let half = |x: Option<&f32>| u32::from(half::bf16::from_f32(x.copied().unwrap_or(0.0)).to_bits());
         match form {
             Form::Float => row.iter().map(|x| x.to_bits()).collect(),
-            Form::Bf16 => row
-                .chunks(2)
-                .map(|x| half(x.first()) | half(x.get(1)) << 16)
-                .collect(),
+            Form::Bf16 => row.chunks(2).map(|x| half(x.first()) | half(x.get(1)) << 16).collect(),
             Form::Int8 { .. } => {
                 let mut words: Vec<u32> = row.chunks(4).map(|x| u32::from_le_bytes(bytes(x))).collect();
                 words.resize(form.words(row.len()), 0);
@@ -255,9 +234,7 @@ mod tests {
     }
 
     fn check(form: Form, cpu: Cpu, columns: usize, tokens: usize) {
-        let x: Vec<f32> = (0..columns * tokens)
-            .map(|i| libm::sinf(i as f32 * 0.37) * 2.5)
-            .collect();
+        let x: Vec<f32> = (0..columns * tokens).map(|i| libm::sinf(i as f32 * 0.37) * 2.5).collect();
         let mut memory = vec![0xdead_beef; form.memory_words(columns, tokens)];
         let shared = Shared::new(&mut memory);
         for index in (0..tokens.div_ceil(group(cpu))).rev() {
@@ -277,18 +254,10 @@ mod tests {
                     assert_eq!(panels.scales[first + member], peak / 127.0, "{what:?}");
                     let blocks = found.chunks((block / 4).min(found.len()));
                     let codes = |words: &[u32]| {
-                        words
-                            .iter()
-                            .flat_map(|w| w.to_le_bytes())
-                            .map(|b| i32::from(b as i8))
-                            .sum()
+                        words.iter().flat_map(|w| w.to_le_bytes()).map(|b| i32::from(b as i8)).sum()
                     };
                     let sums: Vec<i32> = blocks.map(codes).collect();
-                    assert_eq!(
-                        panels.sums[(first + member) * sums.len()..][..sums.len()],
-                        sums,
-                        "{what:?}"
-                    );
+                    assert_eq!(panels.sums[(first + member) * sums.len()..][..sums.len()], sums, "{what:?}");
                 }
             }
         }
@@ -310,14 +279,7 @@ mod tests {
         let mut memory = vec![1; Form::Int8 { block: 4 }.memory_words(8, 1)];
         // SAFETY: the only thread.
         unsafe {
-            fill_group(
-                Form::Int8 { block: 4 },
-                Cpu::PORTABLE,
-                8,
-                &[0.0; 8],
-                0,
-                &Shared::new(&mut memory),
-            )
+            fill_group(Form::Int8 { block: 4 }, Cpu::PORTABLE, 8, &[0.0; 8], 0, &Shared::new(&mut memory))
         };
         assert!(memory.iter().all(|&word| word == 0), "{memory:?}");
     }

@@ -13,9 +13,7 @@ use std::vec::Vec;
 fn noise(seed: u64) -> impl FnMut() -> f32 {
     let mut state = seed | 1;
     move || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 40) as f32 / (1 << 23) as f32) - 1.0
     }
 }
@@ -75,23 +73,8 @@ impl Case {
         let tokens = x.len() / self.shape.columns;
         let form = self.layout.form(precision, cpu);
         let mut panels = aligned(panel_bytes(form, self.shape.columns, tokens));
-        let output = Output {
-            layout: self.layout,
-            shape: self.shape,
-            tiles: self.tiles(),
-            bias,
-            out,
-            add,
-        };
-        multiply(
-            cpu,
-            precision,
-            &Serial,
-            tokens,
-            x,
-            bytemuck::cast_slice_mut(&mut panels),
-            &mut [output],
-        );
+        let output = Output { layout: self.layout, shape: self.shape, tiles: self.tiles(), bias, out, add };
+        multiply(cpu, precision, &Serial, tokens, x, bytemuck::cast_slice_mut(&mut panels), &mut [output]);
     }
 }
 
@@ -99,13 +82,10 @@ impl Case {
 fn reference(case: &Case, x: &[f32], token: usize, row: usize) -> (f64, f64) {
     let columns = case.shape.columns;
     let x = &x[token * columns..][..columns];
-    case.row(row)
-        .iter()
-        .zip(x)
-        .fold((0.0, 0.0), |(sum, size), (&w, &x)| {
-            let term = f64::from(w) * f64::from(x);
-            (sum + term, size + term.abs())
-        })
+    case.row(row).iter().zip(x).fold((0.0, 0.0), |(sum, size), (&w, &x)| {
+        let term = f64::from(w) * f64::from(x);
+        (sum + term, size + term.abs())
+    })
 }
 
 fn check(layout: &'static dyn Layout, rows: usize, columns: usize, tokens: usize, seed: u64) {
@@ -139,12 +119,7 @@ fn check(layout: &'static dyn Layout, rows: usize, columns: usize, tokens: usize
                 }
             }
             if let Form::Int8 { .. } = layout.form(precision, cpu) {
-                assert_eq!(
-                    integer.get_or_insert_with(|| out.clone()),
-                    &out,
-                    "{} differs",
-                    cpu.name()
-                );
+                assert_eq!(integer.get_or_insert_with(|| out.clone()), &out, "{} differs", cpu.name());
             }
             same_bits_alone(&case, cpu, precision, &x, &out, &bias);
         }
@@ -157,13 +132,7 @@ fn same_bits_alone(case: &Case, cpu: Cpu, precision: Precision, x: &[f32], out: 
     for (token, x) in x.chunks_exact(columns).enumerate() {
         let mut alone = vec![0.0; rows];
         case.multiply(cpu, precision, x, Some(bias), &mut alone, false);
-        assert_eq!(
-            alone,
-            out[token * rows..][..rows],
-            "{} {} alone",
-            case.layout.name(),
-            cpu.name()
-        );
+        assert_eq!(alone, out[token * rows..][..rows], "{} {} alone", case.layout.name(), cpu.name());
         let mut added = vec![1.5; rows];
         case.multiply(cpu, precision, x, Some(bias), &mut added, true);
         let wanted: Vec<f32> = alone.iter().map(|y| 1.5 + y).collect();
@@ -189,9 +158,7 @@ fn wide_layouts_keep_what_they_can_hold() {
     for &layout in &LAYOUTS[..3] {
         let values = [0.0f32, 1.0, -1.5, 0.25, 96.0, -0.007_812_5, 3.0];
         let mut tile = aligned(layout.tile_bytes(7));
-        layout
-            .pack(7, &values, bytemuck::cast_slice_mut(&mut tile))
-            .expect("finite");
+        layout.pack(7, &values, bytemuck::cast_slice_mut(&mut tile)).expect("finite");
         let mut out = [9.0; 7];
         layout.unpack(7, bytemuck::cast_slice(&tile), 0, &mut out);
         assert_eq!(out, values, "{}", layout.name());
@@ -204,9 +171,7 @@ fn code8_rounds_to_within_half_a_step() {
     let row: Vec<f32> = (0..100).map(|_| next()).collect();
     for layout in [&code8::ROW, &code8::BLOCK32] {
         let mut tile = aligned(layout.tile_bytes(100));
-        layout
-            .pack(100, &row, bytemuck::cast_slice_mut(&mut tile))
-            .expect("finite");
+        layout.pack(100, &row, bytemuck::cast_slice_mut(&mut tile)).expect("finite");
         let mut out = vec![0.0; 100];
         layout.unpack(100, bytemuck::cast_slice(&tile), 0, &mut out);
         for (a, b) in row.iter().zip(&out) {

@@ -76,17 +76,7 @@ pub(super) unsafe fn multiply_float<D: Decode>(
     sink: &Sink,
     first_row: usize,
 ) {
-    launch(
-        cpu,
-        Float {
-            decode: PhantomData::<D>,
-            block_words,
-            tile,
-            x,
-            sink,
-            first_row,
-        },
-    );
+    launch(cpu, Float { decode: PhantomData::<D>, block_words, tile, x, sink, first_row });
 }
 
 struct Float<'a, D> {
@@ -170,10 +160,7 @@ impl<D: Decode> Float<'_, D> {
         let rest = columns % D::PER_WORD;
         let stride = (self.block_words + usize::from(D::SCALED)) * TILE_ROWS;
         let blocks = (words + usize::from(rest > 0)).div_ceil(self.block_words);
-        assert!(
-            blocks * stride <= self.tile.len(),
-            "the tile is shorter than the panel"
-        );
+        assert!(blocks * stride <= self.tile.len(), "the tile is shorter than the panel");
         let x = panel.as_ptr().cast::<f32>();
         // SAFETY: by the assertion the tile holds all blocks that the panel reaches into, and word `w` of a block
         // lies at `w * TILE_ROWS`; the panel holds `columns * G` floats, stored as bits of the same size.

@@ -80,15 +80,8 @@ impl Layout for Wide {
         assert_eq!(words.len(), self.words(columns) * TILE_ROWS);
         words.fill(0);
         for (r, row) in rows.chunks_exact(columns).enumerate() {
-            for (slot, columns) in words[r..]
-                .iter_mut()
-                .step_by(TILE_ROWS)
-                .zip(row.chunks(self.per_word()))
-            {
-                *slot = columns
-                    .iter()
-                    .enumerate()
-                    .fold(0, |word, (j, &x)| word | self.encode(x) << (16 * j));
+            for (slot, columns) in words[r..].iter_mut().step_by(TILE_ROWS).zip(row.chunks(self.per_word())) {
+                *slot = columns.iter().enumerate().fold(0, |word, (j, &x)| word | self.encode(x) << (16 * j));
             }
         }
         Ok(())
@@ -97,14 +90,8 @@ impl Layout for Wide {
     fn unpack(&self, columns: usize, tile: &[u8], row: usize, out: &mut [f32]) {
         assert!(row < TILE_ROWS && out.len() == columns);
         let words: &[u32] = bytemuck::cast_slice(tile);
-        for (&word, out) in words[row..]
-            .iter()
-            .step_by(TILE_ROWS)
-            .zip(out.chunks_mut(self.per_word()))
-        {
-            out.iter_mut()
-                .enumerate()
-                .for_each(|(j, x)| *x = self.decode(word, j));
+        for (&word, out) in words[row..].iter().step_by(TILE_ROWS).zip(out.chunks_mut(self.per_word())) {
+            out.iter_mut().enumerate().for_each(|(j, x)| *x = self.decode(word, j));
         }
     }
 
@@ -184,10 +171,7 @@ impl Decode for F16Words {
 /// bfloat16 dots. Panels of this form are only made where the processor has them.
 #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
 unsafe fn multiply_bf16(cpu: Cpu, tile: &[u32], x: &Panels, sink: &Sink, first_row: usize) {
-    assert!(
-        cpu.bf16(),
-        "panels of bfloat16 on a processor without its dot product"
-    );
+    assert!(cpu.bf16(), "panels of bfloat16 on a processor without its dot product");
     // SAFETY: the assertion proves AVX-512 BF16; the rest is the caller's.
     unsafe { avx512::multiply(tile, x, sink, first_row) }
 }
@@ -209,10 +193,7 @@ mod avx512 {
     /// The processor must have AVX-512 F, BW, DQ, VL and BF16; the tile's rows in the sink are the caller's alone.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
     pub(super) unsafe fn multiply(tile: &[u32], x: &Panels, sink: &Sink, first_row: usize) {
-        assert!(
-            x.words * TILE_ROWS <= tile.len(),
-            "the tile is shorter than the panel"
-        );
+        assert!(x.words * TILE_ROWS <= tile.len(), "the tile is shorter than the panel");
         for index in 0..x.groups() {
             let (first, count, panel) = x.group(index);
             // SAFETY: the tile has the words of the panel by the assertion; the rest is the caller's.

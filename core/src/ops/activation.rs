@@ -27,34 +27,10 @@ impl Kernel for Row<'_> {
         // SAFETY: launched with a proven vector.
         unsafe {
             match self.activation {
-                Activation::Silu => map_in_place::<V>(
-                    self.gate,
-                    &Gated {
-                        bend: Silu,
-                        up: self.up,
-                    },
-                ),
-                Activation::Gelu => map_in_place::<V>(
-                    self.gate,
-                    &Gated {
-                        bend: Gelu,
-                        up: self.up,
-                    },
-                ),
-                Activation::GeluTanh => map_in_place::<V>(
-                    self.gate,
-                    &Gated {
-                        bend: GeluTanh,
-                        up: self.up,
-                    },
-                ),
-                Activation::Relu => map_in_place::<V>(
-                    self.gate,
-                    &Gated {
-                        bend: Relu,
-                        up: self.up,
-                    },
-                ),
+                Activation::Silu => map_in_place::<V>(self.gate, &Gated { bend: Silu, up: self.up }),
+                Activation::Gelu => map_in_place::<V>(self.gate, &Gated { bend: Gelu, up: self.up }),
+                Activation::GeluTanh => map_in_place::<V>(self.gate, &Gated { bend: GeluTanh, up: self.up }),
+                Activation::Relu => map_in_place::<V>(self.gate, &Gated { bend: Relu, up: self.up }),
             }
         }
     }
@@ -108,8 +84,7 @@ impl Lanewise for GeluTanh {
         unsafe {
             // sqrt(2 / pi) (x + 0.044715 x^3)
             let cubed = x.mul(x).mul_add(V::splat(0.044_715), V::splat(1.0)).mul(x);
-            x.mul(V::splat(0.5))
-                .mul(V::splat(1.0).add(tanh(cubed.mul(V::splat(0.797_884_6)))))
+            x.mul(V::splat(0.5)).mul(V::splat(1.0).add(tanh(cubed.mul(V::splat(0.797_884_6)))))
         }
     }
 }
@@ -140,12 +115,7 @@ mod tests {
             Activation::Relu => x.max(0.0),
         };
         for cpu in Cpu::detect().variants() {
-            for activation in [
-                Activation::Silu,
-                Activation::Gelu,
-                Activation::GeluTanh,
-                Activation::Relu,
-            ] {
+            for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
                 let mut gate = [0.0f32; 77];
                 let mut up = [0.0f32; 77];
                 for i in 0..77 {
@@ -156,11 +126,7 @@ mod tests {
                 activate(cpu, activation, &mut gate, Some(&up));
                 for i in 0..77 {
                     let want = definition(activation, f64::from(x[i])) * f64::from(up[i]);
-                    assert!(
-                        (f64::from(gate[i]) - want).abs() < 2e-5,
-                        "{activation:?} {} {i}",
-                        cpu.name()
-                    );
+                    assert!((f64::from(gate[i]) - want).abs() < 2e-5, "{activation:?} {} {i}", cpu.name());
                 }
             }
         }

@@ -40,11 +40,7 @@ impl PageShape {
     }
 
     fn scale_bytes(self) -> usize {
-        if self.kind == KvKind::Int8 {
-            POSITIONS * 4
-        } else {
-            0
-        }
+        if self.kind == KvKind::Int8 { POSITIONS * 4 } else { 0 }
     }
 
     fn key_bytes(self) -> usize {
@@ -70,13 +66,9 @@ pub fn store(shape: PageShape, page: &mut [u8], position: usize, key: &[f32], va
     assert!(page.len() == shape.bytes() && position < POSITIONS);
     assert!(key.len() == shape.width && value.len() == shape.width);
     let (keys, values) = page.split_at_mut(shape.value_offset());
-    store_side(shape, keys, key, shape.key_bytes(), position, |channel| {
-        channel * POSITIONS + position
-    });
+    store_side(shape, keys, key, shape.key_bytes(), position, |channel| channel * POSITIONS + position);
     let padded = shape.padded_width();
-    store_side(shape, values, value, shape.value_bytes(), position, |channel| {
-        position * padded + channel
-    });
+    store_side(shape, values, value, shape.value_bytes(), position, |channel| position * padded + channel);
 }
 
 fn store_side(
@@ -95,9 +87,7 @@ fn store_side(
         }
         KvKind::F16 => {
             let codes: &mut [u16] = bytemuck::cast_slice_mut(codes);
-            x.iter()
-                .enumerate()
-                .for_each(|(i, &x)| codes[at(i)] = half::f16::from_f32(x).to_bits());
+            x.iter().enumerate().for_each(|(i, &x)| codes[at(i)] = half::f16::from_f32(x).to_bits());
         }
         KvKind::Int8 => {
             let peak = x.iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
@@ -105,9 +95,7 @@ fn store_side(
             let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
             let scales: &mut [f32] = bytemuck::cast_slice_mut(scales);
             scales[position] = scale;
-            x.iter()
-                .enumerate()
-                .for_each(|(i, &x)| codes[at(i)] = libm::rintf(x * inverse) as i8 as u8);
+            x.iter().enumerate().for_each(|(i, &x)| codes[at(i)] = libm::rintf(x * inverse) as i8 as u8);
         }
     }
 }
@@ -133,13 +121,7 @@ pub fn store_batch<P: Pool>(
                 let x = (feed.first_row + i) * stride + head * width;
                 // SAFETY: a head's part of a page is touched by that head's task alone.
                 let page = unsafe { memory.part(at, bytes) };
-                store(
-                    cache.shape,
-                    page,
-                    position % POSITIONS,
-                    &keys[x..x + width],
-                    &values[x..x + width],
-                );
+                store(cache.shape, page, position % POSITIONS, &keys[x..x + width], &values[x..x + width]);
             }
         }
     };
@@ -193,10 +175,7 @@ pub fn attend_batch<P: Pool>(
             group,
             first_head: head * group,
             first_position: feed.first_position,
-            rows: (
-                block * TASK_ROWS,
-                ((block + 1) * TASK_ROWS).min(feed.rows * group),
-            ),
+            rows: (block * TASK_ROWS, ((block + 1) * TASK_ROWS).min(feed.rows * group)),
             window: attention.window.unwrap_or(usize::MAX),
             scale: attention.scale,
             softcap: attention.softcap.unwrap_or(0.0),
@@ -303,24 +282,14 @@ struct Span {
 #[inline(always)]
 unsafe fn tile<V: Vector, const R: usize>(job: &HeadJob, first_row: usize) {
     let width = job.shape.width;
-    let mut states = [RowState {
-        highest: f32::NEG_INFINITY,
-        total: 0.0,
-        out: [0.0; HEAD_WIDTH_MAX],
-    }; R];
+    let mut states = [RowState { highest: f32::NEG_INFINITY, total: 0.0, out: [0.0; HEAD_WIDTH_MAX] }; R];
     let mut seen = [Span { from: 0, to: 0 }; R];
     let mut offsets = [0usize; R];
     for r in 0..R {
-        let (token, head) = (
-            (first_row + r) / job.group,
-            job.first_head + (first_row + r) % job.group,
-        );
+        let (token, head) = ((first_row + r) / job.group, job.first_head + (first_row + r) % job.group);
         offsets[r] = (job.first_token + token) * job.token_stride + head * width;
         let to = job.first_position + token + 1;
-        seen[r] = Span {
-            from: to.saturating_sub(job.window),
-            to,
-        };
+        seen[r] = Span { from: to.saturating_sub(job.window), to };
         if let Some(sinks) = job.sinks {
             // The sink takes part as a position of its own, before all others.
             states[r].highest = sinks[head];
@@ -328,16 +297,8 @@ unsafe fn tile<V: Vector, const R: usize>(job: &HeadJob, first_row: usize) {
         }
     }
     let queries: [&[f32]; R] = core::array::from_fn(|r| &job.queries[offsets[r]..offsets[r] + width]);
-    let first_page = seen
-        .iter()
-        .map(|span| span.from)
-        .min()
-        .map_or(0, |from| from / POSITIONS);
-    let end_page = seen
-        .iter()
-        .map(|span| span.to)
-        .max()
-        .map_or(0, |to| to.div_ceil(POSITIONS));
+    let first_page = seen.iter().map(|span| span.from).min().map_or(0, |from| from / POSITIONS);
+    let end_page = seen.iter().map(|span| span.to).max().map_or(0, |to| to.div_ceil(POSITIONS));
     for page in first_page..end_page {
         let at = job.pages[page] as usize * job.page_stride + job.head_offset;
         let bytes = &job.cache[at..at + job.shape.bytes()];
@@ -536,16 +497,9 @@ unsafe fn weigh<V: Vector, C: Codes, const R: usize>(
     spans: &[Span; R],
     states: &mut [RowState],
 ) {
-    let common = spans.iter().fold(
-        Span {
-            from: 0,
-            to: POSITIONS,
-        },
-        |a, b| Span {
-            from: a.from.max(b.from),
-            to: a.to.min(b.to),
-        },
-    );
+    let common = spans
+        .iter()
+        .fold(Span { from: 0, to: POSITIONS }, |a, b| Span { from: a.from.max(b.from), to: a.to.min(b.to) });
     let together = R > 1 && common.from < common.to;
     // Before the common part, the common part, after it. One call for each shape, so that all of it stays inlined.
     for phase in 0..3 {
@@ -558,15 +512,9 @@ unsafe fn weigh<V: Vector, C: Codes, const R: usize>(
         }
         for (r, span) in spans.iter().enumerate() {
             let alone = match (phase, together) {
-                (0, true) => Span {
-                    from: span.from,
-                    to: common.from,
-                },
+                (0, true) => Span { from: span.from, to: common.from },
                 (0, false) => *span,
-                (_, true) => Span {
-                    from: common.to,
-                    to: span.to,
-                },
+                (_, true) => Span { from: common.to, to: span.to },
                 (_, false) => Span { from: 0, to: 0 },
             };
             // SAFETY: as above.
@@ -630,13 +578,7 @@ unsafe fn channels<V: Vector, C: Codes, const R: usize, const N: usize>(
         }
         unroll::<R>(|r| {
             unroll::<N>(|v| {
-                acc[r][v].store(
-                    states
-                        .get_unchecked_mut(r)
-                        .out
-                        .as_mut_ptr()
-                        .add(channel + v * V::LANES),
-                )
+                acc[r][v].store(states.get_unchecked_mut(r).out.as_mut_ptr().add(channel + v * V::LANES))
             });
         });
     }

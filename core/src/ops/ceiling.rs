@@ -18,9 +18,7 @@ pub fn read(cpu: Cpu, block: &[u8]) -> f32 {
                     let from = self.0.as_ptr().add(at).cast::<f32>();
                     unroll::<8>(|i| acc[i] = acc[i].max(V::load(from.add(i * V::LANES))));
                 }
-                acc.into_iter()
-                    .map(|v| super::math::largest(v))
-                    .fold(0.0, f32::max)
+                acc.into_iter().map(|v| super::math::largest(v)).fold(0.0, f32::max)
             }
         }
     }
@@ -38,18 +36,13 @@ pub fn multiply_add(cpu: Cpu, rounds: usize) -> (f32, u64) {
             // SAFETY: lane arithmetic only.
             unsafe {
                 let mut acc = [V::splat(1.0); 12];
-                let (a, b) = (
-                    V::splat(core::hint::black_box(0.999_9)),
-                    V::splat(core::hint::black_box(1e-6)),
-                );
+                let (a, b) =
+                    (V::splat(core::hint::black_box(0.999_9)), V::splat(core::hint::black_box(1e-6)));
                 for _ in 0..self.0 {
                     unroll::<12>(|i| acc[i] = acc[i].mul_add(a, b));
                     unroll::<12>(|i| acc[i] = acc[i].mul_add(a, b));
                 }
-                let check = acc
-                    .into_iter()
-                    .map(|v| super::math::largest(v))
-                    .fold(0.0, f32::max);
+                let check = acc.into_iter().map(|v| super::math::largest(v)).fold(0.0, f32::max);
                 (check, (self.0 * 24 * V::LANES * 2) as u64)
             }
         }
@@ -94,10 +87,7 @@ mod x86 {
             unroll::<12>(|i| acc[i] = _mm512_dpbf16_ps(acc[i], one, one));
             unroll::<12>(|i| acc[i] = _mm512_dpbf16_ps(acc[i], one, one));
         }
-        (
-            acc.into_iter().map(|v| _mm512_reduce_add_ps(v)).sum(),
-            (rounds * 24 * 32 * 2) as u64,
-        )
+        (acc.into_iter().map(|v| _mm512_reduce_add_ps(v)).sum(), (rounds * 24 * 32 * 2) as u64)
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -108,9 +98,7 @@ mod x86 {
             unroll::<12>(|i| acc[i] = _mm512_dpbusd_epi32(acc[i], one, one));
             unroll::<12>(|i| acc[i] = _mm512_dpbusd_epi32(acc[i], one, one));
         }
-        let check = acc
-            .into_iter()
-            .fold(0i32, |sum, v| sum.wrapping_add(_mm512_reduce_add_epi32(v)));
+        let check = acc.into_iter().fold(0i32, |sum, v| sum.wrapping_add(_mm512_reduce_add_epi32(v)));
         (check, (rounds * 24 * 64 * 2) as u64)
     }
 }

@@ -68,10 +68,7 @@ impl Crew {
         wake();
         self.take_tasks();
         drop(close);
-        assert!(
-            !self.broken.load(SeqCst),
-            "a task panicked on another thread of the pool"
-        );
+        assert!(!self.broken.load(SeqCst), "a task panicked on another thread of the pool");
     }
 
     /// Whether a job is open that still has tasks: what a follower watches while it spins.

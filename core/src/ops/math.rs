@@ -221,14 +221,7 @@ mod tests {
                 *x = (i as f32 - 500.0) * 0.1737;
             }
             let mut to = [0.0f32; 1003];
-            launch(
-                cpu,
-                Each {
-                    function,
-                    from: &from,
-                    to: &mut to,
-                },
-            );
+            launch(cpu, Each { function, from: &from, to: &mut to });
             for (x, y) in from.iter().zip(to) {
                 let want = reference(f64::from(*x));
                 let error = (f64::from(y) - want).abs();
@@ -253,14 +246,7 @@ mod tests {
     fn exp_of_minus_infinity_is_exactly_zero() {
         for cpu in Cpu::detect().variants() {
             let mut to = [1.0f32; 3];
-            launch(
-                cpu,
-                Each {
-                    function: "exp",
-                    from: &[f32::NEG_INFINITY, -1000.0, 0.0],
-                    to: &mut to,
-                },
-            );
+            launch(cpu, Each { function: "exp", from: &[f32::NEG_INFINITY, -1000.0, 0.0], to: &mut to });
             assert_eq!(to, [0.0, 0.0, 1.0]);
         }
     }

@@ -67,11 +67,7 @@ fn prepare<P: Pool>(cpu: Cpu, pool: &P, form: Form, columns: usize, x: &[f32], p
         // SAFETY: every group is filled by one task.
         unsafe { fill_group(form, cpu, columns, x, index, &memory) }
     };
-    if groups == 1 {
-        work(0)
-    } else {
-        pool.run(groups, &work)
-    }
+    if groups == 1 { work(0) } else { pool.run(groups, &work) }
 }
 
 /// A matrix while several threads write its product.
@@ -93,21 +89,10 @@ fn share_tiles<'a, 'b: 'a, P: Pool>(
     for output in outputs {
         let rows = output.shape.rows;
         assert_eq!(output.out.len(), x.tokens * rows);
-        let sink = Sink {
-            out: Shared::new(output.out),
-            stride: rows,
-            rows,
-            bias: output.bias,
-            add: output.add,
-        };
+        let sink =
+            Sink { out: Shared::new(output.out), stride: rows, rows, bias: output.bias, add: output.add };
         let tile_bytes = output.layout.tile_bytes(output.shape.columns);
-        let part = Part {
-            layout: output.layout,
-            shape: output.shape,
-            tile_bytes,
-            tiles: output.tiles,
-            sink,
-        };
+        let part = Part { layout: output.layout, shape: output.shape, tile_bytes, tiles: output.tiles, sink };
         assert!(parts.push(part).is_ok(), "three outputs at most");
     }
     let total: usize = parts.iter().map(|part| part.shape.tiles()).sum();
@@ -128,10 +113,7 @@ fn share_tiles<'a, 'b: 'a, P: Pool>(
             let bytes = &part.tiles[tile * part.tile_bytes..][..part.tile_bytes];
             let first_row = tile * crate::layouts::TILE_ROWS;
             // SAFETY: every tile is multiplied by one task, and tiles have rows of their own.
-            unsafe {
-                part.layout
-                    .multiply(cpu, part.shape.columns, bytes, x, &part.sink, first_row)
-            };
+            unsafe { part.layout.multiply(cpu, part.shape.columns, bytes, x, &part.sink, first_row) };
         }
     };
     pool.run(total.div_ceil(run_tiles), &work);

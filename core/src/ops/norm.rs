@@ -22,11 +22,7 @@ pub struct RowNorm<'a> {
 
 /// Normalizes one row: `out = (x - mean) / deviation * (weight + shift) + bias`.
 pub fn norm_row(cpu: Cpu, norm: &RowNorm, x: &[f32], out: &mut [f32]) {
-    assert_eq!(
-        x.len(),
-        norm.weight.len(),
-        "a norm's weight has one value per channel"
-    );
+    assert_eq!(x.len(), norm.weight.len(), "a norm's weight has one value per channel");
     assert_eq!(x.len(), out.len());
     launch(cpu, Row { norm: *norm, x, out });
 }
@@ -51,15 +47,7 @@ impl Kernel for Row<'_> {
             };
             let variance = total_of_squares::<V>(self.x, mean) / width;
             let scale = 1.0 / libm::sqrtf(variance + self.norm.epsilon);
-            map::<V>(
-                self.x,
-                self.out,
-                &Normalized {
-                    mean,
-                    scale,
-                    norm: self.norm,
-                },
-            );
+            map::<V>(self.x, self.out, &Normalized { mean, scale, norm: self.norm });
         }
     }
 }
@@ -139,32 +127,19 @@ mod tests {
                 for kind in [NormKind::Rms, NormKind::Layer] {
                     let mut out = [0.0f32; 100];
                     let (x, weight, out) = (&x[..width], &weight[..width], &mut out[..width]);
-                    let norm = RowNorm {
-                        kind,
-                        epsilon: 1e-5,
-                        weight_shift: 1.0,
-                        weight,
-                        bias: Some(weight),
-                    };
+                    let norm = RowNorm { kind, epsilon: 1e-5, weight_shift: 1.0, weight, bias: Some(weight) };
                     norm_row(cpu, &norm, x, out);
                     let n = width as f64;
                     let mean = match kind {
                         NormKind::Rms => 0.0,
                         NormKind::Layer => x.iter().map(|&v| f64::from(v)).sum::<f64>() / n,
                     };
-                    let variance = x
-                        .iter()
-                        .map(|&v| (f64::from(v) - mean) * (f64::from(v) - mean))
-                        .sum::<f64>()
-                        / n;
+                    let variance =
+                        x.iter().map(|&v| (f64::from(v) - mean) * (f64::from(v) - mean)).sum::<f64>() / n;
                     for i in 0..width {
                         let w = f64::from(weight[i]);
                         let want = (f64::from(x[i]) - mean) / libm::sqrt(variance + 1e-5) * (w + 1.0) + w;
-                        assert!(
-                            (f64::from(out[i]) - want).abs() < 1e-5,
-                            "{} {width} {i}",
-                            cpu.name()
-                        );
+                        assert!((f64::from(out[i]) - want).abs() < 1e-5, "{} {width} {i}", cpu.name());
                     }
                 }
             }

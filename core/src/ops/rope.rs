@@ -78,20 +78,12 @@ mod tests {
             rotate(&mut x, &table);
             x
         };
-        let (a, b) = (
-            [0.3, -1.0, 2.0, 0.1, 1.5, -0.7, 0.2, 1.0],
-            [1.0, 0.4, -0.3, 2.0, -1.1, 0.9, 0.6, -0.2],
-        );
+        let (a, b) =
+            ([0.3, -1.0, 2.0, 0.1, 1.5, -0.7, 0.2, 1.0], [1.0, 0.4, -0.3, 2.0, -1.1, 0.9, 0.6, -0.2]);
         let score = |i, j| -> f32 { turned(&a, i).iter().zip(turned(&b, j)).map(|(x, y)| x * y).sum() };
         for (i, j) in [(0, 0), (5, 2), (60, 57)] {
-            assert!(
-                (score(i, j) - score(i + 300, j + 300)).abs() < 1e-3,
-                "{i} and {j}"
-            );
+            assert!((score(i, j) - score(i + 300, j + 300)).abs() < 1e-3, "{i} and {j}");
         }
-        assert!(
-            (score(5, 2) - score(2, 5)).abs() > 1e-2,
-            "the order of positions counts"
-        );
+        assert!((score(5, 2) - score(2, 5)).abs() > 1e-2, "the order of positions counts");
     }
 }

@@ -21,11 +21,7 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 impl<'a, T> Shared<'a, T> {
     /// Takes the slice for the time of a job.
     pub fn new(slice: &'a mut [T]) -> Self {
-        Shared {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-            slice: PhantomData,
-        }
+        Shared { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
     /// The elements from `from`, `len` of them. Panics outside the slice.
@@ -34,11 +30,7 @@ impl<'a, T> Shared<'a, T> {
     /// While the result lives, nothing else may read or write these elements.
     #[allow(clippy::mut_from_ref)] // That is the purpose; the contract above replaces the borrow checker.
     pub unsafe fn part(&self, from: usize, len: usize) -> &mut [T] {
-        assert!(
-            from <= self.len && len <= self.len - from,
-            "part {from}+{len} of a slice of {}",
-            self.len
-        );
+        assert!(from <= self.len && len <= self.len - from, "part {from}+{len} of a slice of {}", self.len);
         // SAFETY: in bounds by the assertion; unaliased by the caller's promise.
         unsafe { core::slice::from_raw_parts_mut(self.start.add(from), len) }
     }
@@ -54,10 +46,7 @@ pub fn each_row<T: Send, P: Pool>(
 ) {
     let rows = slice.len() / width;
     if rows < rows_min || pool.threads() == 1 {
-        slice
-            .chunks_exact_mut(width)
-            .enumerate()
-            .for_each(|(row, part)| work(row, part));
+        slice.chunks_exact_mut(width).enumerate().for_each(|(row, part)| work(row, part));
         return;
     }
     // A few runs per thread: whoever is late leaves the rest to others.
@@ -93,14 +82,9 @@ mod tests {
     #[test]
     fn every_row_is_visited_once_with_its_own_elements() {
         for threads in 1..6 {
-            for (rows, width, rows_min) in [
-                (0, 3, 1),
-                (1, 1, 1),
-                (7, 3, 64),
-                (40, 5, 4),
-                (41, 1, 1),
-                (129, 2, 16),
-            ] {
+            for (rows, width, rows_min) in
+                [(0, 3, 1), (1, 1, 1), (7, 3, 64), (40, 5, 4), (41, 1, 1), (129, 2, 16)]
+            {
                 let mut slice: Vec<usize> = (0..rows * width).collect();
                 let visits = Mutex::new(vec![0; rows]);
                 each_row(&Backwards(threads), &mut slice, width, rows_min, |row, part| {
@@ -112,10 +96,7 @@ mod tests {
                     }
                 });
                 let visits = visits.into_inner().expect("no holder panics");
-                assert!(
-                    visits.iter().all(|&n| n == 1),
-                    "{threads} threads, {rows} rows: {visits:?}"
-                );
+                assert!(visits.iter().all(|&n| n == 1), "{threads} threads, {rows} rows: {visits:?}");
                 assert!(slice.iter().enumerate().all(|(i, &x)| x == i + 1000));
             }
         }

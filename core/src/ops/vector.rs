@@ -174,13 +174,7 @@ impl Vector for Portable {
     }
     #[inline(always)]
     unsafe fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
-        Portable(core::array::from_fn(|i| {
-            if self.0[i] < bound.0[i] {
-                then.0[i]
-            } else {
-                otherwise.0[i]
-            }
-        }))
+        Portable(core::array::from_fn(|i| if self.0[i] < bound.0[i] { then.0[i] } else { otherwise.0[i] }))
     }
     #[inline(always)]
     unsafe fn bf16_words(from: *const u32) -> [Self; 2] {
@@ -196,10 +190,7 @@ impl Vector for Portable {
         // SAFETY: the caller's pointer is valid for four words.
         let words = unsafe { from.cast::<[u32; 4]>().read_unaligned() };
         let wide = |bits: u32| half::f16::from_bits(bits as u16).to_f32();
-        [
-            Portable(words.map(|w| wide(w & 0xffff))),
-            Portable(words.map(|w| wide(w >> 16))),
-        ]
+        [Portable(words.map(|w| wide(w & 0xffff))), Portable(words.map(|w| wide(w >> 16)))]
     }
     #[inline(always)]
     unsafe fn u8_words(from: *const u32) -> [Self; 4] {

@@ -65,26 +65,17 @@ impl Dtype {
 
     /// Whether a value may be NaN or infinite.
     pub fn is_float(self) -> bool {
-        matches!(
-            self,
-            Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::F8E4m3 | Self::F8E5m2
-        )
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::F8E4m3 | Self::F8E5m2)
     }
 
     /// Widens (for 64-bit types: rounds) `out.len()` elements to f32. `data` is exactly as long as those elements.
     pub(crate) fn widen(self, data: &[u8], out: &mut [f32]) {
-        assert_eq!(
-            data.len(),
-            out.len() * self.bytes(),
-            "the caller cuts the elements it asks for"
-        );
+        assert_eq!(data.len(), out.len() * self.bytes(), "the caller cuts the elements it asks for");
         match self {
             Self::F64 => each(data, out, |b| f64::from_le_bytes(b) as f32),
             Self::F32 => each(data, out, f32::from_le_bytes),
             Self::F16 => each(data, out, |b| f16_to_f32(u16::from_le_bytes(b))),
-            Self::Bf16 => each(data, out, |b| {
-                f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)
-            }),
+            Self::Bf16 => each(data, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
             Self::I64 => each(data, out, |b| i64::from_le_bytes(b) as f32),
             Self::I32 => each(data, out, |b| i32::from_le_bytes(b) as f32),
             Self::I16 => each(data, out, |b| f32::from(i16::from_le_bytes(b))),
@@ -116,11 +107,7 @@ fn f16_to_f32(bits: u16) -> f32 {
     let magnitude = u32::from(bits & 0x7FFF);
     let finite = f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23);
     let special = 0x7F80_0000 | magnitude << 13;
-    let bits_abs = if magnitude >= 0x7C00 {
-        special
-    } else {
-        finite.to_bits()
-    };
+    let bits_abs = if magnitude >= 0x7C00 { special } else { finite.to_bits() };
     f32::from_bits(bits_abs | u32::from(bits & 0x8000) << 16)
 }
 
@@ -160,10 +147,7 @@ mod tests {
         for bits in 0..=u16::MAX {
             let expected = half::f16::from_bits(bits).to_f32();
             let ours = f16_to_f32(bits);
-            assert!(
-                ours.to_bits() == expected.to_bits() || ours.is_nan() && expected.is_nan(),
-                "{bits:#x}"
-            );
+            assert!(ours.to_bits() == expected.to_bits() || ours.is_nan() && expected.is_nan(), "{bits:#x}");
         }
         assert_eq!(widen_one(Dtype::F8E5m2, &[0x3C]), 1.0);
     }
@@ -179,26 +163,17 @@ mod tests {
                 _ => sign * (1.0 + m / 8.0) * 2f32.powi(e - 7),
             };
             let ours = e4m3_to_f32(byte);
-            assert!(
-                ours.to_bits() == expected.to_bits() || ours.is_nan() && expected.is_nan(),
-                "{byte:#x}"
-            );
+            assert!(ours.to_bits() == expected.to_bits() || ours.is_nan() && expected.is_nan(), "{byte:#x}");
         }
     }
 
     #[test]
     fn integers_and_wide_floats_widen() {
         assert_eq!(widen_one(Dtype::I64, &(-3i64).to_le_bytes()), -3.0);
-        assert_eq!(
-            widen_one(Dtype::U64, &u64::MAX.to_le_bytes()),
-            18_446_744_073_709_551_615.0
-        );
+        assert_eq!(widen_one(Dtype::U64, &u64::MAX.to_le_bytes()), 18_446_744_073_709_551_615.0);
         assert_eq!(widen_one(Dtype::I8, &[0xFF]), -1.0);
         assert_eq!(widen_one(Dtype::Bool, &[2]), 1.0);
         assert_eq!(widen_one(Dtype::F64, &1e300f64.to_le_bytes()), f32::INFINITY);
-        assert_eq!(
-            widen_one(Dtype::Bf16, &half::bf16::from_f32(-2.5).to_le_bytes()),
-            -2.5
-        );
+        assert_eq!(widen_one(Dtype::Bf16, &half::bf16::from_f32(-2.5).to_le_bytes()), -2.5);
     }
 }

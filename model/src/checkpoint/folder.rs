@@ -31,49 +31,31 @@ pub(super) fn find(path: &Path) -> Result<Weights, CheckpointError> {
             return Err(CheckpointError::NoPath { path: path.into() });
         }
         Err(source) => {
-            return Err(CheckpointError::Folder {
-                path: path.into(),
-                source,
-            });
+            return Err(CheckpointError::Folder { path: path.into(), source });
         }
     };
-    if metadata.is_dir() {
-        find_in_folder(path)
-    } else {
-        find_file(path)
-    }
+    if metadata.is_dir() { find_in_folder(path) } else { find_file(path) }
 }
 
 fn find_file(path: &Path) -> Result<Weights, CheckpointError> {
     if has_extension(path, &["safetensors"]) {
         return Ok(Weights::Single(path.into()));
     }
-    if path
-        .file_name()
-        .is_some_and(|name| name.to_string_lossy().ends_with(".safetensors.index.json"))
-    {
+    if path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".safetensors.index.json")) {
         return Ok(Weights::Sharded(path.into()));
     }
     if has_extension(path, &FOREIGN) {
-        let found = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .into_iter()
-            .collect();
-        return Err(CheckpointError::Foreign {
-            path: path.into(),
-            found,
-        });
+        let found = path.file_name().map(|name| name.to_string_lossy().into_owned()).into_iter().collect();
+        return Err(CheckpointError::Foreign { path: path.into(), found });
     }
     Err(CheckpointError::NotSafetensors { path: path.into() })
 }
 
 /// Like transformers, `model.safetensors` comes before an index.
 fn find_in_folder(folder: &Path) -> Result<Weights, CheckpointError> {
-    for (name, weights) in [
-        (SINGLE_NAME, Weights::Single as fn(PathBuf) -> Weights),
-        (INDEX_NAME, Weights::Sharded),
-    ] {
+    for (name, weights) in
+        [(SINGLE_NAME, Weights::Single as fn(PathBuf) -> Weights), (INDEX_NAME, Weights::Sharded)]
+    {
         let path = folder.join(name);
         if fs::symlink_metadata(&path).is_ok() {
             return Ok(weights(path));
@@ -81,41 +63,25 @@ fn find_in_folder(folder: &Path) -> Result<Weights, CheckpointError> {
     }
     let names = names(folder)?;
     let ending = |endings: &[&str]| -> Vec<String> {
-        names
-            .iter()
-            .filter(|name| has_extension(Path::new(name), endings))
-            .cloned()
-            .collect()
+        names.iter().filter(|name| has_extension(Path::new(name), endings)).cloned().collect()
     };
     let (safetensors, foreign) = (ending(&["safetensors"]), ending(&FOREIGN));
     match safetensors.as_slice() {
         [name] => Ok(Weights::Single(folder.join(name))),
-        [] if !foreign.is_empty() => Err(CheckpointError::Foreign {
-            path: folder.into(),
-            found: foreign,
-        }),
-        [] => Err(CheckpointError::NoWeights {
-            folder: folder.into(),
-        }),
-        _ => Err(CheckpointError::Ambiguous {
-            folder: folder.into(),
-            found: safetensors,
-        }),
+        [] if !foreign.is_empty() => Err(CheckpointError::Foreign { path: folder.into(), found: foreign }),
+        [] => Err(CheckpointError::NoWeights { folder: folder.into() }),
+        _ => Err(CheckpointError::Ambiguous { folder: folder.into(), found: safetensors }),
     }
 }
 
 fn has_extension(path: &Path, endings: &[&str]) -> bool {
-    path.extension()
-        .is_some_and(|found| endings.iter().any(|ending| found.eq_ignore_ascii_case(ending)))
+    path.extension().is_some_and(|found| endings.iter().any(|ending| found.eq_ignore_ascii_case(ending)))
 }
 
 /// Names in a folder, sorted; hidden ones are left out, as are those that no checkpoint has: not UTF-8, or with
 /// control characters, which would drive the terminal they are shown on.
 fn names(folder: &Path) -> Result<Vec<String>, CheckpointError> {
-    let failed = |source| CheckpointError::Folder {
-        path: folder.into(),
-        source,
-    };
+    let failed = |source| CheckpointError::Folder { path: folder.into(), source };
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)?.take(NAMES_MAX) {
         if let Ok(name) = entry.map_err(failed)?.file_name().into_string()

@@ -31,16 +31,13 @@ pub enum HeaderError {
     )]
     Length { declared: u64, available: u64 },
     #[error(
-        "the header has {declared} bytes; expected at most {limit} for all headers and the index together"
+        "the header has {declared} bytes; expected at most {limit} (one header, or all of a checkpoint together)"
     )]
     TooLong { declared: u64, limit: u64 },
     #[error("expected UTF-8 in the header, found another byte at {at}")]
     NotUtf8 { at: usize },
     #[error("header{}: {source}", of(.tensor))]
-    Json {
-        tensor: Option<Box<str>>,
-        source: JsonError,
-    },
+    Json { tensor: Option<Box<str>>, source: JsonError },
     #[error("expected at most {limit} tensors in the checkpoint, found more")]
     TooMany { limit: usize },
     #[error("tensor name {tensor} has {found} bytes; expected 1 to {NAME_BYTES_MAX}")]
@@ -50,10 +47,7 @@ pub enum HeaderError {
     #[error("tensor {tensor}: expected the keys dtype, shape and data_offsets, found {found}")]
     UnknownKey { tensor: Box<str>, found: Box<str> },
     #[error("tensor {tensor}: expected the key {expected}, found none")]
-    MissingKey {
-        tensor: Box<str>,
-        expected: &'static str,
-    },
+    MissingKey { tensor: Box<str>, expected: &'static str },
     #[error(
         "tensor {tensor}: expected one of the dtypes F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, \
             U16, U8, BOOL, F8_E4M3, F8_E5M2, found {found}"
@@ -62,65 +56,35 @@ pub enum HeaderError {
     #[error("tensor {tensor}: expected at most {DIMS_MAX} dimensions, found more")]
     TooManyDims { tensor: Box<str> },
     #[error("tensor {tensor}: expected a size below 2^63 bytes, found shape {shape:?} of {}", .dtype.name())]
-    Overflow {
-        tensor: Box<str>,
-        shape: Vec<u64>,
-        dtype: Dtype,
-    },
+    Overflow { tensor: Box<str>, shape: Vec<u64>, dtype: Dtype },
     #[error("tensor {tensor}: expected {expected} bytes for shape {shape:?} of {}, found \
         {found}", .dtype.name())]
-    Size {
-        tensor: Box<str>,
-        expected: u64,
-        found: u64,
-        shape: Vec<u64>,
-        dtype: Dtype,
-    },
+    Size { tensor: Box<str>, expected: u64, found: u64, shape: Vec<u64>, dtype: Dtype },
     #[error("tensor {tensor}: expected data_offsets in order, found {start} before {end}")]
     Reversed { tensor: Box<str>, start: u64, end: u64 },
     #[error("tensor {tensor}: expected an offset that is a multiple of {expected} bytes, found {found}")]
-    Misaligned {
-        tensor: Box<str>,
-        expected: usize,
-        found: u64,
-    },
+    Misaligned { tensor: Box<str>, expected: usize, found: u64 },
     #[error(
         "tensor {tensor}: expected its data to end at byte {expected} of the data section, found only \
             {found} bytes there: the file is cut short"
     )]
-    PastEnd {
-        tensor: Box<str>,
-        expected: u64,
-        found: u64,
-    },
+    PastEnd { tensor: Box<str>, expected: u64, found: u64 },
     #[error(
         "tensor {tensor}: expected its data to start at byte {expected}, found {found}: it overlaps \
             tensor {before}"
     )]
-    Overlap {
-        tensor: Box<str>,
-        before: Box<str>,
-        expected: u64,
-        found: u64,
-    },
+    Overlap { tensor: Box<str>, before: Box<str>, expected: u64, found: u64 },
     #[error(
         "tensor {tensor}: expected its data to start at byte {expected}, found {found}: a gap that no \
             tensor covers"
     )]
-    Gap {
-        tensor: Box<str>,
-        expected: u64,
-        found: u64,
-    },
+    Gap { tensor: Box<str>, expected: u64, found: u64 },
     #[error("expected the data section to end with the last tensor at byte {expected}, found {found} bytes")]
     Uncovered { expected: u64, found: u64 },
 }
 
 fn of(tensor: &Option<Box<str>>) -> String {
-    tensor
-        .as_ref()
-        .map(|name| format!(" of tensor {name}"))
-        .unwrap_or_default()
+    tensor.as_ref().map(|name| format!(" of tensor {name}")).unwrap_or_default()
 }
 
 impl From<JsonError> for HeaderError {
@@ -203,21 +167,16 @@ impl Header {
 
     /// The pairs of `__metadata__`, in the order of the file.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.metadata
-            .iter()
-            .map(|&(key, value)| (self.texts.get(key), self.texts.get(value)))
+        self.metadata.iter().map(|&(key, value)| (self.texts.get(key), self.texts.get(value)))
     }
 
     /// Reads the header's text. `file_len` is the size of the whole file, `tensors_max` what is left of
     /// [`TENSORS_MAX`].
     pub(crate) fn from_text(text: Vec<u8>, file_len: u64, tensors_max: usize) -> Result<Self, HeaderError> {
-        let text = String::from_utf8(text).map_err(|e| HeaderError::NotUtf8 {
-            at: e.utf8_error().valid_up_to(),
-        })?;
+        let text =
+            String::from_utf8(text).map_err(|e| HeaderError::NotUtf8 { at: e.utf8_error().valid_up_to() })?;
         let data_start = PREFIX_BYTES + text.len() as u64;
-        let data_len = file_len
-            .checked_sub(data_start)
-            .expect("text_len has checked the length");
+        let data_len = file_len.checked_sub(data_start).expect("text_len has checked the length");
         let mut parser = Parser {
             reader: Reader::new(&text),
             tensors_max,
@@ -229,25 +188,10 @@ impl Header {
         parser.document()?;
         parser.check_cover()?;
         parser.check_unique()?;
-        let Parser {
-            reader,
-            rows,
-            dims,
-            metadata,
-            ..
-        } = parser;
+        let Parser { reader, rows, dims, metadata, .. } = parser;
         let decoded = reader.into_decoded();
-        let texts = Texts {
-            document: text.into(),
-            decoded,
-        };
-        Ok(Self {
-            texts,
-            rows,
-            dims,
-            metadata: metadata.unwrap_or_default(),
-            data_start,
-        })
+        let texts = Texts { document: text.into(), decoded };
+        Ok(Self { texts, rows, dims, metadata: metadata.unwrap_or_default(), data_start })
     }
 }
 
@@ -277,9 +221,7 @@ pub(crate) fn parse_within(
     tensors_max: usize,
 ) -> Result<Header, HeaderError> {
     let Some((&prefix, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(HeaderError::NoLength {
-            found: file_len.min(bytes.len() as u64),
-        });
+        return Err(HeaderError::NoLength { found: file_len.min(bytes.len() as u64) });
     };
     let available = (rest.len() as u64).saturating_add(PREFIX_BYTES).min(file_len);
     let length = text_len(prefix, available, bytes_max)?;
@@ -324,10 +266,7 @@ impl Parser<'_> {
 
     fn metadata(&mut self) -> Result<(), HeaderError> {
         if self.metadata.is_some() {
-            return Err(HeaderError::Duplicate {
-                key: quote("__metadata__"),
-                tensor: None,
-            });
+            return Err(HeaderError::Duplicate { key: quote("__metadata__"), tensor: None });
         }
         self.reader.take(b'{', "'{' after __metadata__")?;
         let mut pairs = Vec::new();
@@ -346,19 +285,13 @@ impl Parser<'_> {
     fn tensor(&mut self, name: Text) -> Result<(), HeaderError> {
         let found = self.reader.get(name).len();
         if found == 0 || found > NAME_BYTES_MAX {
-            return Err(HeaderError::NameLength {
-                tensor: self.quoted(name),
-                found,
-            });
+            return Err(HeaderError::NameLength { tensor: self.quoted(name), found });
         }
         if self.rows.len() == self.tensors_max {
             return Err(HeaderError::TooMany { limit: TENSORS_MAX });
         }
         let fields = self.fields(name).map_err(|error| match error {
-            HeaderError::Json { source, .. } => HeaderError::Json {
-                tensor: Some(self.quoted(name)),
-                source,
-            },
+            HeaderError::Json { source, .. } => HeaderError::Json { tensor: Some(self.quoted(name)), source },
             other => other,
         })?;
         let row = self.check_tensor(name, &fields)?;
@@ -394,10 +327,8 @@ impl Parser<'_> {
 
     fn dtype(&mut self, name: Text) -> Result<Dtype, HeaderError> {
         let dtype = self.reader.string("the name of a dtype")?;
-        Dtype::from_name(self.reader.get(dtype)).ok_or_else(|| HeaderError::UnknownDtype {
-            tensor: self.quoted(name),
-            found: self.quoted(dtype),
-        })
+        Dtype::from_name(self.reader.get(dtype))
+            .ok_or_else(|| HeaderError::UnknownDtype { tensor: self.quoted(name), found: self.quoted(dtype) })
     }
 
     fn shape(&mut self, name: Text) -> Result<([u64; DIMS_MAX], usize), HeaderError> {
@@ -405,12 +336,10 @@ impl Parser<'_> {
         let (mut shape, mut dims) = ([0; DIMS_MAX], 0);
         let mut first = true;
         while self.reader.next_item(&mut first)? {
-            let size = self
-                .reader
-                .integer("a dimension as a whole number without sign, fraction or exponent")?;
-            *shape.get_mut(dims).ok_or_else(|| HeaderError::TooManyDims {
-                tensor: self.quoted(name),
-            })? = size;
+            let size =
+                self.reader.integer("a dimension as a whole number without sign, fraction or exponent")?;
+            *shape.get_mut(dims).ok_or_else(|| HeaderError::TooManyDims { tensor: self.quoted(name) })? =
+                size;
             dims += 1;
         }
         Ok((shape, dims))
@@ -428,26 +357,16 @@ impl Parser<'_> {
 
     /// All that can be said of one tensor without looking at the others.
     fn check_tensor(&mut self, name: Text, fields: &Fields) -> Result<Row, HeaderError> {
-        let missing = |expected| HeaderError::MissingKey {
-            tensor: self.quoted(name),
-            expected,
-        };
+        let missing = |expected| HeaderError::MissingKey { tensor: self.quoted(name), expected };
         let dtype = fields.dtype.ok_or_else(|| missing("dtype"))?;
         let (shape, dims) = fields.shape.as_ref().ok_or_else(|| missing("shape"))?;
         let (start, end) = fields.offsets.ok_or_else(|| missing("data_offsets"))?;
         let shape = &shape[..*dims];
         let tensor = || self.quoted(name);
-        let overflow = || HeaderError::Overflow {
-            tensor: tensor(),
-            shape: shape.to_vec(),
-            dtype,
-        };
+        let overflow = || HeaderError::Overflow { tensor: tensor(), shape: shape.to_vec(), dtype };
         let expected = size_bytes(shape, dtype).ok_or_else(overflow)?;
-        let found = end.checked_sub(start).ok_or_else(|| HeaderError::Reversed {
-            tensor: tensor(),
-            start,
-            end,
-        })?;
+        let found =
+            end.checked_sub(start).ok_or_else(|| HeaderError::Reversed { tensor: tensor(), start, end })?;
         if expected != found {
             return Err(HeaderError::Size {
                 tensor: tensor(),
@@ -458,32 +377,17 @@ impl Parser<'_> {
             });
         }
         if start % dtype.bytes() as u64 != 0 {
-            return Err(HeaderError::Misaligned {
-                tensor: tensor(),
-                expected: dtype.bytes(),
-                found: start,
-            });
+            return Err(HeaderError::Misaligned { tensor: tensor(), expected: dtype.bytes(), found: start });
         }
         if end > self.data_len {
-            return Err(HeaderError::PastEnd {
-                tensor: tensor(),
-                expected: end,
-                found: self.data_len,
-            });
+            return Err(HeaderError::PastEnd { tensor: tensor(), expected: end, found: self.data_len });
         }
         if shape.iter().any(|&n| usize::try_from(n).is_err()) {
             return Err(overflow());
         }
         let dims_start = u32::try_from(self.dims.len()).expect("at most 800,000 dimensions");
         self.dims.extend(shape.iter().map(|&n| n as usize));
-        Ok(Row {
-            name,
-            dims_start,
-            dims: shape.len() as u8,
-            dtype,
-            start,
-            end,
-        })
+        Ok(Row { name, dims_start, dims: shape.len() as u8, dtype, start, end })
     }
 
     /// Sorted by offset, each tensor starts where the one before it ends, and the last ends with the file.
@@ -496,29 +400,17 @@ impl Parser<'_> {
             match before {
                 Some(before) if found < expected => {
                     let (tensor, before) = (self.quoted(row.name), self.quoted(before));
-                    return Err(HeaderError::Overlap {
-                        tensor,
-                        before,
-                        expected,
-                        found,
-                    });
+                    return Err(HeaderError::Overlap { tensor, before, expected, found });
                 }
                 _ if found > expected => {
-                    return Err(HeaderError::Gap {
-                        tensor: self.quoted(row.name),
-                        expected,
-                        found,
-                    });
+                    return Err(HeaderError::Gap { tensor: self.quoted(row.name), expected, found });
                 }
                 _ => {}
             }
             (expected, before) = (row.end, Some(row.name));
         }
         if expected != self.data_len {
-            return Err(HeaderError::Uncovered {
-                expected,
-                found: self.data_len,
-            });
+            return Err(HeaderError::Uncovered { expected, found: self.data_len });
         }
         Ok(())
     }
@@ -530,19 +422,13 @@ impl Parser<'_> {
         let metadata = self.metadata.iter().flatten();
         for row in &self.rows {
             if !seen.insert(self.reader.get(row.name)) {
-                return Err(HeaderError::Duplicate {
-                    key: self.quoted(row.name),
-                    tensor: None,
-                });
+                return Err(HeaderError::Duplicate { key: self.quoted(row.name), tensor: None });
             }
         }
         seen.clear();
         for (key, _) in metadata {
             if !seen.insert(self.reader.get(*key)) {
-                return Err(HeaderError::Duplicate {
-                    key: self.quoted(*key),
-                    tensor: None,
-                });
+                return Err(HeaderError::Duplicate { key: self.quoted(*key), tensor: None });
             }
         }
         Ok(())
@@ -552,10 +438,8 @@ impl Parser<'_> {
 /// Size of a tensor, unless it passes what any file can hold.
 pub(crate) fn size_bytes(shape: &[u64], dtype: Dtype) -> Option<u64> {
     // A zero anywhere makes the product zero, but not the dimensions around it harmless: multiply those as well.
-    let nonzero = shape
-        .iter()
-        .filter(|&&n| n != 0)
-        .try_fold(dtype.bytes() as u64, |size, &n| size.checked_mul(n))?;
+    let nonzero =
+        shape.iter().filter(|&&n| n != 0).try_fold(dtype.bytes() as u64, |size, &n| size.checked_mul(n))?;
     let empty = shape.contains(&0);
     (nonzero < 1 << 63).then_some(if empty { 0 } else { nonzero })
 }
@@ -595,10 +479,7 @@ mod tests {
         check("{} ", 0, "");
         check(r#"{"__metadata__":{"a":"b","c":""}}"#, 0, "");
         check_w(r#""dtype":"F32","shape":[],"data_offsets":[0,4]"#, "w 0..4;");
-        check_w(
-            r#" "shape" : [ 1 , 4 ] , "data_offsets" : [ 0 , 4 ] , "dtype" : "U8" "#,
-            "w 0..4;",
-        );
+        check_w(r#" "shape" : [ 1 , 4 ] , "data_offsets" : [ 0 , 4 ] , "dtype" : "U8" "#, "w 0..4;");
         check(
             concat!(
                 r#"{"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]},"#,
@@ -617,66 +498,26 @@ mod tests {
             r#""dtype":"F32","shape":[2],"data_offsets":[0,4]"#,
             "expected 8 bytes for shape [2] of F32, found 4",
         );
-        check_w(
-            r#""dtype":"F32","shape":[1],"data_offsets":[4,0]"#,
-            "found 4 before 0",
-        );
+        check_w(r#""dtype":"F32","shape":[1],"data_offsets":[4,0]"#, "found 4 before 0");
         check_w(r#""dtype":"U8","shape":[6],"data_offsets":[0,6]"#, "cut short");
-        check_w(
-            r#""dtype":"U8","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,4]"#,
-            "at most 8 dimensions",
-        );
-        check_w(
-            r#""dtype":"U8","shape":[4294967296,4294967296],"data_offsets":[0,0]"#,
-            "below 2^63",
-        );
-        check_w(
-            r#""dtype":"U8","shape":[0,4294967296,4294967296],"data_offsets":[0,0]"#,
-            "below 2^63",
-        );
-        check_w(
-            r#""dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]"#,
-            "below 2^63",
-        );
+        check_w(r#""dtype":"U8","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,4]"#, "at most 8 dimensions");
+        check_w(r#""dtype":"U8","shape":[4294967296,4294967296],"data_offsets":[0,0]"#, "below 2^63");
+        check_w(r#""dtype":"U8","shape":[0,4294967296,4294967296],"data_offsets":[0,0]"#, "below 2^63");
+        check_w(r#""dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]"#, "below 2^63");
         check_w(r#""dtype":"F32","shape":[1]"#, "the key data_offsets, found none");
-        check_w(
-            r#""dtype":"F32","shape":[1],"data_offsets":[0,4],"extra":1"#,
-            "found \"extra\"",
-        );
-        check_w(
-            r#""dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]"#,
-            "\"dtype\" twice",
-        );
-        for number in [
-            "-1",
-            "1.0",
-            "1e0",
-            "01",
-            "18446744073709551616",
-            "\"1\"",
-            "null",
-            "[1]",
-        ] {
-            check_w(
-                &format!(r#""dtype":"F32","shape":[{number}],"data_offsets":[0,4]"#),
-                "whole number",
-            );
+        check_w(r#""dtype":"F32","shape":[1],"data_offsets":[0,4],"extra":1"#, "found \"extra\"");
+        check_w(r#""dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]"#, "\"dtype\" twice");
+        for number in ["-1", "1.0", "1e0", "01", "18446744073709551616", "\"1\"", "null", "[1]"] {
+            check_w(&format!(r#""dtype":"F32","shape":[{number}],"data_offsets":[0,4]"#), "whole number");
         }
-        check_w(
-            r#""dtype":"F32","shape":[1],"data_offsets":[0,4,8]"#,
-            "after two offsets",
-        );
+        check_w(r#""dtype":"F32","shape":[1],"data_offsets":[0,4,8]"#, "after two offsets");
     }
 
     #[test]
     fn layouts_that_do_not_cover_the_data_once_are_refused() {
         let two = |a: &str, b: &str| format!(r#"{{"a":{{"dtype":"U8",{a}}},"b":{{"dtype":"F16",{b}}}}}"#);
         let b = r#""shape":[1],"data_offsets":[2,4]"#;
-        check(
-            &two(r#""shape":[2],"data_offsets":[0,2]"#, b),
-            4,
-            "a 0..2;b 2..4;",
-        );
+        check(&two(r#""shape":[2],"data_offsets":[0,2]"#, b), 4, "a 0..2;b 2..4;");
         check(
             &two(r#""shape":[2],"data_offsets":[0,2]"#, b),
             5,
@@ -692,24 +533,13 @@ mod tests {
             4,
             "tensor \"a\": expected its data to start at byte 0, found 1: a gap",
         );
+        check(&two(r#""shape":[3],"data_offsets":[0,3]"#, b), 4, "it overlaps tensor \"a\"");
         check(
-            &two(r#""shape":[3],"data_offsets":[0,3]"#, b),
-            4,
-            "it overlaps tensor \"a\"",
-        );
-        check(
-            &two(
-                r#""shape":[1],"data_offsets":[0,1]"#,
-                r#""shape":[1],"data_offsets":[1,3]"#,
-            ),
+            &two(r#""shape":[1],"data_offsets":[0,1]"#, r#""shape":[1],"data_offsets":[1,3]"#),
             3,
             "multiple of 2 bytes, found 1",
         );
-        check(
-            &two(r#""shape":[2],"data_offsets":[0,2]"#, b).replace("\"b\"", "\"a\""),
-            4,
-            "\"a\" twice",
-        );
+        check(&two(r#""shape":[2],"data_offsets":[0,2]"#, b).replace("\"b\"", "\"a\""), 4, "\"a\" twice");
     }
 
     #[test]
@@ -731,23 +561,12 @@ mod tests {
         ] {
             check(text, 0, "JSON at byte");
         }
-        check(
-            r#"{"__metadata__":{"a":1}}"#,
-            0,
-            "a string as value in __metadata__",
-        );
+        check(r#"{"__metadata__":{"a":1}}"#, 0, "a string as value in __metadata__");
         check(r#"{"__metadata__":{"a":"1","a":"2"}}"#, 0, "\"a\" twice");
-        check(
-            r#"{"__metadata__":{},"__metadata__":{}}"#,
-            0,
-            "\"__metadata__\" twice",
-        );
+        check(r#"{"__metadata__":{},"__metadata__":{}}"#, 0, "\"__metadata__\" twice");
         check(r#"{"":{}}"#, 0, "has 0 bytes");
         check(&format!("{{\"{}\":{{}}}}", "x".repeat(1025)), 0, "has 1025 bytes");
-        assert!(matches!(
-            parse(b"\x03\0\0\0\0\0\0\0{\xFF}", 11),
-            Err(HeaderError::NotUtf8 { at: 1 })
-        ));
+        assert!(matches!(parse(b"\x03\0\0\0\0\0\0\0{\xFF}", 11), Err(HeaderError::NotUtf8 { at: 1 })));
     }
 
     #[test]
@@ -755,10 +574,7 @@ mod tests {
         let parse_length = |length: u64| parse(&[&length.to_le_bytes()[..], b"{}"].concat(), 10);
         assert!(parse_length(2).is_ok());
         for length in [0, 1, 3, 1 << 31, 1 << 63, u64::MAX, u64::MAX - 7] {
-            assert!(
-                matches!(parse_length(length), Err(HeaderError::Length { .. })),
-                "{length}"
-            );
+            assert!(matches!(parse_length(length), Err(HeaderError::Length { .. })), "{length}");
         }
         // A sparse file may be as long as it likes; the header is refused before it is looked at.
         let sparse = parse_within(
@@ -769,10 +585,7 @@ mod tests {
         );
         assert!(matches!(sparse, Err(HeaderError::TooLong { .. })));
         for length in 0..8 {
-            assert!(matches!(
-                parse(&[0; 8][..length], length as u64),
-                Err(HeaderError::NoLength { .. })
-            ));
+            assert!(matches!(parse(&[0; 8][..length], length as u64), Err(HeaderError::NoLength { .. })));
         }
     }
 

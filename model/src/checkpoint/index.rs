@@ -58,47 +58,29 @@ impl ShardIndex {
 
     /// Every tensor with the number of its shard.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.rows
-            .iter()
-            .map(|&(name, shard)| (self.texts.get(name), usize::from(shard)))
+        self.rows.iter().map(|&(name, shard)| (self.texts.get(name), usize::from(shard)))
     }
 }
 
 /// Reads the bytes of an index.
 pub fn parse(bytes: &[u8]) -> Result<ShardIndex, IndexError> {
     if bytes.len() as u64 > INDEX_BYTES_MAX {
-        return Err(IndexError::TooLong {
-            found: bytes.len() as u64,
-        });
+        return Err(IndexError::TooLong { found: bytes.len() as u64 });
     }
     from_vec(bytes.to_vec())
 }
 
 /// [`parse`] without a copy; the caller has checked the length.
 pub(crate) fn from_vec(bytes: Vec<u8>) -> Result<ShardIndex, IndexError> {
-    let text = String::from_utf8(bytes).map_err(|e| IndexError::NotUtf8 {
-        at: e.utf8_error().valid_up_to(),
-    })?;
-    let mut parser = Parser {
-        reader: Reader::new(&text),
-        numbers: HashMap::new(),
-        shards: Vec::new(),
-        rows: Vec::new(),
-    };
+    let text =
+        String::from_utf8(bytes).map_err(|e| IndexError::NotUtf8 { at: e.utf8_error().valid_up_to() })?;
+    let mut parser =
+        Parser { reader: Reader::new(&text), numbers: HashMap::new(), shards: Vec::new(), rows: Vec::new() };
     parser.document()?;
     parser.check_unique()?;
-    let Parser {
-        reader, shards, rows, ..
-    } = parser;
+    let Parser { reader, shards, rows, .. } = parser;
     let decoded = reader.into_decoded();
-    Ok(ShardIndex {
-        texts: Texts {
-            document: text.into(),
-            decoded,
-        },
-        shards,
-        rows,
-    })
+    Ok(ShardIndex { texts: Texts { document: text.into(), decoded }, shards, rows })
 }
 
 struct Parser<'a> {
@@ -123,9 +105,7 @@ impl Parser<'_> {
                 _ => false,
             };
             if twice {
-                return Err(IndexError::Duplicate {
-                    key: self.quoted(key),
-                });
+                return Err(IndexError::Duplicate { key: self.quoted(key) });
             }
             if self.reader.get(key) == "weight_map" {
                 self.weight_map()?
@@ -134,11 +114,7 @@ impl Parser<'_> {
             }
         }
         self.reader.end()?;
-        if weight_map {
-            Ok(())
-        } else {
-            Err(IndexError::NoWeightMap)
-        }
+        if weight_map { Ok(()) } else { Err(IndexError::NoWeightMap) }
     }
 
     fn weight_map(&mut self) -> Result<(), IndexError> {
@@ -147,10 +123,7 @@ impl Parser<'_> {
         while let Some(name) = self.reader.next_key(&mut first)? {
             let found = self.reader.get(name).len();
             if found == 0 || found > NAME_BYTES_MAX {
-                return Err(IndexError::NameLength {
-                    tensor: self.quoted(name),
-                    found,
-                });
+                return Err(IndexError::NameLength { tensor: self.quoted(name), found });
             }
             if self.rows.len() == TENSORS_MAX {
                 return Err(IndexError::TooManyTensors { limit: TENSORS_MAX });
@@ -168,10 +141,7 @@ impl Parser<'_> {
             return Ok(number);
         }
         if !is_shard_name(name) {
-            return Err(IndexError::ShardName {
-                tensor: self.quoted(tensor),
-                found: self.quoted(shard),
-            });
+            return Err(IndexError::ShardName { tensor: self.quoted(tensor), found: self.quoted(shard) });
         }
         if self.shards.len() == SHARDS_MAX {
             return Err(IndexError::TooManyShards);
@@ -184,14 +154,8 @@ impl Parser<'_> {
 
     fn check_unique(&self) -> Result<(), IndexError> {
         let mut seen = HashSet::with_capacity(self.rows.len());
-        match self
-            .rows
-            .iter()
-            .find(|(name, _)| !seen.insert(self.reader.get(*name)))
-        {
-            Some(&(name, _)) => Err(IndexError::Duplicate {
-                key: self.quoted(name),
-            }),
+        match self.rows.iter().find(|(name, _)| !seen.insert(self.reader.get(*name))) {
+            Some(&(name, _)) => Err(IndexError::Duplicate { key: self.quoted(name) }),
             None => Ok(()),
         }
     }
@@ -203,9 +167,7 @@ fn is_shard_name(name: &str) -> bool {
     name.ends_with(".safetensors")
         && !name.starts_with('.')
         && name.len() <= 255
-        && !name
-            .chars()
-            .any(|c| c.is_control() || matches!(c, '/' | '\\' | ':'))
+        && !name.chars().any(|c| c.is_control() || matches!(c, '/' | '\\' | ':'))
 }
 
 #[cfg(test)]
@@ -258,14 +220,8 @@ mod tests {
 
     #[test]
     fn duplicates_are_refused() {
-        check(
-            r#"{"weight_map":{"a":"m.safetensors","a":"m.safetensors"}}"#,
-            "\"a\" twice",
-        );
-        check(
-            r#"{"weight_map":{"a":"m.safetensors","\u0061":"m.safetensors"}}"#,
-            "\"a\" twice",
-        );
+        check(r#"{"weight_map":{"a":"m.safetensors","a":"m.safetensors"}}"#, "\"a\" twice");
+        check(r#"{"weight_map":{"a":"m.safetensors","\u0061":"m.safetensors"}}"#, "\"a\" twice");
         check(r#"{"weight_map":{},"weight_map":{}}"#, "\"weight_map\" twice");
         check(r#"{"metadata":{}}"#, "weight_map");
     }

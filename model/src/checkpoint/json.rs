@@ -86,11 +86,7 @@ pub(crate) struct Text {
 impl Text {
     fn new(start: usize, end: usize, decoded: bool) -> Self {
         let narrow = |n: usize| u32::try_from(n).expect("Reader::new refuses documents of 4 GiB");
-        Self {
-            start: narrow(start),
-            len: narrow(end - start),
-            decoded,
-        }
+        Self { start: narrow(start), len: narrow(end - start), decoded }
     }
 }
 
@@ -140,15 +136,8 @@ type Read<T> = Result<T, JsonError>;
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(document: &'a str) -> Self {
-        assert!(
-            u32::try_from(document.len()).is_ok(),
-            "the border limits documents far below 4 GiB"
-        );
-        Self {
-            document,
-            at: 0,
-            decoded: String::new(),
-        }
+        assert!(u32::try_from(document.len()).is_ok(), "the border limits documents far below 4 GiB");
+        Self { document, at: 0, decoded: String::new() }
     }
 
     /// The characters of `text`.
@@ -167,9 +156,7 @@ impl<'a> Reader<'a> {
 
     /// The next byte that is not white space, left in place.
     pub(crate) fn peek(&mut self) -> Option<u8> {
-        self.at += span(&self.document.as_bytes()[self.at..], |b| {
-            matches!(b, b' ' | b'\t' | b'\n' | b'\r')
-        });
+        self.at += span(&self.document.as_bytes()[self.at..], |b| matches!(b, b' ' | b'\t' | b'\n' | b'\r'));
         self.byte()
     }
 
@@ -180,11 +167,7 @@ impl<'a> Reader<'a> {
             None if self.at >= self.document.len() => "the end of the text".into(),
             None => "part of a character".into(),
         };
-        JsonError::Unexpected {
-            at: self.at,
-            expected,
-            found,
-        }
+        JsonError::Unexpected { at: self.at, expected, found }
     }
 
     /// Steps over one given byte, after white space.
@@ -261,9 +244,7 @@ impl<'a> Reader<'a> {
 
     /// Moves to the next quote or backslash.
     fn run(&mut self) -> Read<()> {
-        self.at += span(&self.document.as_bytes()[self.at..], |b| {
-            b != b'"' && b != b'\\' && b >= 0x20
-        });
+        self.at += span(&self.document.as_bytes()[self.at..], |b| b != b'"' && b != b'\\' && b >= 0x20);
         match self.byte() {
             Some(b'"' | b'\\') => Ok(()),
             _ => Err(self.unexpected("the closing quote of a string")),
@@ -331,18 +312,12 @@ impl<'a> Reader<'a> {
         }
         let start = self.at;
         let rest = &self.document.as_bytes()[start..];
-        self.at += rest
-            .iter()
-            .position(|b| !b.is_ascii_digit())
-            .unwrap_or(rest.len());
+        self.at += rest.iter().position(|b| !b.is_ascii_digit()).unwrap_or(rest.len());
         let digits = &self.document[start..self.at];
         if matches!(self.byte(), Some(b'.' | b'e' | b'E')) || (digits.len() > 1 && digits.starts_with('0')) {
             return Err(self.unexpected(expected));
         }
-        digits.parse().map_err(|_| JsonError::Number {
-            at: start,
-            found: quote(digits),
-        })
+        digits.parse().map_err(|_| JsonError::Number { at: start, found: quote(digits) })
     }
 
     /// Reads over one value of any kind, checking its grammar.
@@ -380,11 +355,7 @@ impl<'a> Reader<'a> {
 
     fn skip_to_value(&mut self, object: bool, first: &mut bool) -> Read<bool> {
         let mark = self.decoded.len();
-        let more = if object {
-            self.next_key(first)?.is_some()
-        } else {
-            self.next_item(first)?
-        };
+        let more = if object { self.next_key(first)?.is_some() } else { self.next_item(first)? };
         self.decoded.truncate(mark);
         Ok(more)
     }
@@ -398,9 +369,8 @@ impl<'a> Reader<'a> {
             return Ok(());
         }
         let rest = &self.document.as_bytes()[self.at..];
-        let length = rest
-            .iter()
-            .position(|b| !matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'-' | b'.' | b'E'));
+        let length =
+            rest.iter().position(|b| !matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'-' | b'.' | b'E'));
         let word = &self.document[self.at..][..length.unwrap_or(rest.len())];
         if !matches!(word, "true" | "false" | "null") && !is_number(word.as_bytes()) {
             return Err(self.unexpected(EXPECTED));
@@ -426,11 +396,7 @@ fn is_number(word: &[u8]) -> bool {
     }
     fn tail(word: &[u8]) -> Option<&[u8]> {
         let word = digits(word)?;
-        let word = if let [b'.', rest @ ..] = word {
-            digits(rest)?
-        } else {
-            word
-        };
+        let word = if let [b'.', rest @ ..] = word { digits(rest)? } else { word };
         match word {
             [b'e' | b'E', b'+' | b'-', rest @ ..] | [b'e' | b'E', rest @ ..] => digits(rest),
             _ => Some(word),
@@ -453,13 +419,9 @@ mod tests {
 
     #[test]
     fn strings_decode_as_serde_does() {
-        for text in [
-            r#""plain""#,
-            r#""a\n\t\"\\\/\b\f\r""#,
-            r#""\u00e9\uD83D\ude00x""#,
-            r#""é\u0000""#,
-            r#""""#,
-        ] {
+        for text in
+            [r#""plain""#, r#""a\n\t\"\\\/\b\f\r""#, r#""\u00e9\uD83D\ude00x""#, r#""é\u0000""#, r#""""#]
+        {
             let mut reader = Reader::new(text);
             let ours = reader.string("a string").unwrap();
             assert_eq!(reader.get(ours), serde_json::from_str::<String>(text).unwrap());
@@ -485,23 +447,10 @@ mod tests {
 
     #[test]
     fn integers_are_plain_digits() {
-        for (text, expected) in [
-            ("0", Some(0)),
-            ("18446744073709551615", Some(u64::MAX)),
-            ("7,", Some(7)),
-        ] {
+        for (text, expected) in [("0", Some(0)), ("18446744073709551615", Some(u64::MAX)), ("7,", Some(7))] {
             assert_eq!(Reader::new(text).integer("a number").ok(), expected);
         }
-        for text in [
-            "-1",
-            "1.0",
-            "1e3",
-            "01",
-            "18446744073709551616",
-            "",
-            "\"1\"",
-            "+1",
-        ] {
+        for text in ["-1", "1.0", "1e3", "01", "18446744073709551616", "", "\"1\"", "+1"] {
             assert!(Reader::new(text).integer("a number").is_err(), "{text}");
         }
     }
@@ -533,9 +482,8 @@ mod tests {
         assert!(!skips(&"[{\"a\":".repeat(10_000)));
     }
 
-    const TOKENS: &[&str] = &[
-        "{", "}", "[", "]", ",", ":", "\"a\"", "\"\\n\"", "1", "-0.5e+3", "01", "1.", "true", "null", " ",
-    ];
+    const TOKENS: &[&str] =
+        &["{", "}", "[", "]", ",", ":", "\"a\"", "\"\\n\"", "1", "-0.5e+3", "01", "1.", "true", "null", " "];
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(20_000))]

@@ -35,17 +35,10 @@ pub enum MapError {
 pub(crate) fn open_regular(path: &Path) -> Result<(File, u64), MapError> {
     let named = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => MapError::Missing { path: path.into() },
-        _ => MapError::Io {
-            path: path.into(),
-            source,
-        },
+        _ => MapError::Io { path: path.into(), source },
     };
     let metadata = fs::symlink_metadata(path).map_err(named)?;
-    let target = if metadata.is_symlink() {
-        hub_blob(path)?
-    } else {
-        path.into()
-    };
+    let target = if metadata.is_symlink() { hub_blob(path)? } else { path.into() };
     require_regular(path, &fs::symlink_metadata(&target).map_err(named)?)?;
     let file = open_without_following(&target).map_err(named)?;
     let metadata = file.metadata().map_err(named)?;
@@ -56,10 +49,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64), MapError> {
 #[cfg(unix)]
 fn open_without_following(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
 
 #[cfg(not(unix))]
@@ -71,10 +61,7 @@ fn require_regular(path: &Path, metadata: &Metadata) -> Result<(), MapError> {
     if metadata.is_file() {
         return Ok(());
     }
-    Err(MapError::NotRegular {
-        path: path.into(),
-        found: kind(metadata),
-    })
+    Err(MapError::NotRegular { path: path.into(), found: kind(metadata) })
 }
 
 fn kind(metadata: &Metadata) -> &'static str {
@@ -89,11 +76,7 @@ fn kind(metadata: &Metadata) -> &'static str {
         use std::os::unix::fs::FileTypeExt;
         let t = metadata.file_type();
         let device = t.is_char_device() || t.is_block_device();
-        let kinds = [
-            (t.is_fifo(), "a FIFO"),
-            (t.is_socket(), "a socket"),
-            (device, "a device"),
-        ];
+        let kinds = [(t.is_fifo(), "a FIFO"), (t.is_socket(), "a socket"), (device, "a device")];
         if let Some(&(_, name)) = kinds.iter().find(|k| k.0) {
             return name;
         }
@@ -104,18 +87,12 @@ fn kind(metadata: &Metadata) -> &'static str {
 /// Where a link of the Hugging Face cache leads: `models--a--b/snapshots/<revision>/name` may point to a file in
 /// `models--a--b/blobs`, and no other link is followed.
 fn hub_blob(path: &Path) -> Result<PathBuf, MapError> {
-    let io_error = |source| MapError::Io {
-        path: path.into(),
-        source,
-    };
+    let io_error = |source| MapError::Io { path: path.into(), source };
     let target = match fs::canonicalize(path) {
         Ok(target) => target,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let target = fs::read_link(path).map_err(io_error)?;
-            return Err(MapError::Broken {
-                path: path.into(),
-                target,
-            });
+            return Err(MapError::Broken { path: path.into(), target });
         }
         Err(e) => return Err(io_error(e)),
     };
@@ -126,44 +103,28 @@ fn hub_blob(path: &Path) -> Result<PathBuf, MapError> {
     let folder = fs::canonicalize(folder).map_err(io_error)?;
     match hub_repository(&folder) {
         Some(repository) if target.parent() == Some(&repository.join("blobs")) => Ok(target),
-        _ => Err(MapError::Symlink {
-            path: path.into(),
-            target,
-        }),
+        _ => Err(MapError::Symlink { path: path.into(), target }),
     }
 }
 
 /// The `models--*` folder whose `snapshots` hold `folder`, at whatever depth.
 fn hub_repository(folder: &Path) -> Option<&Path> {
-    let snapshots = folder
-        .ancestors()
-        .find(|a| a.file_name().is_some_and(|name| name == "snapshots"))?;
+    let snapshots = folder.ancestors().find(|a| a.file_name().is_some_and(|name| name == "snapshots"))?;
     let repository = snapshots.parent()?;
-    repository
-        .file_name()?
-        .to_str()?
-        .starts_with("models--")
-        .then_some(repository)
+    repository.file_name()?.to_str()?.starts_with("models--").then_some(repository)
 }
 
 /// Reads a whole regular file of at most `limit` bytes.
 pub(crate) fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>, MapError> {
     let (file, length) = open_regular(path)?;
-    let too_large = |found| MapError::TooLarge {
-        path: path.into(),
-        limit,
-        found,
-    };
+    let too_large = |found| MapError::TooLarge { path: path.into(), limit, found };
     if length > limit {
         return Err(too_large(length));
     }
     let mut bytes = Vec::with_capacity(length as usize);
     // One byte above the limit: the file may have grown since it was measured.
     let read = file.take(limit + 1).read_to_end(&mut bytes);
-    read.map_err(|source| MapError::Io {
-        path: path.into(),
-        source,
-    })?;
+    read.map_err(|source| MapError::Io { path: path.into(), source })?;
     if bytes.len() as u64 > limit {
         return Err(too_large(bytes.len() as u64));
     }
@@ -203,10 +164,7 @@ pub(crate) struct Map {
 impl Map {
     /// Opens and maps `path`; returns the file as well, for what must be read rather than mapped.
     pub(crate) fn open(path: &Path) -> Result<(Self, File), MapError> {
-        let io_error = |source| MapError::Io {
-            path: path.into(),
-            source,
-        };
+        let io_error = |source| MapError::Io { path: path.into(), source };
         let (file, _) = open_regular(path)?;
         let identity = Identity::of(&file.metadata().map_err(io_error)?);
         // SAFETY: `Mmap::map` asks that the file is not changed while it is mapped. The map is private and
@@ -215,14 +173,7 @@ impl Map {
         // were checked (headers are read into memory of our own); tensor data is plain numbers, valid in any
         // bit pattern; and `unchanged` lets callers notice an exchange.
         let map = unsafe { Mmap::map(&file) }.map_err(io_error)?;
-        Ok((
-            Self {
-                map,
-                path: path.into(),
-                identity,
-            },
-            file,
-        ))
+        Ok((Self { map, path: path.into(), identity }, file))
     }
 
     /// The file's bytes.

@@ -56,18 +56,10 @@ pub enum CheckpointError {
     Index { file: PathBuf, source: IndexError },
     #[error("{}: tensor {tensor} is listed in {shard}, but {shard} has no tensor of that name: download \
         both again", .file.display())]
-    Unlisted {
-        file: PathBuf,
-        tensor: Box<str>,
-        shard: String,
-    },
+    Unlisted { file: PathBuf, tensor: Box<str>, shard: String },
     #[error("tensor {tensor}: expected in one shard, found in {} and in {}: remove files of another \
         model from the folder", .first.display(), .second.display())]
-    TwoShards {
-        tensor: Box<str>,
-        first: PathBuf,
-        second: PathBuf,
-    },
+    TwoShards { tensor: Box<str>, first: PathBuf, second: PathBuf },
     #[error("{}: changed while in use: load the model again", .file.display())]
     Changed { file: PathBuf },
 }
@@ -77,11 +69,7 @@ fn list(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown: Vec<_> = names.iter().take(SHOWN).map(|name| quote(name)).collect();
     let more = names.len().saturating_sub(SHOWN);
-    if more == 0 {
-        shown.join(", ")
-    } else {
-        format!("{} and {more} more", shown.join(", "))
-    }
+    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
 }
 
 /// One tensor, where it lies.
@@ -186,10 +174,7 @@ impl Checkpoint {
     pub fn from_bytes(label: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
         let file = PathBuf::from(label);
         match header::parse(bytes, bytes.len() as u64) {
-            Ok(header) => Ok(Self::new(vec![Shard {
-                bytes: Bytes::Carried(file, bytes),
-                header,
-            }])),
+            Ok(header) => Ok(Self::new(vec![Shard { bytes: Bytes::Carried(file, bytes), header }])),
             Err(source) => Err(CheckpointError::Header { file, source }),
         }
     }
@@ -202,10 +187,7 @@ impl Checkpoint {
             let entries = u32::try_from(shard.header.len()).expect("at most TENSORS_MAX tensors");
             by_name.extend((0..entries).map(|i| (s, i)));
         }
-        let mut checkpoint = Self {
-            shards,
-            by_name: Vec::new(),
-        };
+        let mut checkpoint = Self { shards, by_name: Vec::new() };
         by_name.sort_unstable_by_key(|&place| checkpoint.entry(place).name);
         checkpoint.by_name = by_name;
         checkpoint
@@ -216,13 +198,7 @@ impl Checkpoint {
     }
 
     fn view(&self, place: (u16, u32)) -> TensorView<'_> {
-        let Entry {
-            name,
-            dtype,
-            shape,
-            start,
-            end,
-        } = self.entry(place);
+        let Entry { name, dtype, shape, start, end } = self.entry(place);
         let bytes = &self.shards[usize::from(place.0)].bytes;
         // The header was checked against the length of these very bytes, so both ends fit in usize and lie inside.
         TensorView {
@@ -236,10 +212,7 @@ impl Checkpoint {
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
-        let found = self
-            .by_name
-            .binary_search_by_key(&name, |&place| self.entry(place).name)
-            .ok()?;
+        let found = self.by_name.binary_search_by_key(&name, |&place| self.entry(place).name).ok()?;
         Some(self.view(self.by_name[found]))
     }
 
@@ -250,18 +223,12 @@ impl Checkpoint {
 
     /// The `__metadata__` of the first file, in its order.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.shards
-            .first()
-            .into_iter()
-            .flat_map(|shard| shard.header.metadata())
+        self.shards.first().into_iter().flat_map(|shard| shard.header.metadata())
     }
 
     /// Size of all files, headers included.
     pub fn file_bytes(&self) -> u64 {
-        self.shards
-            .iter()
-            .map(|shard| shard.bytes.get().len() as u64)
-            .sum()
+        self.shards.iter().map(|shard| shard.bytes.get().len() as u64).sum()
     }
 
     /// Fails if a mapped file was replaced, cut or written to since it was opened. Costs one `stat` for each.
@@ -270,9 +237,7 @@ impl Checkpoint {
             if let Bytes::Mapped(map) = &shard.bytes
                 && !map.unchanged()
             {
-                return Err(CheckpointError::Changed {
-                    file: map.path().into(),
-                });
+                return Err(CheckpointError::Changed { file: map.path().into() });
             }
         }
         Ok(())
@@ -287,25 +252,14 @@ struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            header_bytes: HEADERS_BYTES_MAX,
-            tensors: TENSORS_MAX,
-        }
+        Self { header_bytes: HEADERS_BYTES_MAX, tensors: TENSORS_MAX }
     }
 }
 
 fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError> {
     let (map, mut file) = Map::open(path)?;
-    let header_error = |source| CheckpointError::Header {
-        file: path.into(),
-        source,
-    };
-    let io_error = |source| {
-        CheckpointError::File(MapError::Io {
-            path: path.into(),
-            source,
-        })
-    };
+    let header_error = |source| CheckpointError::Header { file: path.into(), source };
+    let io_error = |source| CheckpointError::File(MapError::Io { path: path.into(), source });
     let file_len = map.bytes().len() as u64;
     if file_len < PREFIX_BYTES {
         return Err(header_error(HeaderError::NoLength { found: file_len }));
@@ -318,27 +272,19 @@ fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError
     let mut text = Vec::with_capacity(length as usize);
     let read = file.take(length).read_to_end(&mut text).map_err(io_error)?;
     if read as u64 != length {
-        return Err(header_error(HeaderError::Length {
-            declared: length,
-            available: read as u64,
-        }));
+        return Err(header_error(HeaderError::Length { declared: length, available: read as u64 }));
     }
     let header = Header::from_text(text, file_len, limits.tensors).map_err(header_error)?;
     limits.header_bytes -= header.bytes();
     limits.tensors -= header.len();
-    Ok(Shard {
-        bytes: Bytes::Mapped(map),
-        header,
-    })
+    Ok(Shard { bytes: Bytes::Mapped(map), header })
 }
 
 fn open_sharded(file: &Path, limits: &mut Limits) -> Result<Checkpoint, CheckpointError> {
     let bytes = map::read_regular(file, INDEX_BYTES_MAX)?;
     limits.header_bytes = limits.header_bytes.saturating_sub(bytes.len() as u64);
-    let index = index::from_vec(bytes).map_err(|source| CheckpointError::Index {
-        file: file.into(),
-        source,
-    })?;
+    let index =
+        index::from_vec(bytes).map_err(|source| CheckpointError::Index { file: file.into(), source })?;
     let folder = file.parent().unwrap_or(Path::new(""));
     let mut shards = Vec::new();
     for name in index.shards() {
@@ -366,16 +312,8 @@ fn check_index(file: &Path, index: &ShardIndex, shards: &[Shard]) -> Result<(), 
     }
     for (name, shard) in index.tensors() {
         if places.get(name) != Some(&shard) {
-            let shard = index
-                .shards()
-                .nth(shard)
-                .expect("tensors() numbers shards()")
-                .to_owned();
-            return Err(CheckpointError::Unlisted {
-                file: file.into(),
-                tensor: quote(name),
-                shard,
-            });
+            let shard = index.shards().nth(shard).expect("tensors() numbers shards()").to_owned();
+            return Err(CheckpointError::Unlisted { file: file.into(), tensor: quote(name), shard });
         }
     }
     Ok(())
@@ -386,13 +324,7 @@ mod tests {
     use super::*;
 
     fn view<'a>(dtype: Dtype, shape: &'a [usize], data: &'a [u8]) -> TensorView<'a> {
-        TensorView {
-            name: "w",
-            dtype,
-            shape,
-            data,
-            file: Path::new("f"),
-        }
+        TensorView { name: "w", dtype, shape, data, file: Path::new("f") }
     }
 
     #[test]
@@ -405,10 +337,7 @@ mod tests {
                 assert_eq!(view(Dtype::F32, &[3000], &data).first_non_finite(), Some(place));
             }
         }
-        assert_eq!(
-            view(Dtype::F32, &[1], &f32::MAX.to_le_bytes()).first_non_finite(),
-            None
-        );
+        assert_eq!(view(Dtype::F32, &[1], &f32::MAX.to_le_bytes()).first_non_finite(), None);
         assert_eq!(view(Dtype::U8, &[1], &[255]).first_non_finite(), None);
     }
 
@@ -426,11 +355,7 @@ mod tests {
         let bytes = include_bytes!("../../carried/model.safetensors");
         let checkpoint = Checkpoint::from_bytes("the model carried in the program", bytes).unwrap();
         assert!(checkpoint.tensors().len() > 10);
-        assert!(
-            checkpoint
-                .tensors()
-                .all(|tensor| tensor.first_non_finite().is_none())
-        );
+        assert!(checkpoint.tensors().all(|tensor| tensor.first_non_finite().is_none()));
         assert!(checkpoint.tensors().is_sorted_by_key(|tensor| tensor.name));
     }
 }

@@ -20,12 +20,7 @@ pub enum WriteError {
     NoName { path: PathBuf },
     #[error("{}: tensor {tensor}: expected {expected} bytes for its shape and dtype, found \
         {found}", .path.display())]
-    Size {
-        path: PathBuf,
-        tensor: Box<str>,
-        expected: u64,
-        found: u64,
-    },
+    Size { path: PathBuf, tensor: Box<str>, expected: u64, found: u64 },
     #[error("{}: tensor {tensor}: expected a name of 1 to {NAME_BYTES_MAX} bytes that is not \
         __metadata__, and at most {DIMS_MAX} dimensions below 2^63 bytes", .path.display())]
     Tensor { path: PathBuf, tensor: Box<str> },
@@ -49,10 +44,7 @@ pub fn write_safetensors(
     let mut tensors = tensors.to_vec();
     tensors.sort_by_key(|&(name, dtype, ..)| (std::cmp::Reverse(dtype.bytes()), name));
     let prefix = prefix(path, &tensors, metadata)?;
-    let io_error = |source| WriteError::Io {
-        path: path.into(),
-        source,
-    };
+    let io_error = |source| WriteError::Io { path: path.into(), source };
     let (temporary, file) = Temporary::create(path)?;
     write_all(file, &prefix, &tensors).map_err(io_error)?;
     temporary.rename(path).map_err(io_error)
@@ -62,28 +54,19 @@ pub fn write_safetensors(
 fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Result<Vec<u8>, WriteError> {
     let mut text = String::from("{");
     if !metadata.is_empty() {
-        let pairs: Vec<_> = metadata
-            .iter()
-            .map(|(key, value)| format!("{}:{}", json(key), json(value)))
-            .collect();
+        let pairs: Vec<_> =
+            metadata.iter().map(|(key, value)| format!("{}:{}", json(key), json(value))).collect();
         text += &format!("\"__metadata__\":{{{}}},", pairs.join(","));
     }
     let mut start = 0u64;
     for &(name, dtype, shape, data) in tensors {
         let dimensions: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
         let expected = header::size_bytes(&dimensions, dtype).filter(|_| name != "__metadata__");
-        let expected = expected.ok_or_else(|| WriteError::Tensor {
-            path: path.into(),
-            tensor: quote(name),
-        })?;
+        let expected =
+            expected.ok_or_else(|| WriteError::Tensor { path: path.into(), tensor: quote(name) })?;
         let found = data.len() as u64;
         if expected != found {
-            return Err(WriteError::Size {
-                path: path.into(),
-                tensor: quote(name),
-                expected,
-                found,
-            });
+            return Err(WriteError::Size { path: path.into(), tensor: quote(name), expected, found });
         }
         let (key, end) = (json(name), start + found);
         text += &format!(
@@ -101,10 +84,7 @@ fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Res
     let bytes = [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
     match header::parse(&bytes, bytes.len() as u64 + start) {
         Ok(_) => Ok(bytes),
-        Err(source) => Err(WriteError::Header {
-            path: path.into(),
-            source,
-        }),
+        Err(source) => Err(WriteError::Header { path: path.into(), source }),
     }
 }
 
@@ -128,9 +108,7 @@ fn write_all(file: File, prefix: &[u8], tensors: &[Tensor<'_>]) -> io::Result<()
     for (.., data) in tensors {
         out.write_all(data)?;
     }
-    out.into_inner()
-        .map_err(io::IntoInnerError::into_error)?
-        .sync_all()
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
 /// A file under a name nobody looks for; removed unless it is renamed.
@@ -144,25 +122,15 @@ impl Temporary {
     fn create(path: &Path) -> Result<(Self, File), WriteError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         const TRIES: u32 = 1000;
-        let name = path
-            .file_name()
-            .ok_or_else(|| WriteError::NoName { path: path.into() })?
-            .to_string_lossy();
-        let io_error = |source| WriteError::Io {
-            path: path.into(),
-            source,
-        };
+        let name =
+            path.file_name().ok_or_else(|| WriteError::NoName { path: path.into() })?.to_string_lossy();
+        let io_error = |source| WriteError::Io { path: path.into(), source };
         for _ in 0..TRIES {
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
             let temporary = path.with_file_name(format!(".{name}.{}.{number}.tmp", std::process::id()));
             match OpenOptions::new().write(true).create_new(true).open(&temporary) {
                 Ok(file) => {
-                    return Ok((
-                        Self {
-                            path: Some(temporary),
-                        },
-                        file,
-                    ));
+                    return Ok((Self { path: Some(temporary) }, file));
                 }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(source) => return Err(io_error(source)),
@@ -223,10 +191,7 @@ mod tests {
         ];
         write_safetensors(&path, &tensors, &[("format", "pt"), ("é\t", "\\")]).unwrap();
         let checkpoint = Checkpoint::open(&folder).unwrap();
-        assert_eq!(
-            checkpoint.metadata().collect::<Vec<_>>(),
-            [("format", "pt"), ("é\t", "\\")]
-        );
+        assert_eq!(checkpoint.metadata().collect::<Vec<_>>(), [("format", "pt"), ("é\t", "\\")]);
         assert_eq!(
             checkpoint.tensors().map(|t| t.name).collect::<Vec<_>>(),
             ["a", "b\"\n", "empty", "scalar"]
@@ -239,11 +204,7 @@ mod tests {
         checkpoint.tensor("a").unwrap().read_f32(0, &mut pair);
         assert_eq!(pair, [1.0, -2.0]);
         assert_eq!(checkpoint.file_bytes(), fs::metadata(&path).unwrap().len());
-        assert_eq!(
-            fs::read_dir(&folder).unwrap().count(),
-            1,
-            "no temporary file is left"
-        );
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "no temporary file is left");
         checkpoint.check_unchanged().unwrap();
         write_safetensors(&path, &tensors[..1], &[]).unwrap();
         assert!(checkpoint.check_unchanged().is_err());
@@ -256,20 +217,14 @@ mod tests {
         let path = folder.join("model.safetensors");
         let wrong: [(&[Tensor<'_>], &str); 5] = [
             (&[("w", Dtype::F32, &[2], &[0; 7])], "expected 8 bytes"),
-            (
-                &[("w", Dtype::U8, &[1], &[0]), ("w", Dtype::U8, &[1], &[0])],
-                "\"w\" twice",
-            ),
+            (&[("w", Dtype::U8, &[1], &[0]), ("w", Dtype::U8, &[1], &[0])], "\"w\" twice"),
             (&[("__metadata__", Dtype::U8, &[1], &[0])], "not __metadata__"),
             (&[("", Dtype::U8, &[1], &[0])], "1 to 1024"),
             (&[("w", Dtype::U8, &[1; 9], &[0])], "at most 8 dimensions"),
         ];
         for (tensors, expected) in wrong {
             let message = write_safetensors(&path, tensors, &[]).unwrap_err().to_string();
-            assert!(
-                message.contains(expected) && message.contains("model.safetensors"),
-                "{message}"
-            );
+            assert!(message.contains(expected) && message.contains("model.safetensors"), "{message}");
         }
         let no_folder = write_safetensors(&folder.join("none/x.safetensors"), &[], &[]).unwrap_err();
         assert!(no_folder.to_string().contains("nothing was written"));
@@ -282,17 +237,11 @@ mod tests {
         let folder = folder("leftovers");
         let path = folder.join("w.safetensors");
         for number in 0..200 {
-            fs::write(
-                folder.join(format!(".w.safetensors.{}.{number}.tmp", std::process::id())),
-                "half",
-            )
-            .unwrap();
+            fs::write(folder.join(format!(".w.safetensors.{}.{number}.tmp", std::process::id())), "half")
+                .unwrap();
         }
         write_safetensors(&path, &[], &[]).unwrap();
-        assert!(
-            Checkpoint::open(&folder).is_ok(),
-            "leftovers are not taken for checkpoints"
-        );
+        assert!(Checkpoint::open(&folder).is_ok(), "leftovers are not taken for checkpoints");
         fs::remove_dir_all(folder).unwrap();
     }
 

@@ -10,21 +10,14 @@ fn sampler(params: SamplingParams, vocab_size: usize) -> Sampler {
 /// Pseudo-random logits with ties.
 fn logits(seed: u64, count: usize) -> Vec<f32> {
     let mut random = Random::new(seed);
-    (0..count)
-        .map(|_| ((random.unit() * 40.0).round() / 4.0 - 5.0) as f32)
-        .collect()
+    (0..count).map(|_| ((random.unit() * 40.0).round() / 4.0 - 5.0) as f32).collect()
 }
 
 #[test]
 fn the_generator_is_the_published_one() {
     // First outputs of the authors' C code for the state 1, 2, 3, 4.
     let mut random = Random { state: [1, 2, 3, 4] };
-    let expected = [
-        41_943_041,
-        58_720_359,
-        3_588_806_011_781_223,
-        3_591_011_842_654_386,
-    ];
+    let expected = [41_943_041, 58_720_359, 3_588_806_011_781_223, 3_591_011_842_654_386];
     assert_eq!([(); 4].map(|()| random.bits()), expected);
     assert_eq!(Random::new(0).state[0], 0xE220_A839_7B1D_CDAF, "SplitMix64 of 0");
 }
@@ -40,39 +33,19 @@ fn exp_is_more_exact_than_the_weights() {
 
 #[test]
 fn temperature_zero_is_argmax_with_the_lowest_id() {
-    let params = SamplingParams {
-        temperature: 0.0,
-        top_k: 1,
-        ..SamplingParams::default()
-    };
+    let params = SamplingParams { temperature: 0.0, top_k: 1, ..SamplingParams::default() };
     assert_eq!(sampler(params, 4).sample(&mut [1.0, 3.0, 3.0, -1.0], &[1]), Ok(1));
 }
 
 #[test]
 fn broken_logits_are_errors() {
     for temperature in [0.0, 1.0] {
-        let params = SamplingParams {
-            temperature,
-            top_p: 0.9,
-            ..SamplingParams::default()
-        };
+        let params = SamplingParams { temperature, top_p: 0.9, ..SamplingParams::default() };
         let mut sampler = sampler(params, 3);
         let nothing = f32::NEG_INFINITY;
-        assert_eq!(
-            sampler.sample(&mut [0.0, f32::NAN, 1.0], &[]),
-            Err(SamplerError::NotANumber { id: 1 })
-        );
-        assert_eq!(
-            sampler.sample(&mut [nothing; 3], &[]),
-            Err(SamplerError::NothingLeft)
-        );
-        assert_eq!(
-            sampler.sample(&mut [0.0; 2], &[]),
-            Err(SamplerError::Length {
-                expected: 3,
-                found: 2
-            })
-        );
+        assert_eq!(sampler.sample(&mut [0.0, f32::NAN, 1.0], &[]), Err(SamplerError::NotANumber { id: 1 }));
+        assert_eq!(sampler.sample(&mut [nothing; 3], &[]), Err(SamplerError::NothingLeft));
+        assert_eq!(sampler.sample(&mut [0.0; 2], &[]), Err(SamplerError::Length { expected: 3, found: 2 }));
         assert_eq!(sampler.sample(&mut [0.0, f32::INFINITY, 1.0], &[]), Ok(1));
         assert_eq!(sampler.sample(&mut [nothing, nothing, -3e38], &[]), Ok(2));
     }
@@ -95,11 +68,8 @@ fn parameters_out_of_range_are_named() {
 
 #[test]
 fn presence_and_frequency_count_only_what_was_generated() {
-    let params = SamplingParams {
-        presence_penalty: 0.5,
-        frequency_penalty: 0.25,
-        ..SamplingParams::default()
-    };
+    let params =
+        SamplingParams { presence_penalty: 0.5, frequency_penalty: 0.25, ..SamplingParams::default() };
     let mut sampler = sampler(params, 4);
     sampler.begin(2);
     let mut logits = [0.0, 0.0, 0.0, 0.0];
@@ -110,10 +80,8 @@ fn presence_and_frequency_count_only_what_was_generated() {
 
 #[test]
 fn a_bias_forces_and_forbids() {
-    let params = SamplingParams {
-        logit_bias: vec![(0, f32::NEG_INFINITY), (2, 100.0)],
-        ..SamplingParams::default()
-    };
+    let params =
+        SamplingParams { logit_bias: vec![(0, f32::NEG_INFINITY), (2, 100.0)], ..SamplingParams::default() };
     assert_eq!(sampler(params, 3).sample(&mut [50.0, 0.0, 0.0], &[]), Ok(2));
 }
 
@@ -125,20 +93,14 @@ fn draws_follow_the_distribution() {
         counts[sampler.sample(&mut [0.0, 1.0, 2.0], &[]).unwrap() as usize] += 1;
     }
     for (count, expected) in counts.iter().zip([0.0900, 0.2447, 0.6652]) {
-        assert!(
-            (f64::from(*count) / 20_000.0 - expected).abs() < 0.01,
-            "{counts:?}"
-        );
+        assert!((f64::from(*count) / 20_000.0 - expected).abs() < 0.01, "{counts:?}");
     }
 }
 
 /// Top-p by a full sort, as the original.
 fn top_p_by_sort(logits: &[f32], p: f64) -> Vec<u32> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f32> = logits
-        .iter()
-        .map(|&l| f64::from(l - largest).exp() as f32)
-        .collect();
+    let weights: Vec<f32> = logits.iter().map(|&l| f64::from(l - largest).exp() as f32).collect();
     let mass: f64 = weights.iter().map(|&w| f64::from(w)).sum();
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[a].total_cmp(&logits[b]));

@@ -27,11 +27,7 @@ fn greedy_ids_are_those_of_transformers() {
     for model in MODELS {
         let folder = golden(model);
         let goldens = Checkpoint::open(&Path::new(&folder).join("golden.safetensors")).unwrap();
-        let tokenizer = Source::open(Path::new(&folder))
-            .unwrap()
-            .text()
-            .unwrap()
-            .tokenizer;
+        let tokenizer = Source::open(Path::new(&folder)).unwrap().text().unwrap().tokenizer;
         for prompt in 0..3 {
             let prompt_ids = golden_ids(&goldens, &format!("prompt{prompt}.input_ids"));
             let wanted = golden_ids(&goldens, &format!("prompt{prompt}.greedy"));
@@ -54,11 +50,7 @@ fn greedy_ids_are_those_of_transformers() {
             assert_eq!(found["finish_reason"], "length");
             assert_eq!(found["prompt_tokens"].as_u64(), Some(prompt_ids.len() as u64));
             let text = tokenizer.decode(&wanted, true);
-            assert_eq!(
-                found["text"].as_str(),
-                Some(text.as_str()),
-                "{model} prompt {prompt}"
-            );
+            assert_eq!(found["text"].as_str(), Some(text.as_str()), "{model} prompt {prompt}");
         }
     }
 }
@@ -69,12 +61,9 @@ fn scores_are_the_logits_of_transformers_and_need_configuration_and_weights_only
     let file = out.path("logits.safetensors");
     for model in MODELS {
         let folder = Folder::model(model);
-        for name in [
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "generation_config.json",
-        ] {
+        for name in
+            ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"]
+        {
             folder.remove(name);
         }
         let goldens = Checkpoint::open(&Path::new(&golden(model)).join("golden.safetensors")).unwrap();
@@ -96,11 +85,7 @@ fn scores_are_the_logits_of_transformers_and_need_configuration_and_weights_only
             let written = Checkpoint::open(Path::new(&file)).unwrap();
             let name = format!("prompt{prompt}.logits");
             let (logits, wanted) = (written.tensor("logits").unwrap(), goldens.tensor(&name).unwrap());
-            assert_eq!(
-                (logits.dtype.name(), logits.shape),
-                ("F32", wanted.shape),
-                "{model}"
-            );
+            assert_eq!((logits.dtype.name(), logits.shape), ("F32", wanted.shape), "{model}");
             for (a, b) in floats(&written, "logits").iter().zip(floats(&goldens, &name)) {
                 assert!((a - b).abs() <= 1e-3, "{model} prompt {prompt}: {a} for {b}");
             }
@@ -112,16 +97,8 @@ fn scores_are_the_logits_of_transformers_and_need_configuration_and_weights_only
 fn a_model_without_a_tokenizer_runs_on_ids() {
     let folder = Folder::model("llama-tied");
     folder.remove("tokenizer.json");
-    let arguments = [
-        "run",
-        &folder.path(""),
-        "--ids",
-        "5,6,7",
-        "--greedy",
-        "--ignore-eos",
-        "--max-new-tokens",
-        "3",
-    ];
+    let arguments =
+        ["run", &folder.path(""), "--ids", "5,6,7", "--greedy", "--ignore-eos", "--max-new-tokens", "3"];
     let object = json(&[&arguments[..], &["--json"]].concat());
     assert_eq!(object["text"], Value::Null);
     let shown = answer(bantam(&arguments));
@@ -141,9 +118,8 @@ fn tokens_are_those_of_the_original() {
             goldens = read(other);
         }
         // The rest is tested below the command line; a NUL cannot be an argument.
-        let cases = list(&goldens["encode"])
-            .iter()
-            .filter(|case| !case["text"].as_str().unwrap().contains('\0'));
+        let cases =
+            list(&goldens["encode"]).iter().filter(|case| !case["text"].as_str().unwrap().contains('\0'));
         for case in cases.step_by(7) {
             let text = case["text"].as_str().unwrap();
             let arguments = ["tokenize", &golden(model), "--text", text];
@@ -205,14 +181,7 @@ fn a_drawn_seed_is_told_and_repeats_the_run() {
 
 #[test]
 fn stop_strings_end_the_text_before_them() {
-    let arguments = [
-        "run",
-        "The function",
-        "--greedy",
-        "--max-new-tokens",
-        "24",
-        "--json",
-    ];
+    let arguments = ["run", "The function", "--greedy", "--max-new-tokens", "24", "--json"];
     let whole = json(&arguments);
     let whole = whole["text"].as_str().unwrap();
     let at = whole.char_indices().nth(whole.chars().count() / 2).unwrap().0;
@@ -227,10 +196,7 @@ fn a_plan_adds_up_and_is_what_a_run_takes() {
     let flags = ["--context", "100", "--kv", "int8", "--precision", "exact"];
     let plan = json(&[&["plan", "--json"][..], &flags].concat());
     let number = |value: &Value| value.as_u64().unwrap();
-    let lines: u64 = list(&plan["lines"])
-        .iter()
-        .map(|line| number(&line["bytes"]))
-        .sum();
+    let lines: u64 = list(&plan["lines"]).iter().map(|line| number(&line["bytes"])).sum();
     assert_eq!(lines, number(&plan["bytes"]));
     let regions = ["weight_bytes", "cache_bytes", "work_bytes"].map(|key| number(&plan[key]));
     assert_eq!(regions.iter().sum::<u64>(), lines);
@@ -249,11 +215,7 @@ fn an_inspection_tells_the_true_numbers() {
     let legacy = json(&["inspect", &golden("gpt_neox"), "--json"]);
     assert_eq!(legacy["bits_per_weight"], 16.0);
     assert_eq!(legacy["parameters"], 726_144);
-    assert_eq!(
-        list(&legacy["unused_tensors"]).len(),
-        9,
-        "three buffers in each of three layers"
-    );
+    assert_eq!(list(&legacy["unused_tensors"]).len(), 9, "three buffers in each of three layers");
     let plan = json(&["plan", &golden("gpt_neox"), "--json"]);
     assert_eq!(legacy["bytes_per_token"], plan["bytes_per_token"]);
     let sharded = json(&["inspect", &golden("llama-untied"), "--json"]);
@@ -321,11 +283,7 @@ fn perplexity_is_that_of_the_original_window_by_window() {
 fn a_reader_who_leaves_early_is_no_error() {
     for arguments in [&["inspect", "--tensors"][..], &["run", "The", "--ignore-eos"]] {
         let mut command = program(arguments);
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{arguments:?}");

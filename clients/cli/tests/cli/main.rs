@@ -1,10 +1,6 @@
 //! The built program, used as a script would use it: what it answers, and what it refuses with which exit status.
 #![forbid(unsafe_code)]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a failure is a failed test"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure is a failed test")]
 
 mod answers;
 mod refusals;
@@ -42,10 +38,7 @@ fn bantam(arguments: &[&str]) -> Output {
 /// The same with something on standard input.
 fn bantam_with(input: &str, arguments: &[&str]) -> Output {
     let mut command = program(arguments);
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program starts");
     let mut stdin = child.stdin.take().expect("it was piped");
     stdin.write_all(input.as_bytes()).expect("the program reads");

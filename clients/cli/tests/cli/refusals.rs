@@ -18,10 +18,7 @@ fn check(arguments: &[&str], status: i32, words: &[&str]) {
     assert!(!message.contains("panicked"), "{arguments:?}: {message}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{arguments:?}");
     for word in words {
-        assert!(
-            message.contains(word),
-            "{arguments:?}: expected {word:?} in: {message}"
-        );
+        assert!(message.contains(word), "{arguments:?}: expected {word:?} in: {message}");
     }
 }
 
@@ -34,18 +31,12 @@ fn a_command_that_makes_no_sense_ends_with_status_2() {
         (&["run", "x", "--wings"], &["--wings"]),
         (&["run"], &["PROMPT is missing"]),
         (&["run", "--model", model], &["PROMPT is missing"]),
-        (
-            &["run", "a", "b", "--model", model],
-            &["one MODEL and one PROMPT"],
-        ),
+        (&["run", "a", "b", "--model", model], &["one MODEL and one PROMPT"]),
         (&["run", "a", "b", "--prompt", "c"], &["one MODEL and one PROMPT"]),
         (&["run", model, "--model", model, "--ids", "1"], &["one MODEL"]),
         (&["run", "--ids", "1", "--prompt", "x"], &["--prompt"]),
         (&["run", "--ids", "1;2"], &["1,2,3", "1;2"]),
-        (
-            &["run", "x", "--temperature", "-1"],
-            &["temperature", "0 or more", "-1"],
-        ),
+        (&["run", "x", "--temperature", "-1"], &["temperature", "0 or more", "-1"]),
         (&["run", "x", "--temperature", "warm"], &["warm"]),
         (&["run", "x", "--top-p", "1.5"], &["top_p", "1.5"]),
         (&["run", "x", "--greedy", "--temperature", "1"], &["--greedy"]),
@@ -59,10 +50,7 @@ fn a_command_that_makes_no_sense_ends_with_status_2() {
         (&["score", model, "--ids", "1"], &["--logits"]),
         (&["inspect", "--out", "x.safetensors"], &["--tensor"]),
         (&["eval", "perplexity"], &["--text-file"]),
-        (
-            &["plan", "--synthetic", "elephant"],
-            &["elephant", "--synthetic list"],
-        ),
+        (&["plan", "--synthetic", "elephant"], &["elephant", "--synthetic list"]),
     ];
     for (arguments, words) in cases {
         check(arguments, 2, words);
@@ -73,11 +61,7 @@ fn a_command_that_makes_no_sense_ends_with_status_2() {
 #[test]
 fn what_is_not_a_model_is_refused() {
     let folder = Folder::new();
-    check(
-        &["run", &folder.path("none"), "x"],
-        1,
-        &["none", "no model there"],
-    );
+    check(&["run", &folder.path("none"), "x"], 1, &["none", "no model there"]);
     check(&["run", &folder.path(""), "x"], 1, &["config.json", "found none"]);
     let pickle = folder.write("pytorch_model.bin", "x");
     check(&["inspect", &pickle], 1, &["pytorch_model.bin", ".safetensors"]);
@@ -91,33 +75,18 @@ fn configurations_have_their_own_errors() {
     let model = folder.path("");
     let config = fs::read_to_string(folder.path("config.json")).unwrap();
     folder.write("config.json", config.replace("\"qwen2\"", "\"zebra\""));
-    check(
-        &["run", &model, "x"],
-        1,
-        &[&model, "config.json", "zebra", "this build knows"],
-    );
+    check(&["run", &model, "x"], 1, &[&model, "config.json", "zebra", "this build knows"]);
     folder.write("config.json", "{");
     check(&["run", &model, "x"], 1, &["config.json", "JSON object"]);
     folder.write("config.json", config.replace("\"hidden_size\"", "\"ignored\""));
     check(&["plan", &model], 1, &["hidden_size", "missing"]);
-    folder.write(
-        "config.json",
-        config.replace("\"vocab_size\": ", "\"vocab_size\": 1"),
-    );
+    folder.write("config.json", config.replace("\"vocab_size\": ", "\"vocab_size\": 1"));
     check(&["plan", &model], 1, &["tensor", "expected shape", "found"]);
     folder.remove("config.json");
-    check(
-        &["score", &model, "--ids", "1", "--logits", &folder.path("o")],
-        1,
-        &["config.json"],
-    );
+    check(&["score", &model, "--ids", "1", "--logits", &folder.path("o")], 1, &["config.json"]);
     folder.write("config.json", config);
     folder.write("generation_config.json", r#"{"temperature": "warm"}"#);
-    check(
-        &["run", &model, "x"],
-        1,
-        &["generation_config.json", "temperature", "warm"],
-    );
+    check(&["run", &model, "x"], 1, &["generation_config.json", "temperature", "warm"]);
 }
 
 #[test]
@@ -125,22 +94,10 @@ fn a_tokenizer_is_missed_only_where_text_is_needed() {
     let folder = Folder::model("qwen2");
     let model = folder.path("");
     folder.remove("tokenizer.json");
-    check(
-        &["run", &model, "x"],
-        1,
-        &[&model, "tokenizer.json", "found none"],
-    );
+    check(&["run", &model, "x"], 1, &[&model, "tokenizer.json", "found none"]);
     check(&["tokenize", &model, "--text", "x"], 1, &["tokenizer.json"]);
-    check(
-        &["run", &model, "--ids", "1", "--stop", "x"],
-        1,
-        &["tokenizer.json"],
-    );
-    assert!(
-        bantam(&["run", &model, "--ids", "1", "--max-new-tokens", "1"])
-            .status
-            .success()
-    );
+    check(&["run", &model, "--ids", "1", "--stop", "x"], 1, &["tokenizer.json"]);
+    assert!(bantam(&["run", &model, "--ids", "1", "--max-new-tokens", "1"]).status.success());
     folder.write("tokenizer.json", "{}");
     check(&["run", &model, "x"], 1, &["tokenizer.json"]);
 }
@@ -149,19 +106,11 @@ fn a_tokenizer_is_missed_only_where_text_is_needed() {
 fn prompts_that_do_not_fit_say_both_numbers() {
     let long = "word ".repeat(600);
     check(&["run", &long], 1, &["tokens", "room for 512", "up to 512"]);
-    check(
-        &["run", "one two three four five", "--context", "4"],
-        1,
-        &["room for 4", "--context"],
-    );
+    check(&["run", "one two three four five", "--context", "4"], 1, &["room for 4", "--context"]);
     let ids = vec!["1"; 513].join(",");
     let model = repository("model/carried");
     check(&["run", "--ids", &ids], 1, &["513", "512"]);
-    check(
-        &["score", &model, "--ids", &ids, "--logits", "x"],
-        1,
-        &["513", "512"],
-    );
+    check(&["score", &model, "--ids", &ids, "--logits", "x"], 1, &["513", "512"]);
     check(&["run", "x", "--context", "600"], 1, &["--context 600", "512"]);
 }
 
@@ -169,11 +118,7 @@ fn prompts_that_do_not_fit_say_both_numbers() {
 fn ids_outside_the_vocabulary_are_refused() {
     let model = repository("model/carried");
     check(&["run", "--ids", "1,4096"], 1, &["token 4096", "from 0 to 4095"]);
-    check(
-        &["score", &model, "--ids", "9999", "--logits", "x"],
-        1,
-        &["9999", "4095"],
-    );
+    check(&["score", &model, "--ids", "9999", "--logits", "x"], 1, &["9999", "4095"]);
 }
 
 #[test]
@@ -200,11 +145,7 @@ fn weights_that_are_no_numbers_are_found_while_loading() {
     let words = ["model.safetensors", name, "NaN", "row 1, column 3"];
     check(&["run", &folder.path(""), "x"], 1, &words);
     let values = bantam(&["inspect", &folder.path(""), "--tensor", name]);
-    assert!(
-        String::from_utf8(values.stdout)
-            .unwrap()
-            .contains("1 values are NaN")
-    );
+    assert!(String::from_utf8(values.stdout).unwrap().contains("1 values are NaN"));
 }
 
 #[test]
@@ -228,11 +169,7 @@ fn what_does_not_exist_yet_says_so() {
     let model = repository("model/carried");
     let score = ["score", &model, "--ids", "1", "--logits", "x", "--adapter", "y"];
     check(&score, 1, &["adapters are not supported yet"]);
-    check(
-        &["tokenize", "--chat", "x.json", "--json"],
-        1,
-        &["--chat", "not supported yet"],
-    );
+    check(&["tokenize", "--chat", "x.json", "--json"], 1, &["--chat", "not supported yet"]);
 }
 
 #[test]
@@ -240,29 +177,14 @@ fn inputs_and_outputs_that_cannot_be_used_are_named() {
     let folder = Folder::new();
     let model = repository("model/carried");
     let eval = |file: &str, words: &[&str]| {
-        check(
-            &["eval", "perplexity", "--text-file", file, "--context", "64"],
-            1,
-            words,
-        );
+        check(&["eval", "perplexity", "--text-file", file, "--context", "64"], 1, words);
     };
     eval(&folder.path("none.txt"), &["none.txt"]);
     eval(&folder.write("bytes.txt", [0xFF, 0xFE]), &["bytes.txt", "UTF-8"]);
-    eval(
-        &folder.write("short.txt", "too short"),
-        &["short.txt", "64", "smaller --context"],
-    );
+    eval(&folder.write("short.txt", "too short"), &["short.txt", "64", "smaller --context"]);
     let out = folder.path("no/such/folder.safetensors");
-    check(
-        &["score", &model, "--ids", "1", "--logits", &out],
-        1,
-        &["folder.safetensors"],
-    );
-    check(
-        &["inspect", "--tensor", "model.embed_tokens.weight", "--out", &out],
-        1,
-        &["folder.safetensors"],
-    );
+    check(&["score", &model, "--ids", "1", "--logits", &out], 1, &["folder.safetensors"]);
+    check(&["inspect", "--tensor", "model.embed_tokens.weight", "--out", &out], 1, &["folder.safetensors"]);
     let near = ["model.layers.0.self_attn.q_proj.weight"];
     check(&["inspect", "--tensor", "q_proj"], 1, &near);
     let wrong = bantam_with("\n", &["run", "-"]);

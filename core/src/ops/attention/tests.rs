@@ -14,9 +14,7 @@ use std::vec::Vec;
 fn noise(seed: u64) -> impl FnMut() -> f32 {
     let mut state = seed | 1;
     move || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 40) as f32 / (1 << 23) as f32) - 1.0
     }
 }
@@ -75,24 +73,11 @@ const PAGES: usize = 5;
 
 impl Filled {
     fn new(case: &Case) -> Self {
-        let heads = Heads {
-            count: case.kv_heads * case.group,
-            width: case.width,
-        };
-        let shape = PageShape {
-            width: case.width,
-            kind: case.kind,
-        };
-        let slot = Slot {
-            region: Region::Cache,
-            offset: 0,
-            bytes: 2 * PAGES * case.kv_heads * shape.bytes(),
-        };
-        let cache = KvCache {
-            slot,
-            heads: case.kv_heads,
-            shape,
-        };
+        let heads = Heads { count: case.kv_heads * case.group, width: case.width };
+        let shape = PageShape { width: case.width, kind: case.kind };
+        let slot =
+            Slot { region: Region::Cache, offset: 0, bytes: 2 * PAGES * case.kv_heads * shape.bytes() };
+        let cache = KvCache { slot, heads: case.kv_heads, shape };
         let attention = Attention {
             heads,
             scale: 1.0 / libm::sqrtf(case.width as f32),
@@ -114,19 +99,10 @@ impl Filled {
         };
         let stride = cache.heads * case.width;
         for (sequence, (before, rows)) in case.sequences.into_iter().enumerate() {
-            let feed = Feed {
-                first_row: 0,
-                rows: before + rows,
-                first_position: 0,
-                sequence,
-            };
+            let feed = Feed { first_row: 0, rows: before + rows, first_position: 0, sequence };
             let (keys, values) = (draw(feed.rows * stride, 1.0), draw(feed.rows * stride, 1.0));
             let tables = filled.tables.clone();
-            let batch = Batch {
-                feeds: &[feed],
-                tables: &tables,
-                pages_per_sequence: PAGES,
-            };
+            let batch = Batch { feeds: &[feed], tables: &tables, pages_per_sequence: PAGES };
             let memory = bytemuck::cast_slice_mut(&mut filled.memory);
             store_batch(&Serial, &cache, memory, &batch, &keys, &values);
         }
@@ -135,11 +111,7 @@ impl Filled {
 
     fn attend(&self, cpu: Cpu, feeds: &[Feed], queries: &[f32]) -> Vec<f32> {
         let mut out = vec![f32::NAN; queries.len()];
-        let batch = Batch {
-            feeds,
-            tables: &self.tables,
-            pages_per_sequence: PAGES,
-        };
+        let batch = Batch { feeds, tables: &self.tables, pages_per_sequence: PAGES };
         attend_batch(
             cpu,
             &Serial,
@@ -159,10 +131,7 @@ impl Filled {
         let Attention { heads, .. } = self.attention;
         let kv_head = head / (heads.count / self.cache.heads);
         let memory: &[u8] = bytemuck::cast_slice(&self.memory);
-        let first = self
-            .attention
-            .window
-            .map_or(0, |window| (position + 1).saturating_sub(window));
+        let first = self.attention.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let rows: Vec<_> = (first..=position)
             .map(|position| {
                 let page = self.tables[sequence * PAGES + position / POSITIONS] as usize;
@@ -172,33 +141,19 @@ impl Filled {
             })
             .collect();
         let score = |key: &[f32]| {
-            let dot: f64 = key
-                .iter()
-                .zip(query)
-                .map(|(&k, &q)| f64::from(k) * f64::from(q))
-                .sum();
+            let dot: f64 = key.iter().zip(query).map(|(&k, &q)| f64::from(k) * f64::from(q)).sum();
             let score = dot * f64::from(self.attention.scale);
-            self.attention
-                .softcap
-                .map_or(score, |cap| libm::tanh(score / f64::from(cap)) * f64::from(cap))
+            self.attention.softcap.map_or(score, |cap| libm::tanh(score / f64::from(cap)) * f64::from(cap))
         };
         let scores: Vec<f64> = rows.iter().map(|(key, _)| score(key)).collect();
         let sink = self.sinks.as_ref().map(|sinks| f64::from(sinks[head]));
-        let highest = scores
-            .iter()
-            .copied()
-            .chain(sink)
-            .fold(f64::NEG_INFINITY, f64::max);
+        let highest = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|score| libm::exp(score - highest)).collect();
         let total: f64 = weights.iter().sum::<f64>() + sink.map_or(0.0, |sink| libm::exp(sink - highest));
         (0..heads.width)
             .map(|channel| {
                 let values = rows.iter().map(|(_, value)| f64::from(value[channel]));
-                values
-                    .zip(&weights)
-                    .map(|(value, weight)| value * weight)
-                    .sum::<f64>()
-                    / total
+                values.zip(&weights).map(|(value, weight)| value * weight).sum::<f64>() / total
             })
             .collect()
     }
@@ -208,12 +163,7 @@ fn check(case: &Case) {
     let filled = Filled::new(case);
     let Heads { count, width } = filled.attention.heads;
     let [(before, rows), (before_other, rows_other)] = case.sequences;
-    let feed = |first_row, rows, first_position, sequence| Feed {
-        first_row,
-        rows,
-        first_position,
-        sequence,
-    };
+    let feed = |first_row, rows, first_position, sequence| Feed { first_row, rows, first_position, sequence };
     let feeds = [feed(0, rows, before, 0), feed(rows, rows_other, before_other, 1)];
     // Scores are below 3 * sqrt(width), so float32 keeps them within some 1e-6; tanh has 3e-7 of the cap.
     let tolerance = 1e-5 + 1e-6 * f64::from(case.softcap.unwrap_or(0.0));
@@ -240,13 +190,7 @@ fn check(case: &Case) {
                 at % width
             );
         }
-        for Feed {
-            first_row,
-            rows,
-            first_position,
-            sequence,
-        } in feeds
-        {
+        for Feed { first_row, rows, first_position, sequence } in feeds {
             let last = first_row + rows - 1;
             let alone = [feed(0, 1, first_position + rows - 1, sequence)];
             let row = last * token..(last + 1) * token;
@@ -260,11 +204,7 @@ fn cases() -> impl Strategy<Value = Case> {
     let kind = prop_oneof![Just(KvKind::F32), Just(KvKind::F16), Just(KvKind::Int8)];
     let sequence = || (0usize..200, 1usize..80);
     let shape = (1usize..131, kind, 1usize..4, 1usize..9);
-    let bends = (
-        prop::option::of(1usize..150),
-        prop::option::of(1.0f32..50.0),
-        any::<bool>(),
-    );
+    let bends = (prop::option::of(1usize..150), prop::option::of(1.0f32..50.0), any::<bool>());
     (shape, bends, [sequence(), sequence()], any::<u64>()).prop_map(
         |((width, kind, kv_heads, group), (window, softcap, sinks), sequences, seed)| Case {
             width,
@@ -305,18 +245,8 @@ fn borders_and_real_shapes_attend_as_defined() {
     };
     for case in [
         plain.clone(),
-        Case {
-            width: 128,
-            group: 8,
-            sequences: [(64, 64), (128, 1)],
-            ..plain.clone()
-        },
-        Case {
-            width: 16,
-            window: Some(64),
-            sequences: [(127, 66), (0, 65)],
-            ..plain.clone()
-        },
+        Case { width: 128, group: 8, sequences: [(64, 64), (128, 1)], ..plain.clone() },
+        Case { width: 16, window: Some(64), sequences: [(127, 66), (0, 65)], ..plain.clone() },
         Case {
             width: 17,
             window: Some(1),
@@ -324,19 +254,8 @@ fn borders_and_real_shapes_attend_as_defined() {
             sequences: [(0, 70), (130, 3)],
             ..plain.clone()
         },
-        Case {
-            width: 1,
-            sinks: true,
-            kind: KvKind::Int8,
-            window: Some(65),
-            ..plain.clone()
-        },
-        Case {
-            width: HEAD_WIDTH_MAX,
-            kind: KvKind::Int8,
-            softcap: Some(30.0),
-            ..plain
-        },
+        Case { width: 1, sinks: true, kind: KvKind::Int8, window: Some(65), ..plain.clone() },
+        Case { width: HEAD_WIDTH_MAX, kind: KvKind::Int8, softcap: Some(30.0), ..plain },
     ] {
         check(&case);
     }
@@ -344,21 +263,14 @@ fn borders_and_real_shapes_attend_as_defined() {
 
 /// Stores a key and a value at one position of an unwritten page.
 fn round_trip(kind: KvKind, key: &[f32], value: &[f32], position: usize) -> (Vec<f32>, Vec<f32>) {
-    let shape = PageShape {
-        width: key.len(),
-        kind,
-    };
+    let shape = PageShape { width: key.len(), kind };
     let mut page = unwritten(shape.bytes());
     let page: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut page)[..shape.bytes()];
     let other = (position + 1) % POSITIONS;
     store(shape, page, other, value, key);
     let neighbour = stored(shape, page, other);
     store(shape, page, position, key, value);
-    assert_eq!(
-        neighbour,
-        stored(shape, page, other),
-        "{kind:?}: storing changes another position"
-    );
+    assert_eq!(neighbour, stored(shape, page, other), "{kind:?}: storing changes another position");
     stored(shape, page, position)
 }
 

@@ -77,10 +77,7 @@ impl Vector for F32x4 {
         unsafe {
             let words = vld1q_u32(from);
             let high = vandq_u32(words, vdupq_n_u32(0xffff_0000));
-            [
-                F32x4(vreinterpretq_f32_u32(vshlq_n_u32::<16>(words))),
-                F32x4(vreinterpretq_f32_u32(high)),
-            ]
+            [F32x4(vreinterpretq_f32_u32(vshlq_n_u32::<16>(words))), F32x4(vreinterpretq_f32_u32(high))]
         }
     }
     #[inline(always)]
@@ -111,10 +108,7 @@ impl Vector for F32x4 {
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         unsafe {
-            let wide = from
-                .cast::<[u16; 4]>()
-                .read_unaligned()
-                .map(|b| half::f16::from_bits(b).to_f32());
+            let wide = from.cast::<[u16; 4]>().read_unaligned().map(|b| half::f16::from_bits(b).to_f32());
             F32x4(vld1q_f32(wide.as_ptr()))
         }
     }

@@ -88,23 +88,14 @@ impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
-        unsafe {
-            Avx2(_mm256_blendv_ps(
-                otherwise.0,
-                then.0,
-                _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0),
-            ))
-        }
+        unsafe { Avx2(_mm256_blendv_ps(otherwise.0, then.0, _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0))) }
     }
     #[inline(always)]
     unsafe fn bf16_words(from: *const u32) -> [Self; 2] {
         unsafe {
             let words = _mm256_loadu_si256(from.cast());
             let high = _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32));
-            [
-                Avx2(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))),
-                Avx2(_mm256_castsi256_ps(high)),
-            ]
+            [Avx2(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))), Avx2(_mm256_castsi256_ps(high))]
         }
     }
     #[inline(always)]
@@ -128,14 +119,8 @@ impl Vector for Avx2 {
             let byte = _mm256_set1_epi32(0xff);
             [
                 Avx2(_mm256_cvtepi32_ps(_mm256_and_si256(words, byte))),
-                Avx2(_mm256_cvtepi32_ps(_mm256_and_si256(
-                    _mm256_srli_epi32::<8>(words),
-                    byte,
-                ))),
-                Avx2(_mm256_cvtepi32_ps(_mm256_and_si256(
-                    _mm256_srli_epi32::<16>(words),
-                    byte,
-                ))),
+                Avx2(_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32::<8>(words), byte))),
+                Avx2(_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32::<16>(words), byte))),
                 Avx2(_mm256_cvtepi32_ps(_mm256_srli_epi32::<24>(words))),
             ]
         }
@@ -146,11 +131,7 @@ impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
-        unsafe {
-            Avx2(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(
-                from.cast(),
-            ))))
-        }
+        unsafe { Avx2(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))) }
     }
 }
 
@@ -213,11 +194,7 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn round(self) -> Self {
-        unsafe {
-            Avx512(_mm512_roundscale_ps::<
-                { _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC },
-            >(self.0))
-        }
+        unsafe { Avx512(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
     }
     #[inline(always)]
     unsafe fn exp2(self) -> Self {
@@ -238,10 +215,7 @@ impl Vector for Avx512 {
         unsafe {
             let words = _mm512_loadu_si512(from.cast());
             let high = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-            [
-                Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))),
-                Avx512(_mm512_castsi512_ps(high)),
-            ]
+            [Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))), Avx512(_mm512_castsi512_ps(high))]
         }
     }
     #[inline(always)]
@@ -260,14 +234,8 @@ impl Vector for Avx512 {
             let byte = _mm512_set1_epi32(0xff);
             [
                 Avx512(_mm512_cvtepi32_ps(_mm512_and_si512(words, byte))),
-                Avx512(_mm512_cvtepi32_ps(_mm512_and_si512(
-                    _mm512_srli_epi32::<8>(words),
-                    byte,
-                ))),
-                Avx512(_mm512_cvtepi32_ps(_mm512_and_si512(
-                    _mm512_srli_epi32::<16>(words),
-                    byte,
-                ))),
+                Avx512(_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<8>(words), byte))),
+                Avx512(_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<16>(words), byte))),
                 Avx512(_mm512_cvtepi32_ps(_mm512_srli_epi32::<24>(words))),
             ]
         }
@@ -278,10 +246,6 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
-        unsafe {
-            Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(
-                from.cast(),
-            ))))
-        }
+        unsafe { Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
     }
 }

@@ -129,9 +129,8 @@ fn generated_tokens(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
         .and_then(|defaults| defaults.settings(flags, EosSources::default()))
         .expect("sound flags");
     let prompt = tokenizer.encode("The history of the city", true).expect("plain text");
-    // Logits, counts and two lists of candidates: 32 bytes for every token of the vocabulary. History: four bytes for
-    // every position. The rest is text held back and stop strings.
-    let most = 32 * engine.spec().vocab + 4 * engine.plan().options.context + 16384;
+    // What the plan says, and some kilobytes of text held back and stop strings.
+    let most = engine.plan().generation_bytes + 16384;
     let mut generation = check_heap(&format!("{what}: one generation"), most, || {
         Generation::begin(engine, Some(table), settings, &prompt).expect("a prompt that fits")
     });

@@ -11,6 +11,7 @@ use bantam_core::{Cpu, KvCache, KvKind, Matrix, Norm, Precision, Region, Rope, S
 
 use crate::checkpoint::Dtype;
 use crate::families::{Part, Rows};
+use crate::generate::Generation;
 use crate::spec::{LayerSpec, ModelSpec, NormSpec};
 
 /// Choices that decide how much memory a run takes.
@@ -219,6 +220,8 @@ pub struct Plan {
     pub work: WorkSlots,
     /// Pages that a sequence may own.
     pub pages_per_sequence: usize,
+    /// Bytes that every generation under way keeps on the heap, beside the regions.
+    pub generation_bytes: usize,
     /// Bytes of the weights region.
     pub weight_bytes: usize,
     /// Bytes of the cache region.
@@ -272,6 +275,7 @@ impl Plan {
         Ok(Plan {
             options,
             bytes_per_token: planner.weights.bytes() - untied,
+            generation_bytes: Generation::heap_bytes(spec.vocab, options.context),
             weight_bytes: planner.weights.bytes(),
             cache_bytes: planner.cache.bytes(),
             work_bytes: planner.work.bytes(),

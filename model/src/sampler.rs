@@ -183,6 +183,11 @@ impl Sampler {
         Ok(Sampler { params, random, counts, candidates: Candidates::new(vocab_size), prompt_tokens: 0 })
     }
 
+    /// Bytes that a sampler for `vocab_size` logits keeps.
+    pub fn heap_bytes(vocab_size: usize) -> usize {
+        vocab_size.saturating_mul(size_of::<u32>() + 2 * size_of::<Candidate>())
+    }
+
     /// Begins a sequence: the generator starts again from the seed. The first `prompt_tokens` of every history
     /// count for the repetition penalty (as in Hugging Face) but not for presence and frequency (as in OpenAI's
     /// interface, which defines them over generated text).

@@ -97,6 +97,7 @@ fn as_json(plan: &Plan, available: Option<u64>) -> Value {
         "cache_bytes": plan.cache_bytes,
         "work_bytes": plan.work_bytes,
         "bytes_per_token": plan.bytes_per_token,
+        "generation_bytes": plan.generation_bytes,
         "available_bytes": available,
         "fits": fits(plan, available),
         "options": {
@@ -138,7 +139,8 @@ fn as_text(plan: &Plan, model: &str, available: Option<u64>) -> String {
     };
     format!(
         "{model}: context {}, {} at once, chunks of {}, keys and values {}, {} precision\n\n{}\n\n\
-         {} of weights are read for every token\n{verdict}",
+         {} of weights are read for every token\n\
+         {} more on the heap for every generation under way (logits, sampler, history)\n{verdict}",
         options.context,
         options.sequences,
         options.chunk,
@@ -146,5 +148,6 @@ fn as_text(plan: &Plan, model: &str, available: Option<u64>) -> String {
         precision_name(options.precision),
         output::table(&rows, &[false, false, false, false, true]),
         output::bytes(plan.bytes_per_token as u64),
+        output::bytes(plan.generation_bytes as u64),
     )
 }

@@ -1,6 +1,5 @@
 //! Fills the weights region as a plan says: from a checkpoint, or with noise for measuring.
 
-use std::cell::RefCell;
 use std::sync::Mutex;
 
 use bantam_core::layouts::{NotFinite, TILE_ROWS};
@@ -46,6 +45,7 @@ pub fn load(
     arena: &mut Arena<MmapMut>,
     pool: &impl Pool,
 ) -> Result<(), WeightsError> {
+    let buffers = Buffers::default();
     let tensor = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
     for fill in &plan.fills {
         match fill {
@@ -63,7 +63,7 @@ pub fn load(
             Fill::Matrix { matrix, tensor: name, rows, head_width } => {
                 let source = tensor(name);
                 let row = |row| source_row(*rows, *head_width, row);
-                pack(matrix, &source, row, arena.write(matrix.slot), pool)?;
+                pack(matrix, &source, row, arena.write(matrix.slot), pool, &buffers)?;
             }
         }
     }
@@ -81,13 +81,14 @@ fn pack(
     source_row: impl Fn(usize) -> usize + Sync,
     out: &mut [u8],
     pool: &impl Pool,
+    buffers: &Buffers,
 ) -> Result<(), WeightsError> {
     let columns = matrix.shape.columns;
     let failed: Mutex<Option<WeightsError>> = Mutex::new(None);
     each_row(pool, out, matrix.layout.tile_bytes(columns), 2, |tile, out| {
         let first = tile * TILE_ROWS;
         let count = TILE_ROWS.min(matrix.shape.rows - first);
-        let packed = with_rows(count * columns, |rows| {
+        let packed = buffers.lend(count * columns, |rows| {
             for (i, row) in rows.chunks_exact_mut(columns).enumerate() {
                 source.read_f32(source_row(first + i) * columns, row);
             }
@@ -104,37 +105,43 @@ fn pack(
     }
 }
 
-/// Lends a thread's own buffer for the rows of a tile: asking the system for one per tile costs more than packing.
-fn with_rows<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
-    thread_local! {
-        static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    }
-    ROWS.with_borrow_mut(|rows| {
+/// Buffers for the rows of a tile, lent to whichever thread packs one: asking the system for one per tile costs more
+/// than packing, and a buffer per thread would outlive the loading.
+#[derive(Default)]
+struct Buffers(Mutex<Vec<Vec<f32>>>);
+
+impl Buffers {
+    fn lend<T>(&self, len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
+        let free = || self.0.lock().expect("no holder panics");
+        let mut rows = free().pop().unwrap_or_default();
         if rows.len() < len {
             rows.resize(len, 0.0);
         }
-        work(&mut rows[..len])
-    })
+        let result = work(&mut rows[..len]);
+        free().push(rows);
+        result
+    }
 }
 
 /// Fills the weights with small reproducible noise: for measuring speed, where only sizes count.
 pub fn synthesize(plan: &Plan, arena: &mut Arena<MmapMut>, pool: &impl Pool) {
+    let buffers = Buffers::default();
     for fill in &plan.fills {
         match fill {
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
             Fill::Vector { slot, .. } => noise(7, 1.0, arena.floats_mut(*slot)),
-            Fill::Matrix { matrix, .. } => synthesize_matrix(matrix, arena, pool),
+            Fill::Matrix { matrix, .. } => synthesize_matrix(matrix, arena, pool, &buffers),
         }
     }
 }
 
-fn synthesize_matrix(matrix: &Matrix, arena: &mut Arena<MmapMut>, pool: &impl Pool) {
+fn synthesize_matrix(matrix: &Matrix, arena: &mut Arena<MmapMut>, pool: &impl Pool, buffers: &Buffers) {
     let columns = matrix.shape.columns;
     let Slot { offset, .. } = matrix.slot;
     let scale = 1.0 / (columns as f32).sqrt();
     let tile_bytes = matrix.layout.tile_bytes(columns);
     each_row(pool, arena.write(matrix.slot), tile_bytes, 2, |tile, out| {
-        with_rows(TILE_ROWS * columns, |rows| {
+        buffers.lend(TILE_ROWS * columns, |rows| {
             noise((offset + tile) as u64, scale, rows);
             matrix.layout.pack(columns, rows, out).expect("noise is finite");
         });

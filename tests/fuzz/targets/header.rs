@@ -10,11 +10,8 @@ fuzz_target!(|input: &[u8]| {
     let Some((&knob, text)) = input.split_first() else {
         return;
     };
-    let bytes = if knob & 1 == 0 {
-        [&(text.len() as u64).to_le_bytes(), text].concat()
-    } else {
-        text.to_vec()
-    };
+    let bytes =
+        if knob & 1 == 0 { [&(text.len() as u64).to_le_bytes(), text].concat() } else { text.to_vec() };
     let file_len = bytes.len() as u64 + u64::from(knob >> 1);
     let Ok(header) = parse(&bytes, file_len) else {
         return;

@@ -7,10 +7,6 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: &[u8]| {
     let Ok(index) = parse(input) else { return };
     let shards: Vec<_> = index.shards().collect();
-    assert!(
-        shards
-            .iter()
-            .all(|shard| !shard.contains(['/', '\\', '\0']) && *shard != "..")
-    );
+    assert!(shards.iter().all(|shard| !shard.contains(['/', '\\', '\0']) && *shard != ".."));
     assert!(index.tensors().all(|(_, shard)| shard < shards.len()));
 });

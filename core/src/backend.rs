@@ -188,6 +188,15 @@ impl<'a> Batch<'a> {
         self.feeds.last().map_or(0, |feed| feed.first_row + feed.rows)
     }
 
+    /// Panics where feeds are not in ascending rows without gaps: rows of different feeds are written at once.
+    pub fn check(&self) {
+        let mut end = 0;
+        for feed in self.feeds {
+            assert!(feed.first_row == end, "feeds must follow one another: row {} after {end}", feed.first_row);
+            end += feed.rows;
+        }
+    }
+
     /// Page numbers of a feed's sequence.
     pub fn pages(&self, feed: &Feed) -> &'a [u32] {
         let start = feed.sequence * self.pages_per_sequence;

@@ -12,7 +12,7 @@ use crate::ops::matmul::{self, Output};
 use crate::ops::norm::{RowNorm, norm_row};
 use crate::ops::share::each_row;
 use crate::ops::{activation, attention, rope};
-use crate::pool::Pool;
+use crate::ops::crew::Pool;
 
 /// Kernels, memory and threads of one processor.
 #[derive(Debug)]

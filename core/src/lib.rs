@@ -13,7 +13,6 @@ pub mod cpu;
 pub mod cpu_backend;
 pub mod layouts;
 pub mod ops;
-pub mod pool;
 
 pub use arena::{Arena, Region, Slot};
 pub use backend::{
@@ -22,4 +21,4 @@ pub use backend::{
 };
 pub use cpu::{Cpu, Level};
 pub use cpu_backend::CpuBackend;
-pub use pool::{Pool, Serial};
+pub use ops::crew::{Pool, Serial};

@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bantam_core::Pool;
-use bantam_core::ops::crew::Crew;
+use bantam_core::ops::crew::{Crew, Crewed};
 
 /// How long a thread spins for the next job before it sleeps. A token's serial parts are shorter, so threads stay
 /// awake while text is generated; where threads outnumber cores, spinning would only keep others from working.
@@ -49,19 +48,21 @@ impl Threads {
     }
 }
 
-impl Pool for Threads {
-    fn threads(&self) -> usize {
-        self.workers.len() + 1
+impl Crewed for Threads {
+    fn crew(&self) -> &Crew {
+        &self.meeting.crew
     }
 
-    fn run(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
-        self.meeting.crew.lead(tasks, work, || {
-            // A worker counts itself among the sleepers before it looks for work a last time, so either it sees this
-            // job or we see it asleep.
-            if self.meeting.sleepers.load(SeqCst) > 0 {
-                self.workers.iter().for_each(|worker| worker.thread().unpark());
-            }
-        });
+    fn followers(&self) -> usize {
+        self.workers.len()
+    }
+
+    fn wake(&self) {
+        // A worker counts itself among the sleepers before it looks for work a last time, so either it sees this job
+        // or we see it asleep.
+        if self.meeting.sleepers.load(SeqCst) > 0 {
+            self.workers.iter().for_each(|worker| worker.thread().unpark());
+        }
     }
 }
 
@@ -108,6 +109,7 @@ fn wait(meeting: &Meeting, spin: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bantam_core::Pool;
 
     #[test]
     fn tasks_run_once_awake_or_asleep_and_panics_come_back() {

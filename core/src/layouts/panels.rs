@@ -69,19 +69,19 @@ impl Form {
 #[derive(Clone, Copy, Debug)]
 pub struct Panels<'a> {
     /// What a word holds.
-    pub form: Form,
+    pub(crate) form: Form,
     /// Tokens.
-    pub tokens: usize,
+    pub(crate) tokens: usize,
     /// Tokens in a full group.
-    pub group: usize,
+    pub(crate) group: usize,
     /// Words of one token.
-    pub words: usize,
+    pub(crate) words: usize,
     /// All panels.
-    pub data: &'a [u32],
+    pub(crate) data: &'a [u32],
     /// Per token: value = code * scale (int8).
-    pub scales: &'a [f32],
+    pub(crate) scales: &'a [f32],
     /// Per token and block: sum of codes (int8).
-    pub sums: &'a [i32],
+    pub(crate) sums: &'a [i32],
 }
 
 impl<'a> Panels<'a> {

@@ -4,7 +4,7 @@ extern crate std;
 
 use super::*;
 use crate::ops::matmul::{Output, multiply, panel_bytes};
-use crate::pool::Serial;
+use crate::ops::crew::Serial;
 use proptest::prelude::*;
 use std::vec;
 use std::vec::Vec;

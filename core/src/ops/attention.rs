@@ -18,7 +18,7 @@ use super::share::Shared;
 use super::vector::{Kernel, Vector, launch, unroll};
 use crate::backend::{Attention, Batch, KvCache, KvKind};
 use crate::cpu::Cpu;
-use crate::pool::Pool;
+use crate::ops::crew::Pool;
 
 /// Positions in a page.
 pub const POSITIONS: usize = 64;
@@ -148,6 +148,7 @@ pub fn attend_batch<P: Pool>(
     queries: &[f32],
     out: &mut [f32],
 ) {
+    batch.check();
     let heads = attention.heads;
     assert!(heads.count.is_multiple_of(cache.heads) && heads.width == cache.shape.width);
     let group = heads.count / cache.heads;

@@ -1,11 +1,62 @@
-//! Where the threads of a pool meet: one leader offers a job, followers join it, the leader waits for those who did.
+//! Threads, as the kernels see them (a [`Pool`]), and where the threads of one meet (a [`Crew`]).
 //!
-//! This is the part of a pool that borrows a closure across threads, which Rust cannot check; the threads themselves,
-//! and how they sleep, belong to whoever owns them. A follower that comes late, because the system gave its core to
-//! somebody else, is not waited for: the others take its share.
+//! The crew is the part of a pool that borrows a closure across threads, which Rust cannot check: one leader offers a
+//! job, followers join it, the leader waits for those who did. The threads themselves, and how they sleep, belong to
+//! whoever owns them; they are [`Crewed`]. A follower that comes late, because the system gave its core to somebody
+//! else, is not waited for: the others take its share.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+/// Carries out the tasks of a job on several threads and returns when all are done. Which thread runs which index may
+/// differ from call to call; results never depend on it.
+///
+/// # Safety
+/// `run` must call `work` with every index below `tasks` exactly once, and return only when all calls have returned:
+/// tasks write memory that they take to be theirs alone.
+pub unsafe trait Pool {
+    /// The number of threads that work, the caller's own included.
+    fn threads(&self) -> usize;
+    /// Runs `work` for every task index below `tasks`. Allocates nothing.
+    fn run(&self, tasks: usize, work: &(dyn Fn(usize) + Sync));
+}
+
+/// The pool of one: everything on the calling thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Serial;
+
+// SAFETY: a plain loop on the calling thread.
+unsafe impl Pool for Serial {
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn run(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(work);
+    }
+}
+
+/// Threads that follow a crew, which makes them a pool. Nothing that an owner of threads says here can break a pool's
+/// promise: the crew keeps it, whoever comes.
+pub trait Crewed {
+    /// Where they meet.
+    fn crew(&self) -> &Crew;
+    /// How many follow.
+    fn followers(&self) -> usize;
+    /// Called once a job is open: wakes those who sleep.
+    fn wake(&self);
+}
+
+// SAFETY: `Crew::lead` claims every index once by an atomic counter and returns when all who joined have left.
+unsafe impl<C: Crewed> Pool for C {
+    fn threads(&self) -> usize {
+        self.followers() + 1
+    }
+
+    fn run(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+        self.crew().lead(tasks, work, || self.wake());
+    }
+}
 
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -43,16 +94,19 @@ impl Crew {
             return;
         }
         // The job is closed and left by all when this is dropped, also when a task panics.
-        struct Close<'a>(&'a Crew);
+        struct Close<'a>(&'a Crew, &'a mut bool);
         impl Drop for Close<'_> {
             fn drop(&mut self) {
                 self.0.open.store(false, SeqCst);
                 while self.0.inside.load(SeqCst) != 0 {
                     core::hint::spin_loop();
                 }
+                // Before the next leader may begin and forget it.
+                *self.1 = self.0.broken.load(SeqCst);
                 self.0.led.store(false, SeqCst);
             }
         }
+        let mut broken = false;
         let work: *const Work<'_> = work;
         // SAFETY: only the lifetime is erased. Followers use the pointer between entering and leaving, and `Close`
         // keeps this frame, hence the closure, alive until all have left.
@@ -63,12 +117,12 @@ impl Crew {
         self.tasks.store(tasks, SeqCst);
         self.next.store(0, SeqCst);
         self.broken.store(false, SeqCst);
-        let close = Close(self);
+        let close = Close(self, &mut broken);
         self.open.store(true, SeqCst);
         wake();
         self.take_tasks();
         drop(close);
-        assert!(!self.broken.load(SeqCst), "a task panicked on another thread of the pool");
+        assert!(!broken, "a task panicked on another thread of the pool");
     }
 
     /// Whether a job is open that still has tasks: what a follower watches while it spins.

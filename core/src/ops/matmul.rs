@@ -6,7 +6,7 @@ use crate::backend::Precision;
 use crate::cpu::Cpu;
 use crate::layouts::panels::{Form, Panels, fill_group};
 use crate::layouts::{Layout, Shape, Sink};
-use crate::pool::Pool;
+use crate::ops::crew::Pool;
 
 /// One matrix of a product, with its memory.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! A mutable slice that the tasks of one job write at the same time, each its own part.
 
-use crate::pool::Pool;
+use crate::ops::crew::Pool;
 use core::marker::PhantomData;
 
 /// A slice whose parts are handed to several threads. Rust cannot see that tasks write different elements when the
@@ -70,7 +70,8 @@ mod tests {
 
     /// Runs tasks backwards and says that it has several threads: what no order may change.
     struct Backwards(usize);
-    impl Pool for Backwards {
+    // SAFETY: a plain loop on the calling thread.
+    unsafe impl Pool for Backwards {
         fn threads(&self) -> usize {
             self.0
         }

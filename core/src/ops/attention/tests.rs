@@ -5,7 +5,7 @@ extern crate std;
 
 use super::*;
 use crate::backend::{Feed, Heads};
-use crate::pool::Serial;
+use crate::ops::crew::Serial;
 use crate::{Region, Slot};
 use proptest::prelude::*;
 use std::vec;

@@ -19,9 +19,9 @@ const FULL: Effort = Effort {
     rounds_most: 31,
 };
 const QUICK: Effort = Effort {
-    each: Duration::ZERO,
+    each: Duration::from_millis(1),
     rounds_least: 3,
-    rounds_most: 3,
+    rounds_most: 5,
 };
 
 #[derive(Default)]

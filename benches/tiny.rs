@@ -66,7 +66,7 @@ fn variants_of_a_case_agree() {
 
 #[test]
 fn the_table_names_every_variant_once() {
-    let ceilings = Ceilings::new(Cpu::detect()).expect("128 MiB of memory");
+    let ceilings = Ceilings::new(Cpu::detect()).expect("192 MiB of memory");
     let effort = Effort {
         each: Duration::ZERO,
         rounds_least: 1,

@@ -29,55 +29,67 @@ pub struct Sizes {
     pub cold_bytes: usize,
 }
 
-/// A small model's heads, eight queries to a key.
-pub const FULL: Sizes = Sizes {
-    heads: 32,
-    key_heads: 4,
-    width: 64,
-    prefill: 512,
-    decode: 1024,
-    cold_bytes: 96 << 20,
-};
+/// A small model's heads, eight queries to a key; and a head to itself, as older models have it.
+pub const FULL: &[Sizes] = &[
+    Sizes {
+        heads: 32,
+        key_heads: 4,
+        width: 64,
+        prefill: 512,
+        decode: 1024,
+        cold_bytes: 96 << 20,
+    },
+    Sizes {
+        heads: 16,
+        key_heads: 16,
+        width: 128,
+        prefill: 512,
+        decode: 1024,
+        cold_bytes: 96 << 20,
+    },
+];
 
 /// Ragged in channels, positions and groups of queries.
-pub const TINY: Sizes = Sizes {
+pub const TINY: &[Sizes] = &[Sizes {
     heads: 6,
     key_heads: 2,
     width: 24,
     prefill: 70,
     decode: 131,
     cold_bytes: 0,
-};
+}];
 
 const KINDS: [(KvKind, &str); 3] = [(KvKind::F32, "f32"), (KvKind::F16, "f16"), (KvKind::Int8, "int8")];
 
 /// Calls `visit` with every case that the filter keeps something of.
-pub fn visit(sizes: Sizes, filter: &Filter, visit: &mut dyn FnMut(Case) -> io::Result<()>) -> io::Result<()> {
-    for (kind, kind_name) in KINDS {
-        for (operation, positions, rows) in [
-            ("attention-prefill", sizes.prefill, sizes.prefill),
-            ("attention-decode", sizes.decode, 1),
-        ] {
-            let name = format!(
-                "{operation}/{kind_name}/{positions}x{}x{}",
-                sizes.heads, sizes.width
-            );
-            let mut ways = ways();
-            ways.retain(|(name_of_way, _)| filter.keeps(&name, name_of_way));
-            if ways.is_empty() {
-                continue;
+pub fn visit(
+    sizes: &[Sizes],
+    filter: &Filter,
+    visit: &mut dyn FnMut(Case) -> io::Result<()>,
+) -> io::Result<()> {
+    for sizes in sizes {
+        for (kind, kind_name) in KINDS {
+            for (operation, positions, rows) in [
+                ("attention-prefill", sizes.prefill, sizes.prefill),
+                ("attention-decode", sizes.decode, 1),
+            ] {
+                let shape = format!("{positions}x{}x{}x{}", sizes.heads, sizes.key_heads, sizes.width);
+                let name = format!("{operation}/{kind_name}/{shape}");
+                let mut ways = ways();
+                ways.retain(|(way, _)| filter.keeps(&name, way));
+                if ways.is_empty() {
+                    continue;
+                }
+                let data = Data::new(*sizes, kind, positions, rows)?;
+                let seen: usize = (positions - rows + 1..=positions).sum();
+                let variants = ways.into_iter().map(|(way, cpu)| data.variant(way, cpu));
+                visit(Case {
+                    name,
+                    macs: (seen * sizes.heads * sizes.width * 2) as u64,
+                    outputs: rows * data.attention.heads.channels(),
+                    variants: variants.collect(),
+                })?;
             }
-            let data = Data::new(sizes, kind, positions, rows)?;
-            let seen: usize = (positions - rows + 1..=positions).sum();
-            visit(Case {
-                name,
-                macs: (seen * sizes.heads * sizes.width * 2) as u64,
-                outputs: rows * data.attention.heads.channels(),
-                variants: ways
-                    .into_iter()
-                    .map(|(name, cpu)| data.variant(name, cpu))
-                    .collect(),
-            })?;
         }
     }
     Ok(())

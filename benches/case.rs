@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::ceilings::{Ceilings, Unit};
 
+/// Computes a whole output.
+pub type Run<'a> = Box<dyn FnMut(&mut [f32]) + 'a>;
+
 /// One way to compute a case.
 pub struct Variant<'a> {
     /// The last part of the name in the table.
@@ -14,7 +17,7 @@ pub struct Variant<'a> {
     /// Bytes of weights or cache that one run reads.
     pub bytes: usize,
     /// Computes the whole output.
-    pub run: Box<dyn FnMut(&mut [f32]) + 'a>,
+    pub run: Run<'a>,
 }
 
 /// One computation on one input.

@@ -10,7 +10,7 @@ use bantam_core::{Cpu, Level, Precision, Serial};
 use bantam_model::memory;
 use memmap2::MmapMut;
 
-use crate::case::{Case, Filter, Variant};
+use crate::case::{Case, Filter, Run, Variant};
 use crate::ceilings::Unit;
 use crate::noises;
 
@@ -202,7 +202,7 @@ impl Data {
         })
     }
 
-    fn run(&self, way: Way, form: Form) -> io::Result<Box<dyn FnMut(&mut [f32]) + '_>> {
+    fn run(&self, way: Way, form: Form) -> io::Result<Run<'_>> {
         let Shape { rows, columns } = self.shape;
         let mut panels = memory::region(panel_bytes(form, columns, self.tokens))?;
         Ok(match way {

@@ -31,33 +31,13 @@ pub struct Sizes {
 
 /// A small model's heads, eight queries to a key; and a head to itself, as older models have it.
 pub const FULL: &[Sizes] = &[
-    Sizes {
-        heads: 32,
-        key_heads: 4,
-        width: 64,
-        prefill: 512,
-        decode: 1024,
-        cold_bytes: 96 << 20,
-    },
-    Sizes {
-        heads: 16,
-        key_heads: 16,
-        width: 128,
-        prefill: 512,
-        decode: 1024,
-        cold_bytes: 96 << 20,
-    },
+    Sizes { heads: 32, key_heads: 4, width: 64, prefill: 512, decode: 1024, cold_bytes: 96 << 20 },
+    Sizes { heads: 16, key_heads: 16, width: 128, prefill: 512, decode: 1024, cold_bytes: 96 << 20 },
 ];
 
 /// Ragged in channels, positions and groups of queries.
-pub const TINY: &[Sizes] = &[Sizes {
-    heads: 6,
-    key_heads: 2,
-    width: 24,
-    prefill: 70,
-    decode: 131,
-    cold_bytes: 0,
-}];
+pub const TINY: &[Sizes] =
+    &[Sizes { heads: 6, key_heads: 2, width: 24, prefill: 70, decode: 131, cold_bytes: 0 }];
 
 const KINDS: [(KvKind, &str); 3] = [(KvKind::F32, "f32"), (KvKind::F16, "f16"), (KvKind::Int8, "int8")];
 
@@ -69,10 +49,9 @@ pub fn visit(
 ) -> io::Result<()> {
     for sizes in sizes {
         for (kind, kind_name) in KINDS {
-            for (operation, positions, rows) in [
-                ("attention-prefill", sizes.prefill, sizes.prefill),
-                ("attention-decode", sizes.decode, 1),
-            ] {
+            for (operation, positions, rows) in
+                [("attention-prefill", sizes.prefill, sizes.prefill), ("attention-decode", sizes.decode, 1)]
+            {
                 let shape = format!("{positions}x{}x{}x{}", sizes.heads, sizes.key_heads, sizes.width);
                 let name = format!("{operation}/{kind_name}/{shape}");
                 let mut ways = ways();
@@ -126,22 +105,13 @@ struct Data {
 
 impl Data {
     fn new(sizes: Sizes, kind: KvKind, positions: usize, rows: usize) -> io::Result<Self> {
-        let Sizes {
-            heads,
-            key_heads,
-            width,
-            ..
-        } = sizes;
+        let Sizes { heads, key_heads, width, .. } = sizes;
         let shape = PageShape { width, kind };
         let pages = positions.div_ceil(POSITIONS);
         let bytes = pages * key_heads * shape.bytes();
         let cold_bytes = if rows == 1 { sizes.cold_bytes } else { 0 };
         let sequences = cold_bytes / bytes + 1;
-        let slot = Slot {
-            region: Region::Cache,
-            offset: 0,
-            bytes: sequences * bytes,
-        };
+        let slot = Slot { region: Region::Cache, offset: 0, bytes: sequences * bytes };
         let mut data = Data {
             attention: Attention {
                 heads: Heads { count: heads, width },
@@ -150,11 +120,7 @@ impl Data {
                 softcap: None,
                 sinks: None,
             },
-            cache: KvCache {
-                slot,
-                heads: key_heads,
-                shape,
-            },
+            cache: KvCache { slot, heads: key_heads, shape },
             memory: memory::region(sequences * bytes)?,
             tables: (0..(sequences * pages) as u32).collect(),
             sequences,
@@ -171,17 +137,8 @@ impl Data {
 
     fn store(&mut self) {
         for sequence in 0..self.sequences {
-            let feed = Feed {
-                first_row: 0,
-                rows: self.positions,
-                first_position: 0,
-                sequence,
-            };
-            let batch = Batch {
-                feeds: &[feed],
-                tables: &self.tables,
-                pages_per_sequence: self.pages(),
-            };
+            let feed = Feed { first_row: 0, rows: self.positions, first_position: 0, sequence };
+            let batch = Batch { feeds: &[feed], tables: &self.tables, pages_per_sequence: self.pages() };
             let (keys, values) = (&self.keys, &self.values);
             store_batch(&Serial, &self.cache, &mut self.memory, &batch, keys, values);
         }
@@ -215,11 +172,7 @@ impl Data {
             first_position: self.positions - self.rows,
             sequence: turn % self.sequences,
         };
-        let batch = Batch {
-            feeds: &[feed],
-            tables: &self.tables,
-            pages_per_sequence: self.pages(),
-        };
+        let batch = Batch { feeds: &[feed], tables: &self.tables, pages_per_sequence: self.pages() };
         attend_batch(
             cpu,
             &Serial,
@@ -253,9 +206,7 @@ impl Data {
             out.fill(0.0);
             for (position, weight) in weights.iter().enumerate() {
                 let value = &self.values[at(position)..][..width];
-                out.iter_mut()
-                    .zip(value)
-                    .for_each(|(y, v)| *y += weight / total * v);
+                out.iter_mut().zip(value).for_each(|(y, v)| *y += weight / total * v);
             }
         }
     }

@@ -157,8 +157,5 @@ fn middle(values: &[f64]) -> f64 {
 /// A weighted sum, so that values in each other's places are noticed.
 pub fn checksum(out: &[f32]) -> f64 {
     let weight = |i: usize| (i * 37 % 64) as f64 / 32.0 - 1.0;
-    out.iter()
-        .enumerate()
-        .map(|(i, &y)| f64::from(y) * weight(i))
-        .sum()
+    out.iter().enumerate().map(|(i, &y)| f64::from(y) * weight(i)).sum()
 }

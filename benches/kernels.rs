@@ -13,16 +13,8 @@ use bantam_benches::ceilings::Ceilings;
 use bantam_benches::{attention, matrix, table};
 use bantam_core::Cpu;
 
-const FULL: Effort = Effort {
-    each: Duration::from_millis(300),
-    rounds_least: 5,
-    rounds_most: 31,
-};
-const QUICK: Effort = Effort {
-    each: Duration::from_millis(1),
-    rounds_least: 3,
-    rounds_most: 5,
-};
+const FULL: Effort = Effort { each: Duration::from_millis(300), rounds_least: 5, rounds_most: 31 };
+const QUICK: Effort = Effort { each: Duration::from_millis(1), rounds_least: 3, rounds_most: 5 };
 
 #[derive(Default)]
 struct Arguments {
@@ -41,9 +33,7 @@ impl Arguments {
                 "--quick" => arguments.quick = true,
                 "--csv" => arguments.csv = Some(words.next().ok_or("--csv needs a file")?),
                 option if option.starts_with('-') => {
-                    return Err(format!(
-                        "{option}: the options are [--quick] [--csv FILE] [FILTER...]"
-                    ));
+                    return Err(format!("{option}: the options are [--quick] [--csv FILE] [FILTER...]"));
                 }
                 _ => arguments.filter.0.push(word),
             }
@@ -97,9 +87,5 @@ fn machine(cpu: Cpu) -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let load = read("/proc/loadavg");
     let load = load.split(' ').next().filter(|load| !load.is_empty());
-    format!(
-        "{model}, {cores} cores, {}, load average {}",
-        cpu.name(),
-        load.unwrap_or("unknown")
-    )
+    format!("{model}, {cores} cores, {}, load average {}", cpu.name(), load.unwrap_or("unknown"))
 }

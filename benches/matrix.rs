@@ -33,11 +33,7 @@ pub const FULL: Sizes = Sizes {
 };
 
 /// Ragged in rows, columns and groups of tokens.
-pub const TINY: Sizes = Sizes {
-    shapes: &[(80, 150)],
-    tokens: &[1, 29],
-    cold_bytes: 0,
-};
+pub const TINY: Sizes = Sizes { shapes: &[(80, 150)], tokens: &[1, 29], cold_bytes: 0 };
 
 /// A float32 product from outside: `out[token][row] = x[token] . weights[row]`.
 #[derive(Clone, Copy)]
@@ -174,14 +170,7 @@ impl Data {
         let plain = Copies::new(4 * rows * columns, cold_bytes, |plain| {
             unpack(layout, columns, tiles.next(), bytemuck::cast_slice_mut(plain));
         })?;
-        Ok(Data {
-            layout,
-            shape,
-            tokens,
-            x: noises(2, tokens * columns),
-            tiles,
-            plain,
-        })
+        Ok(Data { layout, shape, tokens, x: noises(2, tokens * columns), tiles, plain })
     }
 
     fn variant(&self, way: Way) -> io::Result<Variant<'_>> {
@@ -192,11 +181,7 @@ impl Data {
         let plain = matches!(way, Way::Naive | Way::Rival(_));
         Ok(Variant {
             name: way.name(),
-            unit: if self.tokens == 1 {
-                Unit::Read
-            } else {
-                Unit::of(form)
-            },
+            unit: if self.tokens == 1 { Unit::Read } else { Unit::of(form) },
             bytes: if plain { self.plain.bytes } else { self.tiles.bytes },
             run: self.run(way, form)?,
         })
@@ -233,24 +218,9 @@ impl Data {
         panels: &mut [u8],
         out: &mut [f32],
     ) {
-        let output = Output {
-            layout,
-            shape: self.shape,
-            tiles,
-            bias: None,
-            out,
-            add: false,
-        };
+        let output = Output { layout, shape: self.shape, tiles, bias: None, out, add: false };
         let panels = bytemuck::cast_slice_mut(panels);
-        multiply(
-            cpu,
-            precision,
-            &Serial,
-            self.tokens,
-            &self.x,
-            panels,
-            &mut [output],
-        );
+        multiply(cpu, precision, &Serial, self.tokens, &self.x, panels, &mut [output]);
     }
 
     fn naive(&self, weights: &[f32], out: &mut [f32]) {

@@ -44,34 +44,19 @@ fn variants_of_a_case_agree() {
         for (name, out) in &outs {
             for (i, (&y, &wanted)) in out.iter().zip(naive).enumerate() {
                 let error = (f64::from(y) - f64::from(wanted)).abs();
-                assert!(
-                    error <= TOLERANCE * size,
-                    "{}/{name}, value {i}: {y}, not {wanted}",
-                    case.name
-                );
+                assert!(error <= TOLERANCE * size, "{}/{name}, value {i}: {y}, not {wanted}", case.name);
             }
             let error = (checksum(out) - checksum(naive)).abs();
-            assert!(
-                error <= TOLERANCE * size * case.outputs as f64,
-                "{}/{name}",
-                case.name
-            );
+            assert!(error <= TOLERANCE * size * case.outputs as f64, "{}/{name}", case.name);
         }
     });
-    assert_eq!(
-        cases,
-        LAYOUTS.len() * matrix::TINY.shapes.len() * matrix::TINY.tokens.len() + 6
-    );
+    assert_eq!(cases, LAYOUTS.len() * matrix::TINY.shapes.len() * matrix::TINY.tokens.len() + 6);
 }
 
 #[test]
 fn the_table_names_every_variant_once() {
     let ceilings = Ceilings::new(Cpu::detect()).expect("192 MiB of memory");
-    let effort = Effort {
-        each: Duration::ZERO,
-        rounds_least: 1,
-        rounds_most: 1,
-    };
+    let effort = Effort { each: Duration::ZERO, rounds_least: 1, rounds_most: 1 };
     let mut names = BTreeSet::new();
     every_case(&mut |mut case| {
         let rows = measure(&mut case, &ceilings, effort);

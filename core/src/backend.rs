@@ -192,7 +192,11 @@ impl<'a> Batch<'a> {
     pub fn check(&self) {
         let mut end = 0;
         for feed in self.feeds {
-            assert!(feed.first_row == end, "feeds must follow one another: row {} after {end}", feed.first_row);
+            assert!(
+                feed.first_row == end,
+                "feeds must follow one another: row {} after {end}",
+                feed.first_row
+            );
             end += feed.rows;
         }
     }

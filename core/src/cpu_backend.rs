@@ -8,11 +8,11 @@ use crate::backend::{
 };
 use crate::cpu::Cpu;
 use crate::layouts::TILE_ROWS;
+use crate::ops::crew::Pool;
 use crate::ops::matmul::{self, Output};
 use crate::ops::norm::{RowNorm, norm_row};
 use crate::ops::share::each_row;
 use crate::ops::{activation, attention, rope};
-use crate::ops::crew::Pool;
 
 /// Kernels, memory and threads of one processor.
 #[derive(Debug)]

@@ -139,7 +139,10 @@ impl Decode for ByteWords {
     #[inline(always)]
     unsafe fn decode<V: Vector>(word: *const u32) -> [V; 4] {
         // SAFETY: the caller's pointer is valid for the lanes.
-        unsafe { V::u8_words(word).map(|x| x.sub(V::splat(128.0))) }
+        unsafe {
+            let ([a, b, c, d], bias) = (V::u8_words(word), V::splat(128.0));
+            [a.sub(bias), b.sub(bias), c.sub(bias), d.sub(bias)]
+        }
     }
 }
 
@@ -365,7 +368,7 @@ mod x86 {
                     }
                     let low = _mm512_loadu_si512(rows.cast());
                     let high = _mm512_loadu_si512(rows.add(16).cast());
-                    unroll::<G>(|g| {
+                    unroll!(12: g < G, {
                         let x = _mm512_set1_epi32(*panel.add(w * G + g) as i32);
                         acc[g][0] = _mm512_dpbusd_epi32(acc[g][0], low, x);
                         acc[g][1] = _mm512_dpbusd_epi32(acc[g][1], high, x);
@@ -393,10 +396,10 @@ mod x86 {
                 let bias = _mm256_set1_epi8(-128);
                 for w in 0..words {
                     let rows = tile.add(w * TILE_ROWS);
-                    unroll::<4>(|v| {
+                    unroll!(4: v < 4, {
                         let codes = _mm256_xor_si256(_mm256_loadu_si256(rows.add(8 * v).cast()), bias);
                         let magnitudes = _mm256_abs_epi8(codes);
-                        unroll::<G>(|g| {
+                        unroll!(12: g < G, {
                             let x = _mm256_set1_epi32(*panel.add(w * G + g) as i32);
                             let pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, codes));
                             acc[g][v] = _mm256_add_epi32(acc[g][v], _mm256_madd_epi16(pairs, ones));

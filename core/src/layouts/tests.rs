@@ -3,8 +3,8 @@
 extern crate std;
 
 use super::*;
-use crate::ops::matmul::{Output, multiply, panel_bytes};
 use crate::ops::crew::Serial;
+use crate::ops::matmul::{Output, multiply, panel_bytes};
 use proptest::prelude::*;
 use std::vec;
 use std::vec::Vec;

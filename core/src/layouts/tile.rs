@@ -43,15 +43,15 @@ pub(super) unsafe fn emit<V: Vector, const N: usize>(
         if rows == N * V::LANES {
             if let Some(bias) = sink.bias {
                 let bias = bias[first_row..first_row + rows].as_ptr();
-                unroll::<N>(|v| acc[v] = acc[v].add(V::load(bias.add(v * V::LANES))));
+                unroll!(8: v < N, { acc[v] = acc[v].add(V::load(bias.add(v * V::LANES))); });
             }
             if sink.add {
-                unroll::<N>(|v| acc[v] = V::load(out.as_ptr().add(v * V::LANES)).add(acc[v]));
+                unroll!(8: v < N, { acc[v] = V::load(out.as_ptr().add(v * V::LANES)).add(acc[v]); });
             }
-            unroll::<N>(|v| acc[v].store(out.as_mut_ptr().add(v * V::LANES)));
+            unroll!(8: v < N, { acc[v].store(out.as_mut_ptr().add(v * V::LANES)); });
         } else {
             let mut lanes = [0.0f32; TILE_ROWS];
-            unroll::<N>(|v| acc[v].store(lanes.as_mut_ptr().add(v * V::LANES)));
+            unroll!(8: v < N, { acc[v].store(lanes.as_mut_ptr().add(v * V::LANES)); });
             for row in 0..rows {
                 let mut y = lanes[row];
                 if let Some(bias) = sink.bias {
@@ -171,14 +171,14 @@ impl<D: Decode> Float<'_, D> {
                 let mut scales = [V::splat(1.0); N];
                 if D::SCALED {
                     let at = block.add(self.block_words * TILE_ROWS).cast::<f32>();
-                    unroll::<N>(|v| scales[v] = V::load(at.add(v * V::LANES)));
+                    unroll!(8: v < N, { scales[v] = V::load(at.add(v * V::LANES)); });
                 }
                 let before = b * self.block_words;
                 let whole = self.block_words.min(words - before);
                 for w in 0..whole {
                     let rows = decode::<V, D, N>(block.add(w * TILE_ROWS), &scales);
                     let x = x.add((before + w) * D::PER_WORD * G);
-                    unroll::<4>(|j| {
+                    unroll!(4: j < 4, {
                         if j < D::PER_WORD {
                             fma::<V, G, N>(&mut acc, &rows, j, x.add(j * G));
                         }
@@ -187,7 +187,7 @@ impl<D: Decode> Float<'_, D> {
                 if rest > 0 && b + 1 == blocks {
                     // The last word holds fewer columns than it could.
                     let rows = decode::<V, D, N>(block.add(whole * TILE_ROWS), &scales);
-                    unroll::<4>(|j| {
+                    unroll!(4: j < 4, {
                         if j < rest {
                             fma::<V, G, N>(&mut acc, &rows, j, x.add((words * D::PER_WORD + j) * G));
                         }
@@ -208,10 +208,10 @@ unsafe fn decode<V: Vector, D: Decode, const N: usize>(word: *const u32, scales:
     // SAFETY: the caller's pointer is valid for N vectors of words.
     unsafe {
         let mut rows = [[V::splat(0.0); 4]; N];
-        unroll::<N>(|v| {
+        unroll!(8: v < N, {
             rows[v] = D::decode::<V>(word.add(v * V::LANES));
             if D::SCALED {
-                unroll::<4>(|j| rows[v][j] = rows[v][j].mul(scales[v]));
+                unroll!(4: j < 4, { rows[v][j] = rows[v][j].mul(scales[v]); });
             }
         });
         rows
@@ -227,9 +227,9 @@ unsafe fn fma<V: Vector, const G: usize, const N: usize>(
 ) {
     // SAFETY: the caller's pointer is valid for G floats.
     unsafe {
-        unroll::<G>(|g| {
+        unroll!(12: g < G, {
             let x = V::splat(*x.add(g));
-            unroll::<N>(|v| acc[g][v] = rows[v][j].mul_add(x, acc[g][v]));
+            unroll!(8: v < N, { acc[g][v] = rows[v][j].mul_add(x, acc[g][v]); });
         });
     }
 }

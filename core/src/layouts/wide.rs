@@ -240,7 +240,7 @@ mod avx512 {
                 }
                 let low: __m512bh = core::mem::transmute(_mm512_loadu_si512(rows.cast()));
                 let high: __m512bh = core::mem::transmute(_mm512_loadu_si512(rows.add(16).cast()));
-                unroll::<G>(|g| {
+                unroll!(12: g < G, {
                     let pair: __m512bh = core::mem::transmute(_mm512_set1_epi32(*x.add(g) as i32));
                     acc[g][0] = _mm512_dpbf16_ps(acc[g][0], low, pair);
                     acc[g][1] = _mm512_dpbf16_ps(acc[g][1], high, pair);

@@ -451,13 +451,13 @@ unsafe fn scores<V: Vector, C: Codes, const R: usize>(
             for c in 0..width {
                 let from = keys.add((c * POSITIONS + pass) * C::BYTES);
                 let mut key = [V::splat(0.0); 4];
-                unroll::<4>(|v| key[v] = C::load(from.add(v * V::LANES * C::BYTES)));
-                unroll::<R>(|r| {
+                unroll!(4: v < 4, { key[v] = C::load(from.add(v * V::LANES * C::BYTES)); });
+                unroll!(6: r < R, {
                     let query = V::splat(*queries[r].get_unchecked(c));
-                    unroll::<4>(|v| acc[r][v] = key[v].mul_add(query, acc[r][v]));
+                    unroll!(4: v < 4, { acc[r][v] = key[v].mul_add(query, acc[r][v]); });
                 });
             }
-            unroll::<R>(|r| unroll::<4>(|v| acc[r][v].store(out[r].as_mut_ptr().add(pass + v * V::LANES))));
+            unroll!(6: r < R, { unroll!(4: v < 4, { acc[r][v].store(out[r].as_mut_ptr().add(pass + v * V::LANES)); }); });
         }
     }
 }
@@ -563,22 +563,22 @@ unsafe fn channels<V: Vector, C: Codes, const R: usize, const N: usize>(
     // SAFETY: as in `accumulate`; `states` has R rows.
     unsafe {
         let mut acc = [[V::splat(0.0); N]; R];
-        unroll::<R>(|r| {
-            unroll::<N>(|v| {
+        unroll!(6: r < R, {
+            unroll!(4: v < N, {
                 acc[r][v] = V::load(states.get_unchecked(r).out.as_ptr().add(channel + v * V::LANES))
             });
         });
         for position in span.from..span.to {
             let at = values.add((position * padded + channel) * C::BYTES);
             let mut value = [V::splat(0.0); N];
-            unroll::<N>(|v| value[v] = C::load(at.add(v * V::LANES * C::BYTES)));
-            unroll::<R>(|r| {
+            unroll!(4: v < N, { value[v] = C::load(at.add(v * V::LANES * C::BYTES)); });
+            unroll!(6: r < R, {
                 let weight = V::splat(*weights.get_unchecked(r).get_unchecked(position));
-                unroll::<N>(|v| acc[r][v] = value[v].mul_add(weight, acc[r][v]));
+                unroll!(4: v < N, { acc[r][v] = value[v].mul_add(weight, acc[r][v]); });
             });
         }
-        unroll::<R>(|r| {
-            unroll::<N>(|v| {
+        unroll!(6: r < R, {
+            unroll!(4: v < N, {
                 acc[r][v].store(states.get_unchecked_mut(r).out.as_mut_ptr().add(channel + v * V::LANES))
             });
         });

@@ -16,7 +16,7 @@ pub fn read(cpu: Cpu, block: &[u8]) -> f32 {
                 let mut acc = [V::splat(0.0); 8];
                 for at in (0..self.0.len() / step * step).step_by(step) {
                     let from = self.0.as_ptr().add(at).cast::<f32>();
-                    unroll::<8>(|i| acc[i] = acc[i].max(V::load(from.add(i * V::LANES))));
+                    unroll!(8: i < 8, { acc[i] = acc[i].max(V::load(from.add(i * V::LANES))); });
                 }
                 acc.into_iter().map(|v| super::math::largest(v)).fold(0.0, f32::max)
             }
@@ -39,8 +39,8 @@ pub fn multiply_add(cpu: Cpu, rounds: usize) -> (f32, u64) {
                 let (a, b) =
                     (V::splat(core::hint::black_box(0.999_9)), V::splat(core::hint::black_box(1e-6)));
                 for _ in 0..self.0 {
-                    unroll::<12>(|i| acc[i] = acc[i].mul_add(a, b));
-                    unroll::<12>(|i| acc[i] = acc[i].mul_add(a, b));
+                    unroll!(12: i < 12, { acc[i] = acc[i].mul_add(a, b); });
+                    unroll!(12: i < 12, { acc[i] = acc[i].mul_add(a, b); });
                 }
                 let check = acc.into_iter().map(|v| super::math::largest(v)).fold(0.0, f32::max);
                 (check, (self.0 * 24 * V::LANES * 2) as u64)
@@ -84,8 +84,8 @@ mod x86 {
         let one: __m512bh = unsafe { core::mem::transmute(one) };
         let mut acc = [_mm512_setzero_ps(); 12];
         for _ in 0..rounds {
-            unroll::<12>(|i| acc[i] = _mm512_dpbf16_ps(acc[i], one, one));
-            unroll::<12>(|i| acc[i] = _mm512_dpbf16_ps(acc[i], one, one));
+            unroll!(12: i < 12, { acc[i] = _mm512_dpbf16_ps(acc[i], one, one); });
+            unroll!(12: i < 12, { acc[i] = _mm512_dpbf16_ps(acc[i], one, one); });
         }
         (acc.into_iter().map(|v| _mm512_reduce_add_ps(v)).sum(), (rounds * 24 * 32 * 2) as u64)
     }
@@ -95,8 +95,8 @@ mod x86 {
         let one = _mm512_set1_epi32(core::hint::black_box(0x0101_0101));
         let mut acc = [_mm512_setzero_si512(); 12];
         for _ in 0..rounds {
-            unroll::<12>(|i| acc[i] = _mm512_dpbusd_epi32(acc[i], one, one));
-            unroll::<12>(|i| acc[i] = _mm512_dpbusd_epi32(acc[i], one, one));
+            unroll!(12: i < 12, { acc[i] = _mm512_dpbusd_epi32(acc[i], one, one); });
+            unroll!(12: i < 12, { acc[i] = _mm512_dpbusd_epi32(acc[i], one, one); });
         }
         let check = acc.into_iter().fold(0i32, |sum, v| sum.wrapping_add(_mm512_reduce_add_epi32(v)));
         (check, (rounds * 24 * 64 * 2) as u64)

@@ -94,16 +94,21 @@ pub fn group(cpu: Cpu) -> usize {
     launch(cpu, Group)
 }
 
-/// Calls `step` with 0, 1, … N-1, each a constant where it is inlined, so that arrays indexed by it become registers.
-/// A loop leaves that to the compiler's patience.
-#[inline(always)]
-pub fn unroll<const N: usize>(mut step: impl FnMut(usize)) {
-    const { assert!(N <= 16) };
-    macro_rules! steps {
-        ($($n:literal)*) => { $( if N > $n { step($n); } )* };
-    }
-    steps!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+/// Repeats a block for `i` from 0 to a constant `N`, each time with a constant `i`, so that arrays indexed by it become
+/// registers; the number in front is the most that `N` can be. A loop leaves that to the compiler's patience, and a
+/// closure that the compiler does not inline loses the vector unit: its intrinsics become calls.
+macro_rules! unroll {
+    (4: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1 2 3] $i $n, $body) };
+    (6: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1 2 3 4 5] $i $n, $body) };
+    (8: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1 2 3 4 5 6 7] $i $n, $body) };
+    (12: $i:ident < $n:expr, $body:block) => {
+        $crate::ops::vector::unroll!(@ [0 1 2 3 4 5 6 7 8 9 10 11] $i $n, $body)
+    };
+    (@ [$($step:literal)*] $i:ident $n:expr, $body:block) => {{
+        $( if $step < $n { let $i: usize = $step; $body } )*
+    }};
 }
+pub(crate) use unroll;
 
 /// Four lanes in plain Rust, which the compiler turns into the target's baseline vectors.
 #[derive(Clone, Copy, Debug)]

@@ -32,6 +32,8 @@ pub struct Family {
     pub window: Option<WindowRule>,
     /// Default of `tie_word_embeddings`.
     pub tied: bool,
+    /// Whether several query heads may share a key head.
+    pub grouped: bool,
     /// Bias of query, key and value.
     pub input_bias: Bias,
     /// Bias of the attention's output.
@@ -66,8 +68,10 @@ impl Bias {
 /// Which layers see only a window.
 #[derive(Debug, PartialEq, Eq)]
 pub struct WindowRule {
-    /// Key of the width.
+    /// Key of the width, and its value where the key is absent; `null` is no window.
     pub key: &'static str,
+    /// See `key`.
+    pub width: Option<usize>,
     /// Flag without which it does not count (default false).
     pub flag: Option<&'static str>,
     /// Key and default of the first windowed layer, where no list of layer types is given.
@@ -189,6 +193,7 @@ pub static FAMILIES: &[Family] = &[
         rope_fraction: (&["rotary_pct", "partial_rotary_factor"], 0.25),
         window: None,
         tied: false,
+        grouped: false,
         input_bias: Bias::Key("attention_bias", true),
         output_bias: Bias::Key("attention_bias", true),
         mlp_bias: Bias::Yes,
@@ -219,6 +224,7 @@ pub static FAMILIES: &[Family] = &[
         rope_fraction: (&["partial_rotary_factor"], 1.0),
         window: None,
         tied: false,
+        grouped: true,
         input_bias: Bias::Key("attention_bias", false),
         output_bias: Bias::Key("attention_bias", false),
         mlp_bias: Bias::Key("mlp_bias", false),
@@ -236,10 +242,12 @@ pub static FAMILIES: &[Family] = &[
         rope_fraction: (&[], 1.0),
         window: Some(WindowRule {
             key: "sliding_window",
+            width: Some(4096),
             flag: Some("use_sliding_window"),
             first_layer: Some(("max_window_layers", 28)),
         }),
         tied: false,
+        grouped: true,
         input_bias: Bias::Yes,
         output_bias: Bias::No,
         mlp_bias: Bias::No,

@@ -366,8 +366,10 @@ impl Planner<'_> {
             Dtype::F16 => FLOAT16,
             _ => FLOAT32,
         };
-        // Embedding and head stay as they are; layers may be stored in eight bits.
-        let layout = if self.options.int8 && line.starts_with("layers") { INT8_ROWS } else { layout };
+        // Embedding and head stay as they are; layers may be stored in eight bits, as long as the sum of a row's
+        // products (at most 255 * 127 each) fits into 32 bits.
+        let int8 = self.options.int8 && line.starts_with("layers") && shape.columns <= 1 << 16;
+        let layout = if int8 { INT8_ROWS } else { layout };
         let text = format!("{}x{} {}", shape.rows, shape.columns, layout.name());
         let slot = self.slot(Region::Weights, line, text, Matrix::bytes(layout, shape))?;
         let matrix = Matrix { layout, shape, slot };

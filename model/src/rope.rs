@@ -2,6 +2,8 @@
 //!
 //! Arithmetic is float32 in the reference's order, because a frequency's last bit counts after some thousand positions.
 
+use serde_json::Value;
+
 use crate::families::{ROPE_TYPE_NAMES, ROPE_TYPES, RopeKind};
 use crate::spec::{Config, SpecError};
 
@@ -127,9 +129,10 @@ impl RopeSpec {
 }
 
 fn read_scaling(config: Config, context: usize) -> Result<Scaling, SpecError> {
-    let name = match config.text("rope_type")? {
+    // Older files say "type"; where both stand, the reference lets that one win.
+    let name = match config.text("type")? {
         Some(name) => name,
-        None => config.text("type")?.unwrap_or("default"),
+        None => config.text("rope_type")?.unwrap_or("default"),
     };
     let needed = |key: &str| {
         config
@@ -157,11 +160,12 @@ fn read_scaling(config: Config, context: usize) -> Result<Scaling, SpecError> {
             let natural = |mscale: f64| {
                 if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
             };
-            let attention = match (
-                config.number("attention_factor")?,
-                config.number("mscale")?,
-                config.number("mscale_all_dim")?,
-            ) {
+            // Zero is how some files say "not set".
+            let set = |key| match config.get(key).and_then(Value::as_f64) {
+                Some(0.0) => Ok(None),
+                _ => config.number(key),
+            };
+            let attention = match (set("attention_factor")?, set("mscale")?, set("mscale_all_dim")?) {
                 (Some(attention), ..) => attention,
                 (None, Some(mscale), Some(all)) => natural(mscale) / natural(all),
                 _ => natural(1.0),

@@ -270,6 +270,14 @@ impl<'a> Config<'a> {
     }
 
     fn build(self, family: &'static Family) -> Result<ModelSpec, SpecError> {
+        if let Some(quantization) = self.get("quantization_config") {
+            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("some method");
+            return Err(SpecError::Unsupported {
+                key: "quantization_config".to_owned(),
+                found: format!("a checkpoint quantized by {method}").chars().take(80).collect(),
+                supported: "float32, bfloat16 and float16 weights",
+            });
+        }
         const WIDE: usize = 1 << 20;
         let hidden = self.needed_size("hidden_size", WIDE)?;
         let layers = self.needed_size("num_hidden_layers", 4096)?;
@@ -316,7 +324,11 @@ impl<'a> Config<'a> {
 
     fn attention(self, family: &Family, hidden: usize) -> Result<AttentionSpec, SpecError> {
         let heads = self.needed_size("num_attention_heads", 1 << 14)?;
-        let kv_heads = self.size("num_key_value_heads", 1 << 14)?.unwrap_or(heads);
+        // A family without groups ignores a stray key, as the reference does.
+        let kv_heads = match family.grouped {
+            true => self.size("num_key_value_heads", 1 << 14)?.unwrap_or(heads),
+            false => heads,
+        };
         if !heads.is_multiple_of(kv_heads) {
             return self.wrong("num_key_value_heads", format!("a divisor of num_attention_heads, {heads}"));
         }
@@ -362,7 +374,11 @@ impl<'a> Config<'a> {
         let Some(rule) = &family.window else {
             return Ok(None);
         };
-        let Some(width) = self.size(rule.key, usize::MAX)? else {
+        let width = match self.0.contains_key(rule.key) {
+            true => self.size(rule.key, usize::MAX)?,
+            false => rule.width,
+        };
+        let Some(width) = width else {
             return Ok(None);
         };
         if let Some(flag) = rule.flag
@@ -409,8 +425,9 @@ impl<'a> Config<'a> {
         // Rounded down, as the reference rounds; pairs need an even number.
         let width = (head_width as f64 * fraction) as usize;
         if fraction > 1.0 || width == 0 || !width.is_multiple_of(2) {
+            let mut keys = family.rope_fraction.0.iter().copied();
             return self.wrong(
-                family.rope_fraction.0.first().copied().unwrap_or("head_dim"),
+                keys.find(|key| self.get(key).is_some()).unwrap_or("head_dim"),
                 format!(
                     "a fraction of the {head_width} channels of a head that is an even number of channels"
                 ),
@@ -461,7 +478,8 @@ mod tests {
             (r#","hidden_act":"wiggle""#, "wiggle"),
             (r#","rope_scaling":{"rope_type":"spiral"}"#, "spiral"),
             (r#","rope_scaling":7"#, "rope_scaling"),
-            (r#","head_dim":7"#, "even"),
+            (r#","head_dim":7"#, "\"head_dim\" is 7"),
+            (r#","quantization_config":{"quant_method":"gptq"}"#, "quantized by gptq"),
             (r#","eos_token_id":"x""#, "eos_token_id"),
         ] {
             let found = with(extra);

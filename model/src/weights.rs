@@ -84,7 +84,8 @@ fn pack(
     buffers: &Buffers,
 ) -> Result<(), WeightsError> {
     let columns = matrix.shape.columns;
-    let failed: Mutex<Option<WeightsError>> = Mutex::new(None);
+    // The first place in the matrix, whichever thread finds one first.
+    let failed: Mutex<Option<(usize, WeightsError)>> = Mutex::new(None);
     each_row(pool, out, matrix.layout.tile_bytes(columns), 2, |tile, out| {
         let first = tile * TILE_ROWS;
         let count = TILE_ROWS.min(matrix.shape.rows - first);
@@ -96,11 +97,14 @@ fn pack(
         });
         if let Err(NotFinite { row, column }) = packed {
             let error = not_finite(source, source_row(first + row), column);
-            *failed.lock().expect("no holder panics") = Some(error);
+            let mut failed = failed.lock().expect("no holder panics");
+            if failed.as_ref().is_none_or(|(earlier, _)| first < *earlier) {
+                *failed = Some((first, error));
+            }
         }
     });
     match failed.into_inner().expect("no holder panics") {
-        Some(error) => Err(error),
+        Some((_, error)) => Err(error),
         None => Ok(()),
     }
 }

@@ -28,6 +28,16 @@ pub enum WeightsError {
         /// Its column.
         column: usize,
     },
+    /// The file cannot be read any more.
+    #[error("{file}: tensor {tensor}: {reason}; was the file changed or cut while it was being loaded?")]
+    Read {
+        /// The checkpoint's file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// What the system said.
+        reason: String,
+    },
 }
 
 /// The tensor's row (or element) that becomes row `row` of a matrix.
@@ -52,9 +62,13 @@ pub fn load(
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
             Fill::Vector { slot, tensor: name, rows, head_width } => {
                 let source = tensor(name);
+                let mut values = vec![0.0; source.elements()];
+                source
+                    .load_f32(0, &mut values, &mut Vec::new())
+                    .map_err(|error| unreadable(&source, error))?;
                 for (i, x) in arena.floats_mut(*slot).iter_mut().enumerate() {
                     let at = source_row(*rows, *head_width, i);
-                    source.read_f32(at, std::slice::from_mut(x));
+                    *x = values[at];
                     if !x.is_finite() {
                         return Err(not_finite(&source, 0, at));
                     }
@@ -75,6 +89,11 @@ fn not_finite(source: &TensorView, row: usize, column: usize) -> WeightsError {
     WeightsError::NotFinite { file, tensor, row, column }
 }
 
+fn unreadable(source: &TensorView, error: std::io::Error) -> WeightsError {
+    let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
+    WeightsError::Read { file, tensor, reason: error.to_string() }
+}
+
 fn pack(
     matrix: &Matrix,
     source: &TensorView,
@@ -89,14 +108,20 @@ fn pack(
     each_row(pool, out, matrix.layout.tile_bytes(columns), 2, |tile, out| {
         let first = tile * TILE_ROWS;
         let count = TILE_ROWS.min(matrix.shape.rows - first);
-        let packed = buffers.lend(count * columns, |rows| {
-            for (i, row) in rows.chunks_exact_mut(columns).enumerate() {
-                source.read_f32(source_row(first + i) * columns, row);
+        let packed = buffers.lend(count * columns, |rows, bytes| {
+            let (from, to) = (source_row(first), source_row(first + count - 1));
+            // Rows that follow one another in the file are read at once.
+            let run = if to - from == count - 1 { count } else { 1 };
+            for (i, rows) in rows.chunks_exact_mut(run * columns).enumerate() {
+                let read = source.load_f32(source_row(first + i * run) * columns, rows, bytes);
+                read.map_err(|error| unreadable(source, error))?;
             }
-            matrix.layout.pack(columns, rows, out)
+            matrix
+                .layout
+                .pack(columns, rows, out)
+                .map_err(|NotFinite { row, column }| not_finite(source, source_row(first + row), column))
         });
-        if let Err(NotFinite { row, column }) = packed {
-            let error = not_finite(source, source_row(first + row), column);
+        if let Err(error) = packed {
             let mut failed = failed.lock().expect("no holder panics");
             if failed.as_ref().is_none_or(|(earlier, _)| first < *earlier) {
                 *failed = Some((first, error));
@@ -112,17 +137,18 @@ fn pack(
 /// Buffers for the rows of a tile, lent to whichever thread packs one: asking the system for one per tile costs more
 /// than packing, and a buffer per thread would outlive the loading.
 #[derive(Default)]
-struct Buffers(Mutex<Vec<Vec<f32>>>);
+struct Buffers(Mutex<Vec<(Vec<f32>, Vec<u8>)>>);
 
 impl Buffers {
-    fn lend<T>(&self, len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
+    /// Lends `len` values, and room for as many as they are stored.
+    fn lend<T>(&self, len: usize, work: impl FnOnce(&mut [f32], &mut Vec<u8>) -> T) -> T {
         let free = || self.0.lock().expect("no holder panics");
-        let mut rows = free().pop().unwrap_or_default();
+        let (mut rows, mut bytes) = free().pop().unwrap_or_default();
         if rows.len() < len {
             rows.resize(len, 0.0);
         }
-        let result = work(&mut rows[..len]);
-        free().push(rows);
+        let result = work(&mut rows[..len], &mut bytes);
+        free().push((rows, bytes));
         result
     }
 }
@@ -145,7 +171,7 @@ fn synthesize_matrix(matrix: &Matrix, arena: &mut Arena<MmapMut>, pool: &impl Po
     let scale = 1.0 / (columns as f32).sqrt();
     let tile_bytes = matrix.layout.tile_bytes(columns);
     each_row(pool, arena.write(matrix.slot), tile_bytes, 2, |tile, out| {
-        buffers.lend(TILE_ROWS * columns, |rows| {
+        buffers.lend(TILE_ROWS * columns, |rows, _| {
             noise((offset + tile) as u64, scale, rows);
             matrix.layout.pack(columns, rows, out).expect("noise is finite");
         });

@@ -178,19 +178,15 @@ impl<D: Decode> Float<'_, D> {
                 for w in 0..whole {
                     let rows = decode::<V, D, N>(block.add(w * TILE_ROWS), &scales);
                     let x = x.add((before + w) * D::PER_WORD * G);
-                    unroll!(4: j < 4, {
-                        if j < D::PER_WORD {
-                            fma::<V, G, N>(&mut acc, &rows, j, x.add(j * G));
-                        }
+                    unroll!(4: j < D::PER_WORD, {
+                        fma::<V, G, N>(&mut acc, &rows, j, x.add(j * G));
                     });
                 }
                 if rest > 0 && b + 1 == blocks {
                     // The last word holds fewer columns than it could.
                     let rows = decode::<V, D, N>(block.add(whole * TILE_ROWS), &scales);
-                    unroll!(4: j < 4, {
-                        if j < rest {
-                            fma::<V, G, N>(&mut acc, &rows, j, x.add((words * D::PER_WORD + j) * G));
-                        }
+                    unroll!(4: j < rest, {
+                        fma::<V, G, N>(&mut acc, &rows, j, x.add((words * D::PER_WORD + j) * G));
                     });
                 }
             }

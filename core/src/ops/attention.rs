@@ -457,7 +457,10 @@ unsafe fn scores<V: Vector, C: Codes, const R: usize>(
                     unroll!(4: v < 4, { acc[r][v] = key[v].mul_add(query, acc[r][v]); });
                 });
             }
-            unroll!(6: r < R, { unroll!(4: v < 4, { acc[r][v].store(out[r].as_mut_ptr().add(pass + v * V::LANES)); }); });
+            unroll!(6: r < R, {
+                let row = out[r].as_mut_ptr().add(pass);
+                unroll!(4: v < 4, { acc[r][v].store(row.add(v * V::LANES)); });
+            });
         }
     }
 }

@@ -20,6 +20,7 @@ use index::{INDEX_BYTES_MAX, IndexError, ShardIndex};
 use json::quote;
 use map::{Map, MapError};
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -85,6 +86,8 @@ pub struct TensorView<'a> {
     pub data: &'a [u8],
     /// The file it came from.
     pub file: &'a Path,
+    /// The open file and where in it the elements begin, unless they are carried in the program.
+    source: Option<(&'a File, u64)>,
 }
 
 impl TensorView<'_> {
@@ -103,6 +106,25 @@ impl TensorView<'_> {
         let end = end.expect("the caller asks for elements that the shape has");
         let size = self.dtype.bytes();
         self.dtype.widen(&self.data[start * size..end * size], out);
+    }
+
+    /// As [`read_f32`](Self::read_f32), but through a read of the file into `scratch`: where the file was cut short or
+    /// the disk fails, this is an error, and a touch of the map would end the process.
+    pub fn load_f32(&self, start: usize, out: &mut [f32], scratch: &mut Vec<u8>) -> io::Result<()> {
+        #[cfg(unix)]
+        if let Some((file, offset)) = self.source {
+            use std::os::unix::fs::FileExt;
+            let end = start.checked_add(out.len()).filter(|&end| end <= self.elements());
+            end.expect("the caller asks for elements that the shape has");
+            let size = self.dtype.bytes();
+            scratch.resize(out.len() * size, 0);
+            file.read_exact_at(scratch, offset + (start * size) as u64)?;
+            self.dtype.widen(scratch, out);
+            return Ok(());
+        }
+        let _ = (scratch, self.source);
+        self.read_f32(start, out);
+        Ok(())
     }
 
     /// The first element that is NaN or infinite: never to be found in a sound checkpoint.
@@ -125,21 +147,21 @@ impl TensorView<'_> {
 
 #[derive(Debug)]
 enum Bytes {
-    Mapped(Map),
+    Mapped(Map, File),
     Carried(PathBuf, &'static [u8]),
 }
 
 impl Bytes {
     fn get(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map.bytes(),
+            Self::Mapped(map, _) => map.bytes(),
             Self::Carried(_, bytes) => bytes,
         }
     }
 
     fn path(&self) -> &Path {
         match self {
-            Self::Mapped(map) => map.path(),
+            Self::Mapped(map, _) => map.path(),
             Self::Carried(label, _) => label,
         }
     }
@@ -200,6 +222,10 @@ impl Checkpoint {
     fn view(&self, place: (u16, u32)) -> TensorView<'_> {
         let Entry { name, dtype, shape, start, end } = self.entry(place);
         let bytes = &self.shards[usize::from(place.0)].bytes;
+        let source = match bytes {
+            Bytes::Mapped(_, file) => Some((file, start)),
+            Bytes::Carried(..) => None,
+        };
         // The header was checked against the length of these very bytes, so both ends fit in usize and lie inside.
         TensorView {
             name,
@@ -207,6 +233,7 @@ impl Checkpoint {
             shape,
             data: &bytes.get()[start as usize..end as usize],
             file: bytes.path(),
+            source,
         }
     }
 
@@ -234,7 +261,7 @@ impl Checkpoint {
     /// Fails if a mapped file was replaced, cut or written to since it was opened. Costs one `stat` for each.
     pub fn check_unchanged(&self) -> Result<(), CheckpointError> {
         for shard in &self.shards {
-            if let Bytes::Mapped(map) = &shard.bytes
+            if let Bytes::Mapped(map, _) = &shard.bytes
                 && !map.unchanged()
             {
                 return Err(CheckpointError::Changed { file: map.path().into() });
@@ -270,14 +297,14 @@ fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError
     let length = header::text_len(prefix, file_len, limits.header_bytes.min(HEADER_BYTES_MAX))
         .map_err(header_error)?;
     let mut text = Vec::with_capacity(length as usize);
-    let read = file.take(length).read_to_end(&mut text).map_err(io_error)?;
+    let read = (&file).take(length).read_to_end(&mut text).map_err(io_error)?;
     if read as u64 != length {
         return Err(header_error(HeaderError::Length { declared: length, available: read as u64 }));
     }
     let header = Header::from_text(text, file_len, limits.tensors).map_err(header_error)?;
     limits.header_bytes -= header.bytes();
     limits.tensors -= header.len();
-    Ok(Shard { bytes: Bytes::Mapped(map), header })
+    Ok(Shard { bytes: Bytes::Mapped(map, file), header })
 }
 
 fn open_sharded(file: &Path, limits: &mut Limits) -> Result<Checkpoint, CheckpointError> {
@@ -324,7 +351,7 @@ mod tests {
     use super::*;
 
     fn view<'a>(dtype: Dtype, shape: &'a [usize], data: &'a [u8]) -> TensorView<'a> {
-        TensorView { name: "w", dtype, shape, data, file: Path::new("f") }
+        TensorView { name: "w", dtype, shape, data, file: Path::new("f"), source: None }
     }
 
     #[test]

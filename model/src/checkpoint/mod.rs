@@ -154,6 +154,8 @@ struct Shard {
 /// A checked checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
+    /// The file that lists the shards, where there is one.
+    index: Option<PathBuf>,
     shards: Vec<Shard>,
     /// Shard and entry of every tensor, sorted by name.
     by_name: Vec<(u16, u32)>,
@@ -165,7 +167,7 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let mut limits = Limits::default();
         match folder::find(path)? {
-            Weights::Single(file) => Ok(Self::new(vec![open_shard(&file, &mut limits)?])),
+            Weights::Single(file) => Ok(Self::new(None, vec![open_shard(&file, &mut limits)?])),
             Weights::Sharded(file) => open_sharded(&file, &mut limits),
         }
     }
@@ -174,20 +176,20 @@ impl Checkpoint {
     pub fn from_bytes(label: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
         let file = PathBuf::from(label);
         match header::parse(bytes, bytes.len() as u64) {
-            Ok(header) => Ok(Self::new(vec![Shard { bytes: Bytes::Carried(file, bytes), header }])),
+            Ok(header) => Ok(Self::new(None, vec![Shard { bytes: Bytes::Carried(file, bytes), header }])),
             Err(source) => Err(CheckpointError::Header { file, source }),
         }
     }
 
     /// Takes shards in which no two tensors have one name.
-    fn new(shards: Vec<Shard>) -> Self {
+    fn new(index: Option<PathBuf>, shards: Vec<Shard>) -> Self {
         let mut by_name = Vec::new();
         for (s, shard) in shards.iter().enumerate() {
             let s = u16::try_from(s).expect("at most SHARDS_MAX shards");
             let entries = u32::try_from(shard.header.len()).expect("at most TENSORS_MAX tensors");
             by_name.extend((0..entries).map(|i| (s, i)));
         }
-        let mut checkpoint = Self { shards, by_name: Vec::new() };
+        let mut checkpoint = Self { index, shards, by_name: Vec::new() };
         by_name.sort_unstable_by_key(|&place| checkpoint.entry(place).name);
         checkpoint.by_name = by_name;
         checkpoint
@@ -224,6 +226,15 @@ impl Checkpoint {
     /// The `__metadata__` of the first file, in its order.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
         self.shards.first().into_iter().flat_map(|shard| shard.header.metadata())
+    }
+
+    /// Its files on the disk, the index included.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let mapped = self.shards.iter().filter_map(|shard| match &shard.bytes {
+            Bytes::Mapped(map) => Some(map.path()),
+            Bytes::Carried(..) => None,
+        });
+        self.index.as_deref().into_iter().chain(mapped)
     }
 
     /// Size of all files, headers included.
@@ -291,7 +302,7 @@ fn open_sharded(file: &Path, limits: &mut Limits) -> Result<Checkpoint, Checkpoi
         shards.push(open_shard(&folder.join(name), limits)?);
     }
     check_index(file, &index, &shards)?;
-    Ok(Checkpoint::new(shards))
+    Ok(Checkpoint::new(Some(file.into()), shards))
 }
 
 /// Every listed tensor is in its shard, and no tensor is in two. A tensor that is in a shard but not in the index

@@ -190,3 +190,41 @@ fn inputs_and_outputs_that_cannot_be_used_are_named() {
     let wrong = bantam_with("\n", &["run", "-"]);
     assert_eq!(wrong.status.code(), Some(2), "an empty prompt on standard input");
 }
+
+#[test]
+fn what_stands_in_the_place_of_a_file_is_not_replaced() {
+    let folder = Folder::model("llama-untied");
+    let (model, tensor) = (folder.path(""), "model.embed_tokens.weight");
+    let refuses = |out: &str, word: &str| {
+        let name = Path::new(out).file_name().unwrap().to_str().unwrap();
+        check(&["score", &model, "--ids", "1", "--logits", out], 1, &[name, word]);
+        check(&["inspect", &model, "--tensor", tensor, "--out", out], 1, &[name, word]);
+    };
+    let own = [
+        "model-00001-of-00005.safetensors",
+        "model.safetensors.index.json",
+        "config.json",
+        "./tokenizer.json",
+    ];
+    for name in own {
+        let before = fs::read(folder.path(name)).unwrap();
+        refuses(&folder.path(name), "the model's own files");
+        assert_eq!(fs::read(folder.path(name)).unwrap(), before);
+    }
+    fs::create_dir(folder.path("directory")).unwrap();
+    refuses(&folder.path("directory"), "a directory");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        symlink(folder.path("config.json"), folder.path("link")).unwrap();
+        refuses(&folder.path("link"), "a symbolic link");
+        let fifo = folder.path("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        refuses(&fifo, "a FIFO");
+        assert!(fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo());
+    }
+    // An older result is replaced, also one that lies in the model's folder.
+    let old = folder.write("old.safetensors", "old");
+    assert!(bantam(&["score", &model, "--ids", "1", "--logits", &old]).status.success());
+    assert!(Checkpoint::open(Path::new(&old)).is_ok());
+}

@@ -19,8 +19,8 @@ use crate::sampling_flags::SamplingFlags;
 use crate::token_ids::{self, TokenIds};
 use crate::{chosen_model, output};
 
-/// A prompt that is piped in may be this long.
-const PROMPT_BYTES_MAX: u64 = 64 << 20;
+/// A prompt may be this long: more than any context holds, and little enough for the tokenizer to answer at once.
+const PROMPT_BYTES_MAX: usize = 4 << 20;
 
 /// Continues a prompt, and writes the text while it comes
 #[derive(Args)]
@@ -191,6 +191,7 @@ fn ids(source: &Source, text: Option<&Text>, prompt: Prompt) -> Result<Vec<u32>,
         Prompt::Text(text) => text,
         Prompt::Piped => piped()?,
     };
+    check_bytes(prompt.len())?;
     let text = text.expect("a text prompt has asked for the tokenizer");
     let ids = text.tokenizer.encode(&prompt, true);
     Ok(ids.map_err(|error| source.tokenizer_error(error))?)
@@ -198,13 +199,14 @@ fn ids(source: &Source, text: Option<&Text>, prompt: Prompt) -> Result<Vec<u32>,
 
 /// A prompt from standard input, without the line break that ends it.
 fn piped() -> Result<String, Failure> {
-    let mut text = String::new();
-    let read = io::stdin().lock().take(PROMPT_BYTES_MAX).read_to_string(&mut text);
-    read.map_err(|source| Failure::Read {
-        path: "standard input".into(),
-        expected: "a prompt in UTF-8",
-        source,
-    })?;
+    let failed =
+        |source| Failure::Read { path: "standard input".into(), expected: "a prompt in UTF-8", source };
+    let mut bytes = Vec::new();
+    // One byte above the limit, which tells a prompt that is too long from one that just fits.
+    io::stdin().lock().take(PROMPT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    check_bytes(bytes.len())?;
+    let text = String::from_utf8(bytes);
+    let mut text = text.map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {
@@ -216,6 +218,16 @@ fn piped() -> Result<String, Failure> {
             "PROMPT is missing, and standard input is empty; write: bantam run [MODEL] \"Once upon a time\"",
         )),
         false => Ok(text),
+    }
+}
+
+/// Refuses a prompt that would keep the tokenizer busy only to be too long afterwards.
+fn check_bytes(found: usize) -> Result<(), Failure> {
+    match found <= PROMPT_BYTES_MAX {
+        true => Ok(()),
+        false => Err(refused(format!(
+            "the prompt has {found} bytes or more, expected at most {PROMPT_BYTES_MAX}: shorten it"
+        ))),
     }
 }
 

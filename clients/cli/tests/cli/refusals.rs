@@ -115,6 +115,20 @@ fn prompts_that_do_not_fit_say_both_numbers() {
 }
 
 #[test]
+fn a_piped_prompt_is_taken_whole_or_refused() {
+    let said = |prompt: &str| {
+        let output = bantam_with(prompt, &["run"]);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // Two bytes to a letter, so that the limit falls between them.
+    let message = said(&("x".to_owned() + &"é".repeat(2 << 20)));
+    assert!(message.contains("4194305 bytes") && message.contains("at most 4194304"), "{message}");
+    let message = said(&"a\n".repeat(10_000));
+    assert!(message.contains("tokens, the context has room for 512"), "{message}");
+}
+
+#[test]
 fn ids_outside_the_vocabulary_are_refused() {
     let model = repository("model/carried");
     check(&["run", "--ids", "1,4096"], 1, &["token 4096", "from 0 to 4095"]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use bantam_model::checkpoint::writer::write_safetensors;
-use bantam_model::checkpoint::{Checkpoint, Dtype};
+use bantam_model::checkpoint::{Checkpoint, Dtype, TensorView};
 
 use crate::{Folder, bantam, bantam_with, golden, repository};
 
@@ -135,27 +135,48 @@ fn ids_outside_the_vocabulary_are_refused() {
     check(&["score", &model, "--ids", "9999", "--logits", "x"], 1, &["9999", "4095"]);
 }
 
-#[test]
-fn weights_that_are_no_numbers_are_found_while_loading() {
+/// A copy of a golden model in which the bfloat16 values of one tensor were changed.
+fn changed(name: &str, mut change: impl FnMut(&[usize], &mut [u8])) -> Folder {
     let folder = Folder::model("qwen2");
     let original = Checkpoint::open(Path::new(&golden("qwen2"))).unwrap();
-    let name = "model.layers.1.mlp.down_proj.weight";
-    let tensors: Vec<_> = original
-        .tensors()
-        .map(|tensor| {
-            let mut data = tensor.data.to_vec();
-            if tensor.name == name {
-                assert_eq!(tensor.dtype, Dtype::Bf16);
-                data[2 * tensor.shape[1] + 6..][..2].copy_from_slice(&[0xC0, 0x7F]);
-            }
-            (tensor, data)
-        })
-        .collect();
+    let mut change_one = |tensor: TensorView| {
+        let mut data = tensor.data.to_vec();
+        if tensor.name == name {
+            assert_eq!(tensor.dtype, Dtype::Bf16);
+            change(tensor.shape, &mut data);
+        }
+        data
+    };
+    let tensors: Vec<_> = original.tensors().map(|tensor| (tensor, change_one(tensor))).collect();
     let tensors: Vec<_> = tensors
         .iter()
         .map(|(tensor, data)| (tensor.name, tensor.dtype, tensor.shape, data.as_slice()))
         .collect();
     write_safetensors(Path::new(&folder.path("model.safetensors")), &tensors, &[]).unwrap();
+    folder
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_not_passed_on() {
+    // Finite as they stand, but not when they are multiplied and added.
+    let folder = changed("model.norm.weight", |_, data| {
+        data.chunks_exact_mut(2).for_each(|value| value.copy_from_slice(&[0x7F, 0x7F]));
+    });
+    let (model, out) = (folder.path(""), folder.path("logits.safetensors"));
+    let words =
+        ["position 0: expected numbers as logits, found", "the weights or the computation are broken"];
+    check(&["score", &model, "--ids", "1,2,3", "--logits", &out], 1, &words);
+    assert!(!Path::new(&out).exists());
+    let text = folder.write("text.txt", "Some words, some more words, and a few at the end of them.");
+    check(&["eval", "perplexity", &model, "--text-file", &text, "--context", "4"], 1, &words);
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_found_while_loading() {
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let folder = changed(name, |shape, data| {
+        data[2 * shape[1] + 6..][..2].copy_from_slice(&[0xC0, 0x7F]);
+    });
     let words = ["model.safetensors", name, "NaN", "row 1, column 3"];
     check(&["run", &folder.path(""), "x"], 1, &words);
     let values = bantam(&["inspect", &folder.path(""), "--tensor", name]);

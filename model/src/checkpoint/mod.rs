@@ -52,6 +52,8 @@ pub enum CheckpointError {
     File(#[from] MapError),
     #[error("{}: {source}; the file is damaged or incomplete: download or convert it again", .file.display())]
     Header { file: PathBuf, source: HeaderError },
+    #[error("{}: expected the weights themselves, found {found}; {advice}", .file.display())]
+    StandIn { file: PathBuf, found: &'static str, advice: &'static str },
     #[error("{}: {source}; the index is damaged or not from this model: download it again", .file.display())]
     Index { file: PathBuf, source: IndexError },
     #[error("{}: tensor {tensor} is listed in {shard}, but {shard} has no tensor of that name: download \
@@ -272,14 +274,20 @@ fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError
     let header_error = |source| CheckpointError::Header { file: path.into(), source };
     let io_error = |source| CheckpointError::File(MapError::Io { path: path.into(), source });
     let file_len = map.bytes().len() as u64;
-    if file_len < PREFIX_BYTES {
-        return Err(header_error(HeaderError::NoLength { found: file_len }));
-    }
     // The header is read, not mapped: names and shapes must not change under us, whatever happens to the file.
-    let mut prefix = [0; PREFIX_BYTES as usize];
-    file.read_exact(&mut prefix).map_err(io_error)?;
-    let length = header::text_len(prefix, file_len, limits.header_bytes.min(HEADER_BYTES_MAX))
-        .map_err(header_error)?;
+    let mut prefix = Vec::new();
+    file.by_ref().take(PREFIX_BYTES).read_to_end(&mut prefix).map_err(io_error)?;
+    let Ok(prefix) = prefix.try_into() else {
+        return Err(header_error(HeaderError::NoLength { found: file_len }));
+    };
+    let length = match header::text_len(prefix, file_len, limits.header_bytes.min(HEADER_BYTES_MAX)) {
+        Ok(length) => length,
+        Err(source) => {
+            let mut start = prefix.to_vec();
+            file.take(STAND_IN_BYTES).read_to_end(&mut start).map_err(io_error)?;
+            return Err(stand_in(path, &start).unwrap_or_else(|| header_error(source)));
+        }
+    };
     let mut text = Vec::with_capacity(length as usize);
     let read = file.take(length).read_to_end(&mut text).map_err(io_error)?;
     if read as u64 != length {
@@ -289,6 +297,23 @@ fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError
     limits.header_bytes -= header.bytes();
     limits.tensors -= header.len();
     Ok(Shard { bytes: Bytes::Mapped(map), header })
+}
+
+/// How much of a file that is no checkpoint is looked at.
+const STAND_IN_BYTES: u64 = 24;
+
+/// What a download often leaves in the place of the weights. Only asked of files whose header was refused: text reads
+/// as a header length far beyond any.
+fn stand_in(path: &Path, start: &[u8]) -> Option<CheckpointError> {
+    let is_text = start.iter().take(8).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
+    let (found, advice) = if start.starts_with(b"version https://git-lfs") {
+        ("a Git LFS pointer", "run `git lfs pull` in the model's folder, or download the file itself")
+    } else if is_text && start.trim_ascii_start().starts_with(b"<") {
+        ("a web page", "download the file itself, not the page that shows it")
+    } else {
+        return None;
+    };
+    Some(CheckpointError::StandIn { file: path.into(), found, advice })
 }
 
 fn open_sharded(file: &Path, limits: &mut Limits) -> Result<Checkpoint, CheckpointError> {

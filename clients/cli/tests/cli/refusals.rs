@@ -263,3 +263,23 @@ fn what_stands_in_the_place_of_a_file_is_not_replaced() {
     assert!(bantam(&["score", &model, "--ids", "1", "--logits", &old]).status.success());
     assert!(Checkpoint::open(Path::new(&old)).is_ok());
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_bench_judges_its_model_before_it_measures_the_machine() {
+    let folder = Folder::new();
+    // Measuring takes 1 GiB, which is not to be had here: whoever begins with it refuses in other words.
+    let refuses = |status: i32, arguments: &[&str], words: &[&str]| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -v 900000 && exec \"$0\" bench \"$@\"", env!("CARGO_BIN_EXE_bantam")]);
+        let output = command.args(arguments).output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{message}");
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    };
+    refuses(1, &[], &["1 GiB of memory"]);
+    refuses(2, &["--synthetic", "elephant"], &["elephant", "--synthetic list"]);
+    refuses(1, &[&folder.path("none")], &["no model there"]);
+    refuses(1, &["--model", &repository("model/carried"), "--prompt-tokens", "600"], &["600", "512"]);
+    refuses(1, &["--synthetic", "llama-7b", "--prompt-tokens", "1000000"], &["llama-7b", "1000000"]);
+}

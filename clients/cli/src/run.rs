@@ -112,6 +112,10 @@ impl Run {
                     "PROMPT is missing: {place:?} is a model; write: bantam run {place:?} \"Once upon a time\""
                 ))),
             },
+            ([place], None, None) if is_a_path(place) => Err(usage(format!(
+                "{place:?} looks like a path, and there is no model there; to use it as a prompt write --prompt \
+                 {place:?}"
+            ))),
             ([text], None, None) => Ok((None, prompt(text))),
             ([], _, None) => Err(usage("PROMPT is missing; write: bantam run [MODEL] \"Once upon a time\"")),
             _ => Err(usage(
@@ -182,6 +186,13 @@ fn prompt(text: &str) -> Prompt {
 fn is_a_model(place: &str) -> bool {
     let path = Path::new(place);
     path.join("config.json").is_file() || (path.is_file() && place.ends_with(".safetensors"))
+}
+
+/// Whether one argument alone was rather meant as a path than as a prompt: a text with a slash has spaces as well.
+fn is_a_path(place: &str) -> bool {
+    let begins = [".", "..", "~"].iter().filter_map(|begin| place.strip_prefix(begin));
+    let is_relative = begins.into_iter().any(|rest| rest.starts_with(std::path::is_separator));
+    is_relative || (place.contains(std::path::is_separator) && !place.contains(char::is_whitespace))
 }
 
 /// The prompt as tokens.

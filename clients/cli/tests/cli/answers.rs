@@ -150,6 +150,8 @@ fn every_way_to_say_a_prompt_says_the_same() {
     assert_eq!(of(&["run", &model, prompt]), expected);
     assert_eq!(of(&["run", "--model", &model, "--prompt", prompt]), expected);
     assert_eq!(of(&["run", "--model", &model, prompt]), expected);
+    assert_eq!(of(&["run", "// a/b"]), of(&["run", "--prompt", "// a/b"]), "a slash alone makes no path");
+    assert_eq!(of(&["run", "--prompt", "./a"]), of(&["run", &model, "./a"]));
     assert_eq!(of(&["run", &model, "--prompt", prompt]), expected);
     let piped = |arguments: &[&str]| answer(bantam_with("Return the\n", &[arguments, &flags].concat()));
     assert_eq!(piped(&["run", "-"]), expected);

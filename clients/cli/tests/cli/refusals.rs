@@ -26,11 +26,14 @@ fn check(arguments: &[&str], status: i32, words: &[&str]) {
 fn a_command_that_makes_no_sense_ends_with_status_2() {
     let model = repository("model/carried");
     let model = model.as_str();
-    let cases: [(&[&str], &[&str]); 24] = [
+    let cases: [(&[&str], &[&str]); 27] = [
         (&["fly"], &["fly"]),
         (&["run", "x", "--wings"], &["--wings"]),
         (&["run"], &["PROMPT is missing"]),
         (&["run", "--model", model], &["PROMPT is missing"]),
+        (&["run", "./modelz"], &["./modelz", "no model there", "--prompt"]),
+        (&["run", "../my models/x"], &["no model there"]),
+        (&["run", "models/x"], &["no model there"]),
         (&["run", "a", "b", "--model", model], &["one MODEL and one PROMPT"]),
         (&["run", "a", "b", "--prompt", "c"], &["one MODEL and one PROMPT"]),
         (&["run", model, "--model", model, "--ids", "1"], &["one MODEL"]),

@@ -8,6 +8,8 @@ use bantam_core::Cpu;
 use bantam_model::engine::Engine;
 use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationSettings};
+use bantam_model::inspect::Inspection;
+use bantam_model::plan::Plan;
 use bantam_model::source::{Source, Text};
 use clap::Args;
 use serde_json::{Value, json};
@@ -71,7 +73,7 @@ impl Run {
         let source = chosen_model::open(model.as_deref())?;
         let context = self.context.of(&source.spec);
         let options = self.engine.options(context, 1, 1);
-        source.plan(options, Cpu::detect())?;
+        warn_of_overlooked(&source, &source.plan(options, Cpu::detect())?);
         let text = match &prompt {
             Prompt::Ids(_) if !self.sampling.has_stop_strings() => source.text_if_any()?,
             _ => Some(source.text()?),
@@ -171,6 +173,19 @@ impl Run {
             out.flush()?;
         }
         Ok(())
+    }
+}
+
+/// Says so where a checkpoint holds more than its configuration makes use of: the text would be that of another model.
+fn warn_of_overlooked(source: &Source, plan: &Plan) {
+    let overlooked = Inspection::new(&source.checkpoint, plan).overlooked;
+    if let Some(first) = overlooked.first() {
+        output::warn(&format!(
+            "warning: {}: {} tensors look like weights and are not used, {first:?} among them: does config.json belong \
+             to these weights? `bantam inspect --json` lists them",
+            source.folder().display(),
+            overlooked.len()
+        ));
     }
 }
 

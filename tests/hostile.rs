@@ -152,6 +152,22 @@ fn header_lengths_that_lie_are_refused() {
 }
 
 #[test]
+fn what_downloads_leave_in_the_place_of_weights_is_called_by_its_name() {
+    let folder = Folder::new();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n";
+    check(&folder.write(MODEL, pointer), &[MODEL, "a Git LFS pointer", "git lfs pull"]);
+    for page in ["<!DOCTYPE html>\n<html>", "<html><head><title>é", "\n  <html lang=\"en\">"] {
+        check(&folder.write(MODEL, page), &[MODEL, "a web page", "download the file itself"]);
+    }
+    // A header's length may begin with the byte of '<'.
+    check(&folder.write(MODEL, b"<\0\0\0\0\0\0\0{}"), &[MODEL, "header length is 60"]);
+    for length in 0..10 {
+        let found = format!("found a file of {length} bytes");
+        check(&folder.write(MODEL, &[0; 9][..length]), &[MODEL, "at least 2 of header", &found]);
+    }
+}
+
+#[test]
 fn hostile_json_is_refused() {
     check_header(&"[".repeat(10_000), 0, &["expected '{'"]);
     check_header(&"{\"a\":".repeat(10_000), 0, &["tensor \"a\"", "expected the keys"]);

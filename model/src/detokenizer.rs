@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokenizers::{Decoder as _, DecoderWrapper};
 
+use crate::foreign::clipped;
 use crate::tokenizer::Tokenizer;
 
 /// A run of single-byte tokens (`<0xE6>` of vocabularies with byte fallback) longer than this is settled early.
@@ -193,7 +194,7 @@ impl<'a> Plan<'a> {
         for step in &self.each {
             let tokens = step
                 .decode_chain(vec![token])
-                .map_err(|error| DetokenizerError::Token { id, reason: error.to_string() })?;
+                .map_err(|error| DetokenizerError::Token { id, reason: clipped(error) })?;
             token = tokens.concat();
         }
         match self.byte_fallback.then(|| byte_of(&token)).flatten() {

@@ -91,6 +91,14 @@ impl ModelFiles {
         &self.folder
     }
 
+    /// Where on the disk the files would lie, whether they are there or not.
+    pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        let kinds =
+            [CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, CHAT_TEMPLATE];
+        let kinds = if self.embedded.is_none() { &kinds[..] } else { &[] };
+        kinds.iter().map(|kind| self.folder.join(kind.name)).collect::<Vec<_>>().into_iter()
+    }
+
     /// `config.json`.
     pub fn config(&self) -> Bytes<'_> {
         self.get(CONFIG, |files| files.config)

@@ -4,6 +4,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::foreign::clipped;
 use crate::sampler::{SamplerError, SamplingParams};
 use crate::stop::{StopError, StopStrings};
 
@@ -284,7 +285,7 @@ impl File {
     fn parse(name: &'static str, bytes: &[u8]) -> Result<Self, GenerationError> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let object = serde_json::from_slice(bytes)
-            .map_err(|error| GenerationError::NotJson { file: name, reason: error.to_string() })?;
+            .map_err(|error| GenerationError::NotJson { file: name, reason: clipped(error) })?;
         Ok(File { name, object })
     }
 

@@ -29,6 +29,8 @@ pub struct Inspection {
     pub dtypes: Vec<DtypeShare>,
     /// Tensors that the model does not use, such as buffers that old tools wrote.
     pub unused: Vec<String>,
+    /// Those of them that look like weights: biases, and what lies in layers that the configuration does not count.
+    pub overlooked: Vec<String>,
 }
 
 impl Inspection {
@@ -42,13 +44,27 @@ impl Inspection {
                 Fill::Values { .. } => None,
             })
             .collect();
-        let mut inspection =
-            Inspection { parameters: 0, weight_bytes: 0, dtypes: Vec::new(), unused: Vec::new() };
+        let layers: BTreeSet<_> = used.iter().filter_map(|name| layer(name)).collect();
+        let stacks: BTreeSet<&str> = layers.iter().map(|&(stack, _)| stack).collect();
+        let is_beyond = |name: &str| {
+            layer(name).is_some_and(|layer| stacks.contains(layer.0) && !layers.contains(&layer))
+        };
+        let mut inspection = Inspection {
+            parameters: 0,
+            weight_bytes: 0,
+            dtypes: Vec::new(),
+            unused: Vec::new(),
+            overlooked: Vec::new(),
+        };
         for tensor in checkpoint.tensors() {
             if used.contains(tensor.name) {
                 inspection.count(&tensor);
             } else {
                 inspection.unused.push(tensor.name.to_owned());
+                // A mask that an old tool stored under the name of a bias has more dimensions.
+                if is_beyond(tensor.name) || (tensor.name.ends_with(".bias") && tensor.shape.len() == 1) {
+                    inspection.overlooked.push(tensor.name.to_owned());
+                }
             }
         }
         inspection.dtypes.sort_by_key(|share| (std::cmp::Reverse(share.bytes), share.dtype.name()));
@@ -73,6 +89,18 @@ impl Inspection {
     pub fn bits_per_weight(&self) -> f64 {
         self.weight_bytes as f64 * 8.0 / self.parameters as f64
     }
+}
+
+/// The first number in a tensor's name, and what stands before it.
+fn layer(name: &str) -> Option<(&str, u32)> {
+    let mut at = 0;
+    for part in name.split('.') {
+        if let Ok(number) = part.parse() {
+            return Some((&name[..at], number));
+        }
+        at += part.len() + 1;
+    }
+    None
 }
 
 /// The values of one tensor at a glance.

@@ -7,6 +7,7 @@ pub mod detokenizer;
 pub mod engine;
 pub mod families;
 pub mod files;
+mod foreign;
 pub mod generate;
 pub mod generation;
 pub mod inspect;

@@ -16,6 +16,8 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use tokenizers::{AddedToken, Decoder as _, DecoderWrapper, Model as _, PreTokenizerWrapper};
 
+use crate::foreign::clipped;
+
 /// Ids above this are refused: tables indexed by id (embedding, detokenizer) would otherwise be sized by a typo.
 pub const ID_LIMIT: u32 = 1 << 24;
 
@@ -201,7 +203,7 @@ fn guarded(
 ) -> Result<tokenizers::Encoding, TokenizerError> {
     let reason = match catch_unwind(AssertUnwindSafe(encode)) {
         Ok(Ok(encoding)) => return Ok(encoding),
-        Ok(Err(error)) => error.to_string(),
+        Ok(Err(error)) => clipped(error),
         Err(_) => "the tokenizer library stopped in this text".to_owned(),
     };
     Err(TokenizerError::Encode { reason })
@@ -211,9 +213,9 @@ fn guarded(
 fn build(tokenizer_json: &[u8], config: &RoleFile, map: &RoleFile) -> Result<Tokenizer, TokenizerError> {
     let unusable = |reason: String| TokenizerError::Unusable { reason };
     let mut inner: tokenizers::Tokenizer =
-        serde_json::from_slice(tokenizer_json).map_err(|error| unusable(error.to_string()))?;
+        serde_json::from_slice(tokenizer_json).map_err(|error| unusable(clipped(error)))?;
     // Both settings are leftovers of a training script; transformers resets them before each call as well.
-    inner.with_truncation(None).map_err(|error| unusable(error.to_string()))?;
+    inner.with_truncation(None).map_err(|error| unusable(clipped(error)))?;
     inner.with_padding(None);
     // The Python layer lets the config overrule the file here, but only for a pre-tokenizer that stands alone.
     if let (Some(prefix), Some(PreTokenizerWrapper::ByteLevel(byte_level))) =
@@ -223,7 +225,7 @@ fn build(tokenizer_json: &[u8], config: &RoleFile, map: &RoleFile) -> Result<Tok
         inner.with_pre_tokenizer(Some(byte_level));
     }
     let declared = declared_tokens(config, map, &inner);
-    inner.add_tokens(declared).map_err(|error| unusable(error.to_string()))?;
+    inner.add_tokens(declared).map_err(|error| unusable(clipped(error)))?;
 
     let added = inner.get_added_tokens_decoder();
     let special_spellings: HashSet<&str> =
@@ -367,7 +369,7 @@ impl RoleFile {
         };
         let object: serde_json::Map<String, serde_json::Value> =
             serde_json::from_slice(without_bom(bytes))
-                .map_err(|error| malformed("a JSON object", error.to_string()))?;
+                .map_err(|error| malformed("a JSON object", clipped(error)))?;
         let token = |value: &serde_json::Value| {
             TokenSpec::from_json(value)
                 .ok_or_else(|| malformed("a token as a string or as an object with `content`", brief(value)))
@@ -393,7 +395,7 @@ impl RoleFile {
         if let Some(added) = object.get("added_tokens_decoder").and_then(serde_json::Value::as_object) {
             for (id, value) in added {
                 let id =
-                    id.parse().map_err(|_| malformed("ids as keys of added_tokens_decoder", id.clone()))?;
+                    id.parse().map_err(|_| malformed("ids as keys of added_tokens_decoder", clipped(id)))?;
                 result.added.insert(id, token(value)?);
             }
         }
@@ -428,14 +430,14 @@ fn check_outline(bytes: &[u8]) -> Result<(), TokenizerError> {
         return Err(malformed("a JSON object", "a Git LFS pointer".to_owned(), advice));
     }
     let outline: Outline = serde_json::from_slice(bytes).map_err(|error| {
-        malformed("a JSON object with `model.vocab`", error.to_string(), "fetch the file again")
+        malformed("a JSON object with `model.vocab`", clipped(error), "fetch the file again")
     })?;
     let Some(model) = outline.model else {
         let advice = "give the tokenizer.json that lies beside the model's weights";
         return Err(malformed("the key `model`", "none".to_owned(), advice));
     };
     if let Some(token) = outline.post_processor.as_ref().and_then(undeclared_template_token) {
-        let found = format!("{token:?}, which its `special_tokens` lack");
+        let found = format!("{:?}, which its `special_tokens` lack", clipped(token));
         return Err(malformed(
             "declared tokens in the template of `post_processor`",
             found,
@@ -557,6 +559,34 @@ mod tests {
         check_refused(&file(|f| f["pre_tokenizer"] = split), "can be built");
         let whole = file(|_| {});
         check_refused(&whole[..whole.len() / 2], "tokenizer.json: expected a JSON object");
+    }
+
+    #[test]
+    fn a_file_is_not_repeated_in_its_message() {
+        let long = "x".repeat(100_000);
+        let template = json!({"type": "TemplateProcessing", "special_tokens": {}, "pair": [],
+            "single": [{"SpecialToken": {"id": long, "type_id": 0}}]});
+        let files = [
+            file(|f| f["model"] = json!(long)),
+            file(|f| f["model"]["vocab"] = json!(long)),
+            file(|f| f["model"]["vocab"] = json!({"a": long})),
+            file(|f| f["model"]["merges"] = json!([long])),
+            file(|f| f["normalizer"] = json!({"type": long})),
+            file(|f| f["decoder"] = json!({"type": "Fuse", long.as_str(): 1, "x": long})),
+            file(|f| f["post_processor"] = template),
+            format!("{{\"model\": {long}}}").into_bytes(),
+        ];
+        let messages = files.iter().filter_map(|file| Tokenizer::from_bytes(file, None, None).err());
+        let small = [json!(long), json!({"eos_token": [long]}), json!({"added_tokens_decoder": {long: "a"}})];
+        let small = small.map(|value| value.to_string().into_bytes());
+        let small = small.iter().map(|config| {
+            Tokenizer::from_bytes(&file(|_| {}), Some(config), None).expect_err("must be refused")
+        });
+        let messages: Vec<String> = messages.chain(small).map(|error| error.to_string()).collect();
+        assert!(messages.len() >= 10, "{messages:?}");
+        for message in messages {
+            assert!(message.len() < 600, "{} bytes: {}", message.len(), &message[..600]);
+        }
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! round's fraction is taken from that round's own bandwidth.
 
 use bantam_core::Cpu;
-use bantam_model::engine::Engine;
+use bantam_model::engine::{Engine, synthetic_plan};
 use bantam_model::plan::Options;
+use bantam_model::source::Source;
+use bantam_model::spec::ModelSpec;
 use bantam_model::speed::{Machine, Spread, decode, prefill};
 use clap::Args;
 use serde_json::{Value, json};
@@ -43,6 +45,12 @@ pub(crate) struct Bench {
     engine: EngineFlags,
 }
 
+/// What is measured beside the machine.
+enum Subject {
+    Synthetic(&'static str, ModelSpec),
+    Model(Source),
+}
+
 /// One measurement of everything.
 struct Round {
     read: f64,
@@ -57,16 +65,17 @@ impl Bench {
         }
         let cpu = Cpu::detect();
         let threads = self.engine.threads();
+        let subject = self.subject(cpu)?;
         let machine = Machine::new(cpu, threads, BLOCK_BYTES)
             .map_err(|error| refused(format!("1 GiB of memory or {threads} threads: {error}")))?;
         let ceilings = Ceilings::measure(&machine);
-        let engine = self.load(cpu, threads)?;
-        let Some((name, mut engine)) = engine else {
+        let Some(subject) = subject else {
             return match self.json {
                 true => Ok(output::json(&ceilings.as_json(cpu, threads))?),
                 false => Ok(output::line(&ceilings.as_text(cpu, threads))?),
             };
         };
+        let (name, mut engine) = self.load(subject, cpu, threads)?;
         let rounds = self.rounds(&machine, &mut engine)?;
         match self.json {
             true => output::json(&self.as_json(&name, &ceilings, &engine, cpu, &rounds))?,
@@ -75,27 +84,39 @@ impl Bench {
         Ok(())
     }
 
-    /// The model to measure; `None` for the machine alone.
-    fn load(&self, cpu: Cpu, threads: usize) -> Result<Option<(String, Engine)>, Failure> {
-        let most = size(self.prompt_tokens.max(self.tokens + 1));
+    /// The model to measure, judged before anything takes time; `None` for the machine alone.
+    fn subject(&self, cpu: Cpu) -> Result<Option<Subject>, Failure> {
         if let Some((name, spec)) = self.synthetic.spec()? {
-            let dtype = self.synthetic.dtype();
-            let options = self.options(most);
-            let _progress = Progress::waiting(format!("making weights for {name}"));
-            let engine = Engine::synthesize(spec, dtype, options, cpu, threads)
+            synthetic_plan(&spec, self.synthetic.dtype(), self.options(), cpu)
                 .map_err(|error| refused(format!("{name}: {error}")))?;
-            return Ok(Some((name.to_owned(), engine)));
+            return Ok(Some(Subject::Synthetic(name, spec)));
         }
         if self.model.path().is_none() {
             return Ok(None);
         }
         let source = self.model.open()?;
-        let name = source.folder().display().to_string();
-        Ok(Some((name, self.engine.load(&source, self.options(most))?)))
+        source.plan(self.options(), cpu)?;
+        Ok(Some(Subject::Model(source)))
     }
 
-    fn options(&self, context: usize) -> Options {
-        self.engine.options(context, 1, 1)
+    fn load(&self, subject: Subject, cpu: Cpu, threads: usize) -> Result<(String, Engine), Failure> {
+        match subject {
+            Subject::Synthetic(name, spec) => {
+                let _progress = Progress::waiting(format!("making weights for {name}"));
+                let dtype = self.synthetic.dtype();
+                let engine = Engine::synthesize(spec, dtype, self.options(), cpu, threads)
+                    .map_err(|error| refused(format!("{name}: {error}")))?;
+                Ok((name.to_owned(), engine))
+            }
+            Subject::Model(source) => {
+                let name = source.folder().display().to_string();
+                Ok((name, self.engine.load(&source, self.options())?))
+            }
+        }
+    }
+
+    fn options(&self) -> Options {
+        self.engine.options(size(self.prompt_tokens.max(self.tokens + 1)), 1, 1)
     }
 
     fn rounds(&self, machine: &Machine, engine: &mut Engine) -> Result<Vec<Round>, Failure> {

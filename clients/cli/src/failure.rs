@@ -8,6 +8,7 @@ use bantam_model::checkpoint::writer::WriteError;
 use bantam_model::engine::StepError;
 use bantam_model::generate::GenerateError;
 use bantam_model::generation::GenerationError;
+use bantam_model::score::ScoreError;
 use bantam_model::source::SourceError;
 
 /// Why a verb did not do its work.
@@ -25,6 +26,8 @@ pub(crate) enum Failure {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Step(#[from] StepError),
+    #[error(transparent)]
+    Score(#[from] ScoreError),
     #[error(transparent)]
     Generate(#[from] GenerateError),
     /// Sampling flags out of range.

@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::checkpoint::writer::write_safetensors;
 use bantam_model::checkpoint::{Checkpoint, Dtype, TensorView};
+use bantam_model::files::ModelFiles;
 use bantam_model::inspect::{self, Inspection};
 use bantam_model::plan::{Options, Plan};
-use bantam_model::source::Source;
+use bantam_model::source::{Source, SourceError};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::carried;
 use crate::chosen_model::ChosenModel;
 use crate::failure::{Failure, refused};
-use crate::output;
+use crate::{output, written_file};
 
 /// Names shown where a tensor is not found, or not used.
 const NAMES_SHOWN: usize = 8;
@@ -73,6 +74,8 @@ impl Inspect {
         let place = self.model.path().unwrap_or(Path::new(carried::LABEL));
         let tensor = checkpoint.tensor(name).ok_or_else(|| no_tensor(&checkpoint, place, name))?;
         if let Some(out) = &self.out {
+            let files = self.model.path().map(ModelFiles::open).transpose().map_err(SourceError::from)?;
+            written_file::check(out, &checkpoint, files.as_ref())?;
             return write_tensor(&tensor, out);
         }
         let values = inspect::values(&tensor);

@@ -17,6 +17,7 @@ mod score;
 mod synthetic_shape;
 mod token_ids;
 mod tokenize;
+mod written_file;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -8,6 +8,8 @@ use bantam_core::Cpu;
 use bantam_model::engine::Engine;
 use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationSettings};
+use bantam_model::inspect::Inspection;
+use bantam_model::plan::Plan;
 use bantam_model::source::{Source, Text};
 use clap::Args;
 use serde_json::{Value, json};
@@ -19,8 +21,8 @@ use crate::sampling_flags::SamplingFlags;
 use crate::token_ids::{self, TokenIds};
 use crate::{chosen_model, output};
 
-/// A prompt that is piped in may be this long.
-const PROMPT_BYTES_MAX: u64 = 64 << 20;
+/// A prompt may be this long: more than any context holds, and little enough for the tokenizer to answer at once.
+const PROMPT_BYTES_MAX: usize = 4 << 20;
 
 /// Continues a prompt, and writes the text while it comes
 #[derive(Args)]
@@ -71,7 +73,7 @@ impl Run {
         let source = chosen_model::open(model.as_deref())?;
         let context = self.context.of(&source.spec);
         let options = self.engine.options(context, 1, 1);
-        source.plan(options, Cpu::detect())?;
+        warn_of_overlooked(&source, &source.plan(options, Cpu::detect())?);
         let text = match &prompt {
             Prompt::Ids(_) if !self.sampling.has_stop_strings() => source.text_if_any()?,
             _ => Some(source.text()?),
@@ -112,6 +114,10 @@ impl Run {
                     "PROMPT is missing: {place:?} is a model; write: bantam run {place:?} \"Once upon a time\""
                 ))),
             },
+            ([place], None, None) if is_a_path(place) => Err(usage(format!(
+                "{place:?} looks like a path, and there is no model there; to use it as a prompt write --prompt \
+                 {place:?}"
+            ))),
             ([text], None, None) => Ok((None, prompt(text))),
             ([], _, None) => Err(usage("PROMPT is missing; write: bantam run [MODEL] \"Once upon a time\"")),
             _ => Err(usage(
@@ -170,6 +176,19 @@ impl Run {
     }
 }
 
+/// Says so where a checkpoint holds more than its configuration makes use of: the text would be that of another model.
+fn warn_of_overlooked(source: &Source, plan: &Plan) {
+    let overlooked = Inspection::new(&source.checkpoint, plan).overlooked;
+    if let Some(first) = overlooked.first() {
+        output::warn(&format!(
+            "warning: {}: {} tensors look like weights and are not used, {first:?} among them: does config.json belong \
+             to these weights? `bantam inspect --json` lists them",
+            source.folder().display(),
+            overlooked.len()
+        ));
+    }
+}
+
 /// `-` stands for standard input.
 fn prompt(text: &str) -> Prompt {
     match text {
@@ -184,6 +203,13 @@ fn is_a_model(place: &str) -> bool {
     path.join("config.json").is_file() || (path.is_file() && place.ends_with(".safetensors"))
 }
 
+/// Whether one argument alone was rather meant as a path than as a prompt: a text with a slash has spaces as well.
+fn is_a_path(place: &str) -> bool {
+    let begins = [".", "..", "~"].iter().filter_map(|begin| place.strip_prefix(begin));
+    let is_relative = begins.into_iter().any(|rest| rest.starts_with(std::path::is_separator));
+    is_relative || (place.contains(std::path::is_separator) && !place.contains(char::is_whitespace))
+}
+
 /// The prompt as tokens.
 fn ids(source: &Source, text: Option<&Text>, prompt: Prompt) -> Result<Vec<u32>, Failure> {
     let prompt = match prompt {
@@ -191,6 +217,7 @@ fn ids(source: &Source, text: Option<&Text>, prompt: Prompt) -> Result<Vec<u32>,
         Prompt::Text(text) => text,
         Prompt::Piped => piped()?,
     };
+    check_bytes(prompt.len())?;
     let text = text.expect("a text prompt has asked for the tokenizer");
     let ids = text.tokenizer.encode(&prompt, true);
     Ok(ids.map_err(|error| source.tokenizer_error(error))?)
@@ -198,13 +225,14 @@ fn ids(source: &Source, text: Option<&Text>, prompt: Prompt) -> Result<Vec<u32>,
 
 /// A prompt from standard input, without the line break that ends it.
 fn piped() -> Result<String, Failure> {
-    let mut text = String::new();
-    let read = io::stdin().lock().take(PROMPT_BYTES_MAX).read_to_string(&mut text);
-    read.map_err(|source| Failure::Read {
-        path: "standard input".into(),
-        expected: "a prompt in UTF-8",
-        source,
-    })?;
+    let failed =
+        |source| Failure::Read { path: "standard input".into(), expected: "a prompt in UTF-8", source };
+    let mut bytes = Vec::new();
+    // One byte above the limit, which tells a prompt that is too long from one that just fits.
+    io::stdin().lock().take(PROMPT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    check_bytes(bytes.len())?;
+    let text = String::from_utf8(bytes);
+    let mut text = text.map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {
@@ -216,6 +244,16 @@ fn piped() -> Result<String, Failure> {
             "PROMPT is missing, and standard input is empty; write: bantam run [MODEL] \"Once upon a time\"",
         )),
         false => Ok(text),
+    }
+}
+
+/// Refuses a prompt that would keep the tokenizer busy only to be too long afterwards.
+fn check_bytes(found: usize) -> Result<(), Failure> {
+    match found <= PROMPT_BYTES_MAX {
+        true => Ok(()),
+        false => Err(refused(format!(
+            "the prompt has {found} bytes or more, expected at most {PROMPT_BYTES_MAX}: shorten it"
+        ))),
     }
 }
 

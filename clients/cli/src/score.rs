@@ -1,6 +1,6 @@
 //! `bantam score`: the logits of given tokens, into a file.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bantam_core::Cpu;
 use bantam_model::checkpoint::Dtype;
@@ -13,9 +13,9 @@ use clap::Args;
 use crate::chosen_model::ChosenModel;
 use crate::engine_flags::EngineFlags;
 use crate::failure::{Failure, refused};
-use crate::output;
 use crate::progress::Progress;
 use crate::token_ids::{self, TokenIds};
+use crate::{output, written_file};
 
 /// Positions whose logits are computed together.
 const LOGITS_ROWS: usize = 64;
@@ -56,7 +56,7 @@ impl Score {
         check_length(&source, ids.len())?;
         let options = self.engine.options(ids.len(), 1, LOGITS_ROWS);
         let plan = source.plan(options, Cpu::detect())?;
-        check_folder(&self.logits)?;
+        written_file::check(&self.logits, &source.checkpoint, Some(&source.files))?;
         let shape = [ids.len(), source.spec.vocab];
         let mut bytes = room(shape, plan.bytes() as u64)?;
         let mut engine = self.engine.load(&source, options)?;
@@ -115,17 +115,4 @@ fn room(shape: [usize; 2], plan_bytes: u64) -> Result<Vec<u8>, Failure> {
     let needed = usize::try_from(needed).map_err(|_| refusal())?;
     bytes.try_reserve_exact(needed).map_err(|_| refusal())?;
     Ok(bytes)
-}
-
-/// Refuses a file that could not be written before the work is done.
-fn check_folder(file: &Path) -> Result<(), Failure> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    match folder {
-        Some(folder) if !folder.is_dir() => Err(refused(format!(
-            "{}: expected a file in a folder that exists, but {} does not: create it first",
-            file.display(),
-            folder.display()
-        ))),
-        _ => Ok(()),
-    }
 }

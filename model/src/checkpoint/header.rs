@@ -24,7 +24,7 @@ pub const PREFIX_BYTES: u64 = 8;
 #[derive(Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the messages name every field")]
 pub enum HeaderError {
-    #[error("expected at least 8 bytes of header length, found a file of {found} bytes")]
+    #[error("expected 8 bytes of header length and at least 2 of header, found a file of {found} bytes")]
     NoLength { found: u64 },
     #[error(
         "the header length is {declared}; expected 2 to {available}, as many bytes as the file has after it"
@@ -199,6 +199,9 @@ impl Header {
 pub(crate) fn text_len(prefix: [u8; 8], file_len: u64, limit: u64) -> Result<u64, HeaderError> {
     let declared = u64::from_le_bytes(prefix);
     let available = file_len.saturating_sub(PREFIX_BYTES);
+    if available < 2 {
+        return Err(HeaderError::NoLength { found: file_len });
+    }
     if declared < 2 || declared > available {
         return Err(HeaderError::Length { declared, available });
     }
@@ -584,8 +587,9 @@ mod tests {
             1,
         );
         assert!(matches!(sparse, Err(HeaderError::TooLong { .. })));
-        for length in 0..8 {
-            assert!(matches!(parse(&[0; 8][..length], length as u64), Err(HeaderError::NoLength { .. })));
+        for length in 0..10 {
+            let error = parse(&[0; 9][..length], length as u64).unwrap_err();
+            assert_eq!(error, HeaderError::NoLength { found: length as u64 });
         }
     }
 

@@ -64,7 +64,8 @@ fn require_regular(path: &Path, metadata: &Metadata) -> Result<(), MapError> {
     Err(MapError::NotRegular { path: path.into(), found: kind(metadata) })
 }
 
-fn kind(metadata: &Metadata) -> &'static str {
+/// What stands in the place of a regular file.
+pub(crate) fn kind(metadata: &Metadata) -> &'static str {
     if metadata.is_dir() {
         return "a directory";
     }

@@ -53,6 +53,8 @@ pub enum CheckpointError {
     File(#[from] MapError),
     #[error("{}: {source}; the file is damaged or incomplete: download or convert it again", .file.display())]
     Header { file: PathBuf, source: HeaderError },
+    #[error("{}: expected the weights themselves, found {found}; {advice}", .file.display())]
+    StandIn { file: PathBuf, found: &'static str, advice: &'static str },
     #[error("{}: {source}; the index is damaged or not from this model: download it again", .file.display())]
     Index { file: PathBuf, source: IndexError },
     #[error("{}: tensor {tensor} is listed in {shard}, but {shard} has no tensor of that name: download \
@@ -176,6 +178,8 @@ struct Shard {
 /// A checked checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
+    /// The file that lists the shards, where there is one.
+    index: Option<PathBuf>,
     shards: Vec<Shard>,
     /// Shard and entry of every tensor, sorted by name.
     by_name: Vec<(u16, u32)>,
@@ -187,7 +191,7 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let mut limits = Limits::default();
         match folder::find(path)? {
-            Weights::Single(file) => Ok(Self::new(vec![open_shard(&file, &mut limits)?])),
+            Weights::Single(file) => Ok(Self::new(None, vec![open_shard(&file, &mut limits)?])),
             Weights::Sharded(file) => open_sharded(&file, &mut limits),
         }
     }
@@ -196,20 +200,20 @@ impl Checkpoint {
     pub fn from_bytes(label: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
         let file = PathBuf::from(label);
         match header::parse(bytes, bytes.len() as u64) {
-            Ok(header) => Ok(Self::new(vec![Shard { bytes: Bytes::Carried(file, bytes), header }])),
+            Ok(header) => Ok(Self::new(None, vec![Shard { bytes: Bytes::Carried(file, bytes), header }])),
             Err(source) => Err(CheckpointError::Header { file, source }),
         }
     }
 
     /// Takes shards in which no two tensors have one name.
-    fn new(shards: Vec<Shard>) -> Self {
+    fn new(index: Option<PathBuf>, shards: Vec<Shard>) -> Self {
         let mut by_name = Vec::new();
         for (s, shard) in shards.iter().enumerate() {
             let s = u16::try_from(s).expect("at most SHARDS_MAX shards");
             let entries = u32::try_from(shard.header.len()).expect("at most TENSORS_MAX tensors");
             by_name.extend((0..entries).map(|i| (s, i)));
         }
-        let mut checkpoint = Self { shards, by_name: Vec::new() };
+        let mut checkpoint = Self { index, shards, by_name: Vec::new() };
         by_name.sort_unstable_by_key(|&place| checkpoint.entry(place).name);
         checkpoint.by_name = by_name;
         checkpoint
@@ -253,6 +257,15 @@ impl Checkpoint {
         self.shards.first().into_iter().flat_map(|shard| shard.header.metadata())
     }
 
+    /// Its files on the disk, the index included.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let mapped = self.shards.iter().filter_map(|shard| match &shard.bytes {
+            Bytes::Mapped(map) => Some(map.path()),
+            Bytes::Carried(..) => None,
+        });
+        self.index.as_deref().into_iter().chain(mapped)
+    }
+
     /// Size of all files, headers included.
     pub fn file_bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.bytes.get().len() as u64).sum()
@@ -288,14 +301,20 @@ fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError
     let header_error = |source| CheckpointError::Header { file: path.into(), source };
     let io_error = |source| CheckpointError::File(MapError::Io { path: path.into(), source });
     let file_len = map.bytes().len() as u64;
-    if file_len < PREFIX_BYTES {
-        return Err(header_error(HeaderError::NoLength { found: file_len }));
-    }
     // The header is read, not mapped: names and shapes must not change under us, whatever happens to the file.
-    let mut prefix = [0; PREFIX_BYTES as usize];
-    file.read_exact(&mut prefix).map_err(io_error)?;
-    let length = header::text_len(prefix, file_len, limits.header_bytes.min(HEADER_BYTES_MAX))
-        .map_err(header_error)?;
+    let mut prefix = Vec::new();
+    file.by_ref().take(PREFIX_BYTES).read_to_end(&mut prefix).map_err(io_error)?;
+    let Ok(prefix) = prefix.try_into() else {
+        return Err(header_error(HeaderError::NoLength { found: file_len }));
+    };
+    let length = match header::text_len(prefix, file_len, limits.header_bytes.min(HEADER_BYTES_MAX)) {
+        Ok(length) => length,
+        Err(source) => {
+            let mut start = prefix.to_vec();
+            file.take(STAND_IN_BYTES).read_to_end(&mut start).map_err(io_error)?;
+            return Err(stand_in(path, &start).unwrap_or_else(|| header_error(source)));
+        }
+    };
     let mut text = Vec::with_capacity(length as usize);
     let read = (&file).take(length).read_to_end(&mut text).map_err(io_error)?;
     if read as u64 != length {
@@ -305,6 +324,23 @@ fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError
     limits.header_bytes -= header.bytes();
     limits.tensors -= header.len();
     Ok(Shard { bytes: Bytes::Mapped(map, file), header })
+}
+
+/// How much of a file that is no checkpoint is looked at.
+const STAND_IN_BYTES: u64 = 24;
+
+/// What a download often leaves in the place of the weights. Only asked of files whose header was refused: text reads
+/// as a header length far beyond any.
+fn stand_in(path: &Path, start: &[u8]) -> Option<CheckpointError> {
+    let is_text = start.iter().take(8).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
+    let (found, advice) = if start.starts_with(b"version https://git-lfs") {
+        ("a Git LFS pointer", "run `git lfs pull` in the model's folder, or download the file itself")
+    } else if is_text && start.trim_ascii_start().starts_with(b"<") {
+        ("a web page", "download the file itself, not the page that shows it")
+    } else {
+        return None;
+    };
+    Some(CheckpointError::StandIn { file: path.into(), found, advice })
 }
 
 fn open_sharded(file: &Path, limits: &mut Limits) -> Result<Checkpoint, CheckpointError> {
@@ -318,7 +354,7 @@ fn open_sharded(file: &Path, limits: &mut Limits) -> Result<Checkpoint, Checkpoi
         shards.push(open_shard(&folder.join(name), limits)?);
     }
     check_index(file, &index, &shards)?;
-    Ok(Checkpoint::new(shards))
+    Ok(Checkpoint::new(Some(file.into()), shards))
 }
 
 /// Every listed tensor is in its shard, and no tensor is in two. A tensor that is in a shard but not in the index

@@ -6,6 +6,7 @@
 use super::Dtype;
 use super::header::{self, DIMS_MAX, HeaderError, NAME_BYTES_MAX};
 use super::json::quote;
+use super::map;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ pub enum WriteError {
     Tensor { path: PathBuf, tensor: Box<str> },
     #[error("{}: {source}", .path.display())]
     Header { path: PathBuf, source: HeaderError },
+    #[error("{}: expected the name of a new file or of a regular file to replace, found {found}; give another \
+        name, or remove it first", .path.display())]
+    Taken { path: PathBuf, found: &'static str },
     #[error("{}: {source}; nothing was written under that name: check space and \
         permissions", .path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -34,12 +38,24 @@ pub enum WriteError {
 /// A tensor to write: name, dtype, shape and bytes.
 pub type Tensor<'a> = (&'a str, Dtype, &'a [usize], &'a [u8]);
 
-/// Writes `tensors` to `path`, replacing what was there, with the given `__metadata__`.
+/// Whether [`write_safetensors`] would replace what stands at `path`: nothing, or a regular file. The rename that
+/// ends the writing would put a file in the place of a device, a FIFO or a link as well.
+pub fn check_place(path: &Path) -> Result<(), WriteError> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(()),
+        Ok(metadata) => Err(WriteError::Taken { path: path.into(), found: map::kind(&metadata) }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(WriteError::Io { path: path.into(), source }),
+    }
+}
+
+/// Writes `tensors` to `path`, replacing the regular file that was there, with the given `__metadata__`.
 pub fn write_safetensors(
     path: &Path,
     tensors: &[Tensor<'_>],
     metadata: &[(&str, &str)],
 ) -> Result<(), WriteError> {
+    check_place(path)?;
     // Wide types first, then by name, as the reference implementation does: then every offset is aligned.
     let mut tensors = tensors.to_vec();
     tensors.sort_by_key(|&(name, dtype, ..)| (std::cmp::Reverse(dtype.bytes()), name));
@@ -248,9 +264,37 @@ mod tests {
     #[test]
     fn a_write_that_fails_at_the_rename_removes_its_temporary() {
         let folder = folder("rename");
-        fs::create_dir_all(folder.join("taken.safetensors/full")).unwrap();
-        assert!(write_safetensors(&folder.join("taken.safetensors"), &[], &[]).is_err());
+        let path = folder.join("taken.safetensors");
+        let (temporary, _file) = Temporary::create(&path).unwrap();
+        fs::create_dir_all(path.join("full")).unwrap();
+        assert!(temporary.rename(&path).is_err());
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn only_a_regular_file_is_replaced() {
+        let folder = folder("taken");
+        let refused = |name: &str, found: &str| {
+            let message = write_safetensors(&folder.join(name), &[], &[]).unwrap_err().to_string();
+            assert!(message.contains(name) && message.contains(found), "{message}");
+        };
+        fs::create_dir(folder.join("directory")).unwrap();
+        refused("directory", "found a directory");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::symlink;
+            fs::write(folder.join("target"), "kept").unwrap();
+            symlink(folder.join("target"), folder.join("link")).unwrap();
+            symlink(folder.join("nothing"), folder.join("broken")).unwrap();
+            let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+            refused("link", "found a symbolic link");
+            refused("broken", "found a symbolic link");
+            refused("socket", "found a socket");
+            assert_eq!(fs::read(folder.join("target")).unwrap(), b"kept");
+            assert!(fs::symlink_metadata(folder.join("link")).unwrap().is_symlink());
+            assert_eq!(fs::read_dir(&folder).unwrap().count(), 5, "nothing was written");
+        }
         fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use bantam_model::checkpoint::Checkpoint;
+use bantam_model::checkpoint::writer::write_safetensors;
+use bantam_model::checkpoint::{Checkpoint, Dtype};
 use bantam_model::source::Source;
 use serde_json::Value;
 
@@ -142,6 +143,33 @@ fn a_newcomer_needs_no_model() {
 }
 
 #[test]
+fn weights_that_the_configuration_does_not_mention_are_told_once() {
+    let said = |folder: &Folder| {
+        let output = bantam(&["run", &folder.path(""), "--ids", "1", "--max-new-tokens", "1"]);
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let folder = Folder::model("gpt_neox");
+    assert_eq!(said(&folder), "", "masks and tables of frequencies are no weights");
+    let config = std::fs::read_to_string(folder.path("config.json")).unwrap();
+    let fewer = config.replace("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2");
+    assert_ne!(fewer, config);
+    folder.write("config.json", fewer);
+    let message = said(&folder);
+    assert!(message.contains("look like weights") && message.contains("gpt_neox.layers.2."), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+
+    let folder = Folder::model("llama-tied");
+    let original = Checkpoint::open(Path::new(&golden("llama-tied"))).unwrap();
+    let mut tensors: Vec<_> =
+        original.tensors().map(|tensor| (tensor.name, tensor.dtype, tensor.shape, tensor.data)).collect();
+    let name = "model.layers.0.self_attn.q_proj.bias";
+    tensors.push((name, Dtype::F32, &[2], &[0; 8]));
+    write_safetensors(Path::new(&folder.path("model.safetensors")), &tensors, &[]).unwrap();
+    assert!(said(&folder).contains(&format!("1 tensors look like weights and are not used, {name:?}")));
+}
+
+#[test]
 fn every_way_to_say_a_prompt_says_the_same() {
     let model = repository("model/carried");
     let (prompt, flags) = ("Return the", ["--greedy", "--max-new-tokens", "12"]);
@@ -150,6 +178,8 @@ fn every_way_to_say_a_prompt_says_the_same() {
     assert_eq!(of(&["run", &model, prompt]), expected);
     assert_eq!(of(&["run", "--model", &model, "--prompt", prompt]), expected);
     assert_eq!(of(&["run", "--model", &model, prompt]), expected);
+    assert_eq!(of(&["run", "// a/b"]), of(&["run", "--prompt", "// a/b"]), "a slash alone makes no path");
+    assert_eq!(of(&["run", "--prompt", "./a"]), of(&["run", &model, "./a"]));
     assert_eq!(of(&["run", &model, "--prompt", prompt]), expected);
     let piped = |arguments: &[&str]| answer(bantam_with("Return the\n", &[arguments, &flags].concat()));
     assert_eq!(piped(&["run", "-"]), expected);

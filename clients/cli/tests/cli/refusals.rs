@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use bantam_model::checkpoint::writer::write_safetensors;
-use bantam_model::checkpoint::{Checkpoint, Dtype};
+use bantam_model::checkpoint::{Checkpoint, Dtype, TensorView};
 
 use crate::{Folder, bantam, bantam_with, golden, repository};
 
@@ -26,11 +26,14 @@ fn check(arguments: &[&str], status: i32, words: &[&str]) {
 fn a_command_that_makes_no_sense_ends_with_status_2() {
     let model = repository("model/carried");
     let model = model.as_str();
-    let cases: [(&[&str], &[&str]); 24] = [
+    let cases: [(&[&str], &[&str]); 27] = [
         (&["fly"], &["fly"]),
         (&["run", "x", "--wings"], &["--wings"]),
         (&["run"], &["PROMPT is missing"]),
         (&["run", "--model", model], &["PROMPT is missing"]),
+        (&["run", "./modelz"], &["./modelz", "no model there", "--prompt"]),
+        (&["run", "../my models/x"], &["no model there"]),
+        (&["run", "models/x"], &["no model there"]),
         (&["run", "a", "b", "--model", model], &["one MODEL and one PROMPT"]),
         (&["run", "a", "b", "--prompt", "c"], &["one MODEL and one PROMPT"]),
         (&["run", model, "--model", model, "--ids", "1"], &["one MODEL"]),
@@ -115,33 +118,68 @@ fn prompts_that_do_not_fit_say_both_numbers() {
 }
 
 #[test]
+fn a_piped_prompt_is_taken_whole_or_refused() {
+    let said = |prompt: &str| {
+        let output = bantam_with(prompt, &["run"]);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // Two bytes to a letter, so that the limit falls between them.
+    let message = said(&("x".to_owned() + &"é".repeat(2 << 20)));
+    assert!(message.contains("4194305 bytes") && message.contains("at most 4194304"), "{message}");
+    let message = said(&"a\n".repeat(10_000));
+    assert!(message.contains("tokens, the context has room for 512"), "{message}");
+}
+
+#[test]
 fn ids_outside_the_vocabulary_are_refused() {
     let model = repository("model/carried");
     check(&["run", "--ids", "1,4096"], 1, &["token 4096", "from 0 to 4095"]);
     check(&["score", &model, "--ids", "9999", "--logits", "x"], 1, &["9999", "4095"]);
 }
 
-#[test]
-fn weights_that_are_no_numbers_are_found_while_loading() {
+/// A copy of a golden model in which the bfloat16 values of one tensor were changed.
+fn changed(name: &str, mut change: impl FnMut(&[usize], &mut [u8])) -> Folder {
     let folder = Folder::model("qwen2");
     let original = Checkpoint::open(Path::new(&golden("qwen2"))).unwrap();
-    let name = "model.layers.1.mlp.down_proj.weight";
-    let tensors: Vec<_> = original
-        .tensors()
-        .map(|tensor| {
-            let mut data = tensor.data.to_vec();
-            if tensor.name == name {
-                assert_eq!(tensor.dtype, Dtype::Bf16);
-                data[2 * tensor.shape[1] + 6..][..2].copy_from_slice(&[0xC0, 0x7F]);
-            }
-            (tensor, data)
-        })
-        .collect();
+    let mut change_one = |tensor: TensorView| {
+        let mut data = tensor.data.to_vec();
+        if tensor.name == name {
+            assert_eq!(tensor.dtype, Dtype::Bf16);
+            change(tensor.shape, &mut data);
+        }
+        data
+    };
+    let tensors: Vec<_> = original.tensors().map(|tensor| (tensor, change_one(tensor))).collect();
     let tensors: Vec<_> = tensors
         .iter()
         .map(|(tensor, data)| (tensor.name, tensor.dtype, tensor.shape, data.as_slice()))
         .collect();
     write_safetensors(Path::new(&folder.path("model.safetensors")), &tensors, &[]).unwrap();
+    folder
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_not_passed_on() {
+    // Finite as they stand, but not when they are multiplied and added.
+    let folder = changed("model.norm.weight", |_, data| {
+        data.chunks_exact_mut(2).for_each(|value| value.copy_from_slice(&[0x7F, 0x7F]));
+    });
+    let (model, out) = (folder.path(""), folder.path("logits.safetensors"));
+    let words =
+        ["position 0: expected numbers as logits, found", "the weights or the computation are broken"];
+    check(&["score", &model, "--ids", "1,2,3", "--logits", &out], 1, &words);
+    assert!(!Path::new(&out).exists());
+    let text = folder.write("text.txt", "Some words, some more words, and a few at the end of them.");
+    check(&["eval", "perplexity", &model, "--text-file", &text, "--context", "4"], 1, &words);
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_found_while_loading() {
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let folder = changed(name, |shape, data| {
+        data[2 * shape[1] + 6..][..2].copy_from_slice(&[0xC0, 0x7F]);
+    });
     let words = ["model.safetensors", name, "NaN", "row 1, column 3"];
     check(&["run", &folder.path(""), "x"], 1, &words);
     let values = bantam(&["inspect", &folder.path(""), "--tensor", name]);
@@ -189,4 +227,62 @@ fn inputs_and_outputs_that_cannot_be_used_are_named() {
     check(&["inspect", "--tensor", "q_proj"], 1, &near);
     let wrong = bantam_with("\n", &["run", "-"]);
     assert_eq!(wrong.status.code(), Some(2), "an empty prompt on standard input");
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_file_is_not_replaced() {
+    let folder = Folder::model("llama-untied");
+    let (model, tensor) = (folder.path(""), "model.embed_tokens.weight");
+    let refuses = |out: &str, word: &str| {
+        let name = Path::new(out).file_name().unwrap().to_str().unwrap();
+        check(&["score", &model, "--ids", "1", "--logits", out], 1, &[name, word]);
+        check(&["inspect", &model, "--tensor", tensor, "--out", out], 1, &[name, word]);
+    };
+    let own = [
+        "model-00001-of-00005.safetensors",
+        "model.safetensors.index.json",
+        "config.json",
+        "./tokenizer.json",
+    ];
+    for name in own {
+        let before = fs::read(folder.path(name)).unwrap();
+        refuses(&folder.path(name), "the model's own files");
+        assert_eq!(fs::read(folder.path(name)).unwrap(), before);
+    }
+    fs::create_dir(folder.path("directory")).unwrap();
+    refuses(&folder.path("directory"), "a directory");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        symlink(folder.path("config.json"), folder.path("link")).unwrap();
+        refuses(&folder.path("link"), "a symbolic link");
+        let fifo = folder.path("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        refuses(&fifo, "a FIFO");
+        assert!(fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo());
+    }
+    // An older result is replaced, also one that lies in the model's folder.
+    let old = folder.write("old.safetensors", "old");
+    assert!(bantam(&["score", &model, "--ids", "1", "--logits", &old]).status.success());
+    assert!(Checkpoint::open(Path::new(&old)).is_ok());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_bench_judges_its_model_before_it_measures_the_machine() {
+    let folder = Folder::new();
+    // Measuring takes 1 GiB, which is not to be had here: whoever begins with it refuses in other words.
+    let refuses = |status: i32, arguments: &[&str], words: &[&str]| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -v 900000 && exec \"$0\" bench \"$@\"", env!("CARGO_BIN_EXE_bantam")]);
+        let output = command.args(arguments).output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{message}");
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    };
+    refuses(1, &[], &["1 GiB of memory"]);
+    refuses(2, &["--synthetic", "elephant"], &["elephant", "--synthetic list"]);
+    refuses(1, &[&folder.path("none")], &["no model there"]);
+    refuses(1, &["--model", &repository("model/carried"), "--prompt-tokens", "600"], &["600", "512"]);
+    refuses(1, &["--synthetic", "llama-7b", "--prompt-tokens", "1000000"], &["llama-7b", "1000000"]);
 }

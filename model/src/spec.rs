@@ -154,7 +154,7 @@ impl ModelSpec {
     /// Reads `config.json`.
     pub fn parse(json: &[u8]) -> Result<Self, SpecError> {
         let value: Value = serde_json::from_slice(json)
-            .map_err(|error| SpecError::NotAnObject { found: error.to_string() })?;
+            .map_err(|error| SpecError::NotAnObject { found: crate::foreign::clipped(error) })?;
         let Value::Object(map) = value else {
             return Err(SpecError::NotAnObject { found: kind(&value).to_owned() });
         };

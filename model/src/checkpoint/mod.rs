@@ -260,7 +260,7 @@ impl Checkpoint {
     /// Its files on the disk, the index included.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let mapped = self.shards.iter().filter_map(|shard| match &shard.bytes {
-            Bytes::Mapped(map) => Some(map.path()),
+            Bytes::Mapped(map, _) => Some(map.path()),
             Bytes::Carried(..) => None,
         });
         self.index.as_deref().into_iter().chain(mapped)

@@ -3,7 +3,8 @@
 use std::cell::Cell;
 use std::io;
 
-use bantam_core::ops::attention::{POSITIONS, PageShape, attend_batch, store_batch};
+use bantam_core::layouts::page::{POSITIONS, PageShape};
+use bantam_core::ops::attention::{attend_batch, store_batch};
 use bantam_core::{Attention, Batch, Cpu, Feed, Heads, KvCache, KvKind, Level, Region, Serial, Slot};
 use bantam_model::memory;
 use memmap2::MmapMut;

@@ -4,17 +4,8 @@
 //! slot's rows take part. A backend that only records what it is asked is enough to print a model's graph.
 
 use crate::arena::Slot;
+use crate::layouts::page::PageShape;
 use crate::layouts::{Layout, Shape};
-use crate::ops::attention::PageShape;
-
-/// How floating point is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// float32 throughout.
-    Exact,
-    /// int8 activations for quantized layouts, bfloat16 dots for bfloat16 weights.
-    Fast,
-}
 
 /// A matrix in the weights region, tile after tile in its layout.
 #[derive(Clone, Copy, Debug)]
@@ -115,28 +106,6 @@ impl Rope {
     /// Pairs of channels.
     pub fn pairs(&self) -> usize {
         self.frequencies.bytes / 4
-    }
-}
-
-/// How keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvKind {
-    /// float32.
-    F32,
-    /// float16.
-    F16,
-    /// int8 with a scale per position and head.
-    Int8,
-}
-
-impl KvKind {
-    /// Bytes of a code.
-    pub fn bytes(self) -> usize {
-        match self {
-            KvKind::F32 => 4,
-            KvKind::F16 => 2,
-            KvKind::Int8 => 1,
-        }
     }
 }
 

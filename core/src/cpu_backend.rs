@@ -3,11 +3,9 @@
 use core::ops::DerefMut;
 
 use crate::arena::{Arena, Slot, disjoint};
-use crate::backend::{
-    Activation, Attention, Backend, Batch, Heads, KvCache, Matrix, Norm, Precision, Product, Rope,
-};
+use crate::backend::{Activation, Attention, Backend, Batch, Heads, KvCache, Matrix, Norm, Product, Rope};
 use crate::cpu::Cpu;
-use crate::layouts::TILE_ROWS;
+use crate::layouts::{Precision, TILE_ROWS};
 use crate::ops::crew::Pool;
 use crate::ops::matmul::{self, Output};
 use crate::ops::norm::{RowNorm, norm_row};

@@ -16,9 +16,10 @@ pub mod ops;
 
 pub use arena::{Arena, Region, Slot};
 pub use backend::{
-    Activation, Attention, Backend, Batch, Feed, Heads, KvCache, KvKind, Matrix, Norm, NormKind, Precision,
-    Product, Rope,
+    Activation, Attention, Backend, Batch, Feed, Heads, KvCache, Matrix, Norm, NormKind, Product, Rope,
 };
 pub use cpu::{Cpu, Level};
 pub use cpu_backend::CpuBackend;
+pub use layouts::Precision;
+pub use layouts::page::KvKind;
 pub use ops::crew::{Pool, Serial};

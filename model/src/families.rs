@@ -5,7 +5,7 @@
 
 use bantam_core::NormKind;
 
-use crate::spec::{Config, SpecError};
+use crate::config::{Config, ConfigError};
 
 /// How a family's configuration and checkpoint are to be read.
 #[derive(Debug, PartialEq)]
@@ -56,7 +56,7 @@ pub enum Bias {
 }
 
 impl Bias {
-    pub(crate) fn of(self, config: Config) -> Result<bool, SpecError> {
+    pub(crate) fn of(self, config: Config) -> Result<bool, ConfigError> {
         match self {
             Bias::No => Ok(false),
             Bias::Yes => Ok(true),

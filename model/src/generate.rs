@@ -136,13 +136,6 @@ impl Generation {
         })
     }
 
-    /// Bytes that one generation keeps beside the arena: logits, sampler and history. Text and stop strings add a few
-    /// kilobytes that depend on the tokenizer.
-    pub fn heap_bytes(vocab: usize, context: usize) -> usize {
-        let numbers = vocab.saturating_add(context).saturating_add(1).saturating_mul(4);
-        numbers.saturating_add(Sampler::heap_bytes(vocab))
-    }
-
     /// Tokens generated so far.
     pub fn ids(&self) -> &[u32] {
         &self.history[self.prompt_tokens..]

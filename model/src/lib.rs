@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
+pub mod config;
 pub mod decoder;
 pub mod detokenizer;
 pub mod engine;

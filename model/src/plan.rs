@@ -4,14 +4,14 @@
 //! that it adds up to. [`Fill`]s say what is to be put where.
 
 use bantam_core::arena::Layouter;
+use bantam_core::layouts::page::{POSITIONS, PageShape};
 use bantam_core::layouts::{BFLOAT16, FLOAT16, FLOAT32, INT8_ROWS, Layout, Shape};
-use bantam_core::ops::attention::{POSITIONS, PageShape};
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_core::{Cpu, KvCache, KvKind, Matrix, Norm, Precision, Region, Rope, Slot};
 
 use crate::checkpoint::Dtype;
 use crate::families::{Part, Rows};
-use crate::generate::Generation;
+use crate::sampler::Sampler;
 use crate::spec::{LayerSpec, ModelSpec, NormSpec};
 
 /// Choices that decide how much memory a run takes.
@@ -275,7 +275,7 @@ impl Plan {
         Ok(Plan {
             options,
             bytes_per_token: planner.weights.bytes() - untied,
-            generation_bytes: Generation::heap_bytes(spec.vocab, options.context),
+            generation_bytes: generation_bytes(spec.vocab, options.context),
             weight_bytes: planner.weights.bytes(),
             cache_bytes: planner.cache.bytes(),
             work_bytes: planner.work.bytes(),
@@ -513,6 +513,13 @@ impl Planner<'_> {
             panels: self.slot(Region::Work, "prepared input", "words".to_owned(), Some(panel_bytes))?,
         })
     }
+}
+
+/// Bytes that one generation keeps beside the regions: logits, sampler and history. Text and stop strings add a few
+/// kilobytes that depend on the tokenizer.
+fn generation_bytes(vocab: usize, context: usize) -> usize {
+    let numbers = vocab.saturating_add(context).saturating_add(1).saturating_mul(4);
+    numbers.saturating_add(Sampler::heap_bytes(vocab))
 }
 
 /// Rows that the tensor has from which a matrix of `rows` rows is taken.

@@ -4,8 +4,8 @@
 
 use serde_json::Value;
 
+use crate::config::{Config, ConfigError};
 use crate::families::{ROPE_TYPE_NAMES, ROPE_TYPES, RopeKind};
-use crate::spec::{Config, SpecError};
 
 /// Rotary positions of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -63,7 +63,7 @@ impl RopeSpec {
         base: f64,
         width: usize,
         context: usize,
-    ) -> Result<RopeSpec, SpecError> {
+    ) -> Result<RopeSpec, ConfigError> {
         let scaling = match scaling {
             None => Scaling::None,
             Some(config) => read_scaling(config, context)?,
@@ -128,7 +128,7 @@ impl RopeSpec {
     }
 }
 
-fn read_scaling(config: Config, context: usize) -> Result<Scaling, SpecError> {
+fn read_scaling(config: Config, context: usize) -> Result<Scaling, ConfigError> {
     // Older files say "type"; where both stand, the reference lets that one win.
     let name = match config.text("type")? {
         Some(name) => name,
@@ -137,7 +137,7 @@ fn read_scaling(config: Config, context: usize) -> Result<Scaling, SpecError> {
     let needed = |key: &str| {
         config
             .number(key)?
-            .ok_or(SpecError::Missing { key: format!("rope_scaling.{key}"), expected: "a number" })
+            .ok_or(ConfigError::Missing { key: format!("rope_scaling.{key}"), expected: "a number" })
     };
     let original = || match config.number("original_max_position_embeddings") {
         Ok(Some(original)) => Ok(original),
@@ -179,7 +179,7 @@ fn read_scaling(config: Config, context: usize) -> Result<Scaling, SpecError> {
                 truncate: config.flag("truncate", true)?,
             })
         }
-        None => Err(SpecError::Unsupported {
+        None => Err(ConfigError::Unsupported {
             key: "rope_scaling.rope_type".to_owned(),
             found: format!("\"{name}\"").chars().take(64).collect(),
             supported: ROPE_TYPE_NAMES,

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use bantam_core::Cpu;
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::config::ConfigError;
 use crate::detokenizer::{ByteTable, DetokenizerError};
 use crate::engine::{Engine, LoadError, stored};
 use crate::files::{EmbeddedFiles, FilesError, ModelFiles};
 use crate::generation::{GenerationDefaults, GenerationError};
 use crate::plan::{Options, Plan, PlanError};
-use crate::spec::{ModelSpec, SpecError};
+use crate::spec::ModelSpec;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Why a model cannot be used.
@@ -32,7 +33,7 @@ pub enum SourceError {
         /// The model.
         folder: PathBuf,
         /// What is wrong.
-        source: SpecError,
+        source: ConfigError,
     },
     /// Configuration, weights and options do not go together.
     #[error("{}: {source}", .folder.display())]

@@ -2,57 +2,12 @@
 //! and from then on free of names.
 
 use bantam_core::{Activation, NormKind};
-use serde_json::{Map, Value};
+use serde_json::Value;
+
+use crate::config::{Config, ConfigError, kind};
 
 use crate::families::{FAMILIES, Family, Names};
 use crate::rope::RopeSpec;
-
-/// Why a `config.json` does not describe a model that can be run.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum SpecError {
-    /// Not JSON, or not an object.
-    #[error("config.json: expected a JSON object, found {found}; is this a Hugging Face model folder?")]
-    NotAnObject {
-        /// What stands there.
-        found: String,
-    },
-    /// No table entry for this family.
-    #[error("config.json: model_type is \"{found}\"; this build knows {known}")]
-    UnknownFamily {
-        /// What stands there.
-        found: String,
-        /// What could.
-        known: String,
-    },
-    /// A key without which nothing can be said.
-    #[error("config.json: \"{key}\" is missing; expected {expected}")]
-    Missing {
-        /// The key.
-        key: String,
-        /// What should stand there.
-        expected: &'static str,
-    },
-    /// A value of the wrong type or out of range.
-    #[error("config.json: \"{key}\" is {found}; expected {expected}")]
-    Value {
-        /// The key.
-        key: String,
-        /// What stands there.
-        found: String,
-        /// What should.
-        expected: String,
-    },
-    /// Something that the house does not do yet.
-    #[error("config.json: \"{key}\" is {found}, which is not supported yet; supported: {supported}")]
-    Unsupported {
-        /// The key.
-        key: String,
-        /// What stands there.
-        found: String,
-        /// What works.
-        supported: &'static str,
-    },
-}
 
 /// A norm without its weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -152,11 +107,11 @@ pub struct ModelSpec {
 
 impl ModelSpec {
     /// Reads `config.json`.
-    pub fn parse(json: &[u8]) -> Result<Self, SpecError> {
+    pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         let value: Value = serde_json::from_slice(json)
-            .map_err(|error| SpecError::NotAnObject { found: crate::foreign::clipped(error) })?;
+            .map_err(|error| ConfigError::NotAnObject { found: crate::foreign::clipped(error) })?;
         let Value::Object(map) = value else {
-            return Err(SpecError::NotAnObject { found: kind(&value).to_owned() });
+            return Err(ConfigError::NotAnObject { found: kind(&value).to_owned() });
         };
         let config = Config(&map);
         config.build(config.family()?)
@@ -182,97 +137,21 @@ impl ModelSpec {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// A configuration file while it is being read. Absent and `null` are the same, as in Hugging Face's tools.
-#[derive(Clone, Copy)]
-pub(crate) struct Config<'a>(pub(crate) &'a Map<String, Value>);
-
-impl<'a> Config<'a> {
-    fn family(self) -> Result<&'static Family, SpecError> {
+impl Config<'_> {
+    fn family(self) -> Result<&'static Family, ConfigError> {
         let found = self
             .text("model_type")?
-            .ok_or(SpecError::Missing { key: "model_type".to_owned(), expected: "the family's name" })?;
-        FAMILIES.iter().find(|family| family.name == found).ok_or_else(|| SpecError::UnknownFamily {
+            .ok_or(ConfigError::Missing { key: "model_type".to_owned(), expected: "the family's name" })?;
+        FAMILIES.iter().find(|family| family.name == found).ok_or_else(|| ConfigError::UnknownFamily {
             found: found.chars().take(64).collect(),
             known: FAMILIES.iter().map(|family| family.name).collect::<Vec<_>>().join(", "),
         })
     }
 
-    pub(crate) fn get(self, key: &str) -> Option<&'a Value> {
-        self.0.get(key).filter(|value| !value.is_null())
-    }
-
-    pub(crate) fn wrong<T>(self, key: &str, expected: impl Into<String>) -> Result<T, SpecError> {
-        let found: String =
-            self.get(key).map_or("null".to_owned(), Value::to_string).chars().take(80).collect();
-        Err(SpecError::Value { key: key.to_owned(), found, expected: expected.into() })
-    }
-
-    pub(crate) fn text(self, key: &str) -> Result<Option<&'a str>, SpecError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => self.wrong(key, "a string"),
-        }
-    }
-
-    pub(crate) fn flag(self, key: &str, default: bool) -> Result<bool, SpecError> {
-        match self.get(key) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(_) => self.wrong(key, "true or false"),
-        }
-    }
-
-    /// A size: 1 to `most`.
-    pub(crate) fn size(self, key: &str, most: usize) -> Result<Option<usize>, SpecError> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
-            Some(n) if (1..=most).contains(&n) => Ok(Some(n)),
-            _ => self.wrong(key, format!("a whole number from 1 to {most}")),
-        }
-    }
-
-    fn needed_size(self, key: &str, most: usize) -> Result<usize, SpecError> {
-        self.size(key, most)?.ok_or(SpecError::Missing { key: key.to_owned(), expected: "a whole number" })
-    }
-
-    /// A positive number.
-    pub(crate) fn number(self, key: &str) -> Result<Option<f64>, SpecError> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        match value.as_f64() {
-            Some(x) if x.is_finite() && x > 0.0 && x < 1e12 => Ok(Some(x)),
-            _ => self.wrong(key, "a positive number"),
-        }
-    }
-
-    fn first_number(self, keys: &[&str], default: f64) -> Result<f64, SpecError> {
-        for key in keys {
-            if let Some(x) = self.number(key)? {
-                return Ok(x);
-            }
-        }
-        Ok(default)
-    }
-
-    fn build(self, family: &'static Family) -> Result<ModelSpec, SpecError> {
+    fn build(self, family: &'static Family) -> Result<ModelSpec, ConfigError> {
         if let Some(quantization) = self.get("quantization_config") {
             let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("some method");
-            return Err(SpecError::Unsupported {
+            return Err(ConfigError::Unsupported {
                 key: "quantization_config".to_owned(),
                 found: format!("a checkpoint quantized by {method}").chars().take(80).collect(),
                 supported: "float32, bfloat16 and float16 weights",
@@ -306,7 +185,7 @@ impl<'a> Config<'a> {
                 let window = self.window(family, layer)?;
                 Ok(LayerSpec { residual, norm, attention: AttentionSpec { window, ..attention }, mlp })
             })
-            .collect::<Result<_, SpecError>>()?;
+            .collect::<Result<_, ConfigError>>()?;
         Ok(ModelSpec {
             family: family.name,
             names: &family.names,
@@ -322,7 +201,7 @@ impl<'a> Config<'a> {
         })
     }
 
-    fn attention(self, family: &Family, hidden: usize) -> Result<AttentionSpec, SpecError> {
+    fn attention(self, family: &Family, hidden: usize) -> Result<AttentionSpec, ConfigError> {
         let heads = self.needed_size("num_attention_heads", 1 << 14)?;
         // A family without groups ignores a stray key, as the reference does.
         let kv_heads = match family.grouped {
@@ -354,14 +233,14 @@ impl<'a> Config<'a> {
         })
     }
 
-    fn activation(self, (key, default): (&str, &'static str)) -> Result<Activation, SpecError> {
+    fn activation(self, (key, default): (&str, &'static str)) -> Result<Activation, ConfigError> {
         let found = self.text(key)?.unwrap_or(default);
         match found {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu" => Ok(Activation::Gelu),
             "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_accurate" => Ok(Activation::GeluTanh),
             "relu" => Ok(Activation::Relu),
-            _ => Err(SpecError::Unsupported {
+            _ => Err(ConfigError::Unsupported {
                 key: key.to_owned(),
                 found: format!("\"{found}\"").chars().take(64).collect(),
                 supported: "silu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu",
@@ -370,7 +249,7 @@ impl<'a> Config<'a> {
     }
 
     /// The window of one layer: `layer_types` decides where it is given, otherwise the family's own flags.
-    fn window(self, family: &Family, layer: usize) -> Result<Option<usize>, SpecError> {
+    fn window(self, family: &Family, layer: usize) -> Result<Option<usize>, ConfigError> {
         let Some(rule) = &family.window else {
             return Ok(None);
         };
@@ -407,7 +286,7 @@ impl<'a> Config<'a> {
     }
 
     /// Rotary settings: `rope_parameters` (newer files) or `rope_scaling` beside top-level keys.
-    fn rope(self, family: &Family, head_width: usize, context: usize) -> Result<RopeSpec, SpecError> {
+    fn rope(self, family: &Family, head_width: usize, context: usize) -> Result<RopeSpec, ConfigError> {
         let scaling = match self.get("rope_parameters").or_else(|| self.get("rope_scaling")) {
             None => None,
             Some(Value::Object(map)) => Some(Config(map)),
@@ -436,7 +315,7 @@ impl<'a> Config<'a> {
         RopeSpec::read(scaling, base, width, context)
     }
 
-    fn eos(self) -> Result<Vec<u32>, SpecError> {
+    fn eos(self) -> Result<Vec<u32>, ConfigError> {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         match self.get("eos_token_id") {
             None => Ok(Vec::new()),

@@ -5,8 +5,8 @@
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use bantam_core::arena::Layouter;
+use bantam_core::layouts::page::PageShape;
 use bantam_core::layouts::{LAYOUTS, Layout, Shape};
-use bantam_core::ops::attention::PageShape;
 use bantam_core::ops::ceiling;
 use bantam_core::ops::crew::Crew;
 use bantam_core::ops::matmul::panel_bytes;

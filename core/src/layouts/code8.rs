@@ -12,8 +12,7 @@
 
 use super::panels::{Form, Panels};
 use super::tile::{Decode, emit, multiply_float};
-use super::{Layout, NotFinite, Sink, TILE_ROWS, check_rows};
-use crate::backend::Precision;
+use super::{Layout, NotFinite, Precision, Sink, TILE_ROWS, check_rows};
 use crate::cpu::{Cpu, Level};
 use crate::ops::vector::{Kernel, Vector, launch};
 

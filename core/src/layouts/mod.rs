@@ -14,14 +14,23 @@
 //! lane, whatever the number of tokens: a token's result does not depend on its neighbours.
 
 pub mod code8;
+pub mod page;
 pub mod panels;
 pub mod tile;
 pub mod wide;
 
-use crate::backend::Precision;
 use crate::cpu::Cpu;
 use crate::ops::share::Shared;
 use panels::{Form, Panels};
+
+/// How floating point is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// float32 throughout.
+    Exact,
+    /// int8 activations for quantized layouts, bfloat16 dots for bfloat16 weights.
+    Fast,
+}
 
 /// Output rows in a tile.
 pub const TILE_ROWS: usize = 32;

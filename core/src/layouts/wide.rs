@@ -10,8 +10,7 @@
 
 use super::panels::{Form, Panels};
 use super::tile::{Decode, multiply_float};
-use super::{Layout, NotFinite, Sink, TILE_ROWS, check_rows};
-use crate::backend::Precision;
+use super::{Layout, NotFinite, Precision, Sink, TILE_ROWS, check_rows};
 use crate::cpu::Cpu;
 use crate::ops::vector::Vector;
 

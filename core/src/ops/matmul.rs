@@ -2,10 +2,9 @@
 
 use super::share::Shared;
 use super::vector::group;
-use crate::backend::Precision;
 use crate::cpu::Cpu;
 use crate::layouts::panels::{Form, Panels, fill_group};
-use crate::layouts::{Layout, Shape, Sink};
+use crate::layouts::{Layout, Precision, Shape, Sink};
 use crate::ops::crew::Pool;
 
 /// One matrix of a product, with its memory.

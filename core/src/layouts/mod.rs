@@ -90,8 +90,8 @@ pub trait Layout: Sync + core::fmt::Debug {
     /// Multiplies one tile with all tokens of `x`, into rows `first_row..` of the sink.
     ///
     /// # Safety
-    /// No other thread may touch those rows of the sink, and `x` must have been prepared for this `cpu`, these `columns`
-    /// and the form that the layout asked for.
+    /// No other thread may touch those rows of the sink, and `x` must have been prepared for this `cpu`, these
+    /// `columns` and the form that the layout asked for.
     unsafe fn multiply(
         &self,
         cpu: Cpu,

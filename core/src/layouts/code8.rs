@@ -11,7 +11,7 @@
 //! out with the block's sum of activations.
 
 use super::panels::{Form, Panels};
-use super::tile::{Decode, emit, multiply_float};
+use super::tile::{Decode, emit, multiply_float, with_group};
 use super::{Layout, NotFinite, Precision, Sink, TILE_ROWS, check_rows};
 use crate::cpu::{Cpu, Level};
 use crate::ops::vector::{Kernel, Vector, launch};
@@ -200,20 +200,7 @@ impl<D: Dot> Kernel for Tokens<'_, D> {
             let (first, count, panel) = self.blocks.x.group(index);
             // SAFETY: launched with a proven vector.
             unsafe {
-                match count {
-                    1 => tokens::<V, D, 1>(self.blocks, first, panel),
-                    2 => tokens::<V, D, 2>(self.blocks, first, panel),
-                    3 => tokens::<V, D, 3>(self.blocks, first, panel),
-                    4 => tokens::<V, D, 4>(self.blocks, first, panel),
-                    5 => tokens::<V, D, 5>(self.blocks, first, panel),
-                    6 => tokens::<V, D, 6>(self.blocks, first, panel),
-                    7 => tokens::<V, D, 7>(self.blocks, first, panel),
-                    8 => tokens::<V, D, 8>(self.blocks, first, panel),
-                    9 => tokens::<V, D, 9>(self.blocks, first, panel),
-                    10 => tokens::<V, D, 10>(self.blocks, first, panel),
-                    11 => tokens::<V, D, 11>(self.blocks, first, panel),
-                    _ => tokens::<V, D, 12>(self.blocks, first, panel),
-                }
+                with_group!(count, G => tokens::<V, D, G>(self.blocks, first, panel));
             }
         }
     }

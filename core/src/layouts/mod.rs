@@ -128,4 +128,4 @@ fn check_rows(columns: usize, rows: &[f32]) -> Result<(), NotFinite> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,7 +10,7 @@ use std::vec;
 use std::vec::Vec;
 
 /// A small generator, so that a failure names everything that it depends on.
-fn noise(seed: u64) -> impl FnMut() -> f32 {
+pub(crate) fn noise(seed: u64) -> impl FnMut() -> f32 {
     let mut state = seed | 1;
     move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

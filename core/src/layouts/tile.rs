@@ -6,6 +6,20 @@ use crate::cpu::Cpu;
 use crate::ops::vector::{Kernel, Vector, launch, unroll};
 use core::marker::PhantomData;
 
+/// Calls `$call` with the constant `$g` equal to a group's number of tokens: 1 to 12.
+macro_rules! with_group {
+    ($count:expr, $g:ident => $call:expr) => {
+        $crate::layouts::tile::with_group!(@ [1 2 3 4 5 6 7 8 9 10 11] $count, $g => $call)
+    };
+    (@ [$($n:literal)*] $count:expr, $g:ident => $call:expr) => {
+        match $count {
+            $( $n => { const $g: usize = $n; $call } )*
+            _ => { const $g: usize = 12; $call }
+        }
+    };
+}
+pub(super) use with_group;
+
 /// Turns the words of a tile into float32, a vector of rows at a time.
 pub(super) trait Decode: Copy {
     /// Columns in a word, at most four.
@@ -97,19 +111,10 @@ impl<D: Decode> Kernel for Float<'_, D> {
             let (first, count, panel) = self.x.group(index);
             // SAFETY: launched with a proven vector.
             unsafe {
-                match count {
-                    1 => self.single::<V>(first, panel),
-                    2 => self.many::<V, 2>(first, panel),
-                    3 => self.many::<V, 3>(first, panel),
-                    4 => self.many::<V, 4>(first, panel),
-                    5 => self.many::<V, 5>(first, panel),
-                    6 => self.many::<V, 6>(first, panel),
-                    7 => self.many::<V, 7>(first, panel),
-                    8 => self.many::<V, 8>(first, panel),
-                    9 => self.many::<V, 9>(first, panel),
-                    10 => self.many::<V, 10>(first, panel),
-                    11 => self.many::<V, 11>(first, panel),
-                    _ => self.many::<V, 12>(first, panel),
+                if count == 1 {
+                    self.single::<V>(first, panel);
+                } else {
+                    with_group!(count, G => self.many::<V, G>(first, panel));
                 }
             }
         }

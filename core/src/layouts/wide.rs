@@ -182,7 +182,7 @@ unsafe fn multiply_bf16(_: Cpu, _: &[u32], _: &Panels, _: &Sink, _: usize) {
 
 #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
 mod avx512 {
-    use super::super::tile::emit;
+    use super::super::tile::{emit, with_group};
     use super::{Panels, Sink, TILE_ROWS};
     use crate::ops::vector::unroll;
     use crate::ops::vector::x86::Avx512;
@@ -197,20 +197,7 @@ mod avx512 {
             let (first, count, panel) = x.group(index);
             // SAFETY: the tile has the words of the panel by the assertion; the rest is the caller's.
             unsafe {
-                match count {
-                    1 => group::<1>(tile, panel, sink, first, first_row),
-                    2 => group::<2>(tile, panel, sink, first, first_row),
-                    3 => group::<3>(tile, panel, sink, first, first_row),
-                    4 => group::<4>(tile, panel, sink, first, first_row),
-                    5 => group::<5>(tile, panel, sink, first, first_row),
-                    6 => group::<6>(tile, panel, sink, first, first_row),
-                    7 => group::<7>(tile, panel, sink, first, first_row),
-                    8 => group::<8>(tile, panel, sink, first, first_row),
-                    9 => group::<9>(tile, panel, sink, first, first_row),
-                    10 => group::<10>(tile, panel, sink, first, first_row),
-                    11 => group::<11>(tile, panel, sink, first, first_row),
-                    _ => group::<12>(tile, panel, sink, first, first_row),
-                }
+                with_group!(count, G => group::<G>(tile, panel, sink, first, first_row));
             }
         }
     }

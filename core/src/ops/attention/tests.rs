@@ -5,19 +5,12 @@ extern crate std;
 
 use super::*;
 use crate::backend::{Feed, Heads};
+use crate::layouts::tests::noise;
 use crate::ops::crew::Serial;
 use crate::{Region, Slot};
 use proptest::prelude::*;
 use std::vec;
 use std::vec::Vec;
-
-fn noise(seed: u64) -> impl FnMut() -> f32 {
-    let mut state = seed | 1;
-    move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 40) as f32 / (1 << 23) as f32) - 1.0
-    }
-}
 
 /// Bytes that are NaN as float32 and float16, and a NaN scale for int8: whatever was not stored must not count.
 fn unwritten(bytes: usize) -> Vec<[u8; 64]> {

@@ -9,7 +9,19 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value};
 
 /// The checkpoints whose forward pass the tests repeat.
-const MODELS: &[&str] = &["gpt_neox", "gpt_neox-seq", "llama-tied", "llama-untied", "qwen2"];
+const MODELS: &[&str] = &[
+    "gpt_neox",
+    "gpt_neox-seq",
+    "llama-tied",
+    "llama-untied",
+    "qwen2",
+    "mistral",
+    "mixtral",
+    "phi3",
+    "gemma2",
+    "gemma3",
+    "gpt_oss-bf16",
+];
 
 /// Whole folders that are copied as they are, and the files to take from them (none: all).
 const FOLDERS: &[(&str, &[&str])] =

@@ -97,6 +97,8 @@ pub struct Engine {
     plan: Plan,
     /// Length of each sequence; `None` where it is not open.
     lengths: Vec<Option<usize>>,
+    /// How long each will be once the prompt is read that is being read.
+    planned: Vec<usize>,
     tables: Vec<u32>,
     feeds: Vec<Feed>,
     tokens: Vec<u32>,
@@ -158,6 +160,7 @@ impl Engine {
             decoder: Decoder::new(spec, &plan),
             backend,
             lengths: vec![None; options.sequences],
+            planned: vec![0; options.sequences],
             tables: (0..pages).collect(),
             feeds: Vec::with_capacity(options.sequences),
             tokens: Vec::with_capacity(options.chunk),
@@ -189,6 +192,7 @@ impl Engine {
     pub fn open(&mut self) -> Option<usize> {
         let sequence = self.lengths.iter().position(Option::is_none)?;
         self.lengths[sequence] = Some(0);
+        self.planned[sequence] = 0;
         Some(sequence)
     }
 
@@ -206,6 +210,7 @@ impl Engine {
     pub fn rewind(&mut self, sequence: usize, length: usize) {
         if let Some(Some(current)) = self.lengths.get_mut(sequence) {
             *current = length.min(*current);
+            self.planned[sequence] = 0;
         }
     }
 
@@ -218,9 +223,17 @@ impl Engine {
         for chunk in chunks {
             let length = self.length(chunk.sequence);
             let (first_row, rows) = (self.tokens.len(), chunk.tokens.len());
-            self.feeds.push(Feed { first_row, rows, first_position: length, sequence: chunk.sequence });
+            let (end, sequence) = (length + rows, chunk.sequence);
+            let length_at_end = end.max(self.planned[sequence]);
+            self.feeds.push(Feed {
+                first_row,
+                rows,
+                first_position: length,
+                sequence,
+                length: length_at_end,
+            });
             self.tokens.extend_from_slice(chunk.tokens);
-            self.lengths[chunk.sequence] = Some(length + rows);
+            self.lengths[sequence] = Some(end);
         }
         if self.tokens.is_empty() {
             return Ok(());
@@ -265,6 +278,9 @@ impl Engine {
         let (asked, context) = (self.length(sequence) + tokens.len(), self.plan.options.context);
         if asked > context {
             return Err(StepError::ContextFull { asked, context }.into());
+        }
+        if let Some(planned) = self.planned.get_mut(sequence) {
+            *planned = asked;
         }
         for tokens in tokens.chunks(self.plan.options.chunk) {
             let first = self.length(sequence);

@@ -16,6 +16,7 @@ pub const MODELS: &[&str] = &[
     "llama-tied",
     "llama-untied",
     "qwen2",
+    "qwen3",
     "mistral",
     "mixtral",
     "phi3",

@@ -363,6 +363,23 @@ pub static FAMILIES: &[Family] = &[
         ..USUAL
     },
     Family {
+        name: "qwen3",
+        context: 32_768,
+        window: Some(WindowRule {
+            key: "sliding_window",
+            width: Some(4096),
+            flag: Some("use_sliding_window"),
+            listed: true,
+            layers: Windowed::From("max_window_layers", 28),
+        }),
+        kv_heads: KvHeads::Grouped(Some(32)),
+        head_width: Some(128),
+        input_bias: Bias::Key("attention_bias", false),
+        output_bias: Bias::Key("attention_bias", false),
+        names: Names { head_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]), ..USUAL_NAMES },
+        ..USUAL
+    },
+    Family {
         name: "mistral",
         context: 131_072,
         window: window(Some(4096)),

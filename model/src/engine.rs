@@ -97,8 +97,8 @@ pub struct Engine {
     plan: Plan,
     /// Length of each sequence; `None` where it is not open.
     lengths: Vec<Option<usize>>,
-    /// How long each will be once the prompt is read that is being read.
-    planned: Vec<usize>,
+    /// The greatest length that each was known to reach when its tokens were read.
+    reaches: Vec<usize>,
     tables: Vec<u32>,
     feeds: Vec<Feed>,
     tokens: Vec<u32>,
@@ -160,7 +160,7 @@ impl Engine {
             decoder: Decoder::new(spec, &plan),
             backend,
             lengths: vec![None; options.sequences],
-            planned: vec![0; options.sequences],
+            reaches: vec![0; options.sequences],
             tables: (0..pages).collect(),
             feeds: Vec::with_capacity(options.sequences),
             tokens: Vec::with_capacity(options.chunk),
@@ -192,7 +192,7 @@ impl Engine {
     pub fn open(&mut self) -> Option<usize> {
         let sequence = self.lengths.iter().position(Option::is_none)?;
         self.lengths[sequence] = Some(0);
-        self.planned[sequence] = 0;
+        self.reaches[sequence] = 0;
         Some(sequence)
     }
 
@@ -210,8 +210,19 @@ impl Engine {
     pub fn rewind(&mut self, sequence: usize, length: usize) {
         if let Some(Some(current)) = self.lengths.get_mut(sequence) {
             *current = length.min(*current);
-            self.planned[sequence] = 0;
+            if length == 0 {
+                self.reaches[sequence] = 0;
+            }
         }
+    }
+
+    /// Whether a sequence is to be read again from its start before it becomes `length` tokens long: where longer
+    /// sequences have rotary tables of their own, what was stored for a shorter one does not fit.
+    pub fn must_restart(&self, sequence: usize, length: usize) -> bool {
+        let reach = self.reaches.get(sequence).copied().unwrap_or(0);
+        let bounds = self.spec().ropes.iter().filter_map(|rope| rope.longer.as_ref());
+        let mut bounds = bounds.map(|(positions, _)| *positions);
+        self.length(sequence) > 0 && bounds.any(|positions| (reach > positions) != (length > positions))
     }
 
     /// Appends tokens to sequences: one step over all of them together. Row `i` of the step is the `i`-th token, in
@@ -224,14 +235,9 @@ impl Engine {
             let length = self.length(chunk.sequence);
             let (first_row, rows) = (self.tokens.len(), chunk.tokens.len());
             let (end, sequence) = (length + rows, chunk.sequence);
-            let length_at_end = end.max(self.planned[sequence]);
-            self.feeds.push(Feed {
-                first_row,
-                rows,
-                first_position: length,
-                sequence,
-                length: length_at_end,
-            });
+            let reach = end.max(self.reaches[sequence]);
+            self.reaches[sequence] = reach;
+            self.feeds.push(Feed { first_row, rows, first_position: length, sequence, length: reach });
             self.tokens.extend_from_slice(chunk.tokens);
             self.lengths[sequence] = Some(end);
         }
@@ -279,8 +285,8 @@ impl Engine {
         if asked > context {
             return Err(StepError::ContextFull { asked, context }.into());
         }
-        if let Some(planned) = self.planned.get_mut(sequence) {
-            *planned = asked;
+        if let Some(reach) = self.reaches.get_mut(sequence) {
+            *reach = asked.max(*reach);
         }
         for tokens in tokens.chunks(self.plan.options.chunk) {
             let first = self.length(sequence);

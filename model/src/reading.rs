@@ -13,6 +13,8 @@ use crate::spec::{AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, Nor
 /// Sizes beyond these are no model's.
 const WIDTH_MAX: usize = 1 << 20;
 const EXPERTS_MAX: usize = 1 << 12;
+/// Of all layers together: a plan has a line for each in its lists.
+const ALL_EXPERTS_MAX: usize = 1 << 16;
 
 impl Config<'_> {
     pub(crate) fn family(self) -> Result<&'static Family, ConfigError> {
@@ -38,7 +40,7 @@ impl Config<'_> {
             bias: family.norm == NormKind::Layer,
         };
         let attention = self.attention(family, hidden)?;
-        let mlp = self.mlp(family)?;
+        let mlp = self.mlp(family, layers)?;
         let parallel = match family.parallel {
             Some((key, default)) => self.flag(key, default)?,
             None => false,
@@ -126,11 +128,11 @@ impl Config<'_> {
         })
     }
 
-    fn mlp(self, family: &Family) -> Result<MlpSpec, ConfigError> {
+    fn mlp(self, family: &Family, layers: usize) -> Result<MlpSpec, ConfigError> {
         let experts = match family.experts {
             None => None,
             Some(rule) => {
-                let experts = self.needed_size(rule.count, EXPERTS_MAX)?;
+                let experts = self.needed_size(rule.count, EXPERTS_MAX.min(ALL_EXPERTS_MAX / layers))?;
                 let (key, default) = rule.chosen;
                 let chosen = self.size(key, CHOSEN_MAX)?.unwrap_or(default);
                 if chosen > experts {

@@ -199,8 +199,42 @@ mod tests {
             (r#","head_dim":7"#, "\"head_dim\" is 7"),
             (r#","quantization_config":{"quant_method":"gptq"}"#, "quantized by gptq"),
             (r#","eos_token_id":"x""#, "eos_token_id"),
+            (r#","rope_scaling":{"type":"longrope","short_factor":[1],"long_factor":[1]}"#, "short_factor"),
+            (r#","rope_parameters":{"full_attention":7}"#, "full_attention"),
         ] {
             let found = with(extra);
+            assert!(found.contains(word), "{extra}: {found}");
+        }
+    }
+
+    #[test]
+    fn errors_of_experts_and_windows_name_the_key() {
+        let base = r#"{"hidden_size":64,"num_hidden_layers":4,"vocab_size":10,"intermediate_size":32,
+            "num_attention_heads":8"#;
+        for (extra, word) in [
+            (r#","model_type":"mixtral""#, "num_local_experts"),
+            (r#","model_type":"mixtral","num_local_experts":4"#, "accepted"),
+            (
+                r#","model_type":"mixtral","num_local_experts":4,"num_experts_per_tok":5"#,
+                "at most num_local_experts, 4",
+            ),
+            (
+                r#","model_type":"mixtral","num_local_experts":4,"num_experts_per_tok":0"#,
+                "num_experts_per_tok",
+            ),
+            (r#","model_type":"mixtral","num_local_experts":5000"#, "num_local_experts"),
+            (r#","model_type":"gemma2","layer_types":["full_attention"]"#, "layer_types"),
+            (r#","model_type":"gemma2","layer_types":["a","b","c","d"]"#, "layer_types"),
+            (r#","model_type":"gemma2","attn_logit_softcapping":-1"#, "attn_logit_softcapping"),
+            (r#","model_type":"gemma3_text","sliding_window_pattern":0"#, "sliding_window_pattern"),
+            (
+                r#","model_type":"gemma3_text","use_bidirectional_attention":true"#,
+                "use_bidirectional_attention",
+            ),
+            (r#","model_type":"gpt_oss","num_local_experts":2"#, "num_experts_per_tok"),
+            (r#","model_type":"phi3","sliding_window":0"#, "sliding_window"),
+        ] {
+            let found = message(&format!("{base}{extra}}}"));
             assert!(found.contains(word), "{extra}: {found}");
         }
     }

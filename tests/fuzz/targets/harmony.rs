@@ -13,6 +13,7 @@ use libfuzzer_sys::fuzz_target;
 
 /// A byte of the input below these numbers is one of them; all else is itself.
 const MARKS: [&str; 8] = ["start", "channel", "message", "constrain", "end", "return", "call", "endoftext"];
+/// None is a single byte, which would be a token twice.
 const WORDS: [&str; 16] = [
     "assistant",
     " to=",
@@ -21,8 +22,8 @@ const WORDS: [&str; 16] = [
     "commentary",
     "final",
     "json",
-    " ",
-    "\n",
+    "  ",
+    "\n\n",
     "word word word word word word ",
     "{\"a\": 7}",
     "é☀",

@@ -252,6 +252,9 @@ fn streams() -> impl Strategy<Value = Vec<Bit>> {
         word(" ??"),
         texts().prop_map(Bit::Text),
         (1..600_usize).prop_map(|count| Bit::Text("word ".repeat(count))),
+        // About as long as a header may be.
+        (0..40_usize).prop_map(|less| Bit::Text(format!(" to={}", "n".repeat(HEADER_BYTES_MAX - less)))),
+        (0..40_usize).prop_map(|less| Bit::Text(format!("analysis{}", " ".repeat(HEADER_BYTES_MAX - less)))),
     ];
     proptest::collection::vec(bit, 0..30)
 }

@@ -1,12 +1,11 @@
 //! One generation: a prompt goes in, tokens and text come out one by one, until something ends it.
 
-use std::sync::Arc;
-
-use crate::detokenizer::{ByteTable, Detokenizer};
 use crate::engine::{Chunk, Engine, StepError};
 use crate::generation::GenerationSettings;
+use crate::part::{End, Part, Step};
+use crate::reader::Reader;
 use crate::sampler::{Sampler, SamplerError};
-use crate::stop::{StopError, StopStrings};
+use crate::stop::{STRING_BYTES_MAX, StopError, StopStrings};
 
 /// Why a generation cannot begin or go on.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +36,8 @@ pub enum Finish {
     Stop,
     /// The number of new tokens, or the end of the context.
     Length,
+    /// A call: the reply goes on when the tool has answered.
+    ToolCalls,
 }
 
 impl Finish {
@@ -45,6 +46,7 @@ impl Finish {
         match self {
             Finish::Stop => "stop",
             Finish::Length => "length",
+            Finish::ToolCalls => "tool_calls",
         }
     }
 }
@@ -56,6 +58,8 @@ pub struct Token<'a> {
     pub id: u32,
     /// May be empty, and may hold more than this token's own text.
     pub text: &'a str,
+    /// The message that the text belongs to: never more than one. Absent without a tokenizer and between messages.
+    pub part: Option<Part<'a>>,
     /// Set on the last token.
     pub finish: Option<Finish>,
 }
@@ -75,19 +79,11 @@ pub struct Generation {
     finish: Option<Finish>,
 }
 
-#[derive(Debug)]
-struct Text {
-    detokenizer: Detokenizer,
-    stops: StopStrings,
-    /// What the last token made certain.
-    piece: String,
-}
-
 impl Generation {
-    /// Reads the prompt. `table` is absent where there is no tokenizer: then there is no text, and no stop strings.
+    /// Reads the prompt. `reader` is absent where there is no tokenizer: then there is no text, and no stop strings.
     pub fn begin(
         engine: &mut Engine,
-        table: Option<Arc<ByteTable>>,
+        reader: Option<Reader>,
         settings: GenerationSettings,
         prompt: &[u32],
     ) -> Result<Self, GenerateError> {
@@ -98,15 +94,9 @@ impl Generation {
         let vocab = engine.spec().vocab;
         let mut sampler = Sampler::new(settings.sampling.clone(), vocab)?;
         sampler.begin(prompt.len());
-        let text = match table {
+        let text = match reader {
             None => None,
-            Some(table) => {
-                let stops = StopStrings::new(&settings.stop)?;
-                // The last token may release what both stages held back.
-                let piece =
-                    String::with_capacity(2 * table.piece_bytes_max() + 2 * crate::stop::STRING_BYTES_MAX);
-                Some(Text { detokenizer: Detokenizer::new(table, true), stops, piece })
-            }
+            Some(reader) => Some(Text::new(reader, &settings.stop, prompt)?),
         };
         let mut history = Vec::with_capacity(options.context + 1);
         let sequence = engine.open().ok_or(GenerateError::NoSequence(options.sequences))?;
@@ -153,18 +143,21 @@ impl Generation {
         }
         let id = self.sampler.sample(&mut self.logits, &self.history)?;
         self.history.push(id);
-        if self.settings.eos.contains(&id) {
+        if self.is_end(id) {
             self.finish = Some(Finish::Stop);
         } else if self.ids().len() >= self.tokens_max {
             self.finish = Some(Finish::Length);
         }
-        if let Some(text) = &mut self.text
-            && text.push(id, self.finish.is_some())
-        {
-            self.finish = Some(Finish::Stop);
+        if let Some(text) = &mut self.text {
+            self.finish = text.push(id, self.finish);
         }
-        let text = self.text.as_ref().map_or("", |text| text.piece.as_str());
-        Ok(Some(Token { id, text, finish: self.finish }))
+        let (text, part) = self.text.as_ref().map_or(("", None), |text| (text.piece.as_str(), text.part()));
+        Ok(Some(Token { id, text, part, finish: self.finish }))
+    }
+
+    fn is_end(&self, id: u32) -> bool {
+        let by_format = self.text.as_ref().is_some_and(|text| text.reader.ends_reply(id));
+        !self.settings.ignore_eos && (by_format || self.settings.eos.contains(&id))
     }
 
     /// Gives the sequence back.
@@ -173,23 +166,165 @@ impl Generation {
     }
 }
 
+/// The text of a reply, message by message, up to a stop string. These hold within one message.
+#[derive(Debug)]
+struct Text {
+    reader: Reader,
+    stops: StopStrings,
+    /// What the last token made certain, and where.
+    piece: String,
+    step: Option<Step>,
+}
+
 impl Text {
-    /// Takes a token, and where it is the last one, lets go of what was held back. Says whether a stop string came.
-    fn push(&mut self, id: u32, last: bool) -> bool {
+    fn new(mut reader: Reader, stop: &[String], prompt: &[u32]) -> Result<Self, StopError> {
+        let stops = StopStrings::new(stop)?;
+        // The last token may release what both stages held back.
+        let piece = String::with_capacity(2 * reader.piece_bytes_max() + 2 * STRING_BYTES_MAX);
+        reader.begin(prompt);
+        Ok(Text { reader, stops, piece, step: None })
+    }
+
+    /// Takes a token, and where it is the last one, lets go of what was held back. Returns what ends the reply.
+    fn push(&mut self, id: u32, finish: Option<Finish>) -> Option<Finish> {
         self.piece.clear();
-        let outcome = self.stops.push(self.detokenizer.push(id));
+        let step = self.reader.push(id);
+        let (mut step, mut stopped) = self.pass(step);
+        if finish.is_some() && !stopped {
+            let end = if finish == Some(Finish::Stop) { End::Return } else { End::Cut };
+            let last = self.reader.finish(end);
+            let (last, stops) = self.pass(last);
+            stopped = stops;
+            step = match (step, last) {
+                (Some(step), Some(last)) if step.message == last.message => {
+                    Some(Step { begins: step.begins, ..last })
+                }
+                // A message that the last token opened has no text.
+                (step, last) => step.or(last),
+            };
+        }
+        self.step = step;
+        match (finish, self.part()) {
+            _ if stopped => Some(Finish::Stop),
+            (Some(Finish::Stop), Some(part)) if part.tool().is_some() && part.ends == Some(End::Call) => {
+                Some(Finish::ToolCalls)
+            }
+            (finish, _) => finish,
+        }
+    }
+
+    /// Leads the reader's text past the stop strings. Says whether one came: that cuts the message.
+    fn pass(&mut self, step: Option<Step>) -> (Option<Step>, bool) {
+        let Some(mut step) = step else {
+            return (None, false);
+        };
+        if step.begins {
+            self.stops.reset();
+        }
+        let outcome = self.stops.push(self.reader.text());
         self.piece.push_str(outcome.text);
         let mut stopped = outcome.stopped;
-        if last && !stopped {
-            let outcome = self.stops.push(self.detokenizer.finish());
+        if step.ends.is_some() && !stopped {
+            let outcome = self.stops.finish();
             self.piece.push_str(outcome.text);
             stopped = outcome.stopped;
-            if !stopped {
-                let outcome = self.stops.finish();
-                self.piece.push_str(outcome.text);
-                stopped = outcome.stopped;
+        }
+        if stopped {
+            step.ends = Some(End::Cut);
+        }
+        (Some(step), stopped)
+    }
+
+    fn part(&self) -> Option<Part<'_>> {
+        self.step.map(|step| self.reader.part(step))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failure is a failed test.
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::detokenizer::ByteTable;
+    use crate::harmony::tests::{MARKS, tokenizer};
+    use crate::reply::Reply;
+    use crate::tokenizer::Tokenizer;
+
+    /// Ids that end a reply by the model's files: none, so that what ends is the format.
+    fn said(tokenizer: &Tokenizer, stop: &[&str], prompt: &str, reply: &str) -> (Reply, Option<Finish>) {
+        let table = Arc::new(ByteTable::new(tokenizer).unwrap());
+        let stop: Vec<String> = stop.iter().map(|&text| text.to_owned()).collect();
+        let prompt = tokenizer.encode(prompt, false).unwrap();
+        let mut text = Text::new(Reader::for_chat(tokenizer, table), &stop, &prompt).unwrap();
+        let mut said = Reply::default();
+        let ids = tokenizer.encode(reply, false).unwrap();
+        for (index, &id) in ids.iter().enumerate() {
+            let last = if index + 1 == ids.len() { Some(Finish::Length) } else { None };
+            let finish = text.push(id, if text.reader.ends_reply(id) { Some(Finish::Stop) } else { last });
+            match text.part() {
+                Some(part) => said.push_part(&part, &text.piece),
+                None => assert_eq!(text.piece, ""),
+            }
+            if finish.is_some() {
+                return (said, finish);
             }
         }
-        stopped
+        (said, None)
+    }
+
+    fn texts(reply: &Reply) -> Vec<(&str, Option<End>)> {
+        reply.messages().iter().map(|message| (message.text.as_str(), message.end)).collect()
+    }
+
+    #[test]
+    fn stop_strings_hold_within_one_message() {
+        let tokenizer = tokenizer(&MARKS, true);
+        let said = |stop: &[&str], reply: &str| said(&tokenizer, stop, "<|start|>assistant", reply);
+        // Across messages there is none; what was held back belongs to the first.
+        let reply = "<|channel|>analysis<|message|>ab<|end|><|start|>assistant<|channel|>final<|message|>cd<|return|>";
+        let (found, finish) = said(&["bc"], reply);
+        assert_eq!(texts(&found), [("ab", Some(End::Closed)), ("cd", Some(End::Return))]);
+        assert_eq!(finish, Some(Finish::Stop));
+        let (found, finish) = said(&["d"], reply);
+        assert_eq!(texts(&found), [("ab", Some(End::Closed)), ("c", Some(End::Cut))]);
+        assert_eq!(finish, Some(Finish::Stop));
+        let (found, _) = said(&["bcd", "a"], reply);
+        assert_eq!(texts(&found), [("", Some(End::Cut))]);
+        // Words of headers are no text.
+        let (found, _) = said(&["analysis", "final", "assistant"], reply);
+        assert_eq!(found.messages().len(), 2);
+        // Text that comes of a header is.
+        let (found, _) = said(&["stop"], "<|channel|>final a stop b<|message|>c<|return|>");
+        assert_eq!(texts(&found), [("a ", Some(End::Cut))]);
+    }
+
+    #[test]
+    fn a_reply_ends_as_its_last_message_does() {
+        let tokenizer = tokenizer(&MARKS, true);
+        let finish = |reply: &str| said(&tokenizer, &[], "<|start|>assistant", reply).1;
+        assert_eq!(
+            finish("<|channel|>commentary to=functions.x<|message|>{}<|call|>"),
+            Some(Finish::ToolCalls)
+        );
+        assert_eq!(finish("<|channel|>commentary to=functions.x<|call|>"), Some(Finish::ToolCalls));
+        assert_eq!(finish("<|channel|>commentary<|message|>{}<|call|>"), Some(Finish::Stop));
+        assert_eq!(finish("<|channel|>commentary to=functions.x<|message|>{}"), Some(Finish::Length));
+        assert_eq!(finish("<|channel|>final<|message|>A<|return|>"), Some(Finish::Stop));
+        assert_eq!(finish("<|channel|>final<|message|>A<|endoftext|>"), Some(Finish::Stop));
+        assert_eq!(finish("<|call|>"), Some(Finish::Stop));
+        assert_eq!(Finish::ToolCalls.name(), "tool_calls");
+    }
+
+    #[test]
+    fn the_last_token_releases_what_was_held_back() {
+        let tokenizer = tokenizer(&MARKS, true);
+        let said = |stop: &[&str], reply: &str| said(&tokenizer, stop, "<|start|>assistant", reply).0;
+        let found = said(&["xyz"], "<|channel|>final<|message|>axy");
+        assert_eq!(texts(&found), [("axy", Some(End::Cut))]);
+        let found = said(&["xyz"], "<|channel|>final axy");
+        assert_eq!(texts(&found), [("axy", Some(End::Cut))]);
+        let found = said(&[], "<|channel|>final a b<|message|>");
+        assert_eq!(texts(&found), [("a b", Some(End::Cut))]);
     }
 }

@@ -19,7 +19,7 @@ use crate::failure::{Failure, refused, usage};
 use crate::progress::Progress;
 use crate::sampling_flags::SamplingFlags;
 use crate::token_ids::{self, TokenIds};
-use crate::{chosen_model, output};
+use crate::{chosen_model, output, style};
 
 /// A prompt may be this long: more than any context holds, and little enough for the tokenizer to answer at once.
 const PROMPT_BYTES_MAX: usize = 4 << 20;
@@ -89,7 +89,7 @@ impl Run {
             output::json(&story.json(&engine))?;
         }
         if self.verbose || (output::is_watched() && !self.json) {
-            output::warn(&story.summary());
+            output::say(&style::on_stderr(style::FAINT, &story.summary()));
         }
         Ok(())
     }
@@ -180,8 +180,8 @@ impl Run {
 fn warn_of_overlooked(source: &Source, plan: &Plan) {
     let overlooked = Inspection::new(&source.checkpoint, plan).overlooked;
     if let Some(first) = overlooked.first() {
-        output::warn(&format!(
-            "warning: {}: {} tensors look like weights and are not used, {first:?} among them: does config.json belong \
+        output::warning(&format!(
+            "{}: {} tensors look like weights and are not used, {first:?} among them: does config.json belong \
              to these weights? `bantam inspect --json` lists them",
             source.folder().display(),
             overlooked.len()

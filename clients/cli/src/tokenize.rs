@@ -11,6 +11,8 @@ use crate::output;
 
 /// Writes a text as token ids
 #[derive(Args)]
+#[command(after_help = "Examples:\n  bantam tokenize --text \"Once upon a time\"\n  \
+                        bantam tokenize ./my-model --text \"Once upon a time\" --no-special --json")]
 pub(crate) struct Tokenize {
     #[command(flatten)]
     model: ChosenModel,

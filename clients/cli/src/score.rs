@@ -24,7 +24,7 @@ const LOGITS_ROWS: usize = 64;
 /// Writes the logits of every position of a sequence to a safetensors file
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam score ./my-model --ids 1,2,3 --logits logits.safetensors\n  \
-                        bantam score ./my-model --text \"Once upon a time\" --precision exact --logits logits.safetensors")]
+                        bantam score ./my-model --text \"Once upon a time\" --logits logits.safetensors")]
 pub(crate) struct Score {
     #[command(flatten)]
     model: ChosenModel,

@@ -63,7 +63,6 @@ const FAMILIES: &[&str] = &[
     "gpt_oss",
     "gptoss",
     "granite",
-    "harmony",
     "llama",
     "mamba",
     "mistral",

@@ -20,6 +20,7 @@ use bantam_model::engine::{Chunk, Engine, StepError};
 use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
 use bantam_model::plan::Options;
+use bantam_model::reader::Reader;
 use bantam_model::tokenizer::Tokenizer;
 use bantam_tests::{Noise, carried, model_folder, open};
 
@@ -132,7 +133,7 @@ fn generated_tokens(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
     // What the plan says, and some kilobytes of text held back and stop strings.
     let most = engine.plan().generation_bytes + 16384;
     let mut generation = check_heap(&format!("{what}: one generation"), most, || {
-        Generation::begin(engine, Some(table), settings, &prompt).expect("a prompt that fits")
+        Generation::begin(engine, Some(Reader::plain(table)), settings, &prompt).expect("a prompt that fits")
     });
     generation.next(engine).expect("a warm token");
     let mut text_bytes = 0;

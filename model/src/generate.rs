@@ -1,12 +1,11 @@
 //! One generation: a prompt goes in, tokens and text come out one by one, until something ends it.
 
-use std::sync::Arc;
-
-use crate::detokenizer::{ByteTable, Detokenizer};
 use crate::engine::{Chunk, Engine, StepError};
 use crate::generation::GenerationSettings;
+use crate::part::{End, Part, Step};
+use crate::reader::Reader;
 use crate::sampler::{Sampler, SamplerError};
-use crate::stop::{StopError, StopStrings};
+use crate::stop::{STRING_BYTES_MAX, StopError, StopStrings};
 
 /// Why a generation cannot begin or go on.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +86,8 @@ pub enum Finish {
     Stop,
     /// The number of new tokens, or the end of the context.
     Length,
+    /// A call: the reply goes on when the tool has answered.
+    ToolCalls,
 }
 
 impl Finish {
@@ -95,6 +96,7 @@ impl Finish {
         match self {
             Finish::Stop => "stop",
             Finish::Length => "length",
+            Finish::ToolCalls => "tool_calls",
         }
     }
 }
@@ -106,6 +108,8 @@ pub struct Token<'a> {
     pub id: u32,
     /// May be empty, and may hold more than this token's own text.
     pub text: &'a str,
+    /// The message that the text belongs to: never more than one. Absent without a tokenizer and between messages.
+    pub part: Option<Part<'a>>,
     /// Set on the last token.
     pub finish: Option<Finish>,
 }
@@ -126,26 +130,18 @@ pub struct Generation {
     finish: Option<Finish>,
 }
 
-#[derive(Debug)]
-struct Text {
-    detokenizer: Detokenizer,
-    stops: StopStrings,
-    /// What the last token made certain.
-    piece: String,
-}
-
 impl Generation {
-    /// Reads the prompt. `table` is absent where there is no tokenizer: then there is no text, and no stop strings.
+    /// Reads the prompt. `reader` is absent where there is no tokenizer: then there is no text, and no stop strings.
     pub fn begin(
         engine: &mut Engine,
-        table: Option<Arc<ByteTable>>,
+        reader: Option<Reader>,
         settings: GenerationSettings,
         prompt: &[u32],
     ) -> Result<Self, GenerateError> {
         let sequences = engine.plan().options.sequences;
         let sequence = engine.open().ok_or(GenerateError::NoSequence(sequences))?;
         let mut held = Held { sequence, tokens: Vec::new() };
-        let begun = Generation::begin_in(engine, &mut held, table, settings, prompt, &|| false);
+        let begun = Generation::begin_in(engine, &mut held, reader, settings, prompt, &|| false);
         if begun.is_err() {
             held.close(engine);
         }
@@ -157,7 +153,7 @@ impl Generation {
     pub fn begin_in(
         engine: &mut Engine,
         held: &mut Held,
-        table: Option<Arc<ByteTable>>,
+        reader: Option<Reader>,
         settings: GenerationSettings,
         prompt: &[u32],
         is_stopped: &dyn Fn() -> bool,
@@ -169,15 +165,9 @@ impl Generation {
         let vocab = engine.spec().vocab;
         let mut sampler = Sampler::new(settings.sampling.clone(), vocab)?;
         sampler.begin(prompt.len());
-        let text = match table {
+        let text = match reader {
             None => None,
-            Some(table) => {
-                let stops = StopStrings::new(&settings.stop)?;
-                // The last token may release what both stages held back.
-                let piece =
-                    String::with_capacity(2 * table.piece_bytes_max() + 2 * crate::stop::STRING_BYTES_MAX);
-                Some(Text { detokenizer: Detokenizer::new(table, true), stops, piece })
-            }
+            Some(reader) => Some(Text::new(reader, &settings.stop, prompt)?),
         };
         let mut history = Vec::with_capacity(options.context + 1);
         let reused_tokens = held.read(engine, prompt, is_stopped)?;
@@ -223,18 +213,21 @@ impl Generation {
         }
         let id = self.sampler.sample(&mut self.logits, &self.history)?;
         self.history.push(id);
-        if self.settings.eos.contains(&id) {
+        if self.is_end(id) {
             self.finish = Some(Finish::Stop);
         } else if self.ids().len() >= self.tokens_max {
             self.finish = Some(Finish::Length);
         }
-        if let Some(text) = &mut self.text
-            && text.push(id, self.finish.is_some())
-        {
-            self.finish = Some(Finish::Stop);
+        if let Some(text) = &mut self.text {
+            self.finish = text.push(id, self.finish);
         }
-        let text = self.text.as_ref().map_or("", |text| text.piece.as_str());
-        Ok(Some(Token { id, text, finish: self.finish }))
+        let (text, part) = self.text.as_ref().map_or(("", None), |text| (text.piece.as_str(), text.part()));
+        Ok(Some(Token { id, text, part, finish: self.finish }))
+    }
+
+    fn is_end(&self, id: u32) -> bool {
+        let by_format = self.text.as_ref().is_some_and(|text| text.reader.ends_reply(id));
+        !self.settings.ignore_eos && (by_format || self.settings.eos.contains(&id))
     }
 
     /// Ends it, and lets `held` know what the sequence holds now.
@@ -249,23 +242,76 @@ impl Generation {
     }
 }
 
+/// The text of a reply, message by message, up to a stop string. These hold within one message.
+#[derive(Debug)]
+struct Text {
+    reader: Reader,
+    stops: StopStrings,
+    /// What the last token made certain, and where.
+    piece: String,
+    step: Option<Step>,
+}
+
 impl Text {
-    /// Takes a token, and where it is the last one, lets go of what was held back. Says whether a stop string came.
-    fn push(&mut self, id: u32, last: bool) -> bool {
+    fn new(mut reader: Reader, stop: &[String], prompt: &[u32]) -> Result<Self, StopError> {
+        let stops = StopStrings::new(stop)?;
+        // The last token may release what both stages held back.
+        let piece = String::with_capacity(2 * reader.piece_bytes_max() + 2 * STRING_BYTES_MAX);
+        reader.begin(prompt);
+        Ok(Text { reader, stops, piece, step: None })
+    }
+
+    /// Takes a token, and where it is the last one, lets go of what was held back. Returns what ends the reply.
+    fn push(&mut self, id: u32, finish: Option<Finish>) -> Option<Finish> {
         self.piece.clear();
-        let outcome = self.stops.push(self.detokenizer.push(id));
+        let step = self.reader.push(id);
+        let (mut step, mut stopped) = self.pass(step);
+        if finish.is_some() && !stopped {
+            let end = if finish == Some(Finish::Stop) { End::Return } else { End::Cut };
+            let last = self.reader.finish(end);
+            let (last, stops) = self.pass(last);
+            stopped = stops;
+            step = match (step, last) {
+                (Some(step), Some(last)) if step.message == last.message => {
+                    Some(Step { begins: step.begins, ..last })
+                }
+                // A message that the last token opened has no text.
+                (step, last) => step.or(last),
+            };
+        }
+        self.step = step;
+        match (finish, self.part()) {
+            _ if stopped => Some(Finish::Stop),
+            (Some(Finish::Stop), Some(part)) if part.tool().is_some() && part.ends == Some(End::Call) => {
+                Some(Finish::ToolCalls)
+            }
+            (finish, _) => finish,
+        }
+    }
+
+    /// Leads the reader's text past the stop strings. Says whether one came: that cuts the message.
+    fn pass(&mut self, step: Option<Step>) -> (Option<Step>, bool) {
+        let Some(mut step) = step else {
+            return (None, false);
+        };
+        if step.begins {
+            self.stops.reset();
+        }
+        let outcome = self.stops.push(self.reader.text());
         self.piece.push_str(outcome.text);
         let mut stopped = outcome.stopped;
-        if last && !stopped {
-            let outcome = self.stops.push(self.detokenizer.finish());
+        if step.ends.is_some() && !stopped {
+            let outcome = self.stops.finish();
             self.piece.push_str(outcome.text);
             stopped = outcome.stopped;
-            if !stopped {
-                let outcome = self.stops.finish();
-                self.piece.push_str(outcome.text);
-                stopped = outcome.stopped;
-            }
         }
-        stopped
+        if stopped {
+            step.ends = Some(End::Cut);
+        }
+        (Some(step), stopped)
+    }
+
+    fn part(&self) -> Option<Part<'_>> {
+        self.step.map(|step| self.reader.part(step))
     }
 }

@@ -154,6 +154,8 @@ pub struct GenerationSettings {
     pub sampling: SamplingParams,
     /// Tokens that end the text, ascending; empty to go on until the number is reached.
     pub eos: Vec<u32>,
+    /// Go on past the end, also where the model's format says that a reply is over.
+    pub ignore_eos: bool,
     /// Strings that end the text, checked.
     pub stop: Vec<String>,
 }
@@ -226,7 +228,8 @@ impl GenerationDefaults {
             None => (self.max_new_tokens, self.max_length),
         };
         let eos = if flags.ignore_eos { Vec::new() } else { self.eos_with(eos) };
-        Ok(GenerationSettings { max_new_tokens, max_length, sampling, eos, stop: flags.stop.clone() })
+        let (ignore_eos, stop) = (flags.ignore_eos, flags.stop.clone());
+        Ok(GenerationSettings { max_new_tokens, max_length, sampling, eos, ignore_eos, stop })
     }
 
     fn sampling(&self, flags: &GenerationFlags) -> SamplingParams {

@@ -192,6 +192,11 @@ impl Tokenizer {
         self.special.contains(&id)
     }
 
+    /// Whether the token stands beside the model's own vocabulary, so that its spelling in a text always becomes it.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.added.contains_key(&id)
+    }
+
     pub(crate) fn decoder(&self) -> Option<&DecoderWrapper> {
         self.inner.get_decoder()
     }

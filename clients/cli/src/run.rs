@@ -10,6 +10,7 @@ use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationSettings};
 use bantam_model::inspect::Inspection;
 use bantam_model::plan::Plan;
+use bantam_model::reader::Reader;
 use bantam_model::source::{Source, Text};
 use clap::Args;
 use serde_json::{Value, json};
@@ -143,11 +144,11 @@ impl Run {
         prompt: &[u32],
         story: &mut Story,
     ) -> Result<(), Failure> {
-        let table = text.map(|text| text.table.clone());
+        let reader = text.map(|text| Reader::plain(text.table.clone()));
         story.text = text.map(|_| String::new());
         let progress = Progress::waiting(format!("reading {} tokens", prompt.len()));
         let began = Instant::now();
-        let mut generation = Generation::begin(engine, table, settings, prompt)?;
+        let mut generation = Generation::begin(engine, reader, settings, prompt)?;
         drop(progress);
         story.prefill_seconds = began.elapsed().as_secs_f64();
         let began = Instant::now();

@@ -3,7 +3,7 @@
 use clap::{Command, CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{bench, completions, doctor, eval, inspect, plan, run, score, style, tokenize};
+use crate::{bench, chat, completions, doctor, eval, inspect, plan, run, score, style, tokenize};
 
 /// Runs, measures and inspects language models on small machines.
 #[derive(Parser)]
@@ -13,7 +13,7 @@ use crate::{bench, completions, doctor, eval, inspect, plan, run, score, style, 
     arg_required_else_help = true,
     max_term_width = 100,
     styles = style::HELP,
-    after_help = "Examples:\n  bantam run \"Once upon a time\"\n  bantam doctor\n  bantam help run"
+    after_help = "Examples:\n  bantam run \"Once upon a time\"\n  bantam chat\n  bantam doctor\n  bantam help run"
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -33,6 +33,7 @@ pub(crate) struct Arguments {
 #[derive(Subcommand)]
 pub(crate) enum Verb {
     Run(run::Run),
+    Chat(chat::Chat),
     Score(score::Score),
     Tokenize(tokenize::Tokenize),
     Inspect(inspect::Inspect),
@@ -47,7 +48,7 @@ pub(crate) enum Verb {
 
 /// The order in which help shows the verbs.
 const GROUPS: &[(&str, &[&str])] = &[
-    ("Text", &["run"]),
+    ("Text", &["run", "chat"]),
     ("Models", &["plan", "inspect", "score", "tokenize", "eval"]),
     ("This machine", &["doctor", "bench"]),
     ("This program", &["completions", "man", "help"]),
@@ -57,6 +58,7 @@ impl Verb {
     pub(crate) fn run(self) -> Result<(), Failure> {
         match self {
             Verb::Run(verb) => verb.run(),
+            Verb::Chat(verb) => verb.run(),
             Verb::Score(verb) => verb.run(),
             Verb::Tokenize(verb) => verb.run(),
             Verb::Inspect(verb) => verb.run(),

@@ -4,6 +4,7 @@
 mod arguments;
 mod bench;
 mod carried;
+mod chat;
 mod chosen_model;
 mod completions;
 mod doctor;
@@ -12,6 +13,7 @@ mod eval;
 mod failure;
 mod hardware;
 mod inspect;
+mod interrupt;
 mod output;
 mod plan;
 mod progress;

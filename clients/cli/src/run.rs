@@ -178,7 +178,7 @@ impl Run {
 }
 
 /// Says so where a checkpoint holds more than its configuration makes use of: the text would be that of another model.
-fn warn_of_overlooked(source: &Source, plan: &Plan) {
+pub(crate) fn warn_of_overlooked(source: &Source, plan: &Plan) {
     let overlooked = Inspection::new(&source.checkpoint, plan).overlooked;
     if let Some(first) = overlooked.first() {
         output::warning(&format!(

@@ -184,6 +184,8 @@ impl Session {
                 output::error(&failure.to_string());
                 Ok(())
             }
+            // The program itself was called as it should be.
+            Err(failure) if failure.exit_status() == 2 => Err(refused(failure.to_string())),
             done => done,
         }
     }

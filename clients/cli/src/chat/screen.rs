@@ -80,13 +80,13 @@ impl Screen {
         Ok(())
     }
 
-    /// Ends the answer's last line.
+    /// Ends the answer's last line; for scripts always by a line break of its own.
     pub(super) fn end(&mut self) -> io::Result<()> {
         if self.manner == Manner::Silent {
             return Ok(());
         }
         let mut out = io::stdout().lock();
-        if !self.ends_line {
+        if !self.ends_line || self.manner == Manner::Plain {
             out.write_all(b"\n")?;
         }
         out.flush()

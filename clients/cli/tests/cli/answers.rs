@@ -324,9 +324,19 @@ fn a_reader_who_leaves_early_is_no_error() {
 #[test]
 fn help_and_version_succeed() {
     assert!(answer(bantam(&["--version"])).starts_with("bantam "));
-    for verb in
-        ["run", "score", "tokenize", "inspect", "plan", "eval", "bench", "doctor", "completions", "man"]
-    {
+    for verb in [
+        "run",
+        "chat",
+        "score",
+        "tokenize",
+        "inspect",
+        "plan",
+        "eval",
+        "bench",
+        "doctor",
+        "completions",
+        "man",
+    ] {
         assert!(answer(bantam(&[verb, "--help"])).contains("Usage"), "{verb}");
         assert!(answer(bantam(&["help", verb])).contains("Examples:\n  bantam "), "{verb}");
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure is a failed test")]
 
 mod answers;
+mod chats;
 mod comforts;
 mod refusals;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{Folder, answer, bantam_with, list, program};
+use crate::{Folder, answer, bantam_with, list, program, repository};
 
 /// Flags that make answers short and the same every time.
 const SHORT: [&str; 4] = ["--max-new-tokens", "8", "--seed", "5"];
@@ -110,6 +110,22 @@ fn what_cannot_be_done_is_said() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("KEY=JSON"));
 }
 
+/// The carried model with room for an answer that takes minutes: there is time to interrupt it on any machine.
+fn long_winded() -> Folder {
+    let folder = Folder::new();
+    for entry in std::fs::read_dir(repository("model/carried")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.path(entry.file_name().to_str().unwrap())).unwrap();
+    }
+    let config = std::fs::read_to_string(folder.path("config.json")).unwrap();
+    let longer = config.replace("\"max_position_embeddings\": 512", "\"max_position_embeddings\": 32768");
+    assert_ne!(longer, config);
+    folder.write("config.json", longer);
+    folder
+}
+
+const LONG: [&str; 6] = ["--context", "32768", "--max-new-tokens", "32000", "--seed", "5"];
+
 /// A chat that is typed into while it answers.
 struct Live {
     child: Child,
@@ -118,7 +134,7 @@ struct Live {
 
 impl Live {
     fn new(arguments: &[&str]) -> Self {
-        let mut command = program(&[&["chat", "--seed", "5", "--ignore-eos"], arguments].concat());
+        let mut command = program(&[&["chat", "--ignore-eos"], arguments].concat());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         Live { child, out }
@@ -137,11 +153,9 @@ impl Live {
 #[test]
 #[cfg(unix)]
 fn an_interrupt_stops_the_answer_and_not_the_chat() {
-    // The slowest way there is, so that there is time to interrupt.
-    let slow = ["--precision", "exact", "--threads", "1", "--max-new-tokens", "480"];
-    let folder = Folder::new();
+    let folder = long_winded();
     let file = folder.path("chat.json");
-    let mut chat = Live::new(&slow);
+    let mut chat = Live::new(&[&[folder.path("").as_str()], &LONG[..]].concat());
     chat.say("Hi\n");
     // The first letter of an answer is there, the last one is far away.
     let mut letter = [0];
@@ -182,4 +196,61 @@ fn an_interrupt_between_answers_ends_the_chat() {
         }
         assert!(start.elapsed() < Duration::from_secs(10), "it does not end");
     }
+}
+
+/// What a terminal shows, up to the first of some words.
+#[cfg(target_os = "linux")]
+fn read_until(out: &mut impl Read, words: &str) -> String {
+    let (mut seen, mut byte) = (Vec::new(), [0]);
+    while !seen.ends_with(words.as_bytes()) {
+        match out.read(&mut byte) {
+            Ok(1) => seen.push(byte[0]),
+            _ => panic!("expected {words:?} in {:?}", String::from_utf8_lossy(&seen)),
+        }
+    }
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn at_a_terminal_keys_work_as_people_expect() {
+    let folder = long_winded();
+    let (model, file) = (folder.path(""), folder.path("chat.json"));
+    let bantam = env!("CARGO_BIN_EXE_bantam");
+    let line = format!("{bantam} chat {model} --ignore-eos --hide-thinking {}", LONG.join(" "));
+    let mut command = Command::new("script");
+    command.args(["-qefc", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR");
+    command.env("XDG_STATE_HOME", folder.path("state")).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let Ok(mut child) = command.spawn() else {
+        println!("skipped: no `script` to make a terminal with");
+        return;
+    };
+    let (mut keys, mut out) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut press = |text: &str| keys.write_all(text.as_bytes()).unwrap();
+    let prompt = "> ";
+    read_until(&mut out, "/help lists the commands");
+    read_until(&mut out, prompt);
+    press("not this\u{3}");
+    read_until(&mut out, prompt);
+    press("\"\"\"one\r");
+    press("two\"\"\"\r");
+    // What is typed is shown many times over; the answer is longer than all of it.
+    read_until(&mut out, "two\"\"\"");
+    let mut begun = [0; 2000];
+    out.read_exact(&mut begun).unwrap();
+    press("\u{3}");
+    read_until(&mut out, "[stopped]");
+    press("/claer\r");
+    read_until(&mut out, "did you mean /clear?");
+    press(&format!("/save {file}\r"));
+    read_until(&mut out, "[2 messages saved to");
+    press("\u{4}");
+    assert!(child.wait().unwrap().success());
+    let saved: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(saved[0]["content"], "one\ntwo");
+    assert_eq!(saved[1]["partial"], true);
+    let history = folder.path("state/bantam/chat_history");
+    assert!(std::fs::read_to_string(&history).unwrap().contains("/claer"));
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&history).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
 }

@@ -33,7 +33,8 @@ use template::{Template, TemplateArgument};
 #[derive(Args)]
 #[command(
     after_help = "At the prompt: /help lists the commands; \\ at the end of a line goes on in the next; \"\"\" \
-                        begins and ends a\nmessage of several lines; Ctrl-C stops an answer; Ctrl-D ends.\n\n\
+                        begins and ends a\n\
+                        message of several lines; Ctrl-C stops an answer; Ctrl-D ends.\n\n\
                         From a pipe, every line is a message, and answers come without thinking, which --json tells.\n\n\
                         Examples:\n  bantam chat\n  bantam chat ./my-model --system \"Be brief.\"\n  \
                         echo \"What is a bantam?\" | bantam chat ./my-model --json"
@@ -142,7 +143,8 @@ impl Session {
         let (model, context) = (self.talk.source.folder().display(), self.talk.engine.plan().options.context);
         let mut text = format!("{model}, context of {context} tokens; /help lists the commands, Ctrl-D ends");
         if is_carried {
-            text += "\nit is tiny and no good talker: it shows that chat works; `bantam chat FOLDER` talks with a real model";
+            text +=
+                "\nit is tiny and no good talker: it shows that chat works; real talk: bantam chat FOLDER";
         }
         output::say(&style::on_stderr(style::FAINT, &text));
     }

@@ -26,5 +26,6 @@ pub mod source;
 pub mod spec;
 pub mod speed;
 pub mod stop;
+pub mod template;
 pub mod tokenizer;
 pub mod weights;

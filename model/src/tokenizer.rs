@@ -296,6 +296,18 @@ fn roles_in_force<'a>(config: &'a RoleFile, map: &'a RoleFile) -> Vec<(&'a str, 
         .collect()
 }
 
+/// The named tokens as chat templates are given them, by role; those of a list are named `list[index]`.
+pub(crate) fn special_tokens(
+    config: Option<&[u8]>,
+    map: Option<&[u8]>,
+) -> Result<Vec<(String, String)>, TokenizerError> {
+    let config = RoleFile::parse("tokenizer_config.json", config)?;
+    let map = RoleFile::parse("special_tokens_map.json", map)?;
+    let roles = roles_in_force(&config, &map).into_iter();
+    let roles = roles.filter(|(_, token)| !token.content.is_empty());
+    Ok(roles.map(|(role, token)| (role.to_owned(), token.content.clone())).collect())
+}
+
 fn names(config: &RoleFile, map: &RoleFile, inner: &tokenizers::Tokenizer) -> Names {
     let roles = roles_in_force(config, map);
     let find = |role: &str| {

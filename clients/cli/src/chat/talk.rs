@@ -76,7 +76,7 @@ impl Talk {
 
     /// The conversation as the model reads it, up to where it is to answer.
     fn prompt(&self, conversation: &Conversation) -> Result<Vec<u32>, Failure> {
-        let rendered = self.template.render(conversation.messages())?;
+        let rendered = self.template.render(&self.source, conversation.messages())?;
         let ids = self.text.tokenizer.encode(&rendered, false);
         Ok(ids.map_err(|error| self.source.tokenizer_error(error))?)
     }

@@ -249,7 +249,7 @@ fn piped() -> Result<String, Failure> {
 }
 
 /// Refuses a prompt that would keep the tokenizer busy only to be too long afterwards.
-fn check_bytes(found: usize) -> Result<(), Failure> {
+pub(crate) fn check_bytes(found: usize) -> Result<(), Failure> {
     match found <= PROMPT_BYTES_MAX {
         true => Ok(()),
         false => Err(refused(format!(

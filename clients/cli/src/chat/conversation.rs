@@ -49,12 +49,13 @@ impl Conversation {
         self.messages.truncate(usize::from(self.has_system()));
     }
 
-    /// Takes back the last message of the user with all that follows; its text.
-    pub(super) fn undo(&mut self) -> Option<String> {
-        let at = self.messages.iter().rposition(|message| message["role"] == "user")?;
-        let text = self.messages[at]["content"].as_str().unwrap_or_default().to_owned();
-        self.messages.truncate(at);
-        Some(text)
+    /// Takes back the last message of the user with all that follows, or only what follows. Says whether there is one.
+    pub(super) fn undo(&mut self, keep_message: bool) -> bool {
+        let at = self.messages.iter().rposition(|message| message["role"] == "user");
+        if let Some(at) = at {
+            self.messages.truncate(at + usize::from(keep_message));
+        }
+        at.is_some()
     }
 
     /// Reads what [`Conversation::save`] or another program wrote.
@@ -109,9 +110,11 @@ mod tests {
         conversation.set_system("be brief");
         conversation.push(json!({ "role": "assistant", "content": "1" }));
         conversation.push_user("two");
-        assert_eq!(conversation.undo().as_deref(), Some("two"));
-        assert_eq!(conversation.undo().as_deref(), Some("one"));
-        assert_eq!(conversation.undo(), None);
+        assert!(conversation.undo(true) && conversation.messages().len() == 4);
+        assert!(conversation.undo(false) && conversation.messages().len() == 3);
+        assert!(conversation.undo(true) && conversation.messages().len() == 2);
+        assert!(conversation.undo(false) && conversation.messages().len() == 1);
+        assert!(!conversation.undo(false));
         conversation.push_user("three");
         conversation.clear();
         assert_eq!(conversation.messages(), [json!({ "role": "system", "content": "be brief" })]);

@@ -154,7 +154,7 @@ impl Session {
         if self.conversation.messages().last().is_some_and(|message| message["role"] != "assistant")
             && self.conversation.messages().iter().any(|message| message["role"] == "user")
         {
-            let answered = self.answer();
+            let answered = self.answer().map(|_| ());
             self.tell(answered)?;
         }
         loop {
@@ -196,20 +196,25 @@ impl Session {
     fn say(&mut self, message: &str) -> Result<(), Failure> {
         let before = self.conversation.clone();
         self.conversation.push_user(message);
-        let answered = self.answer();
-        if answered.is_err() {
-            self.conversation = before;
-        }
-        answered
+        self.answer_or(before)
     }
 
-    fn answer(&mut self) -> Result<(), Failure> {
+    /// Answers, or goes back to how things were.
+    fn answer_or(&mut self, before: Conversation) -> Result<(), Failure> {
+        let answered = self.answer();
+        if !matches!(answered, Ok(true)) {
+            self.conversation = before;
+        }
+        answered.map(|_| ())
+    }
+
+    /// Answers the last message. `false` where Ctrl-C came before the first word.
+    fn answer(&mut self) -> Result<bool, Failure> {
         self.interrupt.note();
-        let mut screen = Screen::new(self.manner);
+        let mut screen = Screen::new(self.manner, style::is_stdout_coloured(), io::stdout());
         let Some(answer) = self.talk.answer(&self.conversation, &mut screen, &self.interrupt)? else {
-            self.conversation.undo();
-            self.note("[stopped before the first word; your message is taken back]");
-            return Ok(());
+            self.note("[stopped before the first word: as if nothing had been said]");
+            return Ok(false);
         };
         self.conversation.push(answer.message());
         if self.manner == Manner::Silent {
@@ -235,7 +240,7 @@ impl Session {
         if self.is_interactive {
             output::line("")?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Says something beside the conversation, to those who watch.
@@ -267,17 +272,13 @@ impl Session {
                 self.note(if text.is_empty() { "[no system message]" } else { "[system message set]" });
             }
             Command::Undo => {
-                self.last_message()?;
+                self.undo(false)?;
                 self.note("[the last message is forgotten]");
             }
             Command::Retry => {
                 let before = self.conversation.clone();
-                let message = self.last_message()?;
-                let answered = self.say(&message);
-                if answered.is_err() {
-                    self.conversation = before;
-                }
-                return answered;
+                self.undo(true)?;
+                return self.answer_or(before);
             }
             Command::Set { key, value } => {
                 self.set(&key, value.as_deref())?;
@@ -292,8 +293,11 @@ impl Session {
         self.conversation.messages().len()
     }
 
-    fn last_message(&mut self) -> Result<String, Failure> {
-        self.conversation.undo().ok_or_else(|| refused("nothing was said yet: type a message first"))
+    fn undo(&mut self, keep_message: bool) -> Result<(), Failure> {
+        match self.conversation.undo(keep_message) {
+            true => Ok(()),
+            false => Err(refused("nothing was said yet: type a message first")),
+        }
     }
 
     /// Changes a sampling flag for the answers to come; a wrong one changes nothing.

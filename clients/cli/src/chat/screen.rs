@@ -21,16 +21,18 @@ pub(super) enum Manner {
 
 /// Writes one answer.
 #[derive(Debug)]
-pub(super) struct Screen {
+pub(super) struct Screen<W> {
     manner: Manner,
+    is_coloured: bool,
+    out: W,
     /// The message that was written last.
     message: Option<usize>,
     ends_line: bool,
 }
 
-impl Screen {
-    pub(super) fn new(manner: Manner) -> Self {
-        Screen { manner, message: None, ends_line: false }
+impl<W: Write> Screen<W> {
+    pub(super) fn new(manner: Manner, is_coloured: bool, out: W) -> Self {
+        Screen { manner, is_coloured, out, message: None, ends_line: false }
     }
 
     /// Shows what a token made certain.
@@ -45,39 +47,41 @@ impl Screen {
         if !is_shown || (token.text.is_empty() && part.tool().is_none()) {
             return Ok(());
         }
-        let mut out = io::stdout().lock();
         if self.message != Some(part.message) {
-            self.begin(&mut out, &part, is_thinking)?;
+            self.begin(&part, is_thinking)?;
+        }
+        if token.text.is_empty() {
+            return self.out.flush();
         }
         let text = match self.manner {
             Manner::Terminal { .. } => harmless(token.text),
             _ => Cow::Borrowed(token.text),
         };
-        match is_thinking {
-            true => out.write_all(style::on_stdout(style::FAINT, &text).as_bytes())?,
-            false => out.write_all(text.as_bytes())?,
+        match is_thinking && self.is_coloured {
+            true => write!(self.out, "{}{text}{:#}", style::FAINT, style::FAINT)?,
+            false => self.out.write_all(text.as_bytes())?,
         }
-        if !text.is_empty() {
-            self.ends_line = text.ends_with('\n');
-        }
-        out.flush()
+        self.ends_line = text.ends_with('\n');
+        self.out.flush()
     }
 
     /// What stands before a message: an empty line, and what it is where that cannot be seen.
-    fn begin(&mut self, out: &mut impl Write, part: &Part<'_>, is_thinking: bool) -> io::Result<()> {
+    fn begin(&mut self, part: &Part<'_>, is_thinking: bool) -> io::Result<()> {
         match (self.message, self.ends_line) {
             (None, _) => {}
-            (Some(_), true) => out.write_all(b"\n")?,
-            (Some(_), false) => out.write_all(b"\n\n")?,
+            (Some(_), true) => self.out.write_all(b"\n")?,
+            (Some(_), false) => self.out.write_all(b"\n\n")?,
         }
         self.message = Some(part.message);
-        if let Some(tool) = part.tool() {
-            let head = format!("[calls {}] ", harmless(tool));
-            out.write_all(style::on_stdout(style::WARNING, &head).as_bytes())?;
-        } else if is_thinking && !style::is_stdout_coloured() {
-            out.write_all(b"[thinking] ")?;
+        self.ends_line = false;
+        match (part.tool(), self.is_coloured) {
+            (Some(tool), true) => {
+                write!(self.out, "{}[calls {}]{:#} ", style::WARNING, harmless(tool), style::WARNING)
+            }
+            (Some(tool), false) => write!(self.out, "[calls {}] ", harmless(tool)),
+            (None, false) if is_thinking => self.out.write_all(b"[thinking] "),
+            (None, _) => Ok(()),
         }
-        Ok(())
     }
 
     /// Ends the answer's last line; for scripts always by a line break of its own.
@@ -85,11 +89,10 @@ impl Screen {
         if self.manner == Manner::Silent {
             return Ok(());
         }
-        let mut out = io::stdout().lock();
         if !self.ends_line || self.manner == Manner::Plain {
-            out.write_all(b"\n")?;
+            self.out.write_all(b"\n")?;
         }
-        out.flush()
+        self.out.flush()
     }
 }
 
@@ -110,5 +113,47 @@ mod tests {
     fn a_terminal_is_not_steered() {
         assert_eq!(harmless("a\n\tb ä"), "a\n\tb ä");
         assert_eq!(harmless("a\u{1b}[2Jb\u{9b}c\r"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}");
+    }
+
+    /// A reply that thinks, calls a tool and answers.
+    fn shown(manner: Manner, is_coloured: bool) -> String {
+        let mut screen = Screen::new(manner, is_coloured, Vec::new());
+        let messages = [
+            (Channel::Analysis, None, "hm\u{7}"),
+            (Channel::Commentary, Some("functions.f"), "{}\n"),
+            (Channel::Final, None, "**yes**"),
+        ];
+        for (message, (channel, recipient, text)) in messages.into_iter().enumerate() {
+            let (channel_name, role, content_type) = (channel.name(), "assistant", None);
+            let part = Part {
+                message,
+                channel,
+                channel_name,
+                role,
+                recipient,
+                content_type,
+                begins: true,
+                ends: None,
+            };
+            for text in ["", text] {
+                let part = Some(Part { begins: text.is_empty(), ..part });
+                screen.token(&Token { id: 0, text, part, finish: None }).expect("memory takes all");
+            }
+        }
+        screen.end().expect("memory takes all");
+        String::from_utf8(screen.out).expect("texts are text")
+    }
+
+    #[test]
+    fn messages_are_told_apart() {
+        let terminal = |hide_thinking| Manner::Terminal { hide_thinking };
+        assert_eq!(
+            shown(terminal(false), false),
+            "[thinking] hm\u{fffd}\n\n[calls functions.f] {}\n\n**yes**\n"
+        );
+        assert_eq!(shown(terminal(true), false), "[calls functions.f] {}\n\n**yes**\n");
+        assert!(shown(terminal(false), true).starts_with("\u{1b}[2mhm\u{fffd}\u{1b}[0m\n\n\u{1b}["));
+        assert_eq!(shown(Manner::Plain, false), "[calls functions.f] {}\n\n**yes**\n");
+        assert_eq!(shown(Manner::Silent, false), "");
     }
 }

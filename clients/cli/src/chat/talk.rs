@@ -1,5 +1,6 @@
 //! A model in conversation: every answer renders the whole conversation, and reads what of it is new.
 
+use std::io::Write;
 use std::time::Instant;
 
 use bantam_model::engine::Engine;
@@ -16,6 +17,7 @@ use super::template::Template;
 use crate::failure::{Failure, refused};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
+use crate::run;
 use crate::sampling_flags::SamplingFlags;
 
 /// A model, loaded, and how it is to answer.
@@ -77,6 +79,7 @@ impl Talk {
     /// The conversation as the model reads it, up to where it is to answer.
     fn prompt(&self, conversation: &Conversation) -> Result<Vec<u32>, Failure> {
         let rendered = self.template.render(&self.source, conversation.messages())?;
+        run::check_bytes(rendered.len())?;
         let ids = self.text.tokenizer.encode(&rendered, false);
         Ok(ids.map_err(|error| self.source.tokenizer_error(error))?)
     }
@@ -116,7 +119,7 @@ impl Talk {
     pub(super) fn answer(
         &mut self,
         conversation: &Conversation,
-        screen: &mut Screen,
+        screen: &mut Screen<impl Write>,
         interrupt: &Interrupt,
     ) -> Result<Option<Answer>, Failure> {
         let prompt = self.prompt(conversation)?;

@@ -11,6 +11,7 @@
 //! It has no test harness: the harness has threads of its own that allocate when they like.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -120,12 +121,17 @@ fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
     Options { context: 256, sequences: 3, chunk: 64, logits_rows: 3, kv, precision, int8 }
 }
 
-/// A hundred tokens of text with everything on that a request can ask for.
-fn generated_tokens(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
-    let read = |name: &str| std::fs::read(carried().join(name)).expect("the carried model has a tokenizer");
+fn text_of(folder: &Path) -> (Tokenizer, Arc<ByteTable>) {
+    let read = |name: &str| std::fs::read(folder.join(name)).expect("the model has a tokenizer");
     let (config, map) = (read("tokenizer_config.json"), read("special_tokens_map.json"));
     let tokenizer = Tokenizer::from_bytes(&read("tokenizer.json"), Some(&config), Some(&map)).expect("sound");
     let table = Arc::new(ByteTable::new(&tokenizer).expect("sound"));
+    (tokenizer, table)
+}
+
+/// A hundred tokens of text with everything on that a request can ask for.
+fn generated_tokens(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
+    let (tokenizer, table) = text_of(&carried());
     let settings = GenerationDefaults::of_model(None)
         .and_then(|defaults| defaults.settings(flags, EosSources::default()))
         .expect("sound flags");
@@ -147,6 +153,45 @@ fn generated_tokens(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
     });
     assert_eq!((generation.ids().len(), finish), (101, Some(Finish::Length)));
     assert!(text_bytes > 100, "only {text_bytes} bytes of text came out");
+    generation.end(engine);
+}
+
+/// Replies in channels, sound and broken ones: the model knows nothing of them, so its dice are loaded with the marks
+/// of another one's vocabulary.
+fn replies_in_channels(engine: &mut Engine) {
+    let (tokenizer, table) = text_of(&model_folder("gpt_oss-bf16"));
+    let marks = ["channel", "message", "end", "start", "constrain", "call", "return"];
+    let marks = marks.map(|name| tokenizer.id(&format!("<|{name}|>")).expect("a mark"));
+    let flags = GenerationFlags {
+        max_new_tokens: Some(201),
+        temperature: Some(1.5),
+        logit_bias: marks.into_iter().map(|id| (id, 14.0)).chain((20..400).map(|id| (id, 7.0))).collect(),
+        seed: Some(7),
+        stop: vec!["\u{1F9FF}\u{1F9FF} the".to_owned(), "\u{1}".to_owned()],
+        ignore_eos: true,
+        ..GenerationFlags::default()
+    };
+    let settings = GenerationDefaults::of_model(None)
+        .and_then(|defaults| defaults.settings(&flags, EosSources::default()))
+        .expect("sound flags");
+    // Beside what all generations have, the words of headers, each as long as a header may be, and the long bias.
+    let most = engine.plan().generation_bytes + 2 * 16384;
+    let mut generation = check_heap("one generation in channels", most, || {
+        let reader = Reader::for_chat(&tokenizer, table);
+        Generation::begin(engine, Some(reader), settings, &marks).expect("a prompt that fits")
+    });
+    generation.next(engine).expect("a warm token");
+    let (mut messages, mut bytes, mut finish) = (0, 0, None);
+    check("200 tokens in channels", || {
+        while finish.is_none() {
+            let token = generation.next(engine).expect("a token").expect("not the end yet");
+            messages += usize::from(token.part.is_some_and(|part| part.begins));
+            bytes += token.text.len();
+            finish = token.finish;
+        }
+    });
+    println!("{messages} messages with {bytes} bytes of text");
+    assert!(messages > 5 && bytes > 20, "{messages} messages with {bytes} bytes of text");
     generation.end(engine);
 }
 
@@ -214,6 +259,7 @@ fn main() {
         generated_tokens(what, &mut engine, &everything);
         generated_tokens(&format!("{what}, greedy"), &mut engine, &greedy);
         batched_steps(what, &mut engine);
+        replies_in_channels(&mut engine);
     }
     // A parallel residual, layer norms, fused inputs with biases.
     let options = options(KvKind::F32, Precision::Exact, false);

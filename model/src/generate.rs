@@ -315,3 +315,92 @@ impl Text {
         self.step.map(|step| self.reader.part(step))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failure is a failed test.
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::detokenizer::ByteTable;
+    use crate::harmony::tests::{MARKS, tokenizer};
+    use crate::reply::Reply;
+    use crate::tokenizer::Tokenizer;
+
+    /// Ids that end a reply by the model's files: none, so that what ends is the format.
+    fn said(tokenizer: &Tokenizer, stop: &[&str], prompt: &str, reply: &str) -> (Reply, Option<Finish>) {
+        let table = Arc::new(ByteTable::new(tokenizer).unwrap());
+        let stop: Vec<String> = stop.iter().map(|&text| text.to_owned()).collect();
+        let prompt = tokenizer.encode(prompt, false).unwrap();
+        let mut text = Text::new(Reader::for_chat(tokenizer, table), &stop, &prompt).unwrap();
+        let mut said = Reply::default();
+        let ids = tokenizer.encode(reply, false).unwrap();
+        for (index, &id) in ids.iter().enumerate() {
+            let last = if index + 1 == ids.len() { Some(Finish::Length) } else { None };
+            let finish = text.push(id, if text.reader.ends_reply(id) { Some(Finish::Stop) } else { last });
+            match text.part() {
+                Some(part) => said.push_part(&part, &text.piece),
+                None => assert_eq!(text.piece, ""),
+            }
+            if finish.is_some() {
+                return (said, finish);
+            }
+        }
+        (said, None)
+    }
+
+    fn texts(reply: &Reply) -> Vec<(&str, Option<End>)> {
+        reply.messages().iter().map(|message| (message.text.as_str(), message.end)).collect()
+    }
+
+    #[test]
+    fn stop_strings_hold_within_one_message() {
+        let tokenizer = tokenizer(&MARKS, true);
+        let said = |stop: &[&str], reply: &str| said(&tokenizer, stop, "<|start|>assistant", reply);
+        // Across messages there is none; what was held back belongs to the first.
+        let reply = "<|channel|>analysis<|message|>ab<|end|><|start|>assistant<|channel|>final<|message|>cd<|return|>";
+        let (found, finish) = said(&["bc"], reply);
+        assert_eq!(texts(&found), [("ab", Some(End::Closed)), ("cd", Some(End::Return))]);
+        assert_eq!(finish, Some(Finish::Stop));
+        let (found, finish) = said(&["d"], reply);
+        assert_eq!(texts(&found), [("ab", Some(End::Closed)), ("c", Some(End::Cut))]);
+        assert_eq!(finish, Some(Finish::Stop));
+        let (found, _) = said(&["bcd", "a"], reply);
+        assert_eq!(texts(&found), [("", Some(End::Cut))]);
+        // Words of headers are no text.
+        let (found, _) = said(&["analysis", "final", "assistant"], reply);
+        assert_eq!(found.messages().len(), 2);
+        // Text that comes of a header is.
+        let (found, _) = said(&["stop"], "<|channel|>final a stop b<|message|>c<|return|>");
+        assert_eq!(texts(&found), [("a ", Some(End::Cut))]);
+    }
+
+    #[test]
+    fn a_reply_ends_as_its_last_message_does() {
+        let tokenizer = tokenizer(&MARKS, true);
+        let finish = |reply: &str| said(&tokenizer, &[], "<|start|>assistant", reply).1;
+        assert_eq!(
+            finish("<|channel|>commentary to=functions.x<|message|>{}<|call|>"),
+            Some(Finish::ToolCalls)
+        );
+        assert_eq!(finish("<|channel|>commentary to=functions.x<|call|>"), Some(Finish::ToolCalls));
+        assert_eq!(finish("<|channel|>commentary<|message|>{}<|call|>"), Some(Finish::Stop));
+        assert_eq!(finish("<|channel|>commentary to=functions.x<|message|>{}"), Some(Finish::Length));
+        assert_eq!(finish("<|channel|>final<|message|>A<|return|>"), Some(Finish::Stop));
+        assert_eq!(finish("<|channel|>final<|message|>A<|endoftext|>"), Some(Finish::Stop));
+        assert_eq!(finish("<|call|>"), Some(Finish::Stop));
+        assert_eq!(Finish::ToolCalls.name(), "tool_calls");
+    }
+
+    #[test]
+    fn the_last_token_releases_what_was_held_back() {
+        let tokenizer = tokenizer(&MARKS, true);
+        let said = |stop: &[&str], reply: &str| said(&tokenizer, stop, "<|start|>assistant", reply).0;
+        let found = said(&["xyz"], "<|channel|>final<|message|>axy");
+        assert_eq!(texts(&found), [("axy", Some(End::Cut))]);
+        let found = said(&["xyz"], "<|channel|>final axy");
+        assert_eq!(texts(&found), [("axy", Some(End::Cut))]);
+        let found = said(&[], "<|channel|>final a b<|message|>");
+        assert_eq!(texts(&found), [("a b", Some(End::Cut))]);
+    }
+}

@@ -228,3 +228,80 @@ fn take(text: &str, piece: &mut String, at_start: &mut bool) {
     *at_start &= text.is_empty();
     piece.push_str(text);
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failure is a failed test.
+mod tests {
+    use super::*;
+    use crate::harmony::tests::{MARKS, tokenizer, with_added};
+    use crate::reply::Reply;
+
+    fn said(tokenizer: &Tokenizer, prompt: &str, reply: &str) -> Vec<(Channel, String)> {
+        let table = Arc::new(ByteTable::new(tokenizer).unwrap());
+        let mut reader = Reader::for_chat(tokenizer, table);
+        let ids = |text: &str| tokenizer.encode(text, false).unwrap();
+        reader.begin(&ids(prompt));
+        let mut said = Reply::default();
+        let mut take = |reader: &Reader, step: Option<Step>| match step {
+            Some(step) => said.push_part(&reader.part(step), reader.text()),
+            None => assert_eq!(reader.text(), ""),
+        };
+        for id in ids(reply) {
+            let step = reader.push(id);
+            take(&reader, step);
+        }
+        let step = reader.finish(End::Return);
+        take(&reader, step);
+        said.messages().iter().map(|message| (message.channel, message.text.clone())).collect()
+    }
+
+    #[test]
+    fn thinking_is_set_apart_where_the_vocabulary_has_marks_for_it() {
+        let tokenizer = with_added(&["<think>", "</think>"], false);
+        let said = |prompt: &str, reply: &str| said(&tokenizer, prompt, reply);
+        let thought = |text: &str| (Channel::Analysis, text.to_owned());
+        let spoken = |text: &str| (Channel::Final, text.to_owned());
+        let both = [thought("Hm, é.\n"), spoken("Yes.\n")];
+        assert_eq!(said("A:", "<think>\nHm, é.\n</think>\n\nYes.\n"), both);
+        assert_eq!(said("A:", "\n<think>\nHm, é.\n</think>\n\nYes.\n"), both);
+        assert_eq!(said("A:<think>\n", "Hm, é.\n</think>\n\nYes.\n"), both);
+        assert_eq!(said("A:", "Yes."), [spoken("Yes.")]);
+        assert_eq!(said("A:<think>\n\n</think>\n\n", "Yes."), [spoken("Yes.")]);
+        assert_eq!(said("A:", "  code"), [spoken("  code")]);
+        assert_eq!(said("A:", "<think>\nHm"), [thought("Hm")]);
+        assert_eq!(said("A:", "<think></think>Yes."), [thought(""), spoken("Yes.")]);
+        assert_eq!(said("A:", "\n"), [spoken("")]);
+        // Later the marks are what the reply is about.
+        let about = "It is <think> and </think>.";
+        assert_eq!(said("A:", about), [spoken(about)]);
+        assert_eq!(
+            said("A:", "<think>a<think>b</think>c</think>d"),
+            [thought("a<think>b"), spoken("c</think>d")]
+        );
+        assert_eq!(said("What is <think>? A:", "Yes."), [spoken("Yes.")]);
+    }
+
+    #[test]
+    fn the_vocabulary_decides() {
+        let harmony = tokenizer(&MARKS, true);
+        assert_eq!(
+            said(&harmony, "<|start|>assistant", "<|channel|>analysis<|message|>A<|end|>"),
+            [(Channel::Analysis, "A".to_owned())]
+        );
+        let plain = tokenizer(&[], true);
+        assert_eq!(said(&plain, "", "\n<think>A"), [(Channel::Final, "\n<think>A".to_owned())]);
+    }
+
+    #[test]
+    fn plain_is_plain_whatever_the_vocabulary() {
+        let tokenizer = tokenizer(&MARKS, true);
+        let mut reader = Reader::plain(Arc::new(ByteTable::new(&tokenizer).unwrap()));
+        let ids = tokenizer.encode("<|channel|>final<|message|>\nA<|return|>", false).unwrap();
+        let mut text = String::new();
+        for id in ids {
+            assert!(reader.push(id).is_some() && !reader.ends_reply(id));
+            text.push_str(reader.text());
+        }
+        assert_eq!(text, "final\nA");
+    }
+}

@@ -165,3 +165,79 @@ fn joined<'a>(messages: impl Iterator<Item = &'a Message>) -> String {
     }
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(messages: &[(Channel, Option<&str>, &str, End)]) -> Reply {
+        let mut reply = Reply::default();
+        for (message, &(channel, recipient, text, end)) in messages.iter().enumerate() {
+            let channel_name = channel.name();
+            let (role, content_type) = (ASSISTANT, None);
+            let part = |begins, ends| Part {
+                message,
+                channel,
+                channel_name,
+                role,
+                recipient,
+                content_type,
+                begins,
+                ends,
+            };
+            let (first, second) = text.split_at(text.len() / 2);
+            reply.push_part(&part(true, None), first);
+            reply.push_part(&part(false, Some(end)), second);
+        }
+        reply
+    }
+
+    #[test]
+    fn the_next_prompt_gets_what_templates_read() {
+        let answer = reply(&[
+            (Channel::Analysis, None, "Hm.", End::Closed),
+            (Channel::Analysis, None, "So.", End::Closed),
+            (Channel::Final, None, "Yes", End::Cut),
+            (Channel::Final, None, " yes.", End::Return),
+        ]);
+        let expected = json!({ "role": "assistant", "content": "Yes yes.", "thinking": "Hm.\n\nSo.",
+            "reasoning_content": "Hm.\n\nSo." });
+        assert_eq!(answer.message(), expected);
+        assert_eq!(reply(&[]).message(), json!({ "role": "assistant", "content": "" }));
+    }
+
+    #[test]
+    fn calls_are_told_apart_from_words() {
+        let call = "{\"city\": \"Paris\", \"days\": 2}";
+        let found = reply(&[
+            (Channel::Analysis, None, "Look.", End::Closed),
+            (Channel::Commentary, None, "I look.", End::Closed),
+            (Channel::Commentary, Some("functions.get_weather"), call, End::Call),
+        ]);
+        assert_eq!(found.content(), "I look.");
+        let expected = [ToolCall { name: "get_weather", arguments: call }];
+        assert_eq!(found.tool_calls().collect::<Vec<_>>(), expected);
+        let expected = json!({ "role": "assistant", "content": "", "thinking": "Look.",
+            "reasoning_content": "Look.",
+            "tool_calls": [{ "type": "function", "function": { "name": "get_weather",
+                "arguments": { "city": "Paris", "days": 2 } } }] });
+        assert_eq!(found.message(), expected);
+    }
+
+    #[test]
+    fn broken_calls_stay_what_they_are() {
+        let cut = reply(&[(Channel::Commentary, Some("functions.x"), "{\"a\": ", End::Cut)]);
+        assert_eq!((cut.tool_calls().count(), cut.content()), (0, String::new()));
+        assert_eq!(cut.messages()[0].tool(), Some("functions.x"));
+        let no_json = reply(&[(Channel::Analysis, Some("python"), "1 + 1", End::Call)]);
+        assert_eq!(
+            no_json.message()["tool_calls"][0]["function"],
+            json!({ "name": "python", "arguments": "1 + 1" })
+        );
+        assert_eq!(no_json.thinking(), "");
+        let to_nobody = reply(&[(Channel::Commentary, Some("assistant"), "Words.", End::Closed)]);
+        assert_eq!((to_nobody.tool_calls().count(), to_nobody.content()), (0, "Words.".to_owned()));
+        let unknown = reply(&[(Channel::Other, None, "Yes.", End::Return)]);
+        assert_eq!(unknown.content(), "Yes.");
+    }
+}

@@ -130,6 +130,11 @@ impl Header {
         self.sections.push((section, 0));
     }
 
+    /// Whether it holds nothing that could be told.
+    pub(super) fn is_blank(&self) -> bool {
+        self.text.is_empty() && self.given.recipient.is_empty() && self.given.content_type.is_empty()
+    }
+
     /// Begins another section; false where there are too many.
     pub(super) fn add(&mut self, section: Section) -> bool {
         let has_room = self.sections.len() < SECTIONS_MAX;

@@ -1,8 +1,8 @@
 //! The harmony format: a reply in messages with channels, read token by token.
 //!
-//! `<|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>`, and calls of tools:
-//! `<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{…}<|call|>`. The prompt ends within the first
-//! header, with `<|start|>assistant`.
+//! `<|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>`, and a call of a
+//! tool: `<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{…}<|call|>`. The prompt ends within the
+//! first header, with `<|start|>assistant`.
 //!
 //! Marks are known by their ids alone: the same characters in ordinary tokens are text. Models get headers wrong, about
 //! once in a hundred turns, and then no text may be lost and no mark shown. So:
@@ -18,7 +18,7 @@
 
 mod header;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 
@@ -299,7 +299,8 @@ impl Messages {
 
     /// The message is over, or the header is and holds something; what follows is a header that begins with `section`.
     fn end(&mut self, end: End, section: Section) {
-        if !self.in_message {
+        // Nothing came: the last message's words stay as they are, because its end may still be told.
+        if !self.in_message && !self.header.is_blank() {
             self.open(Judged::Broken);
             let words = [&self.stray, &self.head.recipient, &self.head.content_type];
             self.in_message = words.iter().any(|words| !words.is_empty());

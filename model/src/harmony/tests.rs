@@ -9,10 +9,17 @@ use crate::detokenizer::ByteTable;
 use crate::part::Piece;
 use crate::tokenizer::Tokenizer;
 
-const MARKS: [&str; 8] = ["return", "constrain", "channel", "start", "end", "message", "call", "endoftext"];
+pub(crate) const MARKS: [&str; 8] =
+    ["return", "constrain", "channel", "start", "end", "message", "call", "endoftext"];
 
-/// Every byte is a token, and the marks behind them: the way of the original, without its merges.
-fn tokenizer(marks: &[&str], special: bool) -> Tokenizer {
+/// Every byte is a token, and behind them the marks, spelled with `<|` and `|>`: the original without its merges.
+pub(crate) fn tokenizer(marks: &[&str], special: bool) -> Tokenizer {
+    let marks: Vec<String> = marks.iter().map(|name| format!("<|{name}|>")).collect();
+    with_added(&marks, special)
+}
+
+/// The same with any added tokens.
+pub(crate) fn with_added(added: &[impl AsRef<str>], special: bool) -> Tokenizer {
     let mut later = 0x100..;
     let mut spell = |byte: u32| match byte {
         0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => char::from_u32(byte).unwrap(),
@@ -20,11 +27,11 @@ fn tokenizer(marks: &[&str], special: bool) -> Tokenizer {
     };
     let vocabulary: serde_json::Map<_, _> =
         (0..256).map(|byte| (spell(byte).to_string(), byte.into())).collect();
-    let added: Vec<_> = marks
+    let added: Vec<_> = added
         .iter()
         .zip(256..)
-        .map(|(name, id)| {
-            serde_json::json!({ "id": id, "content": format!("<|{name}|>"), "special": special,
+        .map(|(content, id)| {
+            serde_json::json!({ "id": id, "content": content.as_ref(), "special": special,
                 "single_word": false, "lstrip": false, "rstrip": false, "normalized": false })
         })
         .collect();
@@ -156,7 +163,7 @@ fn marks_in_ordinary_characters_are_text() {
 }
 
 #[test]
-fn what_models_get_wrong_loses_no_text() {
+fn headers_that_are_none_lose_no_text() {
     check(&[
         // No `<|message|>`.
         ("<|channel|>final Yes, it is.<|return|>", "final: Yes, it is. Return;"),
@@ -189,6 +196,12 @@ fn what_models_get_wrong_loses_no_text() {
             "<|channel|>analysis<|message|>A<|end|>\n<|channel|>final<|message|>B<|return|>",
             "analysis: A Closed;final: B Return;",
         ),
+    ]);
+}
+
+#[test]
+fn marks_and_names_in_wrong_places_lose_no_text() {
+    check(&[
         // Marks in a message.
         (
             "<|channel|>analysis<|message|>A<|start|>assistant<|channel|>final<|message|>B<|return|>",

@@ -32,12 +32,12 @@ use template::{Template, TemplateArgument};
 /// Talks with a model: every line is a message, and the answer is written while it comes
 #[derive(Args)]
 #[command(
-    after_help = "At the prompt: /help lists the commands; \\ at the end of a line goes on in the next; \"\"\" \
-                        begins and ends a\n\
-                        message of several lines; Ctrl-C stops an answer; Ctrl-D ends.\n\n\
-                        From a pipe, every line is a message, and answers come without thinking, which --json tells.\n\n\
-                        Examples:\n  bantam chat\n  bantam chat ./my-model --system \"Be brief.\"\n  \
-                        echo \"What is a bantam?\" | bantam chat ./my-model --json"
+    after_help = "At the prompt: /help lists the commands; \\ at the end of a line goes on in the next; \"\"\" begins \
+                  and ends a message of several lines; Ctrl-C stops an answer; Ctrl-D ends.\n\n\
+                  From a pipe, every line is a message, and answers come without thinking, which --json tells.\n\n\
+                  Examples:\n  bantam chat\n  bantam chat ./my-model --system \"Be brief.\"\n  \
+                  bantam chat ./my-model --template-arg 'reasoning_effort=\"low\"'\n  \
+                  echo \"What is a bantam?\" | bantam chat ./my-model --json"
 )]
 pub(crate) struct Chat {
     #[command(flatten)]
@@ -48,7 +48,7 @@ pub(crate) struct Chat {
     /// Goes on with a conversation: JSON messages, as /save writes them
     #[arg(long, value_name = "FILE")]
     messages: Option<PathBuf>,
-    /// A value for the chat template, such as reasoning_effort=\"low\"; may be repeated
+    /// A value for the chat template, such as enable_thinking=false; may be repeated
     #[arg(long, value_name = "KEY=JSON")]
     template_arg: Vec<TemplateArgument>,
     /// Shows answers without the thinking before them

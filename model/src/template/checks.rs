@@ -117,7 +117,10 @@ pub(super) fn apply(machine: &Machine, name: &str, value: &Value, args: Args) ->
         "even" | "odd" => match value.as_int() {
             Some(number) => (number % 2 == 0) == (name == "even"),
             None => {
-                return Err(fault(format!("the test `{name}` needs an integer, found {}", value.type_name())));
+                return Err(fault(format!(
+                    "the test `{name}` needs an integer, found {}",
+                    value.type_name()
+                )));
             }
         },
         "lower" => return is_cased(char::is_lowercase, char::is_uppercase),

@@ -167,6 +167,10 @@ impl Machine {
         }
         let found = match value {
             Value::Dict(dict) => dict.get_str(name, &self.budget)?.cloned(),
+            Value::List(list) if list.kind == Kind::Group => {
+                let place = ["grouper", "list"].iter().position(|known| *known == &**name);
+                place.and_then(|place| list.items.get(place).cloned())
+            }
             Value::Namespace(index) => self.namespaces[*index].get(name).cloned(),
             Value::Loop(place) => self.loop_attribute(*place, name)?,
             Value::Macro(place) if &**name == "name" => Some(Value::Str(self.macro_name(*place))),

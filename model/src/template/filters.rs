@@ -380,7 +380,8 @@ fn split(is_batch: bool, value: Value, args: Args, machine: &Machine) -> Result<
 
 /// `map`, `select` and their kin: another filter or test for each item.
 fn many(machine: &mut Machine, name: &str, value: Value, mut args: Args) -> Result<Value, Fault> {
-    let items = value.items(&machine.budget)?;
+    // As in Jinja, which does not look at what is false.
+    let items = if value.is_true() { value.items(&machine.budget)? } else { Vec::new() };
     let takes_attribute = name.ends_with("attr");
     let attribute_name = |args: &mut Args| match args.positional.is_empty() {
         true => Err(fault(format!("{name} needs the name of an attribute"))),
@@ -394,9 +395,7 @@ fn many(machine: &mut Machine, name: &str, value: Value, mut args: Args) -> Resu
             let default = default.map(|default| args.named[default].1.clone());
             let attribute = args.named[attribute].1.clone();
             for item in items {
-                let found = attribute_of(machine, &item, &attribute)?;
-                let found = if found.is_undefined() { default.clone().unwrap_or(found) } else { found };
-                made.push(found);
+                made.push(attribute_or(machine, &item, &attribute, default.as_ref())?);
             }
         } else {
             let filter = known(&attribute_name(&mut args)?, &NAMES, "filter")?;
@@ -446,7 +445,17 @@ fn known(name: &Value, names: &[&str], what: &str) -> Result<Arc<str>, Fault> {
 
 /// `a.b.0`, as filters spell attributes; entries before methods.
 fn attribute_of(machine: &mut Machine, item: &Value, attribute: &Value) -> Result<Value, Fault> {
-    let Value::Str(path) = attribute else { return machine.item(item, attribute) };
+    attribute_or(machine, item, attribute, None)
+}
+
+/// The same with a value for each part of the path that is not there.
+fn attribute_or(
+    machine: &mut Machine,
+    item: &Value,
+    attribute: &Value,
+    default: Option<&Value>,
+) -> Result<Value, Fault> {
+    let path = attribute.to_text(&machine.budget)?;
     let mut value = item.clone();
     for part in path.split('.') {
         machine.budget.step()?;
@@ -455,6 +464,9 @@ fn attribute_of(machine: &mut Machine, item: &Value, attribute: &Value) -> Resul
             _ => Value::text(part, &machine.budget)?,
         };
         value = machine.item(&value, &key)?;
+        if let Some(default) = default.filter(|_| value.is_undefined()) {
+            value = default.clone();
+        }
     }
     Ok(value)
 }
@@ -552,8 +564,7 @@ fn group(
     let ignores_case = !sensitive.is_some_and(|flag| flag.is_true());
     let mut keyed = Vec::new();
     for item in value.items(&machine.budget)? {
-        let found = attribute_of(machine, &item, &attribute)?;
-        let found = if found.is_undefined() { default.clone().unwrap_or(found) } else { found };
+        let found = attribute_or(machine, &item, &attribute, default.as_ref())?;
         let key = if ignores_case { lowered(&found, machine)? } else { found.clone() };
         let pair = Value::list(Kind::Tuple, vec![found, item], &machine.budget)?;
         keyed.push((key, pair));
@@ -570,7 +581,7 @@ fn group(
     let mut made = Vec::new();
     for (_, name, items) in groups {
         let items = Value::list(Kind::List, items, &machine.budget)?;
-        made.push(Value::list(Kind::Tuple, vec![name, items], &machine.budget)?);
+        made.push(Value::list(Kind::Group, vec![name, items], &machine.budget)?);
     }
     Value::list(Kind::List, made, &machine.budget)
 }

@@ -150,7 +150,7 @@ fn shown(value: &Value, conversion: Option<char>, budget: &Budget) -> Result<Str
 
 /// `'{} {name}'.format(…)`.
 pub(super) fn braces(format: &str, args: Args, budget: &Budget) -> Result<Value, Fault> {
-    let (mut out, mut rest, mut next) = (String::new(), format, 0);
+    let (mut out, mut rest, mut next, mut numbered) = (String::new(), format, 0, false);
     while let Some(at) = rest.find(['{', '}']) {
         budget.take(at + 16)?;
         out.push_str(&rest[..at]);
@@ -173,9 +173,15 @@ pub(super) fn braces(format: &str, args: Args, budget: &Budget) -> Result<Value,
                 next += 1;
                 args.positional.get(next - 1)
             }
-            Ok(index) => args.positional.get(index),
+            Ok(index) => {
+                numbered = true;
+                args.positional.get(index)
+            }
             Err(_) => args.named.iter().find(|(found, _)| **found == *name).map(|(_, value)| value),
         };
+        if numbered && next > 0 {
+            return Err(fault("format(): fields with and without a number do not mix"));
+        }
         let value = value.ok_or_else(|| fault(format!("format(): there is no value for `{{{name}}}`")))?;
         let piece = match (conversion.chars().next(), spec) {
             (None, "") => shown(value, None, budget)?,

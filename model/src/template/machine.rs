@@ -82,7 +82,9 @@ impl Args {
             match parameters.iter().position(|parameter| *parameter == &*name) {
                 Some(index) if bound[index].is_none() => bound[index] = Some(value),
                 _ => {
-                    return Err(fault(format!("no argument `{name}` is expected here, or it is given twice")));
+                    return Err(fault(format!(
+                        "no argument `{name}` is expected here, or it is given twice"
+                    )));
                 }
             }
         }

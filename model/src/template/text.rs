@@ -37,7 +37,7 @@ pub(super) fn words(text: &str, splits_max: usize) -> Vec<&str> {
     let (mut found, mut rest) = (Vec::new(), text.trim_start_matches(is_space));
     while !rest.is_empty() {
         if found.len() == splits_max {
-            found.push(trim_end(rest));
+            found.push(rest);
             break;
         }
         let end = rest.find(is_space).unwrap_or(rest.len());
@@ -52,7 +52,7 @@ pub(super) fn words_from_right(text: &str, splits_max: usize) -> Vec<&str> {
     let (mut found, mut rest) = (Vec::new(), trim_end(text));
     while !rest.is_empty() {
         if found.len() == splits_max {
-            found.push(rest.trim_start_matches(is_space));
+            found.push(rest);
             break;
         }
         let begin =

@@ -37,6 +37,8 @@ pub(super) enum Value {
 pub(super) enum Kind {
     List,
     Tuple,
+    /// A tuple of two whose items have the names `grouper` and `list`.
+    Group,
     /// What a filter like `map` gives in Jinja: it can be run through, and has no length and no items.
     Generator,
 }
@@ -145,7 +147,7 @@ impl Value {
             Value::Str(_) => "str",
             Value::List(list) => match list.kind {
                 Kind::List => "list",
-                Kind::Tuple => "tuple",
+                Kind::Tuple | Kind::Group => "tuple",
                 Kind::Generator => "generator",
             },
             Value::Dict(_) => "dict",
@@ -196,7 +198,7 @@ impl Value {
                 budget.take((out.len() - before).saturating_sub(value.len()))?;
             }
             Value::List(list) => {
-                let (open, close) = if list.kind == Kind::Tuple { ('(', ')') } else { ('[', ']') };
+                let (open, close) = if list.kind == Kind::List { ('[', ']') } else { ('(', ')') };
                 out.push(open);
                 for (index, item) in list.items.iter().enumerate() {
                     out.push_str(if index > 0 { ", " } else { "" });

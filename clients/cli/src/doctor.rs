@@ -1,5 +1,7 @@
 //! `bantam doctor`: what this machine is, how fast it was measured to be, and which models it can run.
 
+use std::path::PathBuf;
+
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::engine::synthetic_plan;
 use bantam_model::families::SHAPES;
@@ -12,7 +14,6 @@ use bantam_model::{checkpoint::Dtype, memory};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::chosen_model::ChosenModel;
 use crate::failure::{Failure, refused};
 use crate::hardware::{self, Cores};
 use crate::progress::Progress;
@@ -30,8 +31,12 @@ const NO_GPU: &str = "not used: this build has no GPU backend yet";
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam doctor\n  bantam doctor ./my-model\n  bantam doctor --json")]
 pub(crate) struct Doctor {
-    #[command(flatten)]
-    model: ChosenModel,
+    /// A model to judge, instead of published shapes: a folder or .safetensors file in Hugging Face form
+    #[arg(value_name = "MODEL")]
+    place: Option<PathBuf>,
+    /// MODEL by name
+    #[arg(long = "model", value_name = "MODEL", conflicts_with = "place")]
+    named: Option<PathBuf>,
     /// Writes a JSON object
     #[arg(long)]
     json: bool,
@@ -64,8 +69,8 @@ impl Doctor {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let cpu = Cpu::detect();
         // What is wrong with a model is said before anything takes time.
-        let candidates = match self.model.path() {
-            Some(_) => of_model(&self.model.open()?, cpu)?,
+        let candidates = match self.place.as_deref().or(self.named.as_deref()) {
+            Some(path) => of_model(&Source::open(path)?, cpu)?,
             None => of_shapes(cpu),
         };
         let report = Report::new(cpu, candidates)?;

@@ -13,6 +13,7 @@ pub mod generate;
 pub mod generation;
 pub mod inspect;
 pub mod memory;
+mod pattern_guard;
 pub mod plan;
 pub mod pool;
 pub mod rope;

@@ -4,6 +4,7 @@
 mod bench;
 mod carried;
 mod chosen_model;
+mod conversation;
 mod engine_flags;
 mod eval;
 mod failure;

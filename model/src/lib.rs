@@ -15,6 +15,7 @@ pub mod harmony;
 pub mod inspect;
 pub mod memory;
 pub mod part;
+mod pattern_guard;
 pub mod plan;
 pub mod pool;
 pub mod reader;

@@ -7,6 +7,7 @@ mod carried;
 mod chat;
 mod chosen_model;
 mod completions;
+mod conversation;
 mod doctor;
 mod engine_flags;
 mod eval;

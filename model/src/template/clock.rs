@@ -19,7 +19,7 @@ impl Now {
     }
 
     /// The same time for all that one rendering prints.
-    pub(super) fn frozen(self) -> Self {
+    pub fn frozen(self) -> Self {
         Now(Some(self.0.unwrap_or_else(|| jiff::Zoned::now().datetime())))
     }
 

@@ -27,7 +27,7 @@ use conversation::Conversation;
 use input::{Input, Typed};
 use screen::{Manner, Screen};
 use talk::{Answer, Ended, Talk};
-use template::{Template, TemplateArgument};
+use template::{Template, TemplateFlags};
 
 /// Talks with a model: every line is a message, and the answer is written while it comes
 #[derive(Args)]
@@ -48,9 +48,8 @@ pub(crate) struct Chat {
     /// Goes on with a conversation: JSON messages, as /save writes them
     #[arg(long, value_name = "FILE")]
     messages: Option<PathBuf>,
-    /// A value for the chat template, such as enable_thinking=false; may be repeated
-    #[arg(long, value_name = "KEY=JSON")]
-    template_arg: Vec<TemplateArgument>,
+    #[command(flatten)]
+    template: TemplateFlags,
     /// Shows answers without the thinking before them
     #[arg(long)]
     hide_thinking: bool,
@@ -120,7 +119,7 @@ impl Chat {
         let context = self.context.of(&source.spec);
         let options = self.engine.options(context, 1, 1);
         run::warn_of_overlooked(&source, &source.plan(options, Cpu::detect())?);
-        let template = Template::of(&source, &self.template_arg)?;
+        let template = Template::of(&source, &self.template)?;
         let text = source.text()?;
         let reader = Reader::for_chat(&text.tokenizer, text.table.clone());
         let defaults = source.generation_defaults()?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{Folder, answer, bantam_with, list, program, repository};
+use crate::{Folder, answer, bantam_with, json, list, program, repository};
 
 /// Flags that make answers short and the same every time.
 const SHORT: [&str; 4] = ["--max-new-tokens", "8", "--seed", "5"];
@@ -86,6 +86,9 @@ fn conversations_are_saved_and_gone_on_with() {
     refusal(&format!("x\n/save {}\n", folder.path("no/such/folder")), &[], &["no/such/folder"]);
     let asked = folder.write("asked.json", r#"[{"role": "user", "content": "What is a file?"}]"#);
     assert_eq!(turns("", &["--messages", &asked])[0]["content"], turns("What is a file?", &[])[0]["content"]);
+    let tokens = json(&["tokenize", "--chat", &asked, "--json"]);
+    assert_eq!(list(&tokens["ids"]).len() as u64, number(&turns("What is a file?", &[])[0], "prompt_tokens"));
+    assert!(!list(&json(&["tokenize", "--chat", &file, "--json"])["ids"]).is_empty());
     let block = turns("\"\"\"one \ntwo\"\"\"\n", &[]);
     assert_eq!(block[0]["content"], whole[0]["content"]);
 }
@@ -104,7 +107,7 @@ fn what_cannot_be_done_is_said() {
     let _ = std::fs::remove_file(model.path("chat_template.jinja"));
     let config = std::fs::read_to_string(model.path("tokenizer_config.json")).unwrap();
     model.write("tokenizer_config.json", config.replace("\"chat_template\"", "\"other\""));
-    refusal("x", &[&model.path("")], &["no chat template", "bantam run"]);
+    refusal("x", &[&model.path("")], &["expected a chat template", "bantam run"]);
     let output = bantam_with("x", &["chat", "--template-arg", "effort=low"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("KEY=JSON"));

@@ -89,7 +89,7 @@ pub(crate) fn chat_template(source: &Source) -> Result<ChatTemplate, Failure> {
     source.chat_template()?.ok_or_else(|| {
         refused(format!(
             "{}: expected a chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json), found \
-             none; this model was not made to chat, or the file was not downloaded: fetch it, or give plain text to `bantam run`",
+             none; this model was not made to chat, or the file was not downloaded: fetch it, or use `bantam run`",
             source.folder().display()
         ))
     })

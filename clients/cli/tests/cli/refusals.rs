@@ -238,7 +238,11 @@ fn conversations_that_cannot_be_rendered_are_refused() {
         &["refuses this conversation: only poems, please"],
     );
     model.write("chat_template.jinja", "\n{{ messages[0].content.strip( }}");
-    check(&["tokenize", &model.path(""), "--chat", &file], 1, &["chat_template.jinja, line 2", "expression"]);
+    check(
+        &["tokenize", &model.path(""), "--chat", &file],
+        1,
+        &["chat_template.jinja, line 2", "closes nothing"],
+    );
     model.write(
         "chat_template.jinja",
         "{% for i in range(9999) %}{% for i in range(9999) %}{% endfor %}{% endfor %}",

@@ -1,6 +1,6 @@
 //! Text in and out against goldens of the original tools: tokenizers, streamed detokenizing, sampling.
 //!
-//! Chat templates stand in the same golden files but are not tested here.
+//! Chat templates stand in the same golden files and are tested in `templates.rs`.
 
 // Helpers of a test may unwrap: a failure is a failed test.
 #![allow(clippy::unwrap_used)]
@@ -15,8 +15,20 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use serde_json::Value;
 
-/// `gpt_neox-seq` has the tokenizer of `gpt_neox`.
-const MODELS: [&str; 5] = ["gpt_neox", "gpt_neox-seq", "llama-tied", "llama-untied", "qwen2"];
+/// Some share a tokenizer, and their goldens say so.
+const MODELS: [&str; 11] = [
+    "gemma2",
+    "gemma3",
+    "gpt_neox",
+    "gpt_neox-seq",
+    "gpt_oss-bf16",
+    "llama-tied",
+    "llama-untied",
+    "mistral",
+    "mixtral",
+    "phi3",
+    "qwen2",
+];
 
 fn goldens() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("goldens")

@@ -68,6 +68,24 @@ impl Cpu {
         variants
     }
 
+    /// The instruction sets that this value proves, as processors' manuals name them.
+    pub fn features(self) -> heapless::Vec<&'static str, 8> {
+        let mut features: heapless::Vec<&'static str, 8> = heapless::Vec::new();
+        let mut add = |present: bool, name| {
+            if present {
+                let _ = features.push(name);
+            }
+        };
+        add(self.level == Level::Neon, "NEON");
+        add(self.level >= Level::Avx2, "AVX2");
+        add(self.level >= Level::Avx2, "FMA");
+        add(self.level >= Level::Avx2, "F16C");
+        add(self.level >= Level::Avx512, "AVX-512 (F, BW, DQ, VL)");
+        add(self.vnni, "AVX-512 VNNI");
+        add(self.bf16, "AVX-512 BF16");
+        features
+    }
+
     /// A name for tables and test output.
     pub fn name(self) -> &'static str {
         match (self.level, self.vnni, self.bf16) {

@@ -331,8 +331,7 @@ fn system(what: &str, source: std::io::Error) -> LoadError {
 }
 
 fn does_not_fit(plan: &Plan, available: u64) -> LoadError {
-    let largest = plan.lines.iter().max_by_key(|line| line.bytes);
-    let (line, bytes) = largest.map_or(("", 0), |line| (line.name.as_str(), line.bytes));
+    let (line, bytes) = plan.largest().map_or(("", 0), |line| (line.name.as_str(), line.bytes));
     let advice = match line {
         "keys and values" => "a shorter --context, or --kv int8",
         _ => "close other programs, or take a smaller model or --quantization int8",

@@ -1,6 +1,6 @@
 //! What a model folder holds beside its weights: the JSON files and the chat template, as bytes.
 //!
-//! It parses none of them and opens no weights. It opens these files and no others: Python code in a model folder,
+//! It parses none of them and opens no weights. It opens these files (and `additional_chat_templates/*.jinja`) and no others: Python code in a model folder,
 //! and whatever `auto_map` names, is never touched.
 
 use crate::checkpoint::map::{self, MapError};
@@ -32,6 +32,9 @@ const TOKENIZER: Kind = Kind { name: "tokenizer.json", bytes_max: 64 << 20 };
 const TOKENIZER_CONFIG: Kind = Kind { name: "tokenizer_config.json", bytes_max: 16 << 20 };
 const SPECIAL_TOKENS_MAP: Kind = Kind { name: "special_tokens_map.json", bytes_max: 1 << 20 };
 const CHAT_TEMPLATE: Kind = Kind { name: "chat_template.jinja", bytes_max: 1 << 20 };
+
+const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
+const ADDITIONAL_TEMPLATES_MAX: usize = 64;
 
 #[derive(Clone, Copy)]
 struct Kind {
@@ -127,6 +130,25 @@ impl ModelFiles {
     /// `chat_template.jinja`. Older models keep the template inside `tokenizer_config.json`.
     pub fn chat_template(&self) -> Bytes<'_> {
         self.get(CHAT_TEMPLATE, |files| files.chat_template)
+    }
+
+    /// The templates of `additional_chat_templates/`, by name without `.jinja`, sorted.
+    pub fn additional_chat_templates(&self) -> Result<Vec<(String, Vec<u8>)>, FilesError> {
+        let folder = self.folder.join(ADDITIONAL_TEMPLATES);
+        // A folder that cannot be listed holds nothing for us: most models have none.
+        let Some(entries) = fs::read_dir(&folder).ok().filter(|_| self.embedded.is_none()) else {
+            return Ok(Vec::new());
+        };
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let jinja = paths.filter(|path| path.extension().is_some_and(|extension| extension == "jinja"));
+        let mut paths: Vec<PathBuf> = jinja.take(ADDITIONAL_TEMPLATES_MAX).collect();
+        paths.sort();
+        let mut found = Vec::new();
+        for path in paths {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            found.push((name, map::read_regular(&path, CHAT_TEMPLATE.bytes_max)?));
+        }
+        Ok(found)
     }
 
     /// [`config`](Self::config), where a model without one cannot be used.

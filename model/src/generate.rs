@@ -27,6 +27,56 @@ pub enum GenerateError {
     /// All sequences are in use.
     #[error("all {0} sequences are in use")]
     NoSequence(usize),
+    /// Somebody asked for an end while the prompt was read.
+    #[error("stopped while the prompt was read")]
+    Stopped,
+}
+
+/// A sequence that outlives its generations, with the tokens that it holds: what a conversation keeps from turn to
+/// turn, so that only what is new is read.
+#[derive(Debug)]
+pub struct Held {
+    sequence: usize,
+    tokens: Vec<u32>,
+}
+
+impl Held {
+    /// Opens a sequence that holds nothing.
+    pub fn open(engine: &mut Engine) -> Result<Self, GenerateError> {
+        let options = engine.plan().options;
+        let sequence = engine.open().ok_or(GenerateError::NoSequence(options.sequences))?;
+        Ok(Held { sequence, tokens: Vec::with_capacity(options.context) })
+    }
+
+    /// Tokens that need not be read again where a prompt begins with them.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Gives the sequence back.
+    pub fn close(self, engine: &mut Engine) {
+        engine.close(self.sequence);
+    }
+
+    /// Makes the sequence hold the prompt: forgets what differs, reads the rest. At least one token is read, because
+    /// its logits are needed. Says how many were there already.
+    fn read(
+        &mut self,
+        engine: &mut Engine,
+        prompt: &[u32],
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<usize, GenerateError> {
+        let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let same = same.min(prompt.len() - 1);
+        engine.rewind(self.sequence, same);
+        let read = engine.prefill(self.sequence, &prompt[same..], |_, _, _| match is_stopped() {
+            true => Err(GenerateError::Stopped),
+            false => Ok(()),
+        });
+        self.tokens.clear();
+        self.tokens.extend_from_slice(&prompt[..engine.length(self.sequence)]);
+        read.map(|()| same)
+    }
 }
 
 /// What ended a generation.
@@ -74,6 +124,7 @@ pub struct Generation {
     /// Prompt and generated tokens.
     history: Vec<u32>,
     prompt_tokens: usize,
+    reused_tokens: usize,
     tokens_max: usize,
     logits: Vec<f32>,
     finish: Option<Finish>,
@@ -87,6 +138,26 @@ impl Generation {
         settings: GenerationSettings,
         prompt: &[u32],
     ) -> Result<Self, GenerateError> {
+        let sequences = engine.plan().options.sequences;
+        let sequence = engine.open().ok_or(GenerateError::NoSequence(sequences))?;
+        let mut held = Held { sequence, tokens: Vec::new() };
+        let begun = Generation::begin_in(engine, &mut held, reader, settings, prompt, &|| false);
+        if begun.is_err() {
+            held.close(engine);
+        }
+        begun
+    }
+
+    /// The same in a sequence that may hold a part of the prompt. `is_stopped` is asked after every chunk. At the
+    /// end, [`Generation::leave`] gives the sequence back to `held`.
+    pub fn begin_in(
+        engine: &mut Engine,
+        held: &mut Held,
+        reader: Option<Reader>,
+        settings: GenerationSettings,
+        prompt: &[u32],
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<Self, GenerateError> {
         if prompt.is_empty() {
             return Err(GenerateError::EmptyPrompt);
         }
@@ -99,31 +170,30 @@ impl Generation {
             Some(reader) => Some(Text::new(reader, &settings.stop, prompt)?),
         };
         let mut history = Vec::with_capacity(options.context + 1);
-        let sequence = engine.open().ok_or(GenerateError::NoSequence(options.sequences))?;
-        let read = engine.prefill::<StepError>(sequence, prompt, |_, _, _| Ok(()));
-        if let Err(error) = read {
-            engine.close(sequence);
-            return Err(error.into());
-        }
+        let reused_tokens = held.read(engine, prompt, is_stopped)?;
         history.extend_from_slice(prompt);
         // The context bounds what can be stored; the last token needs no place of its own.
         let room = options.context - prompt.len() + 1;
         let tokens_max = settings.new_tokens(prompt.len()).min(room);
         let mut logits = vec![0.0; vocab];
         logits.copy_from_slice(engine.logits(&[engine.rows() - 1]));
-        let finish = None;
-        let prompt_tokens = prompt.len();
         Ok(Generation {
-            sequence,
+            sequence: held.sequence,
             sampler,
             text,
             settings,
             history,
-            prompt_tokens,
+            prompt_tokens: prompt.len(),
+            reused_tokens,
             tokens_max,
             logits,
-            finish,
+            finish: None,
         })
+    }
+
+    /// Tokens of the prompt that were there already.
+    pub fn reused_tokens(&self) -> usize {
+        self.reused_tokens
     }
 
     /// Tokens generated so far.
@@ -158,6 +228,12 @@ impl Generation {
     fn is_end(&self, id: u32) -> bool {
         let by_format = self.text.as_ref().is_some_and(|text| text.reader.ends_reply(id));
         !self.settings.ignore_eos && (by_format || self.settings.eos.contains(&id))
+    }
+
+    /// Ends it, and lets `held` know what the sequence holds now.
+    pub fn leave(self, engine: &Engine, held: &mut Held) {
+        held.tokens.clear();
+        held.tokens.extend_from_slice(&self.history[..engine.length(self.sequence)]);
     }
 
     /// Gives the sequence back.

@@ -308,6 +308,11 @@ impl Plan {
         self.weight_bytes + self.cache_bytes + self.work_bytes
     }
 
+    /// The line that takes the most.
+    pub fn largest(&self) -> Option<&Line> {
+        self.lines.iter().max_by_key(|line| line.bytes)
+    }
+
     /// Makes the table. `stored` tells how a tensor stands in the checkpoint, given the shape that it should have.
     pub fn new(
         spec: &ModelSpec,

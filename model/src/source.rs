@@ -16,6 +16,7 @@ use crate::files::{EmbeddedFiles, FilesError, ModelFiles};
 use crate::generation::{GenerationDefaults, GenerationError};
 use crate::plan::{Options, Plan, PlanError};
 use crate::spec::ModelSpec;
+use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Why a model cannot be used.
@@ -66,6 +67,14 @@ pub enum SourceError {
         folder: PathBuf,
         /// What is wrong.
         source: GenerationError,
+    },
+    /// The chat template gives no text.
+    #[error("{}: {source}", .folder.display())]
+    Template {
+        /// The model.
+        folder: PathBuf,
+        /// What is wrong.
+        source: TemplateError,
     },
     /// The model cannot be loaded.
     #[error(transparent)]
@@ -140,6 +149,17 @@ impl Source {
     pub fn tokenizer_error(&self, source: TokenizerError) -> SourceError {
         let folder = self.folder().into();
         SourceError::Tokenizer { folder, source }
+    }
+
+    /// The chat template, where the model has one.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>, SourceError> {
+        ChatTemplate::of_model(&self.files).map_err(|source| self.template_error(source))
+    }
+
+    /// An error of this model's chat template, with the model's name.
+    pub fn template_error(&self, source: TemplateError) -> SourceError {
+        let folder = self.folder().into();
+        SourceError::Template { folder, source }
     }
 
     /// How this model generates unless flags say otherwise.

@@ -17,6 +17,7 @@ use serde::{Deserialize, de};
 use tokenizers::{AddedToken, Decoder as _, DecoderWrapper, Model as _, PreTokenizerWrapper};
 
 use crate::foreign::clipped;
+use crate::pattern_guard::PatternGuard;
 
 /// Ids above this are refused: tables indexed by id (embedding, detokenizer) would otherwise be sized by a typo.
 pub const ID_LIMIT: u32 = 1 << 24;
@@ -73,6 +74,7 @@ pub struct Tokenizer {
     special: HashSet<u32>,
     names: Names,
     id_end: u32,
+    guard: PatternGuard,
 }
 
 /// Ids of the tokens that have a role.
@@ -116,13 +118,13 @@ impl Tokenizer {
 
     /// Ids of `text`; `add_special` lets the post-processor add its tokens (mostly a leading bos).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = guarded(|| self.inner.encode_fast(text, add_special))?;
+        let encoding = self.guarded(text, || self.inner.encode_fast(text, add_special))?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// As `encode`, with the tokens' spelling and where in the text they stand.
     pub fn encode_with_offsets(&self, text: &str, add_special: bool) -> Result<Encoding, TokenizerError> {
-        let encoding = guarded(|| self.inner.encode_char_offsets(text, add_special))?;
+        let encoding = self.guarded(text, || self.inner.encode_char_offsets(text, add_special))?;
         Ok(Encoding {
             ids: encoding.get_ids().to_vec(),
             tokens: encoding.get_tokens().to_vec(),
@@ -197,21 +199,24 @@ impl Tokenizer {
         self.added.contains_key(&id)
     }
 
+    /// Runs one encoding; errors and panics of the library become our error.
+    fn guarded(
+        &self,
+        text: &str,
+        encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
+    ) -> Result<tokenizers::Encoding, TokenizerError> {
+        self.guard.check(text).map_err(|reason| TokenizerError::Encode { reason })?;
+        let reason = match catch_unwind(AssertUnwindSafe(encode)) {
+            Ok(Ok(encoding)) => return Ok(encoding),
+            Ok(Err(error)) => clipped(error),
+            Err(_) => "the tokenizer library stopped in this text".to_owned(),
+        };
+        Err(TokenizerError::Encode { reason })
+    }
+
     pub(crate) fn decoder(&self) -> Option<&DecoderWrapper> {
         self.inner.get_decoder()
     }
-}
-
-/// Runs one encoding; errors and panics of the library become our error.
-fn guarded(
-    encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
-) -> Result<tokenizers::Encoding, TokenizerError> {
-    let reason = match catch_unwind(AssertUnwindSafe(encode)) {
-        Ok(Ok(encoding)) => return Ok(encoding),
-        Ok(Err(error)) => clipped(error),
-        Err(_) => "the tokenizer library stopped in this text".to_owned(),
-    };
-    Err(TokenizerError::Encode { reason })
 }
 
 /// Builds everything. Runs inside `catch_unwind`.
@@ -259,7 +264,12 @@ fn build(tokenizer_json: &[u8], config: &RoleFile, map: &RoleFile) -> Result<Tok
         .collect();
     let names = names(config, map, &inner);
     let added = added.into_iter().map(|(id, token)| (id, token.content)).collect();
-    Ok(Tokenizer { inner, added, special, names, id_end })
+    let part =
+        |part: Result<serde_json::Value, serde_json::Error>| part.map_err(|error| unusable(clipped(error)));
+    let normalizer = part(serde_json::to_value(inner.get_normalizer()))?;
+    let pre_tokenizer = part(serde_json::to_value(inner.get_pre_tokenizer()))?;
+    let guard = PatternGuard::new(&normalizer, &pre_tokenizer).map_err(unusable)?;
+    Ok(Tokenizer { inner, added, special, names, id_end, guard })
 }
 
 /// Tokens that the two small files declare and `tokenizer.json` may lack, in the order transformers adds them.
@@ -294,6 +304,18 @@ fn roles_in_force<'a>(config: &'a RoleFile, map: &'a RoleFile) -> Vec<(&'a str, 
         .chain(second.roles.iter().filter(|(name, _)| !mentioned(name)))
         .filter_map(|(name, token)| token.as_ref().map(|token| (name.as_str(), token)))
         .collect()
+}
+
+/// The named tokens as chat templates are given them, by role; those of a list are named `list[index]`.
+pub(crate) fn special_tokens(
+    config: Option<&[u8]>,
+    map: Option<&[u8]>,
+) -> Result<Vec<(String, String)>, TokenizerError> {
+    let config = RoleFile::parse("tokenizer_config.json", config)?;
+    let map = RoleFile::parse("special_tokens_map.json", map)?;
+    let roles = roles_in_force(&config, &map).into_iter();
+    let roles = roles.filter(|(_, token)| !token.content.is_empty());
+    Ok(roles.map(|(role, token)| (role.to_owned(), token.content.clone())).collect())
 }
 
 fn names(config: &RoleFile, map: &RoleFile, inner: &tokenizers::Tokenizer) -> Names {

@@ -24,6 +24,9 @@ const BLOCK_BYTES: usize = 1 << 30;
 
 /// Measures this machine's ceilings, and a model's speed beside them
 #[derive(Args)]
+#[command(after_help = "Examples:\n  bantam bench                             # the machine alone\n  \
+                        bantam bench ./my-model --rounds 9\n  \
+                        bantam bench --synthetic tinyllama --quantization int8 --json")]
 pub(crate) struct Bench {
     #[command(flatten)]
     model: ChosenModel,
@@ -68,7 +71,9 @@ impl Bench {
         let subject = self.subject(cpu)?;
         let machine = Machine::new(cpu, threads, BLOCK_BYTES)
             .map_err(|error| refused(format!("1 GiB of memory or {threads} threads: {error}")))?;
+        let progress = Progress::waiting("measuring this machine".to_owned());
         let ceilings = Ceilings::measure(&machine);
+        drop(progress);
         let Some(subject) = subject else {
             return match self.json {
                 true => Ok(output::json(&ceilings.as_json(cpu, threads))?),

@@ -14,7 +14,7 @@ use crate::progress::Progress;
 /// Positions where neither the model nor a flag asks for fewer or more.
 const CONTEXT: usize = 4096;
 /// Tokens of a prompt that are computed together.
-const CHUNK: usize = 512;
+pub(crate) const CHUNK: usize = 512;
 /// More threads than this are a typing error.
 const THREADS_MAX: u64 = 1024;
 
@@ -71,9 +71,14 @@ impl ContextFlag {
     pub(crate) fn of(&self, spec: &ModelSpec) -> usize {
         match self.tokens {
             Some(tokens) => size(tokens),
-            None => spec.context.min(CONTEXT),
+            None => usual_context(spec),
         }
     }
+}
+
+/// Positions where no flag says how many.
+pub(crate) fn usual_context(spec: &ModelSpec) -> usize {
+    spec.context.min(CONTEXT)
 }
 
 /// A flag's number; one that does not fit is refused further on as too large.

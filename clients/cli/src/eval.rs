@@ -24,6 +24,7 @@ const WINDOWS_MAX: usize = 16;
 
 /// Measures how good a model is
 #[derive(Args)]
+#[command(after_help = "Examples:\n  bantam eval perplexity ./my-model --text-file wiki.txt --context 1024")]
 pub(crate) struct Eval {
     #[command(subcommand)]
     what: What,
@@ -44,6 +45,10 @@ impl Eval {
 
 /// Perplexity of a text, in windows side by side; each scores all its tokens but the first
 #[derive(Args)]
+#[command(
+    after_help = "Examples:\n  bantam eval perplexity ./my-model --text-file wiki.txt --context 1024\n  \
+                        bantam eval perplexity ./my-model --text-file wiki.txt --precision exact --json"
+)]
 struct Perplexity {
     #[command(flatten)]
     model: ChosenModel,

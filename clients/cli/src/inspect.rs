@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::carried;
 use crate::chosen_model::ChosenModel;
 use crate::failure::{Failure, refused};
+use crate::progress::Progress;
 use crate::{output, written_file};
 
 /// Names shown where a tensor is not found, or not used.
@@ -33,6 +34,8 @@ const SMALLEST: Options = Options {
 
 /// Shows what a model is: family, shapes, types, parameters, bits per weight; or one of its tensors
 #[derive(Args)]
+#[command(after_help = "Examples:\n  bantam inspect ./my-model\n  bantam inspect ./my-model --tensors\n  \
+                        bantam inspect ./my-model --tensor model.norm.weight --out norm.safetensors")]
 pub(crate) struct Inspect {
     #[command(flatten)]
     model: ChosenModel,
@@ -76,9 +79,14 @@ impl Inspect {
         if let Some(out) = &self.out {
             let files = self.model.path().map(ModelFiles::open).transpose().map_err(SourceError::from)?;
             written_file::check(out, &checkpoint, files.as_ref())?;
-            return write_tensor(&tensor, out);
+            write_tensor(&tensor, out)?;
+            if !self.json {
+                return Ok(());
+            }
         }
+        let progress = Progress::waiting(format!("reading {name}"));
         let values = inspect::values(&tensor);
+        drop(progress);
         let (shape, dtype) = (tensor.shape, tensor.dtype.name());
         if self.json {
             let mut object = Map::from_iter([

@@ -1,19 +1,27 @@
 //! `bantam`, the command line. This file reads arguments and reports failures; every verb has a file of its own.
 #![forbid(unsafe_code)]
 
+mod arguments;
 mod bench;
 mod carried;
+mod chat;
 mod chosen_model;
+mod completions;
+mod conversation;
+mod doctor;
 mod engine_flags;
 mod eval;
 mod failure;
+mod hardware;
 mod inspect;
+mod interrupt;
 mod output;
 mod plan;
 mod progress;
 mod run;
 mod sampling_flags;
 mod score;
+mod style;
 mod synthetic_shape;
 mod token_ids;
 mod tokenize;
@@ -24,45 +32,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use clap::{Parser, Subcommand};
+use clap::FromArgMatches;
 
-use failure::Failure;
-
-/// Runs, measures and inspects language models on small machines.
-#[derive(Parser)]
-#[command(name = "bantam", version, arg_required_else_help = true, max_term_width = 100)]
-struct Arguments {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Subcommand)]
-enum Verb {
-    Run(run::Run),
-    Score(score::Score),
-    Tokenize(tokenize::Tokenize),
-    Inspect(inspect::Inspect),
-    Plan(plan::PlanRun),
-    Eval(eval::Eval),
-    Bench(bench::Bench),
-}
-
-impl Verb {
-    fn run(self) -> Result<(), Failure> {
-        match self {
-            Verb::Run(verb) => verb.run(),
-            Verb::Score(verb) => verb.run(),
-            Verb::Tokenize(verb) => verb.run(),
-            Verb::Inspect(verb) => verb.run(),
-            Verb::Plan(verb) => verb.run(),
-            Verb::Eval(verb) => verb.run(),
-            Verb::Bench(verb) => verb.run(),
-        }
-    }
-}
+use arguments::Arguments;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    style::choose(std::env::args_os());
+    let arguments = match Arguments::from_arg_matches(&arguments::command().get_matches()) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
     // Libraries below may panic on a strange file, and their caller turns that into an error; only a panic that
     // arrives here is worth words on the screen.
     let place = Arc::new(Mutex::new(String::new()));
@@ -76,13 +55,13 @@ fn main() -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) if failure.is_closed_pipe() => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
-            output::warn(&format!("error: {failure}"));
+            output::error(&failure.to_string());
             ExitCode::from(failure.exit_status())
         }
         Err(panic) => {
             let place = place.lock().map(|place| place.clone()).unwrap_or_default();
             let words = words(&*panic);
-            output::warn(&format!("error: this is a bug in bantam, please report it: {words} ({place})"));
+            output::error(&format!("this is a bug in bantam, please report it: {words} ({place})"));
             ExitCode::from(101)
         }
     }
@@ -91,15 +70,4 @@ fn main() -> ExitCode {
 fn words(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_arguments_are_consistent() {
-        Arguments::command().debug_assert();
-    }
 }

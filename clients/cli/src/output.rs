@@ -4,11 +4,20 @@ use std::io::{self, IsTerminal, Write};
 
 use serde_json::Value;
 
+use crate::style;
+
 /// Writes a result and a line break.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// Writes a result that is a text already, line breaks and all.
+pub(crate) fn text(text: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text)?;
     out.flush()
 }
 
@@ -18,8 +27,18 @@ pub(crate) fn json(value: &Value) -> io::Result<()> {
 }
 
 /// Says something beside the result. A closed standard error is nobody's loss.
-pub(crate) fn warn(text: &str) {
+pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Says what the user should know though the verb goes on.
+pub(crate) fn warning(text: &str) {
+    say(&format!("{} {text}", style::on_stderr(style::WARNING, "warning:")));
+}
+
+/// Says why a verb ended, or why one thing of many was not done.
+pub(crate) fn error(text: &str) {
+    say(&format!("{} {text}", style::on_stderr(style::ERROR, "error:")));
 }
 
 /// Whether somebody watches standard error.

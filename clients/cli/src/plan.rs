@@ -11,11 +11,14 @@ use serde_json::{Value, json};
 use crate::chosen_model::ChosenModel;
 use crate::engine_flags::{ContextFlag, EngineFlags, kv_name, precision_name, size};
 use crate::failure::{Failure, refused};
-use crate::output;
 use crate::synthetic_shape::SyntheticShape;
+use crate::{output, style};
 
 /// Shows how many bytes a run will take, line by line, without loading anything
 #[derive(Args)]
+#[command(after_help = "Examples:\n  bantam plan ./my-model --context 8192\n  \
+                        bantam plan ./my-model --quantization int8 --kv int8 --json\n  \
+                        bantam plan --synthetic list")]
 pub(crate) struct PlanRun {
     #[command(flatten)]
     model: ChosenModel,
@@ -130,9 +133,14 @@ fn as_text(plan: &Plan, model: &str, available: Option<u64>) -> String {
     }
     let options = &plan.options;
     let verdict = match (fits(plan, available), available) {
-        (Some(true), Some(available)) => format!("fits: {} of memory are free", output::bytes(available)),
+        (Some(true), Some(available)) => format!(
+            "{} {} of memory are free",
+            style::on_stdout(style::GOOD, "fits:"),
+            output::bytes(available)
+        ),
         (Some(false), Some(available)) => format!(
-            "does not fit: {} of memory are free; try a shorter --context, --kv int8 or --quantization int8",
+            "{} {} of memory are free; try a shorter --context, --kv int8 or --quantization int8",
+            style::on_stdout(style::BAD, "does not fit:"),
             output::bytes(available)
         ),
         _ => "how much memory is free cannot be told on this system".to_owned(),

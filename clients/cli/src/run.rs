@@ -20,7 +20,7 @@ use crate::failure::{Failure, refused, usage};
 use crate::progress::Progress;
 use crate::sampling_flags::SamplingFlags;
 use crate::token_ids::{self, TokenIds};
-use crate::{chosen_model, output};
+use crate::{chosen_model, output, style};
 
 /// A prompt may be this long: more than any context holds, and little enough for the tokenizer to answer at once.
 const PROMPT_BYTES_MAX: usize = 4 << 20;
@@ -90,7 +90,7 @@ impl Run {
             output::json(&story.json(&engine))?;
         }
         if self.verbose || (output::is_watched() && !self.json) {
-            output::warn(&story.summary());
+            output::say(&style::on_stderr(style::FAINT, &story.summary()));
         }
         Ok(())
     }
@@ -178,11 +178,11 @@ impl Run {
 }
 
 /// Says so where a checkpoint holds more than its configuration makes use of: the text would be that of another model.
-fn warn_of_overlooked(source: &Source, plan: &Plan) {
+pub(crate) fn warn_of_overlooked(source: &Source, plan: &Plan) {
     let overlooked = Inspection::new(&source.checkpoint, plan).overlooked;
     if let Some(first) = overlooked.first() {
-        output::warn(&format!(
-            "warning: {}: {} tensors look like weights and are not used, {first:?} among them: does config.json belong \
+        output::warning(&format!(
+            "{}: {} tensors look like weights and are not used, {first:?} among them: does config.json belong \
              to these weights? `bantam inspect --json` lists them",
             source.folder().display(),
             overlooked.len()
@@ -249,7 +249,7 @@ fn piped() -> Result<String, Failure> {
 }
 
 /// Refuses a prompt that would keep the tokenizer busy only to be too long afterwards.
-fn check_bytes(found: usize) -> Result<(), Failure> {
+pub(crate) fn check_bytes(found: usize) -> Result<(), Failure> {
     match found <= PROMPT_BYTES_MAX {
         true => Ok(()),
         false => Err(refused(format!(

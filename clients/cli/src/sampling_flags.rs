@@ -3,12 +3,13 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bantam_model::generation::GenerationFlags;
-use clap::Args;
+use clap::{Args, Command, FromArgMatches};
 
 use crate::engine_flags::size;
+use crate::failure::{Failure, usage};
 
 /// How to choose tokens.
-#[derive(Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingFlags {
     /// New tokens at most [default: the model's, or 256]
@@ -66,11 +67,42 @@ impl SamplingFlags {
             repetition_penalty: self.repetition_penalty,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
-            seed: Some(self.seed.unwrap_or_else(seed_of_the_clock)),
+            seed: Some(self.seed()),
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             ..GenerationFlags::default()
         }
+    }
+
+    /// The seed that was given, or one from the clock.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed.unwrap_or_else(seed_of_the_clock)
+    }
+
+    /// The same flags with one changed, spelled as on the command line but without its dashes.
+    pub(crate) fn with(&self, key: &str, value: Option<&str>) -> Result<Self, Failure> {
+        let key = key.trim_start_matches('-').replace('_', "-");
+        let flag = match value {
+            Some(value) => format!("--{key}={value}"),
+            None => format!("--{key}"),
+        };
+        let command = SamplingFlags::augment_args_for_update(Command::new("set").no_binary_name(true));
+        let names = command.get_arguments().filter_map(|argument| argument.get_long()).collect::<Vec<_>>();
+        if !names.contains(&key.as_str()) {
+            return Err(usage(format!("{key} is not a sampling flag; there are: {}", names.join(", "))));
+        }
+        // Only its first line is about the flag; the rest is about a command line that nobody has written.
+        let wrong = |error: clap::Error| {
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            usage(line.strip_prefix("error: ").unwrap_or(line).replace("--", ""))
+        };
+        let mut matches = command.try_get_matches_from([flag]).map_err(wrong)?;
+        let mut changed = self.clone();
+        // A temperature takes back what `greedy` said.
+        changed.greedy &= key != "temperature";
+        changed.update_from_arg_matches_mut(&mut matches).map_err(wrong)?;
+        Ok(changed)
     }
 
     /// Whether text is needed to know when to stop.
@@ -83,4 +115,29 @@ impl SamplingFlags {
 fn seed_of_the_clock() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.as_nanos() as u64 % 1_000_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_flag_can_be_changed() {
+        let command = SamplingFlags::augment_args(Command::new("x").no_binary_name(true));
+        let matches = command.get_matches_from(["--top-k", "5", "--seed", "9"]);
+        let flags = SamplingFlags::from_arg_matches(&matches).expect("the flags are sound");
+        let warm = flags.with("temperature", Some("0.25")).expect("a number").flags();
+        assert_eq!((warm.temperature, warm.top_k, warm.seed), (Some(0.25), Some(5), Some(9)));
+        let greedy = flags.with("greedy", None).expect("it takes no value");
+        assert_eq!(greedy.flags().do_sample, Some(false));
+        assert_eq!(greedy.with("temperature", Some("1")).expect("a number").flags().do_sample, None);
+        assert_eq!(
+            flags.with("max_new_tokens", Some("7")).expect("a number").flags().max_new_tokens,
+            Some(7)
+        );
+        let said = |key, value| flags.with(key, value).expect_err("wrong").to_string();
+        assert!(said("warmth", Some("1")).contains("temperature, "));
+        assert!(said("top_k", Some("many")).contains("many"));
+        assert!(said("top_k", None).contains("top-k"));
+    }
 }

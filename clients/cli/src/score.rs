@@ -9,6 +9,7 @@ use bantam_model::memory;
 use bantam_model::score;
 use bantam_model::source::Source;
 use clap::Args;
+use serde_json::json;
 
 use crate::chosen_model::ChosenModel;
 use crate::engine_flags::EngineFlags;
@@ -22,6 +23,8 @@ const LOGITS_ROWS: usize = 64;
 
 /// Writes the logits of every position of a sequence to a safetensors file
 #[derive(Args)]
+#[command(after_help = "Examples:\n  bantam score ./my-model --ids 1,2,3 --logits logits.safetensors\n  \
+                        bantam score ./my-model --text \"Once upon a time\" --logits logits.safetensors")]
 pub(crate) struct Score {
     #[command(flatten)]
     model: ChosenModel,
@@ -37,6 +40,9 @@ pub(crate) struct Score {
     /// An adapter over the model
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    /// Writes a JSON object about what was written
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     engine: EngineFlags,
 }
@@ -67,6 +73,11 @@ impl Score {
             Ok(())
         })?;
         write_safetensors(&self.logits, &[("logits", Dtype::F32, &shape, &bytes)], &[])?;
+        drop(progress);
+        if self.json {
+            let file = self.logits.display().to_string();
+            output::json(&json!({ "logits": file, "dtype": "F32", "shape": shape, "bytes": bytes.len() }))?;
+        }
         Ok(())
     }
 

@@ -66,6 +66,15 @@ pub fn write_safetensors(
     temporary.rename(path).map_err(io_error)
 }
 
+/// Writes any file as carefully: whole or not at all, replacing the regular file that was there.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
+    check_place(path)?;
+    let io_error = |source| WriteError::Io { path: path.into(), source };
+    let (temporary, mut file) = Temporary::create(path)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io_error)?;
+    temporary.rename(path).map_err(io_error)
+}
+
 /// The header with its length, checked by our own reader: what we write we can read.
 fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Result<Vec<u8>, WriteError> {
     let mut text = String::from("{");

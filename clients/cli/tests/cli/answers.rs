@@ -134,6 +134,50 @@ fn tokens_are_those_of_the_original() {
 }
 
 #[test]
+fn conversations_are_those_of_the_original() {
+    let out = Folder::new();
+    for model in MODELS {
+        let read = |name: &str| -> Value {
+            let path = format!("{}/golden_text.json", golden(name));
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+        };
+        let mut goldens = read(model);
+        if let Some(other) = goldens["same_as"].as_str() {
+            goldens = read(other);
+        }
+        // Tools are tested below the command line: this test's JSON forgets the order of their keys.
+        for case in list(&goldens["chat"]).iter().filter(|case| case["tools"].is_null()) {
+            let file = out.write("chat.json", case["messages"].to_string());
+            let folder = golden(model);
+            let mut arguments = vec!["tokenize", &folder, "--chat", &file, "--now"];
+            arguments.push(goldens["frozen_now"].as_str().unwrap());
+            if case["add_generation_prompt"] == false {
+                arguments.push("--no-generation-prompt");
+            }
+            let extra = ["enable_thinking", "reasoning_effort"].map(|key| format!("{key}={}", case[key]));
+            for argument in extra.iter().filter(|argument| !argument.ends_with("=null")) {
+                arguments.extend(["--template-arg", argument]);
+            }
+            if let Some(error) = case["error"].as_str() {
+                let output = bantam(&arguments);
+                let said = String::from_utf8(output.stderr).unwrap();
+                assert!(said.trim_end().ends_with(error.strip_prefix("TemplateError: ").unwrap()), "{said}");
+                assert_eq!(output.status.code(), Some(1));
+                continue;
+            }
+            let plain = answer(bantam(&arguments));
+            assert_eq!(plain.trim_end().replace(' ', ","), joined(&ids(&case["ids"])));
+            arguments.push("--json");
+            let object = json(&arguments);
+            assert_eq!((&object["rendered"], &object["ids"]), (&case["rendered"], &case["ids"]), "{model}");
+        }
+    }
+    let folder = golden("llama-tied");
+    let piped = "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}";
+    assert!(!answer(bantam_with(piped, &["tokenize", &folder, "--chat", "-"])).is_empty());
+}
+
+#[test]
 fn a_newcomer_needs_no_model() {
     let text = answer(bantam(&["run", "The function returns", "--max-new-tokens", "8"]));
     assert!(text.len() > 1 && text.ends_with('\n'), "{text:?}");
@@ -324,7 +368,20 @@ fn a_reader_who_leaves_early_is_no_error() {
 #[test]
 fn help_and_version_succeed() {
     assert!(answer(bantam(&["--version"])).starts_with("bantam "));
-    for verb in ["run", "score", "tokenize", "inspect", "plan", "eval", "bench"] {
+    for verb in [
+        "run",
+        "chat",
+        "score",
+        "tokenize",
+        "inspect",
+        "plan",
+        "eval",
+        "bench",
+        "doctor",
+        "completions",
+        "man",
+    ] {
         assert!(answer(bantam(&[verb, "--help"])).contains("Usage"), "{verb}");
+        assert!(answer(bantam(&["help", verb])).contains("Examples:\n  bantam "), "{verb}");
     }
 }

@@ -207,7 +207,51 @@ fn what_does_not_exist_yet_says_so() {
     let model = repository("model/carried");
     let score = ["score", &model, "--ids", "1", "--logits", "x", "--adapter", "y"];
     check(&score, 1, &["adapters are not supported yet"]);
-    check(&["tokenize", "--chat", "x.json", "--json"], 1, &["--chat", "not supported yet"]);
+}
+
+#[test]
+fn conversations_that_cannot_be_rendered_are_refused() {
+    let folder = Folder::new();
+    let model = golden("llama-tied");
+    let chat = |json: &str, words: &[&str]| {
+        check(&["tokenize", &model, "--chat", &folder.write("chat.json", json)], 1, words);
+    };
+    chat("{}", &["chat.json", "expected a JSON list of messages", "found an object"]);
+    chat("[\"Hi\"]", &["expected a list of messages, each an object, found a string"]);
+    chat("[{]", &["chat.json", "column 3"]);
+    chat("{\"messages\": [], \"tools\": 3}", &["`tools` as a list", "a number"]);
+    check(&["tokenize", &model, "--chat", &folder.path("none.json")], 1, &["none.json", "messages"]);
+    let file = folder.write("chat.json", "[{\"role\": \"user\", \"content\": \"Hi\"}]");
+    let flags = ["tokenize", &model, "--chat", &file];
+    let argument = [&flags[..], &["--template-arg", "effort=high"]].concat();
+    check(&argument, 2, &["--template-arg", "'effort=\"high\"'"]);
+    check(&[&flags[..], &["--template-arg", "messages=[]"]].concat(), 1, &["`messages`", "leave it out"]);
+    check(&[&flags[..], &["--now", "noon"]].concat(), 2, &["--now", "2025-01-31T12:34:56"]);
+    check(&["tokenize", "--tools", "x", "--text", "y"], 2, &["--chat"]);
+    check(&[&flags[..], &["--text", "y"]].concat(), 2, &["--text", "--chat"]);
+
+    let model = Folder::model("llama-tied");
+    model.write("chat_template.jinja", "\n{{ raise_exception('only poems, please') }}");
+    check(
+        &["tokenize", &model.path(""), "--chat", &file],
+        1,
+        &["refuses this conversation: only poems, please"],
+    );
+    model.write("chat_template.jinja", "\n{{ messages[0].content.strip( }}");
+    check(
+        &["tokenize", &model.path(""), "--chat", &file],
+        1,
+        &["chat_template.jinja, line 2", "closes nothing"],
+    );
+    model.write(
+        "chat_template.jinja",
+        "{% for i in range(9999) %}{% for i in range(9999) %}{% endfor %}{% endfor %}",
+    );
+    check(&["tokenize", &model.path(""), "--chat", &file], 1, &["the template was stopped", "steps"]);
+    model.remove("chat_template.jinja");
+    let config = std::fs::read_to_string(model.path("tokenizer_config.json")).unwrap();
+    assert!(!config.contains("chat_template"));
+    check(&["tokenize", &model.path(""), "--chat", &file], 1, &["expected a chat template", "found none"]);
 }
 
 #[test]

@@ -1,0 +1,313 @@
+//! `bantam doctor`: what this machine is, how fast it was measured to be, and which models it can run.
+
+use std::path::PathBuf;
+
+use bantam_core::{Cpu, KvKind, Precision};
+use bantam_model::engine::synthetic_plan;
+use bantam_model::families::SHAPES;
+use bantam_model::plan::{Options, Plan};
+use bantam_model::pool::Threads;
+use bantam_model::source::Source;
+use bantam_model::spec::ModelSpec;
+use bantam_model::speed::{Machine, Spread};
+use bantam_model::{checkpoint::Dtype, memory};
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::failure::{Failure, refused};
+use crate::hardware::{self, Cores};
+use crate::progress::Progress;
+use crate::{engine_flags, output, style};
+
+/// Measurements of each kind.
+const ROUNDS: usize = 5;
+/// Memory that bandwidth is measured on, where so much is free: more than the caches of any laptop.
+const BLOCK_BYTES: u64 = 1 << 30;
+const BLOCK_BYTES_MIN: u64 = 16 << 20;
+/// Why no graphics card is listed.
+const NO_GPU: &str = "not used: this build has no GPU backend yet";
+
+/// Shows what this machine is and measures it, and tells which models it can run and how fast
+#[derive(Args)]
+#[command(after_help = "Examples:\n  bantam doctor\n  bantam doctor ./my-model\n  bantam doctor --json")]
+pub(crate) struct Doctor {
+    /// A model to judge, instead of published shapes: a folder or .safetensors file in Hugging Face form
+    #[arg(value_name = "MODEL")]
+    place: Option<PathBuf>,
+    /// MODEL by name
+    #[arg(long = "model", value_name = "MODEL", conflicts_with = "place")]
+    named: Option<PathBuf>,
+    /// Writes a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// A model in one form, and what it would take here.
+struct Candidate {
+    name: String,
+    form: &'static str,
+    outcome: Result<Plan, String>,
+}
+
+/// What was read from the system and what was measured.
+struct Report {
+    cpu: Cpu,
+    name: Option<String>,
+    cores: Cores,
+    threads: usize,
+    total: Option<u64>,
+    limit: Option<u64>,
+    available: Option<u64>,
+    read: Spread,
+    float32: Spread,
+    bfloat16: Option<Spread>,
+    int8: Option<Spread>,
+    candidates: Vec<Candidate>,
+}
+
+impl Doctor {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let cpu = Cpu::detect();
+        // What is wrong with a model is said before anything takes time.
+        let candidates = match self.place.as_deref().or(self.named.as_deref()) {
+            Some(path) => of_model(&Source::open(path)?, cpu)?,
+            None => of_shapes(cpu),
+        };
+        let report = Report::new(cpu, candidates)?;
+        match self.json {
+            true => output::json(&report.as_json())?,
+            false => output::line(&report.as_text())?,
+        }
+        Ok(())
+    }
+}
+
+/// How a model would be run if no flag said otherwise.
+fn options(spec: &ModelSpec, int8: bool) -> Options {
+    let context = engine_flags::usual_context(spec);
+    let (chunk, kv) = (engine_flags::CHUNK.min(context), KvKind::F16);
+    Options { context, sequences: 1, chunk, logits_rows: 1, kv, precision: Precision::Fast, int8 }
+}
+
+/// The published shapes, each in two forms.
+fn of_shapes(cpu: Cpu) -> Vec<Candidate> {
+    let forms = [("bf16", false), ("int8", true)];
+    let both = SHAPES.iter().flat_map(|shape| forms.map(|form| (shape, form)));
+    both.map(|((name, config), (form, int8))| {
+        let outcome = match ModelSpec::parse(config.as_bytes()) {
+            Ok(spec) => synthetic_plan(&spec, Dtype::Bf16, options(&spec, int8), cpu)
+                .map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        Candidate { name: (*name).to_owned(), form, outcome }
+    })
+    .collect()
+}
+
+/// A model as it is, and in eight bits where it can be had so.
+fn of_model(source: &Source, cpu: Cpu) -> Result<Vec<Candidate>, Failure> {
+    let name = source.folder().display().to_string();
+    let plain = source.plan(options(&source.spec, false), cpu)?;
+    let int8 = source.plan(options(&source.spec, true), cpu).map_err(|error| error.to_string());
+    Ok(vec![
+        Candidate { name: name.clone(), form: "as it is", outcome: Ok(plain) },
+        Candidate { name, form: "int8", outcome: int8 },
+    ])
+}
+
+impl Report {
+    fn new(cpu: Cpu, candidates: Vec<Candidate>) -> Result<Self, Failure> {
+        let threads = Threads::available();
+        let available = memory::available();
+        let block = available.map_or(BLOCK_BYTES, |free| (free / 4).clamp(BLOCK_BYTES_MIN, BLOCK_BYTES));
+        let progress = Progress::counting("measuring this machine".to_owned(), 4 * ROUNDS);
+        let machine = Machine::new(cpu, threads, block as usize).map_err(|error| {
+            let block = output::bytes(block);
+            refused(format!(
+                "measuring takes {block} of memory and {threads} threads: {error}; close other programs"
+            ))
+        })?;
+        let mut done = 0;
+        let mut spread = |measure: &dyn Fn() -> Option<f64>| {
+            let found: Vec<f64> = (0..ROUNDS)
+                .map_while(|_| {
+                    done += 1;
+                    progress.at(done);
+                    measure()
+                })
+                .collect();
+            (!found.is_empty()).then(|| Spread::of(&found))
+        };
+        let known = "these measurements exist on every machine";
+        Ok(Report {
+            read: spread(&|| Some(machine.read_bandwidth())).expect(known),
+            float32: spread(&|| Some(machine.float32())).expect(known),
+            bfloat16: spread(&|| machine.bfloat16()),
+            int8: spread(&|| machine.int8()),
+            cpu,
+            name: hardware::processor(),
+            cores: hardware::cores(),
+            threads,
+            total: memory::total(),
+            limit: memory::limit(),
+            available,
+            candidates,
+        })
+    }
+
+    /// Tokens per second when nothing but memory's speed counts.
+    fn rate(&self, plan: &Plan) -> f64 {
+        self.read.median / plan.bytes_per_token as f64
+    }
+
+    fn fits(&self, plan: &Plan) -> Option<bool> {
+        self.available.map(|available| plan.bytes() as u64 <= available)
+    }
+
+    fn as_json(&self) -> Value {
+        let giga = |spread: Spread| {
+            let [median, least, most] = [spread.median, spread.least, spread.most].map(|x| x / 1e9);
+            json!({ "median": median, "least": least, "most": most })
+        };
+        let models = self.candidates.iter().map(|candidate| match &candidate.outcome {
+            Err(error) => json!({ "name": candidate.name, "form": candidate.form, "error": error }),
+            Ok(plan) => json!({
+                "name": candidate.name,
+                "form": candidate.form,
+                "context": plan.options.context,
+                "bytes": plan.bytes(),
+                "weight_bytes": plan.weight_bytes,
+                "bytes_per_token": plan.bytes_per_token,
+                "fits": self.fits(plan),
+                "largest_line": plan.largest().map(|line| json!({ "name": line.name, "bytes": line.bytes })),
+                "expected_tokens_per_s_most": self.rate(plan),
+            }),
+        });
+        json!({
+            "processor": {
+                "name": self.name,
+                "cores_physical": self.cores.physical,
+                "cores_logical": self.cores.logical,
+                "features": self.cpu.features().as_slice(),
+                "kernels": self.cpu.name(),
+            },
+            "memory": {
+                "total_bytes": self.total,
+                "limit_bytes": self.limit,
+                "available_bytes": self.available,
+            },
+            "measured": {
+                "threads": self.threads,
+                "read_gb_per_s": giga(self.read),
+                "f32_gflop_per_s": giga(self.float32),
+                "bf16_gflop_per_s": self.bfloat16.map(giga),
+                "int8_gop_per_s": self.int8.map(giga),
+            },
+            "gpu": Value::Null,
+            "models": models.collect::<Vec<_>>(),
+        })
+    }
+
+    fn as_text(&self) -> String {
+        let heading = |text: &str| style::on_stdout(style::HEADING, text);
+        format!(
+            "{}\n{}\n\n{}\n{}\n\n{}\n{}\n\n{}\n{}",
+            heading("This machine"),
+            output::table(&self.facts(), &[false, false]),
+            heading(&format!("Measured just now, {} threads", self.threads)),
+            output::table(&self.measured(), &[false, true, false]),
+            heading("What it can run"),
+            self.models(),
+            style::on_stdout(
+                style::FAINT,
+                "most tokens/s is measured memory read / bytes read per token: an upper"
+            ),
+            style::on_stdout(
+                style::FAINT,
+                "bound for one answer, expected and not measured; `bantam bench` measures it"
+            ),
+        )
+    }
+
+    fn facts(&self) -> Vec<Vec<String>> {
+        let unknown = || "cannot be told on this system".to_owned();
+        let bytes = |bytes: Option<u64>| bytes.map_or_else(unknown, output::bytes);
+        let features = match self.cpu.features().as_slice() {
+            [] => "none that bantam has kernels for".to_owned(),
+            features => features.join(", "),
+        };
+        let logical = format!("{} logical", self.cores.logical);
+        let cores = match self.cores.physical {
+            Some(physical) => format!("{physical} physical, {logical}"),
+            None => logical,
+        };
+        let mut rows = vec![
+            ("processor", self.name.clone().unwrap_or_else(unknown)),
+            ("cores", cores),
+            ("instructions", features),
+            ("kernels", self.cpu.name().to_owned()),
+            ("memory", bytes(self.total)),
+            ("available", bytes(self.available)),
+        ];
+        if let Some(limit) = self.limit {
+            rows.push(("limit", format!("{} for this group of processes", output::bytes(limit))));
+        }
+        rows.push(("graphics card", NO_GPU.to_owned()));
+        rows.into_iter().map(|(name, value)| vec![format!("  {name}"), value]).collect()
+    }
+
+    fn measured(&self) -> Vec<Vec<String>> {
+        let row = |(what, unit, spread): (&str, &str, Spread)| {
+            let [median, least, most] =
+                [spread.median, spread.least, spread.most].map(|x| format!("{:.1}", x / 1e9));
+            vec![format!("  {what}"), median, format!("{unit} ({least} to {most})")]
+        };
+        let rows = [
+            Some(("memory read", "GB/s", self.read)),
+            Some(("float32", "Gflop/s", self.float32)),
+            self.bfloat16.map(|spread| ("bfloat16 dots", "Gflop/s", spread)),
+            self.int8.map(|spread| ("int8 dots", "Gop/s", spread)),
+        ];
+        rows.into_iter().flatten().map(row).collect()
+    }
+
+    fn models(&self) -> String {
+        let titles = ["  model", "form", "context", "memory", "most tokens/s"];
+        let mut rows = vec![titles.map(str::to_owned).to_vec()];
+        let mut verdicts = vec!["fits".to_owned()];
+        for candidate in &self.candidates {
+            let cells = match &candidate.outcome {
+                Ok(plan) => [
+                    plan.options.context.to_string(),
+                    output::bytes(plan.bytes() as u64),
+                    format!("{:.1}", self.rate(plan)),
+                ],
+                Err(_) => ["-"; 3].map(str::to_owned),
+            };
+            let name = format!("  {}", candidate.name);
+            rows.push([vec![name, candidate.form.to_owned()], cells.to_vec()].concat());
+            verdicts.push(self.verdict(candidate));
+        }
+        // Colours have no width, so the last column is put beside a table that is laid out without it.
+        let table = output::table(&rows, &[false, false, true, true, true]);
+        let lines = table.lines().zip(&verdicts).map(|(line, verdict)| format!("{line}  {verdict}"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn verdict(&self, candidate: &Candidate) -> String {
+        let plan = match &candidate.outcome {
+            Ok(plan) => plan,
+            Err(error) => return style::on_stdout(style::BAD, error),
+        };
+        match (self.available, plan.largest()) {
+            (None, _) => "cannot be told".to_owned(),
+            (Some(available), Some(line)) if plan.bytes() as u64 > available => {
+                let lacking = output::bytes(plan.bytes() as u64 - available);
+                let largest = output::bytes(line.bytes as u64);
+                let no = style::on_stdout(style::BAD, "no");
+                format!("{no}, {lacking} short; largest: {} ({largest})", line.name)
+            }
+            _ => style::on_stdout(style::GOOD, "yes"),
+        }
+    }
+}

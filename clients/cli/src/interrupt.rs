@@ -1,0 +1,40 @@
+//! Ctrl-C: ends the program as it always does, unless an answer is being written; then it ends the answer.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use signal_hook::consts::SIGINT;
+use signal_hook::flag;
+
+/// Whether somebody pressed Ctrl-C. While that stands, once more ends the program.
+#[derive(Debug)]
+pub(crate) struct Interrupt {
+    asked: Arc<AtomicBool>,
+}
+
+impl Interrupt {
+    /// Nothing changes before [`Interrupt::note`].
+    pub(crate) fn install() -> io::Result<Self> {
+        let asked = Arc::new(AtomicBool::new(true));
+        // In this order: the first signal finds the flag down and raises it, the next finds it up. The program then
+        // ends by the signal itself, so that a shell sees 130 and ends a loop around it too.
+        flag::register_conditional_default(SIGINT, Arc::clone(&asked))?;
+        flag::register(SIGINT, Arc::clone(&asked))?;
+        Ok(Interrupt { asked })
+    }
+
+    /// From here on, Ctrl-C is noted.
+    pub(crate) fn note(&self) {
+        self.asked.store(false, SeqCst);
+    }
+
+    /// From here on, it ends the program.
+    pub(crate) fn end_program(&self) {
+        self.asked.store(true, SeqCst);
+    }
+
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.load(SeqCst)
+    }
+}

@@ -67,8 +67,12 @@ impl Held {
         is_stopped: &dyn Fn() -> bool,
     ) -> Result<usize, GenerateError> {
         let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let same = same.min(prompt.len() - 1);
+        let mut same = same.min(prompt.len() - 1);
         engine.rewind(self.sequence, same);
+        if engine.must_restart(self.sequence, prompt.len()) {
+            same = 0;
+            engine.rewind(self.sequence, 0);
+        }
         let read = engine.prefill(self.sequence, &prompt[same..], |_, _, _| match is_stopped() {
             true => Err(GenerateError::Stopped),
             false => Ok(()),
@@ -206,10 +210,8 @@ impl Generation {
         if self.finish.is_some() || self.tokens_max == 0 {
             return Ok(None);
         }
-        let last = self.history[self.history.len() - 1];
         if self.history.len() > self.prompt_tokens {
-            engine.step(&[Chunk { sequence: self.sequence, tokens: &[last] }])?;
-            self.logits.copy_from_slice(engine.logits(&[0]));
+            self.step(engine)?;
         }
         let id = self.sampler.sample(&mut self.logits, &self.history)?;
         self.history.push(id);
@@ -223,6 +225,19 @@ impl Generation {
         }
         let (text, part) = self.text.as_ref().map_or(("", None), |text| (text.piece.as_str(), text.part()));
         Ok(Some(Token { id, text, part, finish: self.finish }))
+    }
+
+    /// Logits after the last token.
+    fn step(&mut self, engine: &mut Engine) -> Result<(), StepError> {
+        let (sequence, length) = (self.sequence, self.history.len());
+        if engine.must_restart(sequence, length) {
+            engine.rewind(sequence, 0);
+            engine.prefill::<StepError>(sequence, &self.history, |_, _, _| Ok(()))?;
+        } else {
+            engine.step(&[Chunk { sequence, tokens: &self.history[length - 1..] }])?;
+        }
+        self.logits.copy_from_slice(engine.logits(&[engine.rows() - 1]));
+        Ok(())
     }
 
     fn is_end(&self, id: u32) -> bool {

@@ -138,7 +138,13 @@ impl Data {
 
     fn store(&mut self) {
         for sequence in 0..self.sequences {
-            let feed = Feed { first_row: 0, rows: self.positions, first_position: 0, sequence };
+            let feed = Feed {
+                first_row: 0,
+                rows: self.positions,
+                first_position: 0,
+                sequence,
+                length: self.positions,
+            };
             let batch = Batch { feeds: &[feed], tables: &self.tables, pages_per_sequence: self.pages() };
             let (keys, values) = (&self.keys, &self.values);
             store_batch(&Serial, &self.cache, &mut self.memory, &batch, keys, values);
@@ -172,6 +178,7 @@ impl Data {
             rows: self.rows,
             first_position: self.positions - self.rows,
             sequence: turn % self.sequences,
+            length: self.positions,
         };
         let batch = Batch { feeds: &[feed], tables: &self.tables, pages_per_sequence: self.pages() };
         attend_batch(

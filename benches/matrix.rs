@@ -5,7 +5,7 @@ use std::io;
 
 use bantam_core::layouts::panels::Form;
 use bantam_core::layouts::{FLOAT32, LAYOUTS, Layout, Shape, TILE_ROWS};
-use bantam_core::ops::matmul::{Output, multiply, panel_bytes};
+use bantam_core::ops::matmul::{Input, Output, multiply, panel_bytes};
 use bantam_core::{Cpu, Level, Precision, Serial};
 use bantam_model::memory;
 use memmap2::MmapMut;
@@ -219,8 +219,9 @@ impl Data {
         out: &mut [f32],
     ) {
         let output = Output { layout, shape: self.shape, tiles, bias: None, out, add: false };
-        let panels = bytemuck::cast_slice_mut(panels);
-        multiply(cpu, precision, &Serial, self.tokens, &self.x, panels, &mut [output]);
+        let input = Input { x: &self.x, columns: self.shape.columns, order: None };
+        let (panels, segments) = (bytemuck::cast_slice_mut(panels), [[0, 0, self.tokens as u32]]);
+        multiply(cpu, precision, &Serial, input, &segments, panels, &mut [output]);
     }
 
     fn naive(&self, weights: &[f32], out: &mut [f32]) {

@@ -9,12 +9,11 @@ use std::fmt::Write;
 
 use bantam_core::{
     Activation, Attention, Backend, Batch, Cpu, Feed, Heads, KvCache, KvKind, Matrix, Norm, Precision,
-    Product, Region, Rope, Slot,
+    Product, Region, Rope, Routed, RowPer, Slot,
 };
 use bantam_model::decoder::Decoder;
 use bantam_model::engine::{Chunk, stored};
-use bantam_model::families::Rows;
-use bantam_model::plan::{Fill, Options, Plan, WorkSlots};
+use bantam_model::plan::{Fill, Options, Plan};
 use bantam_tests::{MODELS, Noise, load, model_folder, open, options, repository};
 
 /// A backend that writes down what it is asked.
@@ -28,35 +27,6 @@ struct Trace {
     faults: Vec<String>,
 }
 
-/// The plan's names of the work slots. Those of no bytes share an offset with their neighbour and are left out.
-fn work_names(work: &WorkSlots) -> Vec<(&'static str, Slot)> {
-    let all = [
-        ("stream", work.stream),
-        ("normed", work.normed),
-        ("normed_for_mlp", work.normed_for_mlp),
-        ("query", work.query),
-        ("key", work.key),
-        ("value", work.value),
-        ("attended", work.attended),
-        ("gate", work.gate),
-        ("up", work.up),
-        ("angles", work.angles),
-        ("chosen", work.chosen),
-        ("chosen_normed", work.chosen_normed),
-        ("logits", work.logits),
-        ("panels", work.panels),
-    ];
-    all.into_iter().filter(|(_, slot)| slot.bytes > 0).collect()
-}
-
-/// A tensor, or which of its parts, where several matrices are stored as one.
-fn part(tensor: &str, rows: Rows) -> String {
-    match rows {
-        Rows::All => tensor.to_owned(),
-        Rows::Alternate { index, of } => format!("{tensor}[{index} of {of}]"),
-    }
-}
-
 impl Trace {
     fn new(plan: &Plan) -> Self {
         let mut names = HashMap::new();
@@ -64,7 +34,8 @@ impl Trace {
             // A tied head stands where the embedding is: the first name holds.
             names.entry((slot.region as u8, slot.offset)).or_insert(name);
         };
-        for (work, slot) in work_names(&plan.work) {
+        // Slots of no bytes share an offset with their neighbour.
+        for (work, slot) in plan.work.named().into_iter().filter(|(_, slot)| slot.bytes > 0) {
             name(slot, work.to_owned());
         }
         for (layer, cache) in plan.caches.iter().enumerate() {
@@ -72,8 +43,8 @@ impl Trace {
         }
         for fill in &plan.fills {
             match fill {
-                Fill::Matrix { matrix, tensor, rows, .. } => name(matrix.slot, part(tensor, *rows)),
-                Fill::Vector { slot, tensor, rows, .. } => name(*slot, part(tensor, *rows)),
+                Fill::Matrix { matrix, tensor, cut } => name(matrix.slot, format!("{tensor}{cut}")),
+                Fill::Vector { slot, tensor, cut } => name(*slot, format!("{tensor}{cut}")),
                 Fill::Values { slot, .. } => name(*slot, "frequencies".to_owned()),
             }
         }
@@ -113,6 +84,32 @@ impl Trace {
     fn line(&mut self, line: String) {
         self.lines.push(line);
     }
+
+    fn products(&mut self, of: &str, x_rows: usize, rows: usize, x: Slot, products: &[Product]) {
+        for product in products {
+            let shape = product.matrix.shape;
+            self.reads(x, x_rows * shape.columns);
+            if product.add {
+                self.reads(product.out, rows * shape.rows);
+            }
+            let sign = if product.add { "+=" } else { "=" };
+            let bias = product.bias.map_or(String::new(), |bias| format!(" + {}", self.name(bias)));
+            let line = format!(
+                "{} {sign} {} * {of}{} ({}){bias}: {rows} x {} -> {}",
+                self.name(product.out),
+                self.name(x),
+                self.name(product.matrix.slot),
+                product.matrix.layout.name(),
+                shape.columns,
+                shape.rows
+            );
+            self.line(line);
+        }
+        // Outputs only count once all products have read their input.
+        for product in products {
+            self.writes(product.out, rows * product.matrix.shape.rows);
+        }
+    }
 }
 
 impl Backend for Trace {
@@ -134,29 +131,47 @@ impl Backend for Trace {
     }
 
     fn matmul(&mut self, rows: usize, x: Slot, products: &[Product]) {
-        for product in products {
-            let shape = product.matrix.shape;
-            self.reads(x, rows * shape.columns);
-            if product.add {
-                self.reads(product.out, rows * shape.rows);
-            }
-            let sign = if product.add { "+=" } else { "=" };
-            let bias = product.bias.map_or(String::new(), |bias| format!(" + {}", self.name(bias)));
-            let line = format!(
-                "{} {sign} {} * {} ({}){bias}: {rows} x {} -> {}",
-                self.name(product.out),
-                self.name(x),
-                self.name(product.matrix.slot),
-                product.matrix.layout.name(),
-                shape.columns,
-                shape.rows
-            );
-            self.line(line);
-        }
-        // Outputs only count once all products have read their input.
-        for product in products {
-            self.writes(product.out, rows * product.matrix.shape.rows);
-        }
+        self.products("", rows, rows, x, products);
+    }
+
+    fn route(&mut self, routed: &Routed, rows: usize, logits: Slot) {
+        let (experts, chosen) = (routed.choice.experts, routed.choice.chosen);
+        self.reads(logits, rows * experts);
+        self.writes(routed.slot, routed.choice.bytes(rows).expect("small") / 4);
+        let (routing, logits) = (self.name(routed.slot), self.name(logits));
+        let line = format!("{routing} = route {logits}: {rows} x {chosen} of {experts}");
+        self.line(line);
+    }
+
+    fn matmul_experts(&mut self, routed: &Routed, rows: usize, per: RowPer, x: Slot, products: &[Product]) {
+        let choice = routed.choice;
+        self.reads(routed.slot, choice.bytes(rows).expect("small") / 4);
+        let x_rows = if per == RowPer::Token { rows } else { choice.places(rows) };
+        let experts = format!("{} experts ", choice.experts);
+        self.products(&experts, x_rows, choice.places(rows), x, products);
+    }
+
+    fn combine(&mut self, routed: &Routed, rows: usize, width: usize, places: Slot, out: Slot) {
+        let choice = routed.choice;
+        self.reads(routed.slot, choice.bytes(rows).expect("small") / 4);
+        self.reads(places, choice.places(rows) * width);
+        self.reads(out, rows * width);
+        let (out, places) = (self.name(out), self.name(places));
+        let line = format!("{out} += shares of {places}: {rows} x {} of {width}", choice.chosen);
+        self.line(line);
+    }
+
+    fn add(&mut self, rows: usize, width: usize, x: Slot, out: Slot) {
+        self.reads(x, rows * width);
+        self.reads(out, rows * width);
+        let line = format!("{} += {}: {rows} x {width}", self.name(out), self.name(x));
+        self.line(line);
+    }
+
+    fn cap(&mut self, limit: f32, rows: usize, width: usize, x: Slot) {
+        self.reads(x, rows * width);
+        let line = format!("{} bent below {limit}: {rows} x {width}", self.name(x));
+        self.line(line);
     }
 
     fn angles(&mut self, rope: &Rope, batch: &Batch, out: Slot) {
@@ -249,7 +264,10 @@ fn record(model: &str, options: Options) -> Trace {
     let plan =
         Plan::new(&spec, stored(&checkpoint), options, Cpu::PORTABLE).expect("the golden can be planned");
     let mut trace = Trace::new(&plan);
-    let feed = |first_row, rows, first_position, sequence| Feed { first_row, rows, first_position, sequence };
+    let feed = |first_row, rows, first_position, sequence| {
+        let length = first_position + rows;
+        Feed { first_row, rows, first_position, sequence, length }
+    };
     let tables: Vec<u32> = (0..2 * plan.pages_per_sequence as u32).collect();
     let batch = Batch {
         feeds: &[feed(0, 7, 0, 0), feed(7, 3, 20, 1)],

@@ -10,7 +10,20 @@ use bantam_model::plan::Options;
 use bantam_model::spec::ModelSpec;
 
 /// Every model with goldens.
-pub const MODELS: [&str; 5] = ["gpt_neox", "gpt_neox-seq", "llama-tied", "llama-untied", "qwen2"];
+pub const MODELS: &[&str] = &[
+    "gpt_neox",
+    "gpt_neox-seq",
+    "llama-tied",
+    "llama-untied",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "mixtral",
+    "phi3",
+    "gemma2",
+    "gemma3",
+    "gpt_oss-bf16",
+];
 
 /// A path below the repository's root.
 pub fn repository(path: &str) -> PathBuf {

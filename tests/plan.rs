@@ -84,23 +84,7 @@ fn plan_equals_memory(model: &str, options: Options) {
 
 /// Lines add up to regions; the slots of a region follow one another without overlap and end where it ends.
 fn lines_and_slots_add_up(what: &str, plan: &Plan) {
-    let work = &plan.work;
-    let work_slots = [
-        work.stream,
-        work.normed,
-        work.normed_for_mlp,
-        work.query,
-        work.key,
-        work.value,
-        work.attended,
-        work.gate,
-        work.up,
-        work.angles,
-        work.chosen,
-        work.chosen_normed,
-        work.logits,
-        work.panels,
-    ];
+    let work_slots = plan.work.named().map(|(_, slot)| slot);
     let weight_slots = plan.fills.iter().map(|fill| match fill {
         Fill::Matrix { matrix, .. } => {
             let tiles = matrix.shape.rows.div_ceil(TILE_ROWS);

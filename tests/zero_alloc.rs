@@ -263,7 +263,9 @@ fn main() {
     }
     // A parallel residual, layer norms, fused inputs with biases.
     let options = options(KvKind::F32, Precision::Exact, false);
-    batched_steps("gpt_neox", &mut loaded("gpt_neox", "gpt_neox", options, 3));
+    for model in ["gpt_neox", "gemma3", "gpt_oss-bf16"] {
+        batched_steps(model, &mut loaded(model, model, options, 3));
+    }
 }
 
 /// An engine, of which the heap holds tables of offsets and names of tensors: the buffers are in the plan's regions.

@@ -6,13 +6,14 @@
 use crate::arena::Slot;
 use crate::layouts::page::PageShape;
 use crate::layouts::{Layout, Shape};
+use crate::ops::experts::Choice;
 
-/// A matrix in the weights region, tile after tile in its layout.
+/// A matrix in the weights region, tile after tile in its layout, or a stack of matrices of one shape.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix {
     /// How it is stored.
     pub layout: &'static dyn Layout,
-    /// Output rows and input columns.
+    /// Output rows and input columns; of one matrix, where it is a stack.
     pub shape: Shape,
     /// Where.
     pub slot: Slot,
@@ -30,7 +31,7 @@ impl Matrix {
 pub struct Product {
     /// The matrix.
     pub matrix: Matrix,
-    /// A float32 vector in the weights region, one value per output row.
+    /// A float32 vector in the weights region, one value per output row (of each matrix of a stack).
     pub bias: Option<Slot>,
     /// Where the result goes, `rows x shape.rows`.
     pub out: Slot,
@@ -75,6 +76,8 @@ pub enum Activation {
     GeluTanh,
     /// max(x, 0)
     Relu,
+    /// x * sigmoid(1.702 x), x at most 7; where gated, times (up + 1), up within -7 and 7.
+    ClampedSwish,
 }
 
 /// Heads of a projection.
@@ -100,9 +103,26 @@ pub struct Rope {
     pub frequencies: Slot,
     /// Multiplies cosines and sines (YaRN's attention factor; 1 elsewhere).
     pub scale: f32,
+    /// Sequences longer than so many positions have other frequencies.
+    pub longer: Option<(usize, Slot)>,
+}
+
+impl Feed {
+    /// Position of a row in the sequence.
+    pub fn position(&self, row: usize) -> usize {
+        self.first_position + row - self.first_row
+    }
 }
 
 impl Rope {
+    /// The table for a sequence of so many positions.
+    pub fn frequencies_at(&self, length: usize) -> Slot {
+        match self.longer {
+            Some((positions, frequencies)) if length > positions => frequencies,
+            _ => self.frequencies,
+        }
+    }
+
     /// Pairs of channels.
     pub fn pairs(&self) -> usize {
         self.frequencies.bytes / 4
@@ -138,6 +158,8 @@ pub struct Feed {
     pub first_position: usize,
     /// Which page table.
     pub sequence: usize,
+    /// How long the sequence will be once all is read that is being read now, later feeds included.
+    pub length: usize,
 }
 
 /// The tokens of a step: feeds in ascending rows, without gaps.
@@ -176,10 +198,9 @@ impl<'a> Batch<'a> {
         &self.tables[start..start + self.pages_per_sequence]
     }
 
-    /// Position of a row in its sequence.
-    pub fn position(&self, row: usize) -> usize {
-        let feed = self.feeds.iter().rev().find(|feed| feed.first_row <= row).expect("feeds begin at row 0");
-        feed.first_position + row - feed.first_row
+    /// The feed that a row belongs to.
+    pub fn feed(&self, row: usize) -> &'a Feed {
+        self.feeds.iter().rev().find(|feed| feed.first_row <= row).expect("feeds begin at row 0")
     }
 }
 
@@ -198,14 +219,42 @@ pub struct Attention {
     pub sinks: Option<Slot>,
 }
 
+/// Which rows go to which experts: made by [`Backend::route`], for as many rows as that was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routed {
+    /// How many experts, and how many for a row.
+    pub choice: Choice,
+    /// In the work region, [`Choice::bytes`].
+    pub slot: Slot,
+}
+
+/// What the input of [`Backend::matmul_experts`] has rows for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowPer {
+    /// Tokens: every place takes its token's row.
+    Token,
+    /// Places.
+    Place,
+}
+
 /// A device that carries out a decoder's operations on its own arena.
 pub trait Backend {
     /// `out[i] = scale * table[tokens[i]]`.
     fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: Slot);
-    /// Normalizes rows.
+    /// Normalizes rows; `out` may be `x`.
     fn norm(&mut self, norm: &Norm, rows: usize, x: Slot, out: Slot);
     /// Multiplies rows by one to three matrices.
     fn matmul(&mut self, rows: usize, x: Slot, products: &[Product]);
+    /// Chooses experts for rows by their logits.
+    fn route(&mut self, routed: &Routed, rows: usize, logits: Slot);
+    /// Multiplies every place by its expert's matrix of each stack. Results have one row per place.
+    fn matmul_experts(&mut self, routed: &Routed, rows: usize, per: RowPer, x: Slot, products: &[Product]);
+    /// Adds to every row what its places hold, `width` channels each, by their shares.
+    fn combine(&mut self, routed: &Routed, rows: usize, width: usize, places: Slot, out: Slot);
+    /// `out += x`.
+    fn add(&mut self, rows: usize, width: usize, x: Slot, out: Slot);
+    /// `x = limit * tanh(x / limit)`.
+    fn cap(&mut self, limit: f32, rows: usize, width: usize, x: Slot);
     /// Cosines and sines for every row of a batch.
     fn angles(&mut self, rope: &Rope, batch: &Batch, out: Slot);
     /// Turns the heads of every row by its angles, in place.

@@ -2,12 +2,15 @@
 
 use core::ops::DerefMut;
 
-use crate::arena::{Arena, Slot, disjoint};
-use crate::backend::{Activation, Attention, Backend, Batch, Heads, KvCache, Matrix, Norm, Product, Rope};
+use crate::arena::{Arena, Region, Slot, disjoint};
+use crate::backend::{
+    Activation, Attention, Backend, Batch, Heads, KvCache, Matrix, Norm, Product, Rope, Routed, RowPer,
+};
 use crate::cpu::Cpu;
 use crate::layouts::{Precision, TILE_ROWS};
 use crate::ops::crew::Pool;
-use crate::ops::matmul::{self, Output};
+use crate::ops::experts::{Routing, add};
+use crate::ops::matmul::{self, Input, Output};
 use crate::ops::norm::{RowNorm, norm_row};
 use crate::ops::share::each_row;
 use crate::ops::{activation, attention, rope};
@@ -49,15 +52,52 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> CpuBackend<M, P> {
         &self.pool
     }
 
-    fn output<'a>(weights: &'a [u8], product: &Product, out: &'a mut [f32]) -> Output<'a> {
-        Output {
-            layout: product.matrix.layout,
-            shape: product.matrix.shape,
-            tiles: &weights[product.matrix.slot.range()],
-            bias: product.bias.map(|slot| bytemuck::cast_slice(&weights[slot.range()])),
-            out,
-            add: product.add,
-        }
+    /// Products of `tokens` rows of `x`, or of the places that rows of `x` were sent to.
+    fn products(&mut self, rows: usize, routed: Option<(&Routed, RowPer)>, x: Slot, products: &[Product]) {
+        let Arena { weights, work, .. } = &mut self.arena;
+        let columns = products[0].matrix.shape.columns;
+        let places = routed.map_or(rows, |(routed, _)| routed.choice.places(rows));
+        let x_rows = match routed {
+            Some((_, RowPer::Place)) => places,
+            _ => rows,
+        };
+        let routing = routed.map_or(NOWHERE, |(routed, _)| routed.slot);
+        let place = |i: usize| {
+            let out = |product: &Product| product.out.first(places * product.matrix.shape.rows);
+            products.get(i).map_or(NOWHERE, out)
+        };
+        assert!(
+            (1..=3).contains(&products.len()),
+            "a product of one to three matrices, not {}",
+            products.len()
+        );
+        let slots = [x.first(x_rows * columns), self.panels, routing, place(0), place(1), place(2)];
+        let [x, panels, routing, a, b, c] = disjoint(work, slots);
+        let output = |(product, out)| output(weights, product, out);
+        let mut outputs: heapless::Vec<Output, 3> = products.iter().zip([a, b, c]).map(output).collect();
+        let (all, x) = ([[0, 0, rows as u32]], &*x);
+        let routing = routed.map(|(routed, per)| (Routing::over(routed.choice, rows, routing), per));
+        let (segments, order) = match &routing {
+            None => (&all[..], None),
+            Some((routing, RowPer::Token)) => (routing.segments(), Some(routing.rows())),
+            Some((routing, RowPer::Place)) => (routing.segments(), None),
+        };
+        let input = Input { x, columns, order };
+        matmul::multiply(self.cpu, self.precision, &self.pool, input, segments, panels, &mut outputs);
+    }
+}
+
+/// No memory: apart from every other slot.
+const NOWHERE: Slot = Slot { region: Region::Work, offset: 0, bytes: 0 };
+
+fn output<'a>(weights: &'a [u8], product: &Product, out: &'a mut [f32]) -> Output<'a> {
+    Output {
+        layout: product.matrix.layout,
+        shape: product.matrix.shape,
+        tiles: &weights[product.matrix.slot.range()],
+        bias: product.bias.map(|slot| bytemuck::cast_slice(&weights[slot.range()])),
+        out,
+        add: product.add,
     }
 }
 
@@ -93,47 +133,67 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
             weight: floats(weights, norm.weight),
             bias: norm.bias.map(|slot| floats(weights, slot)),
         };
+        let (cpu, width) = (self.cpu, norm.width);
+        // Jobs below some thousand values cost more than they share.
+        let rows_min = 16.max((1 << 15) / width);
+        if x.offset == out.offset {
+            let [x] = disjoint(work, [x.first(size)]);
+            each_row(&self.pool, x, width, rows_min, |_, x| norm_row(cpu, &of_row, x));
+            return;
+        }
         let [x, out] = disjoint(work, [x.first(size), out.first(size)]);
-        let (cpu, x) = (self.cpu, &*x);
-        each_row(&self.pool, out, norm.width, 16, |row, out| {
-            norm_row(cpu, &of_row, &x[row * norm.width..][..norm.width], out);
+        let x = &*x;
+        each_row(&self.pool, out, width, rows_min, |row, out| {
+            out.copy_from_slice(&x[row * width..][..width]);
+            norm_row(cpu, &of_row, out);
         });
     }
 
     fn matmul(&mut self, rows: usize, x: Slot, products: &[Product]) {
-        let Arena { weights, work, .. } = &mut self.arena;
-        let x = x.first(rows * products[0].matrix.shape.columns);
-        let place = |i: usize| {
-            let product: &Product = &products[i];
-            product.out.first(rows * product.matrix.shape.rows)
-        };
-        let view = |i: usize, out| Self::output(weights, &products[i], out);
-        let (cpu, precision, pool) = (self.cpu, self.precision, &self.pool);
-        match products.len() {
-            1 => {
-                let [x, panels, a] = disjoint(work, [x, self.panels, place(0)]);
-                matmul::multiply(cpu, precision, pool, rows, x, panels, &mut [view(0, a)]);
-            }
-            2 => {
-                let [x, panels, a, b] = disjoint(work, [x, self.panels, place(0), place(1)]);
-                matmul::multiply(cpu, precision, pool, rows, x, panels, &mut [view(0, a), view(1, b)]);
-            }
-            3 => {
-                let [x, panels, a, b, c] = disjoint(work, [x, self.panels, place(0), place(1), place(2)]);
-                let outputs = &mut [view(0, a), view(1, b), view(2, c)];
-                matmul::multiply(cpu, precision, pool, rows, x, panels, outputs);
-            }
-            n => panic!("a product of one to three matrices, not {n}"),
-        }
+        self.products(rows, None, x, products);
+    }
+
+    fn route(&mut self, routed: &Routed, rows: usize, logits: Slot) {
+        let logits = logits.first(rows * routed.choice.experts);
+        let [routing, logits] = disjoint(&mut self.arena.work, [routed.slot, logits]);
+        Routing::over(routed.choice, rows, routing).route(routed.choice, logits);
+    }
+
+    fn matmul_experts(&mut self, routed: &Routed, rows: usize, per: RowPer, x: Slot, products: &[Product]) {
+        self.products(rows, Some((routed, per)), x, products);
+    }
+
+    fn combine(&mut self, routed: &Routed, rows: usize, width: usize, places: Slot, out: Slot) {
+        let choice = routed.choice;
+        let slots = [routed.slot, places.first(choice.places(rows) * width), out.first(rows * width)];
+        let [routing, parts, out] = disjoint(&mut self.arena.work, slots);
+        let (cpu, parts, routing) = (self.cpu, &*parts, Routing::over(choice, rows, routing));
+        each_row(&self.pool, out, width, 16, |row, out| {
+            routing.combine(cpu, choice.chosen, row, parts, out);
+        });
+    }
+
+    fn add(&mut self, rows: usize, width: usize, x: Slot, out: Slot) {
+        let size = rows * width;
+        let [x, out] = disjoint(&mut self.arena.work, [x.first(size), out.first(size)]);
+        let (cpu, x) = (self.cpu, &*x);
+        each_row(&self.pool, out, width, 16, |row, out| add(cpu, out, &x[row * width..][..width]));
+    }
+
+    fn cap(&mut self, limit: f32, rows: usize, width: usize, x: Slot) {
+        let [x] = disjoint(&mut self.arena.work, [x.first(rows * width)]);
+        let cpu = self.cpu;
+        each_row(&self.pool, x, width, 4, |_, x| activation::cap(cpu, limit, x));
     }
 
     fn angles(&mut self, rope: &Rope, batch: &Batch, out: Slot) {
         let Arena { weights, work, .. } = &mut self.arena;
-        let frequencies = floats(weights, rope.frequencies);
-        let width = 2 * rope.pairs();
+        let (weights, width): (&[u8], usize) = (weights, 2 * rope.pairs());
         let [out] = disjoint(work, [out.first(batch.rows() * width)]);
         each_row(&self.pool, out, width, 64, |row, out| {
-            rope::angles(frequencies, batch.position(row) as u32, rope.scale, out);
+            let feed = batch.feed(row);
+            let frequencies = floats(weights, rope.frequencies_at(feed.length));
+            rope::angles(frequencies, feed.position(row) as u32, rope.scale, out);
         });
     }
 

@@ -17,9 +17,11 @@ pub mod ops;
 pub use arena::{Arena, Region, Slot};
 pub use backend::{
     Activation, Attention, Backend, Batch, Feed, Heads, KvCache, Matrix, Norm, NormKind, Product, Rope,
+    Routed, RowPer,
 };
 pub use cpu::{Cpu, Level};
 pub use cpu_backend::CpuBackend;
 pub use layouts::Precision;
 pub use layouts::page::KvKind;
 pub use ops::crew::{Pool, Serial};
+pub use ops::experts::Choice;

@@ -3,10 +3,10 @@
 //! A layer is phases with one point between them where partial results of several shards will be added; a single
 //! shard adds nothing. Each phase leaves its result in the residual stream.
 
-use bantam_core::{Attention, Backend, Batch, Heads, KvCache, Product, Slot};
+use bantam_core::{Attention, Backend, Batch, Heads, KvCache, Norm, Product, Routed, RowPer, Slot};
 
 use crate::plan::{LayerWeights, Linear, Plan, Weights, WorkSlots};
-use crate::spec::{LayerSpec, ModelSpec, Residual};
+use crate::spec::{ExpertsSpec, LayerSpec, ModelSpec, Residual};
 
 /// A model's weights and buffers, without the device that they are on.
 #[derive(Debug, Clone)]
@@ -48,6 +48,9 @@ impl Decoder {
         b.norm(&self.weights.final_norm, rows.len(), s.chosen, s.chosen_normed);
         let head = Product { matrix: self.weights.head, bias: None, out: s.logits, add: false };
         b.matmul(rows.len(), s.chosen_normed, &[head]);
+        if let Some(limit) = self.spec.logits_cap {
+            b.cap(limit, rows.len(), self.spec.vocab, s.logits);
+        }
         s.logits.first(rows.len() * self.spec.vocab)
     }
 }
@@ -82,6 +85,26 @@ fn product(linear: &Linear, out: Slot, add: bool) -> Product {
     Product { matrix: linear.matrix, bias: linear.bias, out, add }
 }
 
+/// A block's last product, into the stream; where a norm comes between, by way of `scratch`.
+fn into_stream<B: Backend>(
+    b: &mut B,
+    rows: usize,
+    x: Slot,
+    last: &Linear,
+    post_norm: Option<&Norm>,
+    scratch: Slot,
+    stream: Slot,
+) {
+    match post_norm {
+        None => b.matmul(rows, x, &[product(last, stream, true)]),
+        Some(norm) => {
+            b.matmul(rows, x, &[product(last, scratch, false)]);
+            b.norm(norm, rows, scratch, scratch);
+            b.add(rows, norm.width, scratch, stream);
+        }
+    }
+}
+
 /// From `normed` through attention into the stream.
 fn attention_forward<B: Backend>(
     b: &mut B,
@@ -99,12 +122,18 @@ fn attention_forward<B: Backend>(
     let inputs =
         [product(&w.query, s.query, false), product(&w.key, s.key, false), product(&w.value, s.value, false)];
     b.matmul(rows, s.normed, &inputs);
+    if let Some([query, key]) = &w.head_norms {
+        // A head is a row.
+        b.norm(query, rows * a.heads, s.query, s.query);
+        b.norm(key, rows * a.kv_heads, s.key, s.key);
+    }
     b.rotate(rows, angles, heads, s.query);
     b.rotate(rows, angles, kv_heads, s.key);
     b.store(cache, batch, s.key, s.value);
-    let attention = Attention { heads, scale: a.scale, window: a.window, softcap: None, sinks: None };
+    let attention = Attention { heads, scale: a.scale, window: a.window, softcap: a.cap, sinks: w.sinks };
     b.attend(&attention, cache, batch, s.query, s.attended);
-    b.matmul(rows, s.attended, &[product(&w.output, s.stream, true)]);
+    let post_norm = w.post_norms.as_ref().map(|[norm, _]| norm);
+    into_stream(b, rows, s.attended, &w.output, post_norm, s.normed, s.stream);
 }
 
 /// From `input` through the feed-forward block into the stream.
@@ -116,15 +145,53 @@ fn mlp_forward<B: Backend>(
     input: Slot,
     rows: usize,
 ) {
-    match &w.gate {
+    if let (Some(experts), Some(router)) = (&spec.mlp.experts, &w.router) {
+        return experts_forward(b, spec, experts, router, w, s, input, rows);
+    }
+    let up = match &w.gate {
         Some(gate) => {
             b.matmul(rows, input, &[product(gate, s.gate, false), product(&w.up, s.up, false)]);
-            b.activate(spec.mlp.activation, rows, spec.mlp.width, s.gate, Some(s.up));
+            Some(s.up)
         }
         None => {
             b.matmul(rows, input, &[product(&w.up, s.gate, false)]);
-            b.activate(spec.mlp.activation, rows, spec.mlp.width, s.gate, None);
+            None
         }
-    }
-    b.matmul(rows, s.gate, &[product(&w.down, s.stream, true)]);
+    };
+    b.activate(spec.mlp.activation, rows, spec.mlp.width, s.gate, up);
+    let post_norm = w.post_norms.as_ref().map(|[_, norm]| norm);
+    into_stream(b, rows, s.gate, &w.down, post_norm, input, s.stream);
+}
+
+/// The same where every row is sent to some of several blocks.
+#[allow(clippy::too_many_arguments, reason = "a phase of a layer: its data, its weights, its memory")]
+fn experts_forward<B: Backend>(
+    b: &mut B,
+    spec: &LayerSpec,
+    experts: &ExpertsSpec,
+    router: &Linear,
+    w: &LayerWeights,
+    s: &WorkSlots,
+    input: Slot,
+    rows: usize,
+) {
+    let routed = Routed { choice: experts.choice, slot: s.routing };
+    let places = experts.choice.places(rows);
+    b.matmul(rows, input, &[product(router, s.router, false)]);
+    b.route(&routed, rows, s.router);
+    let up = match &w.gate {
+        Some(gate) => {
+            let inputs = [product(gate, s.gate, false), product(&w.up, s.up, false)];
+            b.matmul_experts(&routed, rows, RowPer::Token, input, &inputs);
+            Some(s.up)
+        }
+        None => {
+            b.matmul_experts(&routed, rows, RowPer::Token, input, &[product(&w.up, s.gate, false)]);
+            None
+        }
+    };
+    b.activate(spec.mlp.activation, places, spec.mlp.width, s.gate, up);
+    b.matmul_experts(&routed, rows, RowPer::Place, s.gate, &[product(&w.down, s.expert, false)]);
+    let width = w.down.matrix.shape.rows;
+    b.combine(&routed, rows, width, s.expert, s.stream);
 }

@@ -97,6 +97,8 @@ pub struct Engine {
     plan: Plan,
     /// Length of each sequence; `None` where it is not open.
     lengths: Vec<Option<usize>>,
+    /// The greatest length that each was known to reach when its tokens were read.
+    reaches: Vec<usize>,
     tables: Vec<u32>,
     feeds: Vec<Feed>,
     tokens: Vec<u32>,
@@ -158,6 +160,7 @@ impl Engine {
             decoder: Decoder::new(spec, &plan),
             backend,
             lengths: vec![None; options.sequences],
+            reaches: vec![0; options.sequences],
             tables: (0..pages).collect(),
             feeds: Vec::with_capacity(options.sequences),
             tokens: Vec::with_capacity(options.chunk),
@@ -189,6 +192,7 @@ impl Engine {
     pub fn open(&mut self) -> Option<usize> {
         let sequence = self.lengths.iter().position(Option::is_none)?;
         self.lengths[sequence] = Some(0);
+        self.reaches[sequence] = 0;
         Some(sequence)
     }
 
@@ -206,7 +210,19 @@ impl Engine {
     pub fn rewind(&mut self, sequence: usize, length: usize) {
         if let Some(Some(current)) = self.lengths.get_mut(sequence) {
             *current = length.min(*current);
+            if length == 0 {
+                self.reaches[sequence] = 0;
+            }
         }
+    }
+
+    /// Whether a sequence is to be read again from its start before it becomes `length` tokens long: where longer
+    /// sequences have rotary tables of their own, what was stored for a shorter one does not fit.
+    pub fn must_restart(&self, sequence: usize, length: usize) -> bool {
+        let reach = self.reaches.get(sequence).copied().unwrap_or(0);
+        let bounds = self.spec().ropes.iter().filter_map(|rope| rope.longer.as_ref());
+        let mut bounds = bounds.map(|(positions, _)| *positions);
+        self.length(sequence) > 0 && bounds.any(|positions| (reach > positions) != (length > positions))
     }
 
     /// Appends tokens to sequences: one step over all of them together. Row `i` of the step is the `i`-th token, in
@@ -218,9 +234,12 @@ impl Engine {
         for chunk in chunks {
             let length = self.length(chunk.sequence);
             let (first_row, rows) = (self.tokens.len(), chunk.tokens.len());
-            self.feeds.push(Feed { first_row, rows, first_position: length, sequence: chunk.sequence });
+            let (end, sequence) = (length + rows, chunk.sequence);
+            let reach = end.max(self.reaches[sequence]);
+            self.reaches[sequence] = reach;
+            self.feeds.push(Feed { first_row, rows, first_position: length, sequence, length: reach });
             self.tokens.extend_from_slice(chunk.tokens);
-            self.lengths[chunk.sequence] = Some(length + rows);
+            self.lengths[sequence] = Some(end);
         }
         if self.tokens.is_empty() {
             return Ok(());
@@ -265,6 +284,9 @@ impl Engine {
         let (asked, context) = (self.length(sequence) + tokens.len(), self.plan.options.context);
         if asked > context {
             return Err(StepError::ContextFull { asked, context }.into());
+        }
+        if let Some(reach) = self.reaches.get_mut(sequence) {
+            *reach = asked.max(*reach);
         }
         for tokens in tokens.chunks(self.plan.options.chunk) {
             let first = self.length(sequence);

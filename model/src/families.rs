@@ -3,11 +3,11 @@
 //! This is the only file that names a family. A new family is a new entry here and a golden; a new *behaviour* is a
 //! variant of an enum in `spec.rs` and an operation in `bantam-core`.
 
-use bantam_core::NormKind;
+use bantam_core::{Activation, NormKind};
 
 use crate::config::{Config, ConfigError};
 
-/// How a family's configuration and checkpoint are to be read.
+/// How a family's configuration and checkpoint are to be read. A key with a value beside it has that default.
 #[derive(Debug, PartialEq)]
 pub struct Family {
     /// `model_type`.
@@ -16,24 +16,40 @@ pub struct Family {
     pub context: usize,
     /// Norm of every place.
     pub norm: NormKind,
-    /// Key and default of its epsilon.
+    /// Its epsilon.
     pub epsilon: (&'static str, f64),
     /// Added to norm weights.
     pub weight_shift: f32,
-    /// Flag that makes both blocks see the layer's input, and its default.
+    /// Flag that makes both blocks see the layer's input.
     pub parallel: Option<(&'static str, bool)>,
-    /// Key and default of the feed-forward bend.
-    pub activation: (&'static str, &'static str),
-    /// Keys and default of the rotary base.
+    /// The feed-forward bend.
+    pub activation: Bend,
+    /// The choice of a feed-forward block among several.
+    pub experts: Option<ExpertRule>,
+    /// Keys of the rotary base.
     pub rope_base: (&'static [&'static str], f64),
-    /// Keys and default of the share of a head's channels that is turned.
+    /// Base of a second rotary table, of windowed layers alone, which nothing bends.
+    pub rope_base_windowed: Option<(&'static str, f64)>,
+    /// Keys of the share of a head's channels that is turned.
     pub rope_fraction: (&'static [&'static str], f64),
     /// How a window over positions is asked for.
     pub window: Option<WindowRule>,
     /// Default of `tie_word_embeddings`.
     pub tied: bool,
-    /// Whether several query heads may share a key head.
-    pub grouped: bool,
+    /// Key and value heads.
+    pub kv_heads: KvHeads,
+    /// Channels of a head where `head_dim` is absent; `None` divides the stream among the heads.
+    pub head_width: Option<usize>,
+    /// Scores are divided by the root of this; by that of a head's channels where there is no key.
+    pub score_scale: Option<(&'static str, f64)>,
+    /// Bends scores towards a limit.
+    pub score_cap: Option<(&'static str, Option<f64>)>,
+    /// The same for logits.
+    pub logits_cap: Option<(&'static str, Option<f64>)>,
+    /// Whether embeddings are multiplied by the root of their width.
+    pub scaled_embedding: bool,
+    /// Flags that change what is computed, and are not supported.
+    pub refused: &'static [&'static str],
     /// Bias of query, key and value.
     pub input_bias: Bias,
     /// Bias of the attention's output.
@@ -65,6 +81,35 @@ impl Bias {
     }
 }
 
+/// Where the feed-forward bend is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bend {
+    /// A key and its default.
+    Key(&'static str, &'static str),
+    /// Nowhere: the family has but one.
+    Always(Activation),
+}
+
+/// How many key and value heads there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvHeads {
+    /// As many as query heads; a stray key is ignored, as the reference does.
+    All,
+    /// As `num_key_value_heads` says; where it is absent, this many, or as many as query heads.
+    Grouped(Option<usize>),
+}
+
+/// A mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertRule {
+    /// Key of how many there are.
+    pub count: &'static str,
+    /// Key of how many a token is sent to.
+    pub chosen: (&'static str, usize),
+    /// Bias of the router.
+    pub router_bias: bool,
+}
+
 /// Which layers see only a window.
 #[derive(Debug, PartialEq, Eq)]
 pub struct WindowRule {
@@ -74,8 +119,21 @@ pub struct WindowRule {
     pub width: Option<usize>,
     /// Flag without which it does not count (default false).
     pub flag: Option<&'static str>,
-    /// Key and default of the first windowed layer, where no list of layer types is given.
-    pub first_layer: Option<(&'static str, usize)>,
+    /// Whether `layer_types`, where it is given, names the windowed layers.
+    pub listed: bool,
+    /// The windowed layers where no list counts.
+    pub layers: Windowed,
+}
+
+/// Layers that see only a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Windowed {
+    /// All.
+    All,
+    /// From the one that a key names.
+    From(&'static str, usize),
+    /// All but the last of every so many, as a key or the family says.
+    AllBut(Option<&'static str>, usize),
 }
 
 /// Names of tensors. `.weight` and `.bias` are appended.
@@ -93,6 +151,10 @@ pub struct Names {
     pub attention_norm: &'static str,
     /// Norm before the feed-forward block.
     pub mlp_norm: &'static str,
+    /// Norms after attention and after the feed-forward block, before they are added to the stream.
+    pub post_norms: Option<[&'static str; 2]>,
+    /// Norms of every query head and every key head.
+    pub head_norms: Option<[&'static str; 2]>,
     /// Queries.
     pub query: Part,
     /// Keys.
@@ -101,12 +163,25 @@ pub struct Names {
     pub value: Part,
     /// Attention's output.
     pub output: Part,
+    /// A score per query head that every token sees, and that leads nowhere; the whole name.
+    pub sinks: Option<&'static str>,
     /// First projection of a gated block.
     pub gate: Option<Part>,
     /// Projection to the hidden units.
     pub up: Part,
     /// Projection back.
     pub down: Part,
+    /// Where a feed-forward block is one of several: the projection to their logits, and how the others lie.
+    pub experts: Option<(&'static str, Stack)>,
+}
+
+/// How the matrices of experts are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stack {
+    /// A tensor for each; `{}` in a name is its number.
+    Apart,
+    /// All in one tensor, experts x inputs x outputs, its name whole; `_bias` is appended for the biases.
+    Together,
 }
 
 /// A matrix that is a tensor, or some rows of one.
@@ -124,12 +199,21 @@ pub enum Rows {
     /// All.
     All,
     /// Heads of several projections alternate: of every `of` heads, number `index`.
-    Alternate {
+    Heads {
         /// Which of them.
         index: usize,
         /// How many there are.
         of: usize,
     },
+    /// Single rows alternate.
+    Single {
+        /// Which of them.
+        index: usize,
+        /// How many there are.
+        of: usize,
+    },
+    /// Projections follow one another; this is its number.
+    Section(usize),
 }
 
 /// How rotary frequencies are bent; the arithmetic is in `rope.rs`.
@@ -139,6 +223,7 @@ pub(crate) enum RopeKind {
     Linear,
     ByWavelength,
     Yarn,
+    ByPair,
 }
 
 /// What configurations call the kinds. Dynamic scaling changes nothing up to the configured context, and Bantam goes
@@ -149,17 +234,27 @@ pub(crate) static ROPE_TYPES: &[(&str, RopeKind)] = &[
     ("linear", RopeKind::Linear),
     ("llama3", RopeKind::ByWavelength),
     ("yarn", RopeKind::Yarn),
+    ("longrope", RopeKind::ByPair),
+    ("su", RopeKind::ByPair),
 ];
 
 /// The same for an error message.
-pub(crate) const ROPE_TYPE_NAMES: &str = "default, linear, dynamic, llama3, yarn";
+pub(crate) const ROPE_TYPE_NAMES: &str = "default, linear, dynamic, llama3, yarn, longrope";
 
 const fn whole(module: &'static str) -> Part {
     Part { module, rows: Rows::All }
 }
 
-const fn alternate(module: &'static str, index: usize) -> Part {
-    Part { module, rows: Rows::Alternate { index, of: 3 } }
+const fn heads(module: &'static str, index: usize) -> Part {
+    Part { module, rows: Rows::Heads { index, of: 3 } }
+}
+
+const fn single(module: &'static str, index: usize) -> Part {
+    Part { module, rows: Rows::Single { index, of: 2 } }
+}
+
+const fn section(module: &'static str, index: usize) -> Part {
+    Part { module, rows: Rows::Section(index) }
 }
 
 /// Names that most families share.
@@ -170,30 +265,63 @@ const USUAL_NAMES: Names = Names {
     layer: "model.layers.{}.",
     attention_norm: "input_layernorm",
     mlp_norm: "post_attention_layernorm",
+    post_norms: None,
+    head_norms: None,
     query: whole("self_attn.q_proj"),
     key: whole("self_attn.k_proj"),
     value: whole("self_attn.v_proj"),
     output: whole("self_attn.o_proj"),
+    sinks: None,
     gate: Some(whole("mlp.gate_proj")),
     up: whole("mlp.up_proj"),
     down: whole("mlp.down_proj"),
+    experts: None,
 };
+
+/// What most families share.
+const USUAL: Family = Family {
+    name: "",
+    context: 2048,
+    norm: NormKind::Rms,
+    epsilon: ("rms_norm_eps", 1e-6),
+    weight_shift: 0.0,
+    parallel: None,
+    activation: Bend::Key("hidden_act", "silu"),
+    experts: None,
+    rope_base: (&["rope_theta"], 10_000.0),
+    rope_base_windowed: None,
+    rope_fraction: (&[], 1.0),
+    window: None,
+    tied: false,
+    kv_heads: KvHeads::Grouped(None),
+    head_width: None,
+    score_scale: None,
+    score_cap: None,
+    logits_cap: None,
+    scaled_embedding: false,
+    refused: &[],
+    input_bias: Bias::No,
+    output_bias: Bias::No,
+    mlp_bias: Bias::No,
+    names: USUAL_NAMES,
+};
+
+/// A window of `sliding_window` positions in all layers.
+const fn window(width: Option<usize>) -> Option<WindowRule> {
+    Some(WindowRule { key: "sliding_window", width, flag: None, listed: false, layers: Windowed::All })
+}
 
 /// Every family.
 pub static FAMILIES: &[Family] = &[
     Family {
         name: "gpt_neox",
-        context: 2048,
         norm: NormKind::Layer,
         epsilon: ("layer_norm_eps", 1e-5),
-        weight_shift: 0.0,
         parallel: Some(("use_parallel_residual", true)),
-        activation: ("hidden_act", "gelu"),
+        activation: Bend::Key("hidden_act", "gelu"),
         rope_base: (&["rotary_emb_base", "rope_theta"], 10_000.0),
         rope_fraction: (&["rotary_pct", "partial_rotary_factor"], 0.25),
-        window: None,
-        tied: false,
-        grouped: false,
+        kv_heads: KvHeads::All,
         input_bias: Bias::Key("attention_bias", true),
         output_bias: Bias::Key("attention_bias", true),
         mlp_bias: Bias::Yes,
@@ -202,56 +330,190 @@ pub static FAMILIES: &[Family] = &[
             head: "embed_out",
             final_norm: "gpt_neox.final_layer_norm",
             layer: "gpt_neox.layers.{}.",
-            query: alternate("attention.query_key_value", 0),
-            key: alternate("attention.query_key_value", 1),
-            value: alternate("attention.query_key_value", 2),
+            query: heads("attention.query_key_value", 0),
+            key: heads("attention.query_key_value", 1),
+            value: heads("attention.query_key_value", 2),
             output: whole("attention.dense"),
             gate: None,
             up: whole("mlp.dense_h_to_4h"),
             down: whole("mlp.dense_4h_to_h"),
             ..USUAL_NAMES
         },
+        ..USUAL
     },
     Family {
         name: "llama",
-        context: 2048,
-        norm: NormKind::Rms,
-        epsilon: ("rms_norm_eps", 1e-6),
-        weight_shift: 0.0,
-        parallel: None,
-        activation: ("hidden_act", "silu"),
-        rope_base: (&["rope_theta"], 10_000.0),
         rope_fraction: (&["partial_rotary_factor"], 1.0),
-        window: None,
-        tied: false,
-        grouped: true,
         input_bias: Bias::Key("attention_bias", false),
         output_bias: Bias::Key("attention_bias", false),
         mlp_bias: Bias::Key("mlp_bias", false),
-        names: USUAL_NAMES,
+        ..USUAL
     },
     Family {
         name: "qwen2",
         context: 32_768,
-        norm: NormKind::Rms,
-        epsilon: ("rms_norm_eps", 1e-6),
-        weight_shift: 0.0,
-        parallel: None,
-        activation: ("hidden_act", "silu"),
-        rope_base: (&["rope_theta"], 10_000.0),
-        rope_fraction: (&[], 1.0),
         window: Some(WindowRule {
             key: "sliding_window",
             width: Some(4096),
             flag: Some("use_sliding_window"),
-            first_layer: Some(("max_window_layers", 28)),
+            listed: true,
+            layers: Windowed::From("max_window_layers", 28),
         }),
-        tied: false,
-        grouped: true,
         input_bias: Bias::Yes,
-        output_bias: Bias::No,
-        mlp_bias: Bias::No,
-        names: USUAL_NAMES,
+        ..USUAL
+    },
+    Family {
+        name: "qwen3",
+        context: 32_768,
+        window: Some(WindowRule {
+            key: "sliding_window",
+            width: Some(4096),
+            flag: Some("use_sliding_window"),
+            listed: true,
+            layers: Windowed::From("max_window_layers", 28),
+        }),
+        kv_heads: KvHeads::Grouped(Some(32)),
+        head_width: Some(128),
+        input_bias: Bias::Key("attention_bias", false),
+        output_bias: Bias::Key("attention_bias", false),
+        names: Names { head_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]), ..USUAL_NAMES },
+        ..USUAL
+    },
+    Family {
+        name: "mistral",
+        context: 131_072,
+        window: window(Some(4096)),
+        kv_heads: KvHeads::Grouped(Some(8)),
+        ..USUAL
+    },
+    Family {
+        name: "mixtral",
+        context: 131_072,
+        epsilon: ("rms_norm_eps", 1e-5),
+        experts: Some(ExpertRule {
+            count: "num_local_experts",
+            chosen: ("num_experts_per_tok", 2),
+            router_bias: false,
+        }),
+        rope_base: (&["rope_theta"], 1e6),
+        window: window(None),
+        kv_heads: KvHeads::Grouped(Some(8)),
+        names: Names {
+            gate: Some(whole("block_sparse_moe.experts.{}.w1")),
+            up: whole("block_sparse_moe.experts.{}.w3"),
+            down: whole("block_sparse_moe.experts.{}.w2"),
+            experts: Some(("block_sparse_moe.gate", Stack::Apart)),
+            ..USUAL_NAMES
+        },
+        ..USUAL
+    },
+    Family {
+        name: "phi3",
+        context: 4096,
+        epsilon: ("rms_norm_eps", 1e-5),
+        rope_fraction: (&["partial_rotary_factor"], 1.0),
+        window: window(None),
+        names: Names {
+            query: section("self_attn.qkv_proj", 0),
+            key: section("self_attn.qkv_proj", 1),
+            value: section("self_attn.qkv_proj", 2),
+            gate: Some(section("mlp.gate_up_proj", 0)),
+            up: section("mlp.gate_up_proj", 1),
+            ..USUAL_NAMES
+        },
+        ..USUAL
+    },
+    Family {
+        name: "gemma2",
+        context: 8192,
+        weight_shift: 1.0,
+        activation: Bend::Key("hidden_activation", "gelu_pytorch_tanh"),
+        window: Some(WindowRule {
+            key: "sliding_window",
+            width: Some(4096),
+            flag: None,
+            listed: true,
+            layers: Windowed::AllBut(None, 2),
+        }),
+        tied: true,
+        kv_heads: KvHeads::Grouped(Some(4)),
+        head_width: Some(256),
+        score_scale: Some(("query_pre_attn_scalar", 256.0)),
+        score_cap: Some(("attn_logit_softcapping", Some(50.0))),
+        logits_cap: Some(("final_logit_softcapping", Some(30.0))),
+        scaled_embedding: true,
+        input_bias: Bias::Key("attention_bias", false),
+        output_bias: Bias::Key("attention_bias", false),
+        names: Names {
+            mlp_norm: "pre_feedforward_layernorm",
+            post_norms: Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
+            ..USUAL_NAMES
+        },
+        ..USUAL
+    },
+    Family {
+        name: "gemma3_text",
+        context: 131_072,
+        weight_shift: 1.0,
+        activation: Bend::Key("hidden_activation", "gelu_pytorch_tanh"),
+        rope_base: (&["rope_theta"], 1e6),
+        rope_base_windowed: Some(("rope_local_base_freq", 10_000.0)),
+        window: Some(WindowRule {
+            key: "sliding_window",
+            width: Some(4096),
+            flag: None,
+            listed: true,
+            layers: Windowed::AllBut(Some("sliding_window_pattern"), 6),
+        }),
+        tied: true,
+        kv_heads: KvHeads::Grouped(Some(4)),
+        head_width: Some(256),
+        score_scale: Some(("query_pre_attn_scalar", 256.0)),
+        logits_cap: Some(("final_logit_softcapping", None)),
+        scaled_embedding: true,
+        refused: &["use_bidirectional_attention"],
+        input_bias: Bias::Key("attention_bias", false),
+        output_bias: Bias::Key("attention_bias", false),
+        names: Names {
+            mlp_norm: "pre_feedforward_layernorm",
+            post_norms: Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
+            head_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
+            ..USUAL_NAMES
+        },
+        ..USUAL
+    },
+    Family {
+        name: "gpt_oss",
+        context: 131_072,
+        epsilon: ("rms_norm_eps", 1e-5),
+        activation: Bend::Always(Activation::ClampedSwish),
+        experts: Some(ExpertRule {
+            count: "num_local_experts",
+            chosen: ("num_experts_per_tok", 4),
+            router_bias: true,
+        }),
+        rope_base: (&["rope_theta"], 150_000.0),
+        window: Some(WindowRule {
+            key: "sliding_window",
+            width: Some(128),
+            flag: None,
+            listed: true,
+            layers: Windowed::AllBut(None, 2),
+        }),
+        kv_heads: KvHeads::Grouped(Some(8)),
+        head_width: Some(64),
+        input_bias: Bias::Yes,
+        output_bias: Bias::Yes,
+        mlp_bias: Bias::Yes,
+        names: Names {
+            sinks: Some("self_attn.sinks"),
+            gate: Some(single("mlp.experts.gate_up_proj", 0)),
+            up: single("mlp.experts.gate_up_proj", 1),
+            down: whole("mlp.experts.down_proj"),
+            experts: Some(("mlp.router", Stack::Together)),
+            ..USUAL_NAMES
+        },
+        ..USUAL
     },
 ];
 
@@ -283,5 +545,19 @@ pub static SHAPES: &[(&str, &str)] = &[
         "gpt-neox-20b",
         r#"{"model_type":"gpt_neox","hidden_size":6144,"intermediate_size":24576,"num_hidden_layers":44,
         "num_attention_heads":64,"vocab_size":50432,"max_position_embeddings":2048,"hidden_act":"gelu_fast"}"#,
+    ),
+    (
+        "gpt-oss-20b",
+        r#"{"model_type":"gpt_oss","hidden_size":2880,"intermediate_size":2880,"num_hidden_layers":24,
+        "num_attention_heads":64,"num_key_value_heads":8,"head_dim":64,"vocab_size":201088,
+        "max_position_embeddings":131072,"num_local_experts":32,"num_experts_per_tok":4,"sliding_window":128,
+        "rope_scaling":{"rope_type":"yarn","factor":32.0,"beta_fast":32.0,"beta_slow":1.0,"truncate":false,
+        "original_max_position_embeddings":4096}}"#,
+    ),
+    (
+        "mixtral-8x7b",
+        r#"{"model_type":"mixtral","hidden_size":4096,"intermediate_size":14336,"num_hidden_layers":32,
+        "num_attention_heads":32,"num_key_value_heads":8,"vocab_size":32000,"max_position_embeddings":32768,
+        "num_local_experts":8,"num_experts_per_tok":2}"#,
     ),
 ];

@@ -67,7 +67,10 @@ impl Held {
         is_stopped: &dyn Fn() -> bool,
     ) -> Result<usize, GenerateError> {
         let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let same = same.min(prompt.len() - 1);
+        let same = match engine.must_restart(self.sequence, prompt.len()) {
+            true => 0,
+            false => same.min(prompt.len() - 1),
+        };
         engine.rewind(self.sequence, same);
         let read = engine.prefill(self.sequence, &prompt[same..], |_, _, _| match is_stopped() {
             true => Err(GenerateError::Stopped),

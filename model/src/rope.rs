@@ -8,7 +8,7 @@ use crate::config::{Config, ConfigError};
 use crate::families::{ROPE_TYPE_NAMES, ROPE_TYPES, RopeKind};
 
 /// Rotary positions of a model.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RopeSpec {
     /// Base of the frequencies' geometric series.
     pub base: f64,
@@ -16,10 +16,12 @@ pub struct RopeSpec {
     pub width: usize,
     /// How the series is bent.
     pub scaling: Scaling,
+    /// Sequences longer than so many positions have another bend.
+    pub longer: Option<(usize, Scaling)>,
 }
 
 /// How frequencies are bent.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Scaling {
     /// Not at all.
     None,
@@ -54,38 +56,68 @@ pub enum Scaling {
         /// Whether the interpolation's bounds are rounded to whole pairs.
         truncate: bool,
     },
+    /// Each divided by a factor of its own; attention is rescaled.
+    ByPair {
+        /// The factors.
+        factors: Vec<f32>,
+        /// Multiplies cosines and sines.
+        attention: f32,
+    },
 }
 
 impl RopeSpec {
-    /// Reads `rope_scaling` or `rope_parameters`.
+    /// Reads `rope_scaling` or `rope_parameters`, which stand in `config`.
     pub(crate) fn read(
-        scaling: Option<Config>,
+        config: Config,
+        settings: Option<Config>,
         base: f64,
         width: usize,
         context: usize,
     ) -> Result<RopeSpec, ConfigError> {
-        let scaling = match scaling {
-            None => Scaling::None,
-            Some(config) => read_scaling(config, context)?,
+        let plain = RopeSpec { base, width, scaling: Scaling::None, longer: None };
+        let Some(settings) = settings else {
+            return Ok(plain);
         };
-        Ok(RopeSpec { base, width, scaling })
+        // Older files say "type"; where both stand, the reference lets that one win.
+        let name = match settings.text("type")? {
+            Some(name) => name,
+            None => settings.text("rope_type")?.unwrap_or("default"),
+        };
+        match ROPE_TYPES.iter().find(|(known, _)| *known == name).map(|(_, kind)| kind) {
+            Some(RopeKind::ByPair) => by_pair(config, settings, plain, context),
+            Some(kind) => Ok(RopeSpec { scaling: read_scaling(settings, *kind, context)?, ..plain }),
+            None => Err(ConfigError::Unsupported {
+                key: "rope_scaling.rope_type".to_owned(),
+                found: format!("\"{name}\"").chars().take(64).collect(),
+                supported: ROPE_TYPE_NAMES,
+            }),
+        }
     }
 
     /// What cosines and sines are multiplied by.
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {
-            Scaling::Yarn { attention, .. } => attention,
+            Scaling::Yarn { attention, .. } | Scaling::ByPair { attention, .. } => attention,
             _ => 1.0,
         }
     }
 
     /// Radians per position, for each pair of channels.
     pub fn frequencies(&self) -> Vec<f32> {
+        self.bent(&self.scaling)
+    }
+
+    /// The same for sequences longer than so many positions, where those have their own.
+    pub fn longer_frequencies(&self) -> Option<(usize, Vec<f32>)> {
+        self.longer.as_ref().map(|(positions, scaling)| (*positions, self.bent(scaling)))
+    }
+
+    fn bent(&self, scaling: &Scaling) -> Vec<f32> {
         let plain = (0..self.width / 2).map(|i| {
             let exponent = (2 * i) as f32 / self.width as f32;
             self.base.powf(f64::from(exponent)) as f32
         });
-        match self.scaling {
+        match *scaling {
             Scaling::None => plain.map(|power| 1.0 / power).collect(),
             Scaling::Linear { factor } => plain.map(|power| 1.0 / power / factor).collect(),
             Scaling::ByWavelength { factor, low, high, original } => plain
@@ -124,16 +156,53 @@ impl RopeSpec {
                     })
                     .collect()
             }
+            Scaling::ByPair { ref factors, .. } => {
+                plain.zip(factors).map(|(power, factor)| 1.0 / (factor * power)).collect()
+            }
         }
     }
 }
 
-fn read_scaling(config: Config, context: usize) -> Result<Scaling, ConfigError> {
-    // Older files say "type"; where both stand, the reference lets that one win.
-    let name = match config.text("type")? {
-        Some(name) => name,
-        None => config.text("rope_type")?.unwrap_or("default"),
+/// Factors pair by pair, one list for sequences up to the context that the model was first made for, one for longer
+/// ones.
+fn by_pair(
+    config: Config,
+    settings: Config,
+    plain: RopeSpec,
+    context: usize,
+) -> Result<RopeSpec, ConfigError> {
+    let key = "original_max_position_embeddings";
+    let original = match config.size(key, 1 << 24)? {
+        Some(original) => Some(original),
+        None => settings.size(key, 1 << 24)?,
     };
+    // Where the first context is not told, there is only one, and the file says the factor.
+    let factor = match original {
+        Some(original) => context as f64 / original as f64,
+        None => settings.number("factor")?.unwrap_or(1.0),
+    };
+    let original = original.unwrap_or(context);
+    let attention = match settings.number("attention_factor")? {
+        Some(attention) => attention,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+    } as f32;
+    let factors = |key: &str| {
+        let expected = || format!("{} positive numbers, one per pair of channels", plain.width / 2);
+        let Some(Value::Array(list)) = settings.get(key) else {
+            return settings.wrong(key, expected());
+        };
+        let number = |value: &Value| value.as_f64().filter(|x| x.is_finite() && *x > 0.0).map(|x| x as f32);
+        match list.iter().map(number).collect::<Option<Vec<f32>>>() {
+            Some(factors) if factors.len() == plain.width / 2 => Ok(Scaling::ByPair { factors, attention }),
+            _ => settings.wrong(key, expected()),
+        }
+    };
+    let (scaling, longer) = (factors("short_factor")?, factors("long_factor")?);
+    Ok(RopeSpec { scaling, longer: (original < context).then_some((original, longer)), ..plain })
+}
+
+fn read_scaling(config: Config, kind: RopeKind, context: usize) -> Result<Scaling, ConfigError> {
     let needed = |key: &str| {
         config
             .number(key)?
@@ -144,10 +213,10 @@ fn read_scaling(config: Config, context: usize) -> Result<Scaling, ConfigError> 
         Ok(None) => Ok(context as f64),
         Err(error) => Err(error),
     };
-    match ROPE_TYPES.iter().find(|(known, _)| *known == name).map(|(_, kind)| kind) {
-        Some(RopeKind::Plain) => Ok(Scaling::None),
-        Some(RopeKind::Linear) => Ok(Scaling::Linear { factor: needed("factor")? as f32 }),
-        Some(RopeKind::ByWavelength) => {
+    match kind {
+        RopeKind::Plain | RopeKind::ByPair => Ok(Scaling::None),
+        RopeKind::Linear => Ok(Scaling::Linear { factor: needed("factor")? as f32 }),
+        RopeKind::ByWavelength => {
             let (low, high) = (needed("low_freq_factor")? as f32, needed("high_freq_factor")? as f32);
             if low >= high {
                 return config.wrong("high_freq_factor", "more than low_freq_factor");
@@ -155,7 +224,7 @@ fn read_scaling(config: Config, context: usize) -> Result<Scaling, ConfigError> 
             let (factor, original) = (needed("factor")? as f32, original()? as f32);
             Ok(Scaling::ByWavelength { factor, low, high, original })
         }
-        Some(RopeKind::Yarn) => {
+        RopeKind::Yarn => {
             let factor = needed("factor")?;
             let natural = |mscale: f64| {
                 if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
@@ -179,10 +248,5 @@ fn read_scaling(config: Config, context: usize) -> Result<Scaling, ConfigError> 
                 truncate: config.flag("truncate", true)?,
             })
         }
-        None => Err(ConfigError::Unsupported {
-            key: "rope_scaling.rope_type".to_owned(),
-            found: format!("\"{name}\"").chars().take(64).collect(),
-            supported: ROPE_TYPE_NAMES,
-        }),
     }
 }

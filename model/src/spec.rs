@@ -1,12 +1,11 @@
-//! What a decoder is made of, as plain data: read once from `config.json` through a family's table entry, checked here,
-//! and from then on free of names.
+//! What a decoder is made of, as plain data: read once from `config.json` through a family's table entry
+//! (`reading.rs`), checked there, and from then on free of names.
 
-use bantam_core::{Activation, NormKind};
+use bantam_core::{Activation, Choice, NormKind};
 use serde_json::Value;
 
 use crate::config::{Config, ConfigError, kind};
-
-use crate::families::{FAMILIES, Family, Names};
+use crate::families::Names;
 use crate::rope::RopeSpec;
 
 /// A norm without its weights.
@@ -42,6 +41,8 @@ pub struct AttentionSpec {
     pub head_width: usize,
     /// Scores are multiplied by this.
     pub scale: f32,
+    /// Bends scores towards this limit.
+    pub cap: Option<f32>,
     /// Positions that a token sees; all where `None`.
     pub window: Option<usize>,
     /// Which of the model's rotary tables.
@@ -55,7 +56,7 @@ pub struct AttentionSpec {
 /// Feed-forward block of a layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MlpSpec {
-    /// Hidden units.
+    /// Hidden units, of each expert where there are several.
     pub width: usize,
     /// Their bend.
     pub activation: Activation,
@@ -63,6 +64,17 @@ pub struct MlpSpec {
     pub gated: bool,
     /// Biases of its projections.
     pub bias: bool,
+    /// Where it is one of several: how they are chosen.
+    pub experts: Option<ExpertsSpec>,
+}
+
+/// A mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertsSpec {
+    /// How many there are, and how many a token is sent to.
+    pub choice: Choice,
+    /// Bias of the router.
+    pub router_bias: bool,
 }
 
 /// One layer.
@@ -70,7 +82,7 @@ pub struct MlpSpec {
 pub struct LayerSpec {
     /// How its blocks are added.
     pub residual: Residual,
-    /// Norm before each block.
+    /// Every norm: before each block, and where the names have them, after it and of heads.
     pub norm: NormSpec,
     /// Attention.
     pub attention: AttentionSpec,
@@ -99,6 +111,8 @@ pub struct ModelSpec {
     pub ropes: Vec<RopeSpec>,
     /// Embeddings are multiplied by this.
     pub embedding_scale: f32,
+    /// Bends logits towards this limit.
+    pub logits_cap: Option<f32>,
     /// Whether the head is the embedding.
     pub tied: bool,
     /// Ends of text that the configuration names.
@@ -119,216 +133,41 @@ impl ModelSpec {
 
     /// Parameters of all matrices and vectors, a tied head counted once.
     pub fn parameters(&self) -> u64 {
-        let norm = |n: &NormSpec| (self.hidden * (1 + usize::from(n.bias))) as u64;
-        let matrix =
-            |rows: usize, columns: usize, bias: bool| (rows * columns + rows * usize::from(bias)) as u64;
         let heads = if self.tied { 1 } else { 2 };
-        let layers = self.layers.iter().map(|layer| {
-            let (a, m) = (&layer.attention, &layer.mlp);
-            let (q, kv) = (a.heads * a.head_width, a.kv_heads * a.head_width);
-            2 * norm(&layer.norm)
-                + matrix(q, self.hidden, a.input_bias)
-                + 2 * matrix(kv, self.hidden, a.input_bias)
-                + matrix(self.hidden, q, a.output_bias)
-                + (1 + u64::from(m.gated)) * matrix(m.width, self.hidden, m.bias)
-                + matrix(self.hidden, m.width, m.bias)
-        });
-        heads * matrix(self.vocab, self.hidden, false) + norm(&self.final_norm) + layers.sum::<u64>()
+        let layers: u64 = self.layers.iter().map(|layer| self.layer_parameters(layer)).sum();
+        heads * linear(self.vocab, self.hidden, false) + self.norm_parameters(&self.final_norm) + layers
+    }
+
+    fn norm_parameters(&self, norm: &NormSpec) -> u64 {
+        (self.hidden * (1 + usize::from(norm.bias))) as u64
+    }
+
+    fn layer_parameters(&self, layer: &LayerSpec) -> u64 {
+        let (a, m, names) = (&layer.attention, &layer.mlp, self.names);
+        let (q, kv) = (a.heads * a.head_width, a.kv_heads * a.head_width);
+        let norms = if names.post_norms.is_some() { 4 } else { 2 };
+        let of_heads = if names.head_norms.is_some() { 2 * a.head_width } else { 0 };
+        let sinks = if names.sinks.is_some() { a.heads } else { 0 };
+        let block = (1 + u64::from(m.gated)) * linear(m.width, self.hidden, m.bias)
+            + linear(self.hidden, m.width, m.bias);
+        let blocks = match m.experts {
+            Some(ExpertsSpec { choice, router_bias }) => {
+                choice.experts as u64 * block + linear(choice.experts, self.hidden, router_bias)
+            }
+            None => block,
+        };
+        norms * self.norm_parameters(&layer.norm)
+            + (of_heads + sinks) as u64
+            + linear(q, self.hidden, a.input_bias)
+            + 2 * linear(kv, self.hidden, a.input_bias)
+            + linear(self.hidden, q, a.output_bias)
+            + blocks
     }
 }
 
-impl Config<'_> {
-    fn family(self) -> Result<&'static Family, ConfigError> {
-        let found = self
-            .text("model_type")?
-            .ok_or(ConfigError::Missing { key: "model_type".to_owned(), expected: "the family's name" })?;
-        FAMILIES.iter().find(|family| family.name == found).ok_or_else(|| ConfigError::UnknownFamily {
-            found: found.chars().take(64).collect(),
-            known: FAMILIES.iter().map(|family| family.name).collect::<Vec<_>>().join(", "),
-        })
-    }
-
-    fn build(self, family: &'static Family) -> Result<ModelSpec, ConfigError> {
-        if let Some(quantization) = self.get("quantization_config") {
-            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("some method");
-            return Err(ConfigError::Unsupported {
-                key: "quantization_config".to_owned(),
-                found: format!("a checkpoint quantized by {method}").chars().take(80).collect(),
-                supported: "float32, bfloat16 and float16 weights",
-            });
-        }
-        const WIDE: usize = 1 << 20;
-        let hidden = self.needed_size("hidden_size", WIDE)?;
-        let layers = self.needed_size("num_hidden_layers", 4096)?;
-        let vocab = self.needed_size("vocab_size", 1 << 24)?;
-        let context = self.size("max_position_embeddings", 1 << 24)?.unwrap_or(family.context);
-        let norm = NormSpec {
-            kind: family.norm,
-            epsilon: self.first_number(&[family.epsilon.0], family.epsilon.1)? as f32,
-            weight_shift: family.weight_shift,
-            bias: family.norm == NormKind::Layer,
-        };
-        let attention = self.attention(family, hidden)?;
-        let mlp = MlpSpec {
-            width: self.needed_size("intermediate_size", 1 << 22)?,
-            activation: self.activation(family.activation)?,
-            gated: family.names.gate.is_some(),
-            bias: family.mlp_bias.of(self)?,
-        };
-        let parallel = match family.parallel {
-            Some((key, default)) => self.flag(key, default)?,
-            None => false,
-        };
-        let residual = if parallel { Residual::Parallel } else { Residual::Sequential };
-        let layers = (0..layers)
-            .map(|layer| {
-                let window = self.window(family, layer)?;
-                Ok(LayerSpec { residual, norm, attention: AttentionSpec { window, ..attention }, mlp })
-            })
-            .collect::<Result<_, ConfigError>>()?;
-        Ok(ModelSpec {
-            family: family.name,
-            names: &family.names,
-            hidden,
-            vocab,
-            context,
-            layers,
-            final_norm: norm,
-            ropes: vec![self.rope(family, attention.head_width, context)?],
-            embedding_scale: 1.0,
-            tied: self.flag("tie_word_embeddings", family.tied)?,
-            eos: self.eos()?,
-        })
-    }
-
-    fn attention(self, family: &Family, hidden: usize) -> Result<AttentionSpec, ConfigError> {
-        let heads = self.needed_size("num_attention_heads", 1 << 14)?;
-        // A family without groups ignores a stray key, as the reference does.
-        let kv_heads = match family.grouped {
-            true => self.size("num_key_value_heads", 1 << 14)?.unwrap_or(heads),
-            false => heads,
-        };
-        if !heads.is_multiple_of(kv_heads) {
-            return self.wrong("num_key_value_heads", format!("a divisor of num_attention_heads, {heads}"));
-        }
-        let head_width = match self.size("head_dim", bantam_core::ops::attention::HEAD_WIDTH_MAX)? {
-            Some(width) => width,
-            None if hidden.is_multiple_of(heads) => hidden / heads,
-            None => {
-                return self.wrong("hidden_size", format!("a multiple of num_attention_heads, {heads}"));
-            }
-        };
-        if head_width > bantam_core::ops::attention::HEAD_WIDTH_MAX {
-            return self.wrong("num_attention_heads", "heads of at most 512 channels");
-        }
-        Ok(AttentionSpec {
-            heads,
-            kv_heads,
-            head_width,
-            scale: (1.0 / (head_width as f64).sqrt()) as f32,
-            window: None,
-            rope: 0,
-            input_bias: family.input_bias.of(self)?,
-            output_bias: family.output_bias.of(self)?,
-        })
-    }
-
-    fn activation(self, (key, default): (&str, &'static str)) -> Result<Activation, ConfigError> {
-        let found = self.text(key)?.unwrap_or(default);
-        match found {
-            "silu" | "swish" => Ok(Activation::Silu),
-            "gelu" => Ok(Activation::Gelu),
-            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_accurate" => Ok(Activation::GeluTanh),
-            "relu" => Ok(Activation::Relu),
-            _ => Err(ConfigError::Unsupported {
-                key: key.to_owned(),
-                found: format!("\"{found}\"").chars().take(64).collect(),
-                supported: "silu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu",
-            }),
-        }
-    }
-
-    /// The window of one layer: `layer_types` decides where it is given, otherwise the family's own flags.
-    fn window(self, family: &Family, layer: usize) -> Result<Option<usize>, ConfigError> {
-        let Some(rule) = &family.window else {
-            return Ok(None);
-        };
-        let width = match self.0.contains_key(rule.key) {
-            true => self.size(rule.key, usize::MAX)?,
-            false => rule.width,
-        };
-        let Some(width) = width else {
-            return Ok(None);
-        };
-        if let Some(flag) = rule.flag
-            && !self.flag(flag, false)?
-        {
-            return Ok(None);
-        }
-        if let Some(Value::Array(types)) = self.get("layer_types") {
-            return match types.get(layer).and_then(Value::as_str) {
-                Some("full_attention") => Ok(None),
-                Some("sliding_attention") => Ok(Some(width)),
-                _ => self.wrong("layer_types", "full_attention or sliding_attention for every layer"),
-            };
-        }
-        let first = match rule.first_layer {
-            Some((key, default)) => match self.get(key) {
-                None => default,
-                Some(value) => match value.as_u64() {
-                    Some(first) => usize::try_from(first).unwrap_or(usize::MAX),
-                    None => return self.wrong(key, "a whole number"),
-                },
-            },
-            None => 0,
-        };
-        Ok((layer >= first).then_some(width))
-    }
-
-    /// Rotary settings: `rope_parameters` (newer files) or `rope_scaling` beside top-level keys.
-    fn rope(self, family: &Family, head_width: usize, context: usize) -> Result<RopeSpec, ConfigError> {
-        let scaling = match self.get("rope_parameters").or_else(|| self.get("rope_scaling")) {
-            None => None,
-            Some(Value::Object(map)) => Some(Config(map)),
-            Some(_) => return self.wrong("rope_scaling", "an object"),
-        };
-        let nested = |keys: &[&str], default: f64| match scaling {
-            Some(scaling) => scaling.first_number(keys, default),
-            None => Ok(default),
-        };
-        let base = nested(&["rope_theta"], self.first_number(family.rope_base.0, family.rope_base.1)?)?;
-        let fraction = nested(
-            &["partial_rotary_factor"],
-            self.first_number(family.rope_fraction.0, family.rope_fraction.1)?,
-        )?;
-        // Rounded down, as the reference rounds; pairs need an even number.
-        let width = (head_width as f64 * fraction) as usize;
-        if fraction > 1.0 || width == 0 || !width.is_multiple_of(2) {
-            let mut keys = family.rope_fraction.0.iter().copied();
-            return self.wrong(
-                keys.find(|key| self.get(key).is_some()).unwrap_or("head_dim"),
-                format!(
-                    "a fraction of the {head_width} channels of a head that is an even number of channels"
-                ),
-            );
-        }
-        RopeSpec::read(scaling, base, width, context)
-    }
-
-    fn eos(self) -> Result<Vec<u32>, ConfigError> {
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        match self.get("eos_token_id") {
-            None => Ok(Vec::new()),
-            Some(Value::Array(ids)) if ids.len() <= 64 => match ids.iter().map(id).collect() {
-                Some(ids) => Ok(ids),
-                None => self.wrong("eos_token_id", "token ids"),
-            },
-            Some(value) => match id(value) {
-                Some(id) => Ok(vec![id]),
-                None => self.wrong("eos_token_id", "a token id or a list of them"),
-            },
-        }
-    }
+/// Parameters of a matrix and its bias.
+fn linear(rows: usize, columns: usize, bias: bool) -> u64 {
+    (rows * columns + rows * usize::from(bias)) as u64
 }
 
 #[cfg(test)]
@@ -360,8 +199,42 @@ mod tests {
             (r#","head_dim":7"#, "\"head_dim\" is 7"),
             (r#","quantization_config":{"quant_method":"gptq"}"#, "quantized by gptq"),
             (r#","eos_token_id":"x""#, "eos_token_id"),
+            (r#","rope_scaling":{"type":"longrope","short_factor":[1],"long_factor":[1]}"#, "short_factor"),
+            (r#","rope_parameters":{"full_attention":7}"#, "full_attention"),
         ] {
             let found = with(extra);
+            assert!(found.contains(word), "{extra}: {found}");
+        }
+    }
+
+    #[test]
+    fn errors_of_experts_and_windows_name_the_key() {
+        let base = r#"{"hidden_size":64,"num_hidden_layers":4,"vocab_size":10,"intermediate_size":32,
+            "num_attention_heads":8"#;
+        for (extra, word) in [
+            (r#","model_type":"mixtral""#, "num_local_experts"),
+            (r#","model_type":"mixtral","num_local_experts":4"#, "accepted"),
+            (
+                r#","model_type":"mixtral","num_local_experts":4,"num_experts_per_tok":5"#,
+                "at most num_local_experts, 4",
+            ),
+            (
+                r#","model_type":"mixtral","num_local_experts":4,"num_experts_per_tok":0"#,
+                "num_experts_per_tok",
+            ),
+            (r#","model_type":"mixtral","num_local_experts":5000"#, "num_local_experts"),
+            (r#","model_type":"gemma2","layer_types":["full_attention"]"#, "layer_types"),
+            (r#","model_type":"gemma2","layer_types":["a","b","c","d"]"#, "layer_types"),
+            (r#","model_type":"gemma2","attn_logit_softcapping":-1"#, "attn_logit_softcapping"),
+            (r#","model_type":"gemma3_text","sliding_window_pattern":0"#, "sliding_window_pattern"),
+            (
+                r#","model_type":"gemma3_text","use_bidirectional_attention":true"#,
+                "use_bidirectional_attention",
+            ),
+            (r#","model_type":"gpt_oss","num_local_experts":2"#, "num_experts_per_tok"),
+            (r#","model_type":"phi3","sliding_window":0"#, "sliding_window"),
+        ] {
+            let found = message(&format!("{base}{extra}}}"));
             assert!(found.contains(word), "{extra}: {found}");
         }
     }

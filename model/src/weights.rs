@@ -8,8 +8,7 @@ use bantam_core::{Arena, Matrix, Pool, Slot};
 use memmap2::MmapMut;
 
 use crate::checkpoint::{Checkpoint, TensorView};
-use crate::families::Rows;
-use crate::plan::{Fill, Plan};
+use crate::plan::{Cut, Fill, Plan};
 
 /// Why weights could not be filled in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,14 +39,6 @@ pub enum WeightsError {
     },
 }
 
-/// The tensor's row (or element) that becomes row `row` of a matrix.
-fn source_row(rows: Rows, head_width: usize, row: usize) -> usize {
-    match rows {
-        Rows::All => row,
-        Rows::Alternate { index, of } => (row / head_width * of + index) * head_width + row % head_width,
-    }
-}
-
 /// Copies and repacks every tensor of the plan.
 pub fn load(
     plan: &Plan,
@@ -60,24 +51,27 @@ pub fn load(
     for fill in &plan.fills {
         match fill {
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
-            Fill::Vector { slot, tensor: name, rows, head_width } => {
+            Fill::Vector { slot, tensor: name, cut } => {
                 let source = tensor(name);
                 let mut values = vec![0.0; source.elements()];
                 source
                     .load_f32(0, &mut values, &mut Vec::new())
                     .map_err(|error| unreadable(&source, error))?;
                 for (i, x) in arena.floats_mut(*slot).iter_mut().enumerate() {
-                    let at = source_row(*rows, *head_width, i);
+                    let at = cut.source_row(i);
                     *x = values[at];
                     if !x.is_finite() {
                         return Err(not_finite(&source, 0, at));
                     }
                 }
             }
-            Fill::Matrix { matrix, tensor: name, rows, head_width } => {
+            Fill::Matrix { matrix, tensor: name, cut } => {
                 let source = tensor(name);
-                let row = |row| source_row(*rows, *head_width, row);
-                pack(matrix, &source, row, arena.write(matrix.slot), pool, &buffers)?;
+                let out = arena.write(matrix.slot);
+                match cut.turned {
+                    None => pack_rows(matrix, &source, cut, out, pool, &buffers)?,
+                    Some(pitch) => pack_columns(matrix, &source, cut, pitch, out, pool, &buffers)?,
+                }
             }
         }
     }
@@ -94,13 +88,68 @@ fn unreadable(source: &TensorView, error: std::io::Error) -> WeightsError {
     WeightsError::Read { file, tensor, reason: error.to_string() }
 }
 
-fn pack(
+/// Packs a matrix whose rows are rows of the tensor.
+fn pack_rows(
     matrix: &Matrix,
     source: &TensorView,
-    source_row: impl Fn(usize) -> usize + Sync,
+    cut: &Cut,
     out: &mut [u8],
     pool: &impl Pool,
     buffers: &Buffers,
+) -> Result<(), WeightsError> {
+    let columns = matrix.shape.columns;
+    let read = |first: usize, count: usize, rows: &mut [f32], bytes: &mut Vec<u8>| {
+        let (from, to) = (cut.source_row(first), cut.source_row(first + count - 1));
+        // Rows that follow one another in the file are read at once.
+        let run = if to - from == count - 1 { count } else { 1 };
+        for (i, rows) in rows.chunks_exact_mut(run * columns).enumerate() {
+            let at = cut.start + cut.source_row(first + i * run) * columns;
+            source.load_f32(at, rows, bytes).map_err(|error| unreadable(source, error))?;
+        }
+        Ok(())
+    };
+    let place = |NotFinite { row, column }| (cut.source_row(row), column);
+    pack(matrix, source, out, pool, buffers, read, place)
+}
+
+/// Packs a matrix whose rows are columns of the tensor. Its elements lie far apart in the file, so all of it is read
+/// at first.
+fn pack_columns(
+    matrix: &Matrix,
+    source: &TensorView,
+    cut: &Cut,
+    pitch: usize,
+    out: &mut [u8],
+    pool: &impl Pool,
+    buffers: &Buffers,
+) -> Result<(), WeightsError> {
+    let columns = matrix.shape.columns;
+    let mut slab = buffers.slab.lock().expect("no holder panics");
+    let (values, bytes) = &mut *slab;
+    let all = room(values, columns * pitch);
+    source.load_f32(cut.start, all, bytes).map_err(|error| unreadable(source, error))?;
+    let all = &*all;
+    let read = |first: usize, count: usize, rows: &mut [f32], _: &mut Vec<u8>| {
+        for (column, stored) in all.chunks_exact(pitch).enumerate() {
+            for row in 0..count {
+                rows[row * columns + column] = stored[cut.source_row(first + row)];
+            }
+        }
+        Ok(())
+    };
+    let place = |NotFinite { row, column }| (cut.start / pitch + column, cut.source_row(row));
+    pack(matrix, source, out, pool, buffers, read, place)
+}
+
+/// Packs tile by tile. `read` gets rows of the matrix, `place` says where in the tensor a weight stands.
+fn pack(
+    matrix: &Matrix,
+    source: &TensorView,
+    out: &mut [u8],
+    pool: &impl Pool,
+    buffers: &Buffers,
+    read: impl Fn(usize, usize, &mut [f32], &mut Vec<u8>) -> Result<(), WeightsError> + Sync,
+    place: impl Fn(NotFinite) -> (usize, usize) + Sync,
 ) -> Result<(), WeightsError> {
     let columns = matrix.shape.columns;
     // The first place in the matrix, whichever thread finds one first.
@@ -109,17 +158,11 @@ fn pack(
         let first = tile * TILE_ROWS;
         let count = TILE_ROWS.min(matrix.shape.rows - first);
         let packed = buffers.lend(count * columns, |rows, bytes| {
-            let (from, to) = (source_row(first), source_row(first + count - 1));
-            // Rows that follow one another in the file are read at once.
-            let run = if to - from == count - 1 { count } else { 1 };
-            for (i, rows) in rows.chunks_exact_mut(run * columns).enumerate() {
-                let read = source.load_f32(source_row(first + i * run) * columns, rows, bytes);
-                read.map_err(|error| unreadable(source, error))?;
-            }
-            matrix
-                .layout
-                .pack(columns, rows, out)
-                .map_err(|NotFinite { row, column }| not_finite(source, source_row(first + row), column))
+            read(first, count, rows, bytes)?;
+            matrix.layout.pack(columns, rows, out).map_err(|NotFinite { row, column }| {
+                let (row, column) = place(NotFinite { row: first + row, column });
+                not_finite(source, row, column)
+            })
         });
         if let Err(error) = packed {
             let mut failed = failed.lock().expect("no holder panics");
@@ -137,20 +180,31 @@ fn pack(
 /// Buffers for the rows of a tile, lent to whichever thread packs one: asking the system for one per tile costs more
 /// than packing, and a buffer per thread would outlive the loading.
 #[derive(Default)]
-struct Buffers(Mutex<Vec<(Vec<f32>, Vec<u8>)>>);
+struct Buffers {
+    tiles: Mutex<Vec<Buffer>>,
+    /// For a whole tensor, or one expert's part of it.
+    slab: Mutex<Buffer>,
+}
+
+/// Values, and room for as many as they are stored.
+type Buffer = (Vec<f32>, Vec<u8>);
 
 impl Buffers {
-    /// Lends `len` values, and room for as many as they are stored.
+    /// Lends `len` values.
     fn lend<T>(&self, len: usize, work: impl FnOnce(&mut [f32], &mut Vec<u8>) -> T) -> T {
-        let free = || self.0.lock().expect("no holder panics");
-        let (mut rows, mut bytes) = free().pop().unwrap_or_default();
-        if rows.len() < len {
-            rows.resize(len, 0.0);
-        }
-        let result = work(&mut rows[..len], &mut bytes);
-        free().push((rows, bytes));
+        let free = || self.tiles.lock().expect("no holder panics");
+        let mut buffer = free().pop().unwrap_or_default();
+        let result = work(room(&mut buffer.0, len), &mut buffer.1);
+        free().push(buffer);
         result
     }
+}
+
+fn room(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if values.len() < len {
+        values.resize(len, 0.0);
+    }
+    &mut values[..len]
 }
 
 /// Fills the weights with small reproducible noise: for measuring speed, where only sizes count.

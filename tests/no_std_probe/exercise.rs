@@ -11,8 +11,8 @@ use bantam_core::ops::ceiling;
 use bantam_core::ops::crew::Crew;
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_core::{
-    Activation, Arena, Attention, Backend, Batch, Cpu, CpuBackend, Feed, Heads, KvCache, KvKind, Matrix,
-    Norm, NormKind, Precision, Product, Region, Rope, Serial, Slot,
+    Activation, Arena, Attention, Backend, Batch, Choice, Cpu, CpuBackend, Feed, Heads, KvCache, KvKind,
+    Matrix, Norm, NormKind, Precision, Product, Region, Rope, Routed, RowPer, Serial, Slot,
 };
 
 /// Memory of a region, aligned as an arena demands.
@@ -34,6 +34,7 @@ pub(crate) fn exercise() -> Result<(), &'static str> {
                 attention(cpu, precision, kind)?;
             }
             rows(cpu, precision)?;
+            experts(cpu, precision)?;
         }
         ceilings(cpu)?;
     }
@@ -132,7 +133,7 @@ fn attention(cpu: Cpu, precision: Precision, kind: KvKind) -> Result<(), &'stati
     let shape = PageShape { width: HEADS.width, kind };
     let cache =
         KvCache { slot: Slot { region: Region::Cache, offset: 0, bytes: shape.bytes() }, heads: 1, shape };
-    let feed = Feed { first_row: 0, rows: 2, first_position: 0, sequence: 0 };
+    let feed = Feed { first_row: 0, rows: 2, first_position: 0, sequence: 0, length: 2 };
     let batch = Batch { feeds: &[feed], tables: &[0], pages_per_sequence: 1 };
     let [queries, keys, values, out] = slots.rows;
     // One key head with equal keys: every position weighs the same. The values of the two positions are 1 and 3.
@@ -170,8 +171,8 @@ fn rows(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
     // A quarter turn per position: the second token's pairs (a, b) become (-b, a).
     let frequencies = weight.first(HEADS.width / 2);
     probe.arena_mut().floats_mut(frequencies).fill(core::f32::consts::FRAC_PI_2);
-    let rope = Rope { frequencies, scale: 1.0 };
-    let feed = Feed { first_row: 0, rows: 2, first_position: 0, sequence: 0 };
+    let rope = Rope { frequencies, scale: 1.0, longer: None };
+    let feed = Feed { first_row: 0, rows: 2, first_position: 0, sequence: 0, length: 2 };
     let batch = Batch { feeds: &[feed], tables: &[0], pages_per_sequence: 1 };
     let angles = angles.first(2 * HEADS.width);
     probe.angles(&rope, &batch, angles);
@@ -183,7 +184,8 @@ fn rows(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
         (true, false) => pattern(i - HEADS.width / 2),
     };
     near(probe.read(b), turned, "rotary positions")?;
-    let functions: [(Activation, f32, f32); 4] = [
+    let functions: [(Activation, f32, f32); 5] = [
+        (Activation::ClampedSwish, 0.845_796, -0.154_204),
         (Activation::Silu, 0.731_059, -0.268_941),
         (Activation::Gelu, 0.841_345, -0.158_655),
         (Activation::GeluTanh, 0.841_192, -0.158_808),
@@ -194,12 +196,46 @@ fn rows(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
         for up in [None, Some(b)] {
             probe.gather(&[0, 1], WIDTH, x, a);
             probe.activate(function, 2, WIDTH, a, up);
-            let times = if up.is_some() { 3.0 } else { 1.0 };
+            let times = match (up, function) {
+                (None, _) => 1.0,
+                (Some(_), Activation::ClampedSwish) => 4.0,
+                (Some(_), _) => 3.0,
+            };
             let bent = |i: usize| times * [of_minus_one, 0.0, of_one, 0.0][i % 4];
             near(probe.read(a), bent, "activation")?;
         }
     }
     Ok(())
+}
+
+/// Two experts that double, of which two tokens choose one each: the shares are whole. Then sums and limits.
+fn experts(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
+    let (slots, mut blocks) = (Slots::new()?, blocks());
+    let mut probe = probe(cpu, precision, &mut blocks, &slots);
+    let (layout, shape) = (LAYOUTS[0], Shape { rows: 1, columns: WIDTH });
+    let bytes = 2 * Matrix::bytes(layout, shape).ok_or("the size of a stack")?;
+    let slot = Slot { bytes, ..slots.matrix };
+    for expert in 0..2 {
+        let of_one = Slot { offset: slot.offset + expert * bytes / 2, bytes: bytes / 2, ..slot };
+        let row = [2.0 + expert as f32; WIDTH];
+        layout.pack(WIDTH, &row, probe.arena_mut().write(of_one)).map_err(|_| "packing a stack")?;
+    }
+    let choice = Choice { experts: 2, chosen: 1 };
+    let [x, logits, out, routing] = slots.rows;
+    let routed = Routed { choice, slot: routing.first(choice.bytes(2).ok_or("the size of a routing")? / 4) };
+    probe.arena_mut().floats_mut(x).fill(1.0);
+    probe.arena_mut().floats_mut(logits)[..4].copy_from_slice(&[0.0, 1.0, 1.0, 0.0]);
+    probe.route(&routed, 2, logits.first(4));
+    let stack = Product { matrix: Matrix { layout, shape, slot }, bias: None, out: logits, add: false };
+    probe.matmul_experts(&routed, 2, RowPer::Token, x, &[stack]);
+    probe.arena_mut().floats_mut(out).fill(0.5);
+    probe.combine(&routed, 2, 1, logits, out);
+    let width = WIDTH as f32;
+    near(&probe.read(out)[..2], |row| [3.0 * width + 0.5, 2.0 * width + 0.5][row], "experts")?;
+    probe.add(1, 2, x, out);
+    near(&probe.read(out)[..2], |row| [3.0 * width + 1.5, 2.0 * width + 1.5][row], "sums")?;
+    probe.cap(1.0, 1, 2, x);
+    near(&probe.read(x)[..2], |_| 0.761_594_2, "limits")
 }
 
 /// What measures a processor. One round is 24 instructions on 12 sums of 16 lanes.

@@ -15,6 +15,7 @@ const MODELS: &[&str] = &[
     "llama-tied",
     "llama-untied",
     "qwen2",
+    "qwen3",
     "mistral",
     "mixtral",
     "phi3",

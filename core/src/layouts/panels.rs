@@ -108,19 +108,19 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// Prepares group `index` of the tokens in `x` (`tokens` rows of `columns`) into `memory`.
+/// Prepares group `index` of `tokens` tokens, whose rows `row` gives, into `memory`.
 ///
 /// # Safety
 /// No other thread may touch this group's part of `memory`.
-pub unsafe fn fill_group(
+pub unsafe fn fill_group<'x>(
     form: Form,
     cpu: Cpu,
     columns: usize,
-    x: &[f32],
+    tokens: usize,
+    row: impl Fn(usize) -> &'x [f32],
     index: usize,
     memory: &Shared<'_, u32>,
 ) {
-    let tokens = x.len() / columns;
     let words = form.words(columns);
     let first = index * group(cpu);
     let count = group(cpu).min(tokens - first);
@@ -128,7 +128,7 @@ pub unsafe fn fill_group(
     let panel = unsafe { memory.part(first * words, count * words) };
     for member in 0..count {
         let token = first + member;
-        let row = &x[token * columns..(token + 1) * columns];
+        let row = &row(token)[..columns];
         let slots = panel[member..].iter_mut().step_by(count);
         match form {
             Form::Float => slots.zip(row).for_each(|(word, x)| *word = x.to_bits()),
@@ -239,7 +239,7 @@ mod tests {
         let shared = Shared::new(&mut memory);
         for index in (0..tokens.div_ceil(group(cpu))).rev() {
             // SAFETY: one group after the other.
-            unsafe { fill_group(form, cpu, columns, &x, index, &shared) };
+            unsafe { fill_group(form, cpu, columns, tokens, |t| &x[t * columns..], index, &shared) };
         }
         let panels = Panels::new(form, cpu, columns, tokens, &memory);
         for index in 0..panels.groups() {
@@ -277,10 +277,9 @@ mod tests {
     #[test]
     fn a_token_of_zeros_has_codes_and_sums_of_zero() {
         let mut memory = vec![1; Form::Int8 { block: 4 }.memory_words(8, 1)];
+        let (form, shared) = (Form::Int8 { block: 4 }, Shared::new(&mut memory));
         // SAFETY: the only thread.
-        unsafe {
-            fill_group(Form::Int8 { block: 4 }, Cpu::PORTABLE, 8, &[0.0; 8], 0, &Shared::new(&mut memory))
-        };
+        unsafe { fill_group(form, Cpu::PORTABLE, 8, 1, |_| &[0.0; 8], 0, &shared) };
         assert!(memory.iter().all(|&word| word == 0), "{memory:?}");
     }
 }

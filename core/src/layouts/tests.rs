@@ -4,7 +4,7 @@ extern crate std;
 
 use super::*;
 use crate::ops::crew::Serial;
-use crate::ops::matmul::{Output, multiply, panel_bytes};
+use crate::ops::matmul::{Input, Output, Segment, multiply, panel_bytes};
 use proptest::prelude::*;
 use std::vec;
 use std::vec::Vec;
@@ -74,7 +74,9 @@ impl Case {
         let form = self.layout.form(precision, cpu);
         let mut panels = aligned(panel_bytes(form, self.shape.columns, tokens));
         let output = Output { layout: self.layout, shape: self.shape, tiles: self.tiles(), bias, out, add };
-        multiply(cpu, precision, &Serial, tokens, x, bytemuck::cast_slice_mut(&mut panels), &mut [output]);
+        let input = Input { x, columns: self.shape.columns, order: None };
+        let panels = bytemuck::cast_slice_mut(&mut panels);
+        multiply(cpu, precision, &Serial, input, &[[0, 0, tokens as u32]], panels, &mut [output]);
     }
 }
 
@@ -149,6 +151,64 @@ proptest! {
     ) {
         for &layout in LAYOUTS {
             check(layout, rows, columns, tokens, seed);
+        }
+    }
+}
+
+/// Every row of a stack's product is what its own matrix alone makes of it.
+fn check_stack(layout: &'static dyn Layout, columns: usize, counts: &[usize], order: &[u32], seed: u64) {
+    let rows = 37;
+    let cases: Vec<Case> =
+        (0..counts.len() as u64).map(|i| Case::new(layout, rows, columns, seed + i)).collect();
+    let bytes: Vec<u8> = cases.iter().flat_map(|case| case.tiles().iter().copied()).collect();
+    let mut stack = aligned(bytes.len());
+    bytemuck::cast_slice_mut(&mut stack).copy_from_slice(&bytes);
+    let mut next = noise(seed ^ 0x77);
+    let x: Vec<f32> = (0..order.len() * columns).map(|_| next()).collect();
+    let bias: Vec<f32> = (0..rows * counts.len()).map(|_| next()).collect();
+    let mut segments: Vec<Segment> = Vec::new();
+    let mut first = 0;
+    for (matrix, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+        segments.push([matrix as u32, first, count as u32]);
+        first += count as u32;
+    }
+    let places = first as usize;
+    for precision in [Precision::Exact, Precision::Fast] {
+        for cpu in Cpu::detect().variants() {
+            let mut panels = aligned(panel_bytes(layout.form(precision, cpu), columns, places));
+            let panels = bytemuck::cast_slice_mut(&mut panels);
+            let mut out = vec![0.0; places * rows];
+            let (shape, tiles) = (Shape { rows, columns }, &bytemuck::cast_slice(&stack)[..bytes.len()]);
+            let output = Output { layout, shape, tiles, bias: Some(&bias), out: &mut out, add: false };
+            let input = Input { x: &x, columns, order: Some(&order[..places]) };
+            multiply(cpu, precision, &Serial, input, &segments, panels, &mut [output]);
+            for &[matrix, first, count] in &segments {
+                let (matrix, bias) = (matrix as usize, &bias[matrix as usize * rows..][..rows]);
+                for place in first as usize..(first + count) as usize {
+                    let x = &x[order[place] as usize * columns..][..columns];
+                    let mut alone = vec![0.0; rows];
+                    cases[matrix].multiply(cpu, precision, x, Some(bias), &mut alone, false);
+                    assert_eq!(alone, out[place * rows..][..rows], "{} place {place}", layout.name());
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn stacks_multiply_as_their_matrices_do(
+        columns in 1usize..90,
+        counts in proptest::collection::vec(0usize..15, 1..6),
+        seed: u64,
+    ) {
+        let places: usize = counts.iter().sum();
+        // Any order of rows, some of them several times.
+        let order: Vec<u32> = (0..places.max(1)).map(|i| (i * 7 % places.max(1)) as u32).collect();
+        for &layout in LAYOUTS {
+            check_stack(layout, columns, &counts, &order, seed >> 1);
         }
     }
 }

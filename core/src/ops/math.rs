@@ -122,41 +122,25 @@ pub trait Lanewise {
     unsafe fn apply<V: Vector>(&self, x: V, at: usize) -> V;
 }
 
-/// Applies a function from one slice to another, the ragged end in a padded vector: the same arithmetic for every
-/// element.
-///
-/// # Safety
-/// As for [`Vector`].
-#[inline(always)]
-pub unsafe fn map<V: Vector>(from: &[f32], to: &mut [f32], f: &impl Lanewise) {
-    assert_eq!(from.len(), to.len());
-    // SAFETY: both slices have the length.
-    unsafe { map_raw::<V>(from.as_ptr(), to.as_mut_ptr(), to.len(), f) }
-}
-
-/// The same in place.
+/// Applies a function to a slice, the ragged end in a padded vector: the same arithmetic for every element.
 ///
 /// # Safety
 /// As for [`Vector`].
 #[inline(always)]
 pub unsafe fn map_in_place<V: Vector>(slice: &mut [f32], f: &impl Lanewise) {
-    // SAFETY: every vector is loaded before it is stored, at the same place.
-    unsafe { map_raw::<V>(slice.as_ptr(), slice.as_mut_ptr(), slice.len(), f) }
-}
-
-#[inline(always)]
-unsafe fn map_raw<V: Vector>(from: *const f32, to: *mut f32, len: usize, f: &impl Lanewise) {
-    let whole = len / V::LANES * V::LANES;
-    // SAFETY: whole vectors stay inside `len`; the array holds the widest vector.
+    let whole = slice.len() / V::LANES * V::LANES;
+    // SAFETY: whole vectors stay inside the slice; the array holds the widest vector.
     unsafe {
         for at in (0..whole).step_by(V::LANES) {
-            f.apply(V::load(from.add(at)), at).store(to.add(at));
+            let place = slice.as_mut_ptr().add(at);
+            f.apply(V::load(place), at).store(place);
         }
-        if whole < len {
+        let rest = &mut slice[whole..];
+        if !rest.is_empty() {
             let mut lanes = [0.0f32; 16];
-            core::ptr::copy_nonoverlapping(from.add(whole), lanes.as_mut_ptr(), len - whole);
+            lanes[..rest.len()].copy_from_slice(rest);
             f.apply(V::load(lanes.as_ptr()), whole).store(lanes.as_mut_ptr());
-            core::ptr::copy_nonoverlapping(lanes.as_ptr(), to.add(whole), len - whole);
+            rest.copy_from_slice(&lanes[..rest.len()]);
         }
     }
 }
@@ -188,15 +172,14 @@ mod tests {
 
     struct Each<'a> {
         function: &'static str,
-        from: &'a [f32],
-        to: &'a mut [f32],
+        x: &'a mut [f32],
     }
     impl Kernel for Each<'_> {
         type Output = ();
         #[inline(always)]
         unsafe fn run<V: Vector>(self) {
             // SAFETY: launched with a proven vector.
-            unsafe { map::<V>(self.from, self.to, &Named(self.function)) }
+            unsafe { map_in_place::<V>(self.x, &Named(self.function)) }
         }
     }
     struct Named(&'static str);
@@ -220,8 +203,8 @@ mod tests {
             for (i, x) in from.iter_mut().enumerate() {
                 *x = (i as f32 - 500.0) * 0.1737;
             }
-            let mut to = [0.0f32; 1003];
-            launch(cpu, Each { function, from: &from, to: &mut to });
+            let mut to = from;
+            launch(cpu, Each { function, x: &mut to });
             for (x, y) in from.iter().zip(to) {
                 let want = reference(f64::from(*x));
                 let error = (f64::from(y) - want).abs();
@@ -245,9 +228,9 @@ mod tests {
     #[test]
     fn exp_of_minus_infinity_is_exactly_zero() {
         for cpu in Cpu::detect().variants() {
-            let mut to = [1.0f32; 3];
-            launch(cpu, Each { function: "exp", from: &[f32::NEG_INFINITY, -1000.0, 0.0], to: &mut to });
-            assert_eq!(to, [0.0, 0.0, 1.0]);
+            let mut x = [f32::NEG_INFINITY, -1000.0, 0.0];
+            launch(cpu, Each { function: "exp", x: &mut x });
+            assert_eq!(x, [0.0, 0.0, 1.0]);
         }
     }
 }

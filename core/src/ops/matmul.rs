@@ -1,4 +1,7 @@
 //! Rows times matrices: prepares the input once per form that the matrices ask for, then shares tiles among threads.
+//!
+//! A matrix may be one of a *stack*, matrices of one shape one after another, of which every row of the input meets
+//! its own: a [`Segment`] says which rows meet which. A single matrix is a stack of one, met by all rows.
 
 use super::share::Shared;
 use super::vector::group;
@@ -7,16 +10,16 @@ use crate::layouts::panels::{Form, Panels, fill_group};
 use crate::layouts::{Layout, Precision, Shape, Sink};
 use crate::ops::crew::Pool;
 
-/// One matrix of a product, with its memory.
+/// One stack of a product, with its memory.
 #[derive(Debug)]
 pub struct Output<'a> {
-    /// How the matrix is stored.
+    /// How the matrices are stored.
     pub layout: &'static dyn Layout,
-    /// Its size.
+    /// The size of one.
     pub shape: Shape,
-    /// Its tiles.
+    /// The tiles of all.
     pub tiles: &'a [u8],
-    /// Added to every row.
+    /// Added to every row, `shape.rows` values per matrix.
     pub bias: Option<&'a [f32]>,
     /// `rows x shape.rows` values.
     pub out: &'a mut [f32],
@@ -24,25 +27,44 @@ pub struct Output<'a> {
     pub add: bool,
 }
 
+/// The rows of a product's input.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// Rows one after another.
+    pub x: &'a [f32],
+    /// Values of one.
+    pub columns: usize,
+    /// Which of them is taken as the product's `i`-th; all in their order where there is none.
+    pub order: Option<&'a [u32]>,
+}
+
+impl<'a> Input<'a> {
+    fn row(&self, token: usize) -> &'a [f32] {
+        let row = self.order.map_or(token, |order| order[token] as usize);
+        &self.x[row * self.columns..][..self.columns]
+    }
+}
+
+/// Rows of a product that meet one matrix of a stack: its number, the first of the rows, how many.
+pub type Segment = [u32; 3];
+
 /// Bytes that [`multiply`] needs for prepared input.
 pub fn panel_bytes(form: Form, columns: usize, tokens: usize) -> usize {
     4 * form.memory_words(columns, tokens)
 }
 
-/// `out = x * matrix^T (+ bias) (+ out)` for every output; all share the input `x` of `tokens` rows.
+/// `out = x * matrix^T (+ bias) (+ out)` for every output; all share the input. Segments follow one another without
+/// gaps; every row of the product is in one.
 pub fn multiply<P: Pool>(
     cpu: Cpu,
     precision: Precision,
     pool: &P,
-    tokens: usize,
-    x: &[f32],
+    input: Input,
+    segments: &[Segment],
     panels: &mut [f32],
     outputs: &mut [Output],
 ) {
-    if tokens == 0 {
-        return;
-    }
-    let columns = x.len() / tokens;
+    let columns = input.columns;
     assert!(outputs.len() <= 3 && outputs.iter().all(|output| output.shape.columns == columns));
     let panels: &mut [u32] = bytemuck::cast_slice_mut(panels);
     let mut done: heapless::Vec<Form, 3> = heapless::Vec::new();
@@ -51,68 +73,123 @@ pub fn multiply<P: Pool>(
         if done.contains(&form) {
             continue;
         }
-        prepare(cpu, pool, form, columns, x, panels);
-        let prepared = Panels::new(form, cpu, columns, tokens, panels);
+        prepare(cpu, pool, form, &input, segments, panels);
+        let prepared = Prepared { form, cpu, columns, memory: panels, segments };
         let same = |output: &&mut Output| output.layout.form(precision, cpu) == form;
-        share_tiles(cpu, pool, &prepared, outputs.iter_mut().filter(same));
+        share_tiles(pool, &prepared, outputs.iter_mut().filter(same));
         let _ = done.push(form);
     }
 }
 
-fn prepare<P: Pool>(cpu: Cpu, pool: &P, form: Form, columns: usize, x: &[f32], panels: &mut [u32]) {
-    let groups = (x.len() / columns).div_ceil(group(cpu));
+fn prepare<P: Pool>(cpu: Cpu, pool: &P, form: Form, input: &Input, segments: &[Segment], panels: &mut [u32]) {
+    let groups_of = |segment: &Segment| (segment[2] as usize).div_ceil(group(cpu));
+    let groups: usize = segments.iter().map(groups_of).sum();
+    let token_words = form.memory_words(input.columns, 1);
     let memory = Shared::new(panels);
-    let work = |index| {
-        // SAFETY: every group is filled by one task.
-        unsafe { fill_group(form, cpu, columns, x, index, &memory) }
+    let work = |index: usize| {
+        let mut index = index;
+        for segment in segments {
+            let [_, first, count] = segment.map(|word| word as usize);
+            if index < groups_of(segment) {
+                let memory = memory.narrow(first * token_words, count * token_words);
+                let row = |token| input.row(first + token);
+                // SAFETY: every group of every segment is filled by one task.
+                unsafe { fill_group(form, cpu, input.columns, count, row, index, &memory) }
+                return;
+            }
+            index -= groups_of(segment);
+        }
     };
-    if groups == 1 { work(0) } else { pool.run(groups, &work) }
+    if groups <= 1 { (0..groups).for_each(work) } else { pool.run(groups, &work) }
 }
 
-/// A matrix while several threads write its product.
+/// The input of all segments, each prepared for itself.
+struct Prepared<'a> {
+    form: Form,
+    cpu: Cpu,
+    columns: usize,
+    memory: &'a [u32],
+    segments: &'a [Segment],
+}
+
+impl<'a> Prepared<'a> {
+    fn panels(&self, first: usize, count: usize) -> Panels<'a> {
+        let token_words = self.form.memory_words(self.columns, 1);
+        let memory = &self.memory[first * token_words..(first + count) * token_words];
+        Panels::new(self.form, self.cpu, self.columns, count, memory)
+    }
+
+    fn tokens(&self) -> usize {
+        self.segments.iter().map(|segment| segment[2] as usize).sum()
+    }
+}
+
+/// A stack while several threads write its product.
 struct Part<'a> {
     layout: &'static dyn Layout,
     shape: Shape,
     tile_bytes: usize,
     tiles: &'a [u8],
-    sink: Sink<'a>,
+    bias: Option<&'a [f32]>,
+    out: Shared<'a, f32>,
+    add: bool,
+}
+
+impl Part<'_> {
+    /// Multiplies one tile of one matrix with the rows that meet it.
+    ///
+    /// # Safety
+    /// No other thread may multiply this tile.
+    unsafe fn multiply(&self, x: &Prepared, segment: Segment, tile: usize) {
+        let [matrix, first, count] = segment.map(|word| word as usize);
+        let rows = self.shape.rows;
+        let sink = Sink {
+            out: self.out.narrow(first * rows, count * rows),
+            stride: rows,
+            rows,
+            bias: self.bias.map(|bias| &bias[matrix * rows..][..rows]),
+            add: self.add,
+        };
+        let at = (matrix * self.shape.tiles() + tile) * self.tile_bytes;
+        let (bytes, panels) = (&self.tiles[at..][..self.tile_bytes], x.panels(first, count));
+        let first_row = tile * crate::layouts::TILE_ROWS;
+        // SAFETY: tiles have rows of their own, and this one is ours by the caller's promise.
+        unsafe { self.layout.multiply(x.cpu, self.shape.columns, bytes, &panels, &sink, first_row) };
+    }
 }
 
 fn share_tiles<'a, 'b: 'a, P: Pool>(
-    cpu: Cpu,
     pool: &P,
-    x: &Panels,
+    x: &Prepared,
     outputs: impl Iterator<Item = &'a mut Output<'b>>,
 ) {
     let mut parts: heapless::Vec<Part, 3> = heapless::Vec::new();
     for output in outputs {
-        let rows = output.shape.rows;
-        assert_eq!(output.out.len(), x.tokens * rows);
-        let sink =
-            Sink { out: Shared::new(output.out), stride: rows, rows, bias: output.bias, add: output.add };
-        let tile_bytes = output.layout.tile_bytes(output.shape.columns);
-        let part = Part { layout: output.layout, shape: output.shape, tile_bytes, tiles: output.tiles, sink };
+        assert_eq!(output.out.len(), x.tokens() * output.shape.rows);
+        let Output { layout, shape, tiles, bias, add, .. } = *output;
+        let (tile_bytes, out) = (layout.tile_bytes(shape.columns), Shared::new(output.out));
+        let part = Part { layout, shape, tile_bytes, tiles, bias, out, add };
         assert!(parts.push(part).is_ok(), "three outputs at most");
     }
-    let total: usize = parts.iter().map(|part| part.shape.tiles()).sum();
-    // One token: long runs, each an ascending stream, yet a few per thread, so that a thread that lost its core
+    let per_segment: usize = parts.iter().map(|part| part.shape.tiles()).sum();
+    let total = per_segment * x.segments.len();
+    // One token each: long runs, each an ascending stream, yet a few per thread, so that a thread that lost its core
     // does not keep the others waiting. Many tokens: tile by tile.
-    let runs = if x.tokens == 1 { pool.threads() * 4 } else { total };
+    let single = x.segments.iter().all(|segment| segment[2] == 1);
+    let runs = if single { pool.threads() * 4 } else { total };
     let run_tiles = total.div_ceil(runs.max(1)).max(1);
     let work = |index: usize| {
         let end = ((index + 1) * run_tiles).min(total);
         for at in index * run_tiles..end {
-            let mut tile = at;
+            let mut tile = at % per_segment;
             let mut parts = parts.iter();
             let mut part = parts.next().expect("there is a part for every tile");
             while tile >= part.shape.tiles() {
                 tile -= part.shape.tiles();
                 part = parts.next().expect("there is a part for every tile");
             }
-            let bytes = &part.tiles[tile * part.tile_bytes..][..part.tile_bytes];
-            let first_row = tile * crate::layouts::TILE_ROWS;
-            // SAFETY: every tile is multiplied by one task, and tiles have rows of their own.
-            unsafe { part.layout.multiply(cpu, part.shape.columns, bytes, x, &part.sink, first_row) };
+            // SAFETY: every tile of every segment is multiplied by one task.
+            unsafe { part.multiply(x, x.segments[at / per_segment], tile) };
         }
     };
     pool.run(total.div_ceil(run_tiles), &work);

@@ -7,6 +7,7 @@ pub mod activation;
 pub mod attention;
 pub mod ceiling;
 pub mod crew;
+pub mod experts;
 pub mod math;
 pub mod matmul;
 pub mod norm;

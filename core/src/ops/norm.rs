@@ -1,6 +1,6 @@
 //! Normalization of rows: root mean square, or mean and variance.
 
-use super::math::{Lanewise, load_padded, map, sum};
+use super::math::{Lanewise, load_padded, map_in_place, sum};
 use super::vector::{Kernel, Vector, launch};
 use crate::backend::NormKind;
 use crate::cpu::Cpu;
@@ -20,17 +20,15 @@ pub struct RowNorm<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
-/// Normalizes one row: `out = (x - mean) / deviation * (weight + shift) + bias`.
-pub fn norm_row(cpu: Cpu, norm: &RowNorm, x: &[f32], out: &mut [f32]) {
+/// Normalizes one row: `x = (x - mean) / deviation * (weight + shift) + bias`.
+pub fn norm_row(cpu: Cpu, norm: &RowNorm, x: &mut [f32]) {
     assert_eq!(x.len(), norm.weight.len(), "a norm's weight has one value per channel");
-    assert_eq!(x.len(), out.len());
-    launch(cpu, Row { norm: *norm, x, out });
+    launch(cpu, Row { norm: *norm, x });
 }
 
 struct Row<'a> {
     norm: RowNorm<'a>,
-    x: &'a [f32],
-    out: &'a mut [f32],
+    x: &'a mut [f32],
 }
 
 impl Kernel for Row<'_> {
@@ -47,7 +45,7 @@ impl Kernel for Row<'_> {
             };
             let variance = total_of_squares::<V>(self.x, mean) / width;
             let scale = 1.0 / libm::sqrtf(variance + self.norm.epsilon);
-            map::<V>(self.x, self.out, &Normalized { mean, scale, norm: self.norm });
+            map_in_place::<V>(self.x, &Normalized { mean, scale, norm: self.norm });
         }
     }
 }
@@ -125,10 +123,10 @@ mod tests {
                     weight[i] = 1.0 + i as f32 * 0.01;
                 }
                 for kind in [NormKind::Rms, NormKind::Layer] {
-                    let mut out = [0.0f32; 100];
+                    let mut out = x;
                     let (x, weight, out) = (&x[..width], &weight[..width], &mut out[..width]);
                     let norm = RowNorm { kind, epsilon: 1e-5, weight_shift: 1.0, weight, bias: Some(weight) };
-                    norm_row(cpu, &norm, x, out);
+                    norm_row(cpu, &norm, out);
                     let n = width as f64;
                     let mean = match kind {
                         NormKind::Rms => 0.0,

@@ -24,6 +24,13 @@ impl<'a, T> Shared<'a, T> {
         Shared { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    /// The same for some of the elements. Panics outside the slice.
+    pub fn narrow(&self, from: usize, len: usize) -> Shared<'a, T> {
+        assert!(from <= self.len && len <= self.len - from, "part {from}+{len} of a slice of {}", self.len);
+        // SAFETY: in bounds by the assertion; nothing is read or written here.
+        Shared { start: unsafe { self.start.add(from) }, len, slice: PhantomData }
+    }
+
     /// The elements from `from`, `len` of them. Panics outside the slice.
     ///
     /// # Safety

@@ -92,7 +92,13 @@ impl Filled {
         };
         let stride = cache.heads * case.width;
         for (sequence, (before, rows)) in case.sequences.into_iter().enumerate() {
-            let feed = Feed { first_row: 0, rows: before + rows, first_position: 0, sequence };
+            let feed = Feed {
+                first_row: 0,
+                rows: before + rows,
+                first_position: 0,
+                sequence,
+                length: before + rows,
+            };
             let (keys, values) = (draw(feed.rows * stride, 1.0), draw(feed.rows * stride, 1.0));
             let tables = filled.tables.clone();
             let batch = Batch { feeds: &[feed], tables: &tables, pages_per_sequence: PAGES };
@@ -156,7 +162,10 @@ fn check(case: &Case) {
     let filled = Filled::new(case);
     let Heads { count, width } = filled.attention.heads;
     let [(before, rows), (before_other, rows_other)] = case.sequences;
-    let feed = |first_row, rows, first_position, sequence| Feed { first_row, rows, first_position, sequence };
+    let feed = |first_row, rows, first_position, sequence| {
+        let length = first_position + rows;
+        Feed { first_row, rows, first_position, sequence, length }
+    };
     let feeds = [feed(0, rows, before, 0), feed(rows, rows_other, before_other, 1)];
     // Scores are below 3 * sqrt(width), so float32 keeps them within some 1e-6; tanh has 3e-7 of the cap.
     let tolerance = 1e-5 + 1e-6 * f64::from(case.softcap.unwrap_or(0.0));
@@ -183,7 +192,7 @@ fn check(case: &Case) {
                 at % width
             );
         }
-        for Feed { first_row, rows, first_position, sequence } in feeds {
+        for Feed { first_row, rows, first_position, sequence, .. } in feeds {
             let last = first_row + rows - 1;
             let alone = [feed(0, 1, first_position + rows - 1, sequence)];
             let row = last * token..(last + 1) * token;

@@ -1,0 +1,254 @@
+//! A mixture of experts: every row chooses a few of many feed-forward blocks, and rows that chose the same one are
+//! computed together, so that an expert's weights are read once, and those of experts that nobody chose not at all.
+//!
+//! A *place* is one row's part with one expert. Places are sorted by expert, then by row; products over them take
+//! the experts as a stack of matrices. What a row gets back is summed in the order of its experts, whatever stood
+//! beside it.
+
+use super::math::{Lanewise, load_padded, map_in_place};
+use super::matmul::Segment;
+use super::vector::{Kernel, Vector, launch};
+use crate::cpu::Cpu;
+
+/// How many experts there are, and how many of them a row chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Experts.
+    pub experts: usize,
+    /// Chosen by every row: 1 to [`CHOSEN_MAX`], at most `experts`.
+    pub chosen: usize,
+}
+
+/// No published model chooses more.
+pub const CHOSEN_MAX: usize = 32;
+
+impl Choice {
+    /// Places of `rows` rows.
+    pub fn places(self, rows: usize) -> usize {
+        rows * self.chosen
+    }
+
+    /// Bytes of a [`Routing`] of `rows` rows.
+    pub fn bytes(self, rows: usize) -> Option<usize> {
+        let words = self.experts.checked_mul(4)?.checked_add(1)?;
+        rows.checked_mul(self.chosen)?.checked_mul(3)?.checked_add(words)?.checked_mul(4)
+    }
+}
+
+/// Who goes where, in memory that the caller owns.
+#[derive(Debug)]
+pub struct Routing<'a> {
+    /// Number of segments in use, then scratch for every expert.
+    counts: &'a mut [u32],
+    segments: &'a mut [Segment],
+    /// The row of every place.
+    rows: &'a mut [u32],
+    /// The places of every row, ascending.
+    places: &'a mut [u32],
+    /// What they count, in the same order.
+    shares: &'a mut [f32],
+}
+
+impl<'a> Routing<'a> {
+    /// Cuts memory of [`Choice::bytes`] into its parts.
+    pub fn over(choice: Choice, rows: usize, memory: &'a mut [f32]) -> Self {
+        let places = choice.places(rows);
+        let (counts, memory) = memory.split_at_mut(1 + choice.experts);
+        let (segments, memory) = memory.split_at_mut(3 * choice.experts);
+        let (of_places, memory) = memory.split_at_mut(places);
+        let (of_rows, shares) = memory.split_at_mut(places);
+        Routing {
+            counts: bytemuck::cast_slice_mut(counts),
+            segments: bytemuck::cast_slice_mut(segments),
+            rows: bytemuck::cast_slice_mut(of_places),
+            places: bytemuck::cast_slice_mut(of_rows),
+            shares: &mut shares[..places],
+        }
+    }
+
+    /// Which places meet which expert.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments[..self.counts[0] as usize]
+    }
+
+    /// The row of every place.
+    pub fn rows(&self) -> &[u32] {
+        self.rows
+    }
+
+    /// Sends every row to the experts with the largest logits, the first of equals; a softmax over those gives their
+    /// shares.
+    pub fn route(&mut self, choice: Choice, logits: &[f32]) {
+        let Choice { experts, chosen } = choice;
+        assert!((1..=CHOSEN_MAX.min(experts)).contains(&chosen), "{chosen} of {experts} experts");
+        let (used, counts) = self.counts.split_at_mut(1);
+        counts.fill(0);
+        for (row, logits) in logits.chunks_exact(experts).enumerate() {
+            let places = &mut self.places[row * chosen..][..chosen];
+            choose(logits, places);
+            share(logits, places, &mut self.shares[row * chosen..][..chosen]);
+            places.iter().for_each(|&expert| counts[expert as usize] += 1);
+        }
+        let (mut next, mut segments) = (0, 0);
+        for (expert, count) in counts.iter_mut().enumerate() {
+            if *count > 0 {
+                self.segments[segments] = [expert as u32, next, *count];
+                segments += 1;
+            }
+            // From here on, the next free place of the expert.
+            next += core::mem::replace(count, next);
+        }
+        used[0] = segments as u32;
+        for (at, place) in self.places.iter_mut().enumerate() {
+            let free = &mut counts[*place as usize];
+            self.rows[*free as usize] = (at / chosen) as u32;
+            *place = *free;
+            *free += 1;
+        }
+    }
+
+    /// Adds to a row what its places hold in `parts`, each by its share.
+    pub fn combine(&self, cpu: Cpu, chosen: usize, row: usize, parts: &[f32], out: &mut [f32]) {
+        let width = out.len();
+        let mut weighted: heapless::Vec<(&[f32], f32), CHOSEN_MAX> = heapless::Vec::new();
+        for at in row * chosen..(row + 1) * chosen {
+            let part = &parts[self.places[at] as usize * width..][..width];
+            assert!(weighted.push((part, self.shares[at])).is_ok(), "more places than a row may have");
+        }
+        launch(cpu, Add { x: out, weighted: &weighted });
+    }
+}
+
+/// The experts of the largest logits, ascending. A logit that is no number is chosen last.
+fn choose(logits: &[f32], chosen: &mut [u32]) {
+    for n in 0..chosen.len() {
+        let (taken, rest) = chosen.split_at_mut(n);
+        let free = (0..logits.len()).filter(|&expert| !taken.contains(&(expert as u32)));
+        let best = free.reduce(|best, expert| {
+            let better = logits[expert] > logits[best] || logits[best].is_nan();
+            if better { expert } else { best }
+        });
+        rest[0] = best.unwrap_or(0) as u32;
+    }
+    chosen.sort_unstable();
+}
+
+/// Softmax over the logits of the chosen experts.
+fn share(logits: &[f32], chosen: &[u32], shares: &mut [f32]) {
+    let of = |expert: u32| logits[expert as usize];
+    let most = chosen.iter().fold(f32::NEG_INFINITY, |most, &expert| most.max(of(expert)));
+    let mut total = 0.0;
+    for (share, &expert) in shares.iter_mut().zip(chosen) {
+        *share = libm::expf(of(expert) - most);
+        total += *share;
+    }
+    shares.iter_mut().for_each(|share| *share /= total);
+}
+
+/// `x += y`.
+pub fn add(cpu: Cpu, x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len());
+    launch(cpu, Add { x, weighted: &[(y, 1.0)] });
+}
+
+struct Add<'a> {
+    x: &'a mut [f32],
+    weighted: &'a [(&'a [f32], f32)],
+}
+
+impl Kernel for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: launched with a proven vector.
+        unsafe { map_in_place::<V>(self.x, &Plus(self.weighted)) }
+    }
+}
+
+struct Plus<'a>(&'a [(&'a [f32], f32)]);
+
+impl Lanewise for Plus<'_> {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V, at: usize) -> V {
+        // SAFETY: lane arithmetic; `load_padded` stays inside the slices.
+        unsafe {
+            let mut total = V::splat(0.0);
+            for (part, weight) in self.0 {
+                total = load_padded::<V>(part, at).mul_add(V::splat(*weight), total);
+            }
+            x.add(total)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    fn noise(i: usize) -> f32 {
+        libm::sinf(i as f32 * 12.9898) * 3.0
+    }
+
+    #[test]
+    fn rows_meet_their_largest_experts_and_get_back_their_shares() {
+        for (experts, chosen, rows) in [(1, 1, 3), (4, 2, 1), (8, 4, 13), (8, 8, 5), (128, 4, 40)] {
+            let choice = Choice { experts, chosen };
+            let logits: Vec<f32> = (0..rows * experts).map(noise).collect();
+            let mut memory = vec![f32::NAN; choice.bytes(rows).expect("small") / 4];
+            let mut routing = Routing::over(choice, rows, &mut memory);
+            routing.route(choice, &logits);
+            let mut seen = vec![vec![]; rows];
+            let mut next = 0;
+            for &[expert, first, count] in routing.segments() {
+                assert_eq!((first, count > 0), (next, true), "segments follow one another");
+                next += count;
+                for place in first..next {
+                    seen[routing.rows()[place as usize] as usize].push(expert as usize);
+                }
+            }
+            assert_eq!(next as usize, rows * chosen);
+            for (row, found) in seen.iter().enumerate() {
+                let logits = &logits[row * experts..][..experts];
+                let mut order: Vec<usize> = (0..experts).collect();
+                order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+                let mut wanted = order[..chosen].to_vec();
+                wanted.sort_unstable();
+                assert_eq!(*found, wanted, "row {row}");
+                let total: f64 = wanted.iter().map(|&e| libm::exp(f64::from(logits[e]))).sum();
+                for cpu in Cpu::detect().variants() {
+                    // A place's part says which expert made it.
+                    let expert_of = |place: usize| {
+                        let of = |s: &&Segment| (s[1]..s[1] + s[2]).contains(&(place as u32));
+                        routing.segments().iter().find(of).expect("every place has one")[0] as usize
+                    };
+                    let width = 19;
+                    let parts: Vec<f32> =
+                        (0..rows * chosen * width).map(|i| noise(expert_of(i / width) + i % width)).collect();
+                    let mut out = vec![1.0; width];
+                    routing.combine(cpu, chosen, row, &parts, &mut out);
+                    for (i, y) in out.iter().enumerate() {
+                        let part =
+                            |&e: &usize| libm::exp(f64::from(logits[e])) / total * f64::from(noise(e + i));
+                        let want = 1.0 + wanted.iter().map(part).sum::<f64>();
+                        assert!((f64::from(*y) - want).abs() < 1e-5, "{y}, not {want}, {}", cpu.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equal_logits_go_to_the_first_and_strange_ones_to_somebody() {
+        let mut chosen = [9; 2];
+        choose(&[1.0, 2.0, 2.0, 2.0], &mut chosen);
+        assert_eq!(chosen, [1, 2]);
+        choose(&[f32::NAN, f32::NEG_INFINITY, 0.0, f32::NAN], &mut chosen);
+        assert_eq!(chosen, [1, 2]);
+        choose(&[f32::NAN; 4], &mut chosen);
+        assert!(chosen[0] < chosen[1] && chosen[1] < 4, "{chosen:?}");
+    }
+}

@@ -1,0 +1,458 @@
+//! How a plan is made: walks a specification, asks how its tensors stand in the checkpoint, and takes slots.
+
+use bantam_core::arena::Layouter;
+use bantam_core::layouts::page::PageShape;
+use bantam_core::layouts::{BFLOAT16, FLOAT16, FLOAT32, INT8_ROWS, Layout, Shape};
+use bantam_core::ops::matmul::panel_bytes;
+use bantam_core::{Choice, Cpu, KvCache, Matrix, Norm, Region, Rope, Slot};
+
+use crate::checkpoint::Dtype;
+use crate::families::{Part, Rows, Stack};
+use crate::plan::{Cut, Fill, LayerWeights, Line, Linear, Options, PlanError, Stored, Weights, WorkSlots};
+use crate::rope::RopeSpec;
+use crate::spec::{LayerSpec, MlpSpec, ModelSpec, NormSpec};
+
+pub(crate) struct Planner<'a> {
+    spec: &'a ModelSpec,
+    stored: &'a dyn Fn(&str, &[usize]) -> Option<Stored>,
+    options: Options,
+    cpu: Cpu,
+    pub(crate) lines: Vec<Line>,
+    pub(crate) fills: Vec<Fill>,
+    pub(crate) weights: Layouter,
+    pub(crate) cache: Layouter,
+    pub(crate) work: Layouter,
+    panel_bytes: usize,
+    /// Bytes of experts that a token is not sent to.
+    pub(crate) unread_bytes: usize,
+}
+
+/// A matrix of the plan, on its way from names to slots.
+struct Wanted<'a> {
+    /// Its line in the table.
+    line: &'a str,
+    /// Where its tensor is.
+    part: Part,
+    /// Its size.
+    shape: Shape,
+    /// Rows of all projections that share the tensor, in their order.
+    sections: &'a [usize],
+    /// Whether it has a bias.
+    bias: bool,
+}
+
+impl<'a> Planner<'a> {
+    pub(crate) fn new(
+        spec: &'a ModelSpec,
+        stored: &'a dyn Fn(&str, &[usize]) -> Option<Stored>,
+        options: Options,
+        cpu: Cpu,
+    ) -> Self {
+        Planner {
+            spec,
+            stored,
+            options,
+            cpu,
+            lines: Vec::new(),
+            fills: Vec::new(),
+            weights: Layouter::new(Region::Weights),
+            cache: Layouter::new(Region::Cache),
+            work: Layouter::new(Region::Work),
+            panel_bytes: 0,
+            unread_bytes: 0,
+        }
+    }
+
+    fn layouter(&mut self, region: Region) -> &mut Layouter {
+        match region {
+            Region::Weights => &mut self.weights,
+            Region::Cache => &mut self.cache,
+            Region::Work => &mut self.work,
+        }
+    }
+
+    /// Takes a slot and writes its line; slots of the same name add up in one line.
+    fn slot(
+        &mut self,
+        region: Region,
+        name: &str,
+        shape: String,
+        bytes: Option<usize>,
+    ) -> Result<Slot, PlanError> {
+        let layouter = self.layouter(region);
+        let before = layouter.bytes();
+        let slot = bytes
+            .and_then(|bytes| layouter.slot(bytes))
+            .ok_or_else(|| PlanError::TooLarge { what: name.to_owned() })?;
+        let taken = layouter.bytes() - before;
+        match self.lines.iter_mut().find(|line| line.name == name && line.region == region) {
+            Some(line) => {
+                line.bytes += taken;
+                if line.shape != shape {
+                    line.shape = "several".to_owned();
+                }
+            }
+            None => {
+                let lifetime = match region {
+                    Region::Weights => "run",
+                    Region::Cache => "sequence",
+                    Region::Work => "step",
+                };
+                self.lines.push(Line { name: name.to_owned(), region, lifetime, shape, bytes: taken });
+            }
+        }
+        Ok(slot)
+    }
+
+    fn stored_as(&self, tensor: &str, expected: &[usize]) -> Result<Dtype, PlanError> {
+        let Some(stored) = (self.stored)(tensor, expected) else {
+            return Err(PlanError::MissingTensor { tensor: tensor.to_owned(), expected: expected.to_vec() });
+        };
+        if stored.shape != expected {
+            let (expected, found) = (expected.to_vec(), stored.shape);
+            return Err(PlanError::Shape { tensor: tensor.to_owned(), expected, found });
+        }
+        match stored.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F64 => Ok(stored.dtype),
+            other => Err(PlanError::Dtype { tensor: tensor.to_owned(), found: other.name() }),
+        }
+    }
+
+    /// A matrix on its own.
+    fn matrix(
+        &mut self,
+        line: &str,
+        tensor: String,
+        cut: Cut,
+        stored: usize,
+        shape: Shape,
+    ) -> Result<Matrix, PlanError> {
+        let dtype = self.stored_as(&tensor, &[stored, shape.columns])?;
+        let tokens = if line == "head" { self.options.logits_rows } else { self.options.chunk };
+        let matrix = self.stack(line, dtype, shape, 1, tokens)?;
+        self.fills.push(Fill::Matrix { matrix, tensor, cut });
+        Ok(matrix)
+    }
+
+    /// Memory for `count` matrices of one shape, and for the prepared input that `tokens` rows need.
+    fn stack(
+        &mut self,
+        line: &str,
+        dtype: Dtype,
+        shape: Shape,
+        count: usize,
+        tokens: usize,
+    ) -> Result<Matrix, PlanError> {
+        let layout: &'static dyn Layout = match dtype {
+            Dtype::Bf16 => BFLOAT16,
+            Dtype::F16 => FLOAT16,
+            _ => FLOAT32,
+        };
+        // Embedding, head and routers stay as they are; layers may be stored in eight bits, as long as the sum of a
+        // row's products (at most 255 * 127 each) fits into 32 bits.
+        let int8 = self.options.int8 && line.starts_with("layers") && shape.columns <= 1 << 16;
+        let layout = if int8 { INT8_ROWS } else { layout };
+        let times = if count > 1 { format!("{count} x ") } else { String::new() };
+        let text = format!("{times}{}x{} {}", shape.rows, shape.columns, layout.name());
+        let bytes = Matrix::bytes(layout, shape).and_then(|bytes| bytes.checked_mul(count));
+        let slot = self.slot(Region::Weights, line, text, bytes)?;
+        let form = layout.form(self.options.precision, self.cpu);
+        // Prepared input grows by the same for every token.
+        let bytes = panel_bytes(form, shape.columns, 1)
+            .checked_mul(tokens)
+            .ok_or_else(|| PlanError::TooLarge { what: "prepared input".to_owned() })?;
+        self.panel_bytes = self.panel_bytes.max(bytes);
+        Ok(Matrix { layout, shape, slot })
+    }
+
+    fn vector(
+        &mut self,
+        line: &str,
+        tensor: String,
+        cut: Cut,
+        stored: &[usize],
+        len: usize,
+    ) -> Result<Slot, PlanError> {
+        self.stored_as(&tensor, stored)?;
+        let slot = self.slot(Region::Weights, line, "f32 vectors".to_owned(), len.checked_mul(4))?;
+        self.fills.push(Fill::Vector { slot, tensor, cut });
+        Ok(slot)
+    }
+
+    fn norm(&mut self, module: &str, norm: &NormSpec, width: usize) -> Result<Norm, PlanError> {
+        let weight = self.vector("norms", format!("{module}.weight"), Cut::WHOLE, &[width], width)?;
+        let bias = match norm.bias {
+            true => Some(self.vector("norms", format!("{module}.bias"), Cut::WHOLE, &[width], width)?),
+            false => None,
+        };
+        let NormSpec { kind, epsilon, weight_shift, .. } = *norm;
+        Ok(Norm { kind, width, epsilon, weight_shift, weight, bias })
+    }
+
+    fn norms(
+        &mut self,
+        prefix: &str,
+        modules: Option<[&str; 2]>,
+        norm: &NormSpec,
+        width: usize,
+    ) -> Result<Option<[Norm; 2]>, PlanError> {
+        let Some([a, b]) = modules else {
+            return Ok(None);
+        };
+        let (a, b) = (format!("{prefix}{a}"), format!("{prefix}{b}"));
+        Ok(Some([self.norm(&a, norm, width)?, self.norm(&b, norm, width)?]))
+    }
+
+    /// Which rows of its tensor a matrix of `rows` rows is, and how many the tensor has.
+    fn cut(&self, rows: Rows, count: usize, sections: &[usize]) -> (Cut, usize) {
+        let head = self.spec.layers.first().map_or(1, |layer| layer.attention.head_width);
+        match rows {
+            Rows::All => (Cut::WHOLE, count),
+            Rows::Heads { index, of } => {
+                (Cut { first: index * head, run: head, every: of * head, ..Cut::WHOLE }, count * of)
+            }
+            Rows::Single { index, of } => (Cut { first: index, every: of, ..Cut::WHOLE }, count * of),
+            Rows::Section(index) => {
+                (Cut { first: sections[..index].iter().sum(), ..Cut::WHOLE }, sections.iter().sum())
+            }
+        }
+    }
+
+    fn linear(&mut self, prefix: &str, wanted: &Wanted) -> Result<Linear, PlanError> {
+        let Wanted { line, part, shape, sections, bias } = *wanted;
+        let (cut, stored) = self.cut(part.rows, shape.rows, sections);
+        let name = |kind: &str| format!("{prefix}{}.{kind}", part.module);
+        let matrix = self.matrix(line, name("weight"), cut, stored, shape)?;
+        let bias =
+            bias.then(|| self.vector("biases", name("bias"), cut, &[stored], shape.rows)).transpose()?;
+        Ok(Linear { matrix, bias })
+    }
+
+    pub(crate) fn weights(&mut self) -> Result<Weights, PlanError> {
+        let spec = self.spec;
+        let names = spec.names;
+        let table = Shape { rows: spec.vocab, columns: spec.hidden };
+        let whole = |planner: &mut Self, line, module: &str| {
+            planner.matrix(line, format!("{module}.weight"), Cut::WHOLE, table.rows, table)
+        };
+        let embedding = whole(self, "embedding", names.embedding)?;
+        let layers = spec
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(i, layer)| self.layer(i, layer))
+            .collect::<Result<_, _>>()?;
+        let final_norm = self.norm(names.final_norm, &spec.final_norm, spec.hidden)?;
+        let head = match spec.tied {
+            true => embedding,
+            false => whole(self, "head", names.head)?,
+        };
+        let ropes = spec.ropes.iter().map(|rope| self.rope(rope)).collect::<Result<_, PlanError>>()?;
+        Ok(Weights { embedding, head, final_norm, layers, ropes })
+    }
+
+    fn rope(&mut self, rope: &RopeSpec) -> Result<Rope, PlanError> {
+        let mut table = |values: Vec<f32>| {
+            let bytes = Some(values.len() * 4);
+            let slot = self.slot(Region::Weights, "rotary tables", "f32".to_owned(), bytes)?;
+            self.fills.push(Fill::Values { slot, values });
+            Ok(slot)
+        };
+        let frequencies = table(rope.frequencies())?;
+        let longer = match rope.longer_frequencies() {
+            Some((positions, values)) => Some((positions, table(values)?)),
+            None => None,
+        };
+        Ok(Rope { frequencies, scale: rope.attention_factor(), longer })
+    }
+
+    fn layer(&mut self, number: usize, layer: &LayerSpec) -> Result<LayerWeights, PlanError> {
+        let names = self.spec.names;
+        let hidden = self.spec.hidden;
+        let prefix = names.layer.replace("{}", &number.to_string());
+        let a = &layer.attention;
+        let (query, kv) = (a.heads * a.head_width, a.kv_heads * a.head_width);
+        let output = Shape { rows: hidden, columns: query };
+        let (line, sections) = ("layers: attention", [query, kv, kv]);
+        let input = |part, rows| Wanted {
+            line,
+            part,
+            shape: Shape { rows, columns: hidden },
+            sections: &sections,
+            bias: a.input_bias,
+        };
+        let attention_norm = self.norm(&format!("{prefix}{}", names.attention_norm), &layer.norm, hidden)?;
+        let query = self.linear(&prefix, &input(names.query, query))?;
+        let key = self.linear(&prefix, &input(names.key, kv))?;
+        let value = self.linear(&prefix, &input(names.value, kv))?;
+        let head_norms = self.norms(&prefix, names.head_norms, &layer.norm, a.head_width)?;
+        let sinks = match names.sinks {
+            Some(name) => {
+                let name = format!("{prefix}{name}");
+                Some(self.vector("sinks", name, Cut::WHOLE, &[a.heads], a.heads)?)
+            }
+            None => None,
+        };
+        let wanted = Wanted { line, part: names.output, shape: output, sections: &[], bias: a.output_bias };
+        let output = self.linear(&prefix, &wanted)?;
+        let mlp_norm = self.norm(&format!("{prefix}{}", names.mlp_norm), &layer.norm, hidden)?;
+        let post_norms = self.norms(&prefix, names.post_norms, &layer.norm, hidden)?;
+        let (router, [gate, up, down]) = self.mlp(&prefix, &layer.mlp)?;
+        let (up, down) = (up.expect("every block has one"), down.expect("every block has one"));
+        Ok(LayerWeights {
+            attention_norm,
+            mlp_norm,
+            post_norms,
+            head_norms,
+            query,
+            key,
+            value,
+            sinks,
+            output,
+            router,
+            gate,
+            up,
+            down,
+        })
+    }
+
+    /// Router where there is one; then gate where there is one, up, down.
+    fn mlp(
+        &mut self,
+        prefix: &str,
+        mlp: &MlpSpec,
+    ) -> Result<(Option<Linear>, [Option<Linear>; 3]), PlanError> {
+        let names = self.spec.names;
+        let hidden = self.spec.hidden;
+        let (up, down) =
+            (Shape { rows: mlp.width, columns: hidden }, Shape { rows: hidden, columns: mlp.width });
+        let parts = [(names.gate, up), (Some(names.up), up), (Some(names.down), down)];
+        let router = match (mlp.experts, names.experts) {
+            (Some(experts), Some((module, _))) => {
+                let shape = Shape { rows: experts.choice.experts, columns: hidden };
+                let part = Part { module, rows: Rows::All };
+                let bias = experts.router_bias;
+                Some(self.linear(prefix, &Wanted { line: "routers", part, shape, sections: &[], bias })?)
+            }
+            _ => None,
+        };
+        let mut linears = [None; 3];
+        for ((part, shape), linear) in parts.into_iter().zip(&mut linears) {
+            let sections = &[mlp.width, mlp.width];
+            let Some(part) = part else { continue };
+            let wanted = Wanted { line: "layers: feed-forward", part, shape, sections, bias: mlp.bias };
+            *linear = Some(match (mlp.experts, names.experts) {
+                (Some(experts), Some((_, stack))) => self.experts(prefix, &wanted, experts.choice, stack)?,
+                _ => self.linear(prefix, &wanted)?,
+            });
+        }
+        Ok((router, linears))
+    }
+
+    /// The same projection of all experts.
+    fn experts(
+        &mut self,
+        prefix: &str,
+        wanted: &Wanted,
+        choice: Choice,
+        stack: Stack,
+    ) -> Result<Linear, PlanError> {
+        let &Wanted { line, part, shape, sections, bias } = wanted;
+        let line = &format!("{line}, experts");
+        let (cut, stored) = self.cut(part.rows, shape.rows, sections);
+        let name = |expert: usize| format!("{prefix}{}", part.module.replace("{}", &expert.to_string()));
+        let (dtype, sources) = match stack {
+            Stack::Apart => {
+                let names = (0..choice.experts).map(|expert| (format!("{}.weight", name(expert)), cut));
+                let sources: Vec<(String, Cut)> = names.collect();
+                let mut dtype = self.stored_as(&sources[0].0, &[stored, shape.columns])?;
+                for (name, _) in &sources {
+                    // A stack has one layout: float32 holds whatever its matrices are stored as.
+                    if self.stored_as(name, &[stored, shape.columns])? != dtype {
+                        dtype = Dtype::F32;
+                    }
+                }
+                (dtype, sources)
+            }
+            Stack::Together => {
+                let dtype = self.stored_as(&name(0), &[choice.experts, shape.columns, stored])?;
+                let start = |expert| expert * shape.columns * stored;
+                let cut = |expert| Cut { start: start(expert), turned: Some(stored), ..cut };
+                (dtype, (0..choice.experts).map(|expert| (name(expert), cut(expert))).collect())
+            }
+        };
+        let tokens = self.options.chunk.saturating_mul(choice.chosen);
+        let matrix = self.stack(line, dtype, shape, choice.experts, tokens)?;
+        let bytes = matrix.slot.bytes / choice.experts;
+        self.unread_bytes += (choice.experts - choice.chosen) * bytes;
+        for (expert, (tensor, cut)) in sources.into_iter().enumerate() {
+            let slot = Slot { offset: matrix.slot.offset + expert * bytes, bytes, ..matrix.slot };
+            self.fills.push(Fill::Matrix { matrix: Matrix { slot, ..matrix }, tensor, cut });
+        }
+        let bias = match (bias, stack) {
+            (false, _) => None,
+            (true, Stack::Together) => {
+                let (len, stored) = (choice.experts * shape.rows, [choice.experts, stored]);
+                Some(self.vector("biases", format!("{}_bias", name(0)), cut, &stored, len)?)
+            }
+            (true, Stack::Apart) => panic!("no family has biases of experts apart"),
+        };
+        Ok(Linear { matrix, bias })
+    }
+
+    pub(crate) fn caches(&mut self, pages: usize) -> Result<Vec<KvCache>, PlanError> {
+        let (spec, options) = (self.spec, self.options);
+        let pages = pages.checked_mul(options.sequences);
+        let caches = spec.layers.iter().map(|layer| {
+            let shape = PageShape { width: layer.attention.head_width, kind: options.kv };
+            let heads = layer.attention.kv_heads;
+            let bytes = pages.and_then(|pages| pages.checked_mul(heads * shape.bytes()));
+            let text = format!("{} x {} positions, {:?}", options.sequences, options.context, options.kv);
+            Ok(KvCache { slot: self.slot(Region::Cache, "keys and values", text, bytes)?, heads, shape })
+        });
+        caches.collect()
+    }
+
+    pub(crate) fn work(&mut self) -> Result<WorkSlots, PlanError> {
+        let spec = self.spec;
+        let Options { chunk, logits_rows, .. } = self.options;
+        let widest = |f: &dyn Fn(&LayerSpec) -> usize| spec.layers.iter().map(f).max().unwrap_or(0);
+        let query = widest(&|layer| layer.attention.heads * layer.attention.head_width);
+        let kv = widest(&|layer| layer.attention.kv_heads * layer.attention.head_width);
+        let mlp = widest(&|layer| layer.mlp.width);
+        let experts = spec.layers.iter().filter_map(|layer| layer.mlp.experts).map(|experts| experts.choice);
+        let experts = experts.max_by_key(|choice| (choice.chosen, choice.experts));
+        // Rows of a feed-forward block: one per token, or one per token and expert that it is sent to.
+        let places = experts.map_or(chunk, |choice| chunk.saturating_mul(choice.chosen));
+        let gated = spec.layers.iter().any(|layer| layer.mlp.gated);
+        let parallel = spec.layers.iter().any(|layer| layer.residual == crate::spec::Residual::Parallel);
+        let angles = spec.ropes.iter().map(|rope| rope.width).max().unwrap_or(0);
+        let panel_bytes = self.panel_bytes;
+        let mut rows = |name: &str, rows: usize, width: usize| {
+            let bytes = rows.checked_mul(width).and_then(|n| n.checked_mul(4));
+            self.slot(Region::Work, name, format!("{rows} x {width} f32"), bytes)
+        };
+        Ok(WorkSlots {
+            stream: rows("residual stream", chunk, spec.hidden)?,
+            normed: rows("normed", chunk, spec.hidden)?,
+            normed_for_mlp: rows("normed for feed-forward", if parallel { chunk } else { 0 }, spec.hidden)?,
+            query: rows("queries", chunk, query)?,
+            key: rows("keys", chunk, kv)?,
+            value: rows("values", chunk, kv)?,
+            attended: rows("attended", chunk, query)?,
+            router: rows("logits of experts", chunk, experts.map_or(0, |choice| choice.experts))?,
+            expert: rows("results of experts", if experts.is_some() { places } else { 0 }, spec.hidden)?,
+            gate: rows("feed-forward", places, mlp)?,
+            up: rows("feed-forward, second", if gated { places } else { 0 }, mlp)?,
+            angles: rows("rotary angles", chunk, angles)?,
+            chosen: rows("rows for the head", logits_rows, spec.hidden)?,
+            chosen_normed: rows("rows for the head, normed", logits_rows, spec.hidden)?,
+            logits: rows("logits", logits_rows, spec.vocab)?,
+            routing: {
+                let bytes = experts.map_or(Some(0), |choice| choice.bytes(chunk));
+                self.slot(Region::Work, "routing", "words".to_owned(), bytes)?
+            },
+            panels: self.slot(Region::Work, "prepared input", "words".to_owned(), Some(panel_bytes))?,
+        })
+    }
+}

@@ -1,7 +1,8 @@
 //! What a model folder holds beside its weights: the JSON files and the chat template, as bytes.
 //!
-//! It parses none of them and opens no weights. It opens these files (and `additional_chat_templates/*.jinja`) and no others: Python code in a model folder,
-//! and whatever `auto_map` names, is never touched.
+//! It parses none of them and opens no weights. It opens these files (and
+//! `additional_chat_templates/*.jinja`) and no others: Python code in a model folder, and whatever `auto_map` names, is
+//! never touched.
 
 use crate::checkpoint::map::{self, MapError};
 use std::borrow::Cow;

@@ -176,7 +176,10 @@ mod tests {
 
     #[test]
     fn replacements_that_multiply_are_counted() {
-        let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+        let replace = |pattern: Value, content: &str| {
+            let kind = "Replace";
+            json!({"type": kind, "pattern": pattern, "content": content})
+        };
         let bomb = replace(json!({"String": "a"}), &"a".repeat(1000));
         let parts = json!({"type": "Sequence", "normalizers": [bomb, bomb, {"type": "NFC"}]});
         let guard = PatternGuard::new(&parts, &Value::Null).unwrap();

@@ -9,7 +9,7 @@ use super::Fault;
 /// Expressions and statements. A conversation of a thousand messages through a long template takes some 300,000.
 const STEPS: u64 = 4_000_000;
 /// Bytes. A conversation of 128k tokens is half a megabyte and is copied a few times.
-const BYTES: u64 = 256 << 20;
+const BYTES: u64 = 128 << 20;
 /// Macros, blocks and brackets inside one another while running.
 const DEPTH: u32 = 600;
 

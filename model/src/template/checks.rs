@@ -1,5 +1,6 @@
 //! Jinja's tests: what stands after `is`.
 
+use super::budget::Budget;
 use super::machine::{Args, Machine};
 use super::syntax::Comparison;
 use super::value::{Kind, Value};
@@ -64,20 +65,34 @@ pub(super) fn apply(machine: &Machine, name: &str, value: &Value, args: Args) ->
         return operators::compare(comparison, value, &other, budget);
     }
     match name {
+        "even" | "odd" => {
+            let [] = args.bind([])?;
+            let number = value.as_int();
+            let found = value.type_name();
+            let number =
+                number.ok_or_else(|| fault(format!("the test `{name}` needs an integer, found {found}")))?;
+            Ok((number % 2 == 0) == (name == "even"))
+        }
         "divisibleby" | "sameas" => {
             let [other] = args.bind(["other"])?;
             let other = other.ok_or_else(|| fault(format!("the test `{name}` needs a value")))?;
             if name == "sameas" {
                 return same(value, &other, machine);
             }
-            return match (value.as_int(), other.as_int()) {
+            match (value.as_int(), other.as_int()) {
                 (Some(value), Some(by)) if by != 0 => Ok(value.checked_rem(by).is_none_or(|rest| rest == 0)),
                 _ => Err(fault("the test `divisibleby` needs integers, and not 0")),
-            };
+            }
         }
-        _ => {}
+        _ => {
+            let [] = args.bind([])?;
+            alone(name, value, budget)
+        }
     }
-    let [] = args.bind([])?;
+}
+
+/// A test without a second value.
+fn alone(name: &str, value: &Value, budget: &Budget) -> Result<bool, Fault> {
     let is_generator = matches!(value, Value::List(list) if list.kind == Kind::Generator);
     let is_cased = |wanted: fn(char) -> bool, other: fn(char) -> bool| {
         let text = value.to_text(budget)?;
@@ -114,15 +129,6 @@ pub(super) fn apply(machine: &Machine, name: &str, value: &Value, args: Args) ->
                     | Value::Undefined(_)
             )
         }
-        "even" | "odd" => match value.as_int() {
-            Some(number) => (number % 2 == 0) == (name == "even"),
-            None => {
-                return Err(fault(format!(
-                    "the test `{name}` needs an integer, found {}",
-                    value.type_name()
-                )));
-            }
-        },
         "lower" => return is_cased(char::is_lowercase, char::is_uppercase),
         "upper" => return is_cased(char::is_uppercase, char::is_lowercase),
         "filter" => value.as_str().is_some_and(|name| filters::NAMES.contains(&name)),

@@ -29,8 +29,8 @@ impl Now {
         let mut out = String::new();
         let mut rest = format;
         while let Some(at) = rest.find('%') {
-            // The longest directive prints 24 characters.
-            budget.take(at + 24)?;
+            // The longest directive prints 24 characters, and takes some time.
+            budget.take(at + 128)?;
             out.push_str(&rest[..at]);
             rest = &rest[at + 1..];
             let flag = rest.chars().next().filter(|c| "-_0^#".contains(*c));

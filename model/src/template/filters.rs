@@ -520,36 +520,43 @@ fn ordered(machine: &mut Machine, name: &str, value: Value, args: Args) -> Resul
             let [attribute, default, sensitive] = args.bind(["attribute", "default", "case_sensitive"])?;
             group(machine, value, attribute, default, sensitive)
         }
-        "unique" => {
-            let [sensitive, attribute] = args.bind(["case_sensitive", "attribute"])?;
-            let mut kept: Vec<(Value, Value)> = Vec::new();
-            for (key, item) in keyed(machine, value, attribute, sensitive)? {
-                let mut is_new = true;
-                for (other, _) in &kept {
-                    is_new &= !key.equals(other, &machine.budget)?;
-                }
-                if is_new {
-                    kept.push((key, item));
-                }
+        _ => chosen(machine, name, value, args),
+    }
+}
+
+/// `unique`, `min` and `max`: some of the items.
+fn chosen(machine: &mut Machine, name: &str, value: Value, args: Args) -> Result<Value, Fault> {
+    let [sensitive, attribute] = args.bind(["case_sensitive", "attribute"])?;
+    let items = keyed(machine, value, attribute, sensitive)?;
+    if name == "unique" {
+        let mut kept: Vec<(Value, Value)> = Vec::new();
+        for (key, item) in items {
+            let mut is_new = true;
+            for (other, _) in &kept {
+                is_new &= !key.equals(other, &machine.budget)?;
             }
-            Value::list(Kind::Generator, kept.into_iter().map(|(_, item)| item).collect(), &machine.budget)
+            if is_new {
+                kept.push((key, item));
+            }
         }
-        _ => {
-            let [sensitive, attribute] = args.bind(["case_sensitive", "attribute"])?;
-            let wanted = if name == "min" { Ordering::Less } else { Ordering::Greater };
-            let mut best: Option<(Value, Value)> = None;
-            for (key, item) in keyed(machine, value, attribute, sensitive)? {
-                let is_better = match &best {
-                    None => true,
-                    Some((other, _)) => key.compare(other, &machine.budget)? == Some(wanted),
-                };
-                if is_better {
-                    best = Some((key, item));
-                }
-            }
-            Ok(best.map_or(Value::undefined("the smallest or largest of no items"), |(_, item)| item))
+        return Value::list(
+            Kind::Generator,
+            kept.into_iter().map(|(_, item)| item).collect(),
+            &machine.budget,
+        );
+    }
+    let wanted = if name == "min" { Ordering::Less } else { Ordering::Greater };
+    let mut best: Option<(Value, Value)> = None;
+    for (key, item) in items {
+        let is_better = match &best {
+            None => true,
+            Some((other, _)) => key.compare(other, &machine.budget)? == Some(wanted),
+        };
+        if is_better {
+            best = Some((key, item));
         }
     }
+    Ok(best.map_or(Value::undefined("the smallest or largest of no items"), |(_, item)| item))
 }
 
 /// Lists of items with one attribute, in its order, each as (attribute, list).

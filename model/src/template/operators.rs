@@ -218,7 +218,6 @@ pub(super) fn slice(value: &Value, parts: [Option<Value>; 3], budget: &Budget) -
             Ok(Value::paid(places(numbers, length).map(|place| chars[place]).collect()))
         }
         Value::List(list) if list.kind != Kind::Generator => {
-            budget.take(list.items.len() * size_of::<Value>())?;
             let items = places(numbers, list.items.len()).map(|place| list.items[place].clone());
             Value::list(list.kind, items.collect(), budget)
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::lexer::{Kind, Token, tokens};
-use super::syntax::{Body, Expr, For, Macro, Statement, Step, Target, What};
+use super::syntax::{Body, Expr, For, Macro, Parameters, Statement, Step, Target, What};
 use super::{Fault, fault};
 
 /// Brackets and tags inside one another. The parser calls itself, and a stack is finite.
@@ -261,7 +261,7 @@ impl Parser {
     fn macro_body(
         &mut self,
         name: Arc<str>,
-        parameters: Vec<(Arc<str>, Option<Expr>)>,
+        parameters: Parameters,
         end: &'static str,
     ) -> Result<Arc<Macro>, Fault> {
         self.seen.push([false; 3]);
@@ -280,7 +280,7 @@ impl Parser {
         Ok(What::Call(self.macro_body("caller".into(), parameters, "endcall")?, call))
     }
 
-    fn parameters(&mut self) -> Result<Vec<(Arc<str>, Option<Expr>)>, Fault> {
+    fn parameters(&mut self) -> Result<Parameters, Fault> {
         self.expect_operator("(")?;
         let mut parameters = Vec::new();
         while !self.skip_operator(")") {

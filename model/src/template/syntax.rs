@@ -59,10 +59,13 @@ pub(super) enum Target {
     Tuple(Vec<Target>),
 }
 
+/// Names with their defaults.
+pub(super) type Parameters = Vec<(Arc<str>, Option<Expr>)>;
+
 #[derive(Debug)]
 pub(super) struct Macro {
     pub(super) name: Arc<str>,
-    pub(super) parameters: Vec<(Arc<str>, Option<Expr>)>,
+    pub(super) parameters: Parameters,
     pub(super) body: Body,
     /// Whether the body names `varargs`, `kwargs`, `caller`: only then may a call bring more than the parameters.
     pub(super) takes_positional: bool,

@@ -4,7 +4,9 @@ use bantam_core::Cpu;
 use bantam_model::engine::Engine;
 use bantam_model::generate::{GenerateError, Generation, Held};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags, GenerationSettings};
-use bantam_tests::{Noise, carried, load, options};
+use bantam_model::plan::Options;
+use bantam_model::spec::ModelSpec;
+use bantam_tests::{Noise, carried, load, model_folder, open, options};
 
 fn settings() -> GenerationSettings {
     let flags = GenerationFlags {
@@ -30,10 +32,16 @@ fn warm(engine: &mut Engine, held: &mut Held, prompt: &[u32], tokens: usize) -> 
 }
 
 fn cold(prompt: &[u32]) -> Vec<u32> {
-    let mut engine = load(&carried(), options(), Cpu::detect(), 1);
-    let mut generation = Generation::begin(&mut engine, None, settings(), prompt).expect("the prompt fits");
-    while generation.next(&mut engine).expect("the context has room").is_some() {}
-    generation.ids().to_vec()
+    answer(&mut load(&carried(), options(), Cpu::detect(), 1), prompt)
+}
+
+/// The answer in a new sequence.
+fn answer(engine: &mut Engine, prompt: &[u32]) -> Vec<u32> {
+    let mut generation = Generation::begin(engine, None, settings(), prompt).expect("the prompt fits");
+    while generation.next(engine).expect("the context has room").is_some() {}
+    let answer = generation.ids().to_vec();
+    generation.end(engine);
+    answer
 }
 
 #[test]
@@ -73,4 +81,30 @@ fn a_prompt_that_is_stopped_or_too_long_leaves_a_sequence_that_can_go_on() {
     let refused = Generation::begin_in(&mut engine, &mut held, None, settings(), &long, &|| false);
     assert!(matches!(refused, Err(GenerateError::Step(_))));
     assert_eq!(warm(&mut engine, &mut held, &prompt, 12).0, cold(&prompt));
+}
+
+#[test]
+fn a_sequence_that_outgrows_its_rotary_tables_is_read_anew() {
+    let folder = model_folder("phi3");
+    let config = std::fs::read_to_string(folder.join("config.json")).expect("the golden has a config.json");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("it is JSON");
+    let number = |key: &str| config[key].as_u64().expect("a number") as usize;
+    let half = number("hidden_size") / number("num_attention_heads") / 2;
+    config["original_max_position_embeddings"] = 64.into();
+    config["rope_scaling"] = serde_json::json!({
+        "type": "longrope", "short_factor": vec![1.0; half], "long_factor": vec![4.0; half],
+    });
+    let spec = ModelSpec::parse(config.to_string().as_bytes()).expect("the configuration is sound");
+    let options = Options { sequences: 2, ..options() };
+    let (_, checkpoint) = open(&folder);
+    let engine = Engine::load(spec, &checkpoint, options, Cpu::detect(), 1);
+    let mut engine = engine.expect("the golden loads");
+    let long = Noise::new(9).tokens(84, engine.spec().vocab);
+    let mut held = Held::open(&mut engine).expect("a sequence is free");
+    for (tokens, known) in [(40, 0), (50, 40), (84, 0), (40, 0)] {
+        let prompt = &long[..tokens];
+        // Few tokens, so that the border at 64 is not passed while the answer is written.
+        let (found, reused) = warm(&mut engine, &mut held, prompt, 4);
+        assert_eq!((&found[..], reused), (&answer(&mut engine, prompt)[..4], known), "{tokens} tokens");
+    }
 }

@@ -67,12 +67,11 @@ impl Held {
         is_stopped: &dyn Fn() -> bool,
     ) -> Result<usize, GenerateError> {
         let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let mut same = same.min(prompt.len() - 1);
+        let same = match engine.must_restart(self.sequence, prompt.len()) {
+            true => 0,
+            false => same.min(prompt.len() - 1),
+        };
         engine.rewind(self.sequence, same);
-        if engine.must_restart(self.sequence, prompt.len()) {
-            same = 0;
-            engine.rewind(self.sequence, 0);
-        }
         let read = engine.prefill(self.sequence, &prompt[same..], |_, _, _| match is_stopped() {
             true => Err(GenerateError::Stopped),
             false => Ok(()),

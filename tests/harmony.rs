@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bantam_model::detokenizer::ByteTable;
-use bantam_model::harmony::{HEADER_BYTES_MAX, Harmony, Parser};
-use bantam_model::part::{Channel, End, Piece};
+use bantam_model::reply::harmony::{HEADER_BYTES_MAX, Harmony, Parser};
+use bantam_model::reply::part::{Channel, End, Piece};
 use bantam_model::reply::{Message, Reply};
 use bantam_model::tokenizer::Tokenizer;
 use bantam_tests::model_folder;

@@ -21,7 +21,7 @@ use bantam_model::engine::{Chunk, Engine, StepError};
 use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
 use bantam_model::plan::Options;
-use bantam_model::reader::Reader;
+use bantam_model::reply::reader::Reader;
 use bantam_model::tokenizer::Tokenizer;
 use bantam_tests::{Noise, carried, model_folder, open};
 

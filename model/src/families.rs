@@ -1,7 +1,7 @@
 //! The table of model families: what each calls things, and which of the house's enums it uses.
 //!
 //! This is the only file that names a family. A new family is a new entry here and a golden; a new *behaviour* is a
-//! variant of an enum in `spec.rs` and an operation in `bantam-core`.
+//! variant of an enum in `spec/` and an operation in `bantam-core`.
 
 use bantam_core::{Activation, NormKind};
 

@@ -2,8 +2,8 @@
 
 use crate::engine::{Chunk, Engine, StepError};
 use crate::generation::GenerationSettings;
-use crate::part::{End, Part, Step};
-use crate::reader::Reader;
+use crate::reply::part::{End, Part, Step};
+use crate::reply::reader::Reader;
 use crate::sampler::{Sampler, SamplerError};
 use crate::stop::{STRING_BYTES_MAX, StopError, StopStrings};
 
@@ -337,8 +337,8 @@ mod tests {
 
     use super::*;
     use crate::detokenizer::ByteTable;
-    use crate::harmony::tests::{MARKS, tokenizer};
     use crate::reply::Reply;
+    use crate::reply::harmony::tests::{MARKS, tokenizer};
     use crate::tokenizer::Tokenizer;
 
     /// Ids that end a reply by the model's files: none, so that what ends is the format.

@@ -10,7 +10,7 @@ use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationSettings};
 use bantam_model::inspect::Inspection;
 use bantam_model::plan::Plan;
-use bantam_model::reader::Reader;
+use bantam_model::reply::reader::Reader;
 use bantam_model::source::{Source, Text};
 use clap::Args;
 use serde_json::{Value, json};

@@ -5,8 +5,8 @@
 use std::sync::{Arc, OnceLock};
 
 use bantam_model::detokenizer::ByteTable;
-use bantam_model::harmony::{Harmony, Parser};
-use bantam_model::part::End;
+use bantam_model::reply::harmony::{Harmony, Parser};
+use bantam_model::reply::part::End;
 use bantam_model::reply::{Message, Reply};
 use bantam_model::tokenizer::Tokenizer;
 use libfuzzer_sys::fuzz_target;

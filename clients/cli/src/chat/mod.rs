@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use bantam_core::Cpu;
 use bantam_model::generate::{Finish, Held};
-use bantam_model::reader::Reader;
+use bantam_model::reply::reader::Reader;
 use clap::Args;
 
 use crate::chosen_model::ChosenModel;

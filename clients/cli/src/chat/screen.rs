@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 
 use bantam_model::generate::Token;
-use bantam_model::part::{Channel, Part};
+use bantam_model::reply::part::{Channel, Part};
 
 use crate::style;
 

@@ -6,8 +6,8 @@ use std::time::Instant;
 use bantam_model::engine::Engine;
 use bantam_model::generate::{Finish, GenerateError, Generation, Held};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationSettings};
-use bantam_model::reader::Reader;
 use bantam_model::reply::Reply;
+use bantam_model::reply::reader::Reader;
 use bantam_model::source::{Source, Text};
 use serde_json::{Value, json};
 

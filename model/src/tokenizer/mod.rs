@@ -9,6 +9,8 @@
 //! of the post-processor by a tokenizer *class* (`add_eos_token` of the Llama classes) is not imitated: the
 //! post-processor of `tokenizer.json` is taken as it stands.
 
+mod pattern_guard;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -17,7 +19,7 @@ use serde::{Deserialize, de};
 use tokenizers::{AddedToken, Decoder as _, DecoderWrapper, Model as _, PreTokenizerWrapper};
 
 use crate::foreign::clipped;
-use crate::pattern_guard::PatternGuard;
+use pattern_guard::PatternGuard;
 
 /// Ids above this are refused: tables indexed by id (embedding, detokenizer) would otherwise be sized by a typo.
 pub const ID_LIMIT: u32 = 1 << 24;

@@ -1,13 +1,13 @@
 //! Tokens of a reply to text, in messages: plainly, with thinking set apart, or in the harmony format.
 //!
 //! Who begins a generation chooses: `plain` for the continuation of a text, `for_chat` where a chat template has made
-//! the prompt. It knows nothing of stop strings (`generate.rs` does) and keeps no text (`reply.rs` does).
+//! the prompt. It knows nothing of stop strings (`generate.rs` does) and keeps no text (`Reply` does).
 
 use std::sync::Arc;
 
 use crate::detokenizer::{ByteTable, Detokenizer};
-use crate::harmony::{Harmony, Parser};
-use crate::part::{ASSISTANT, Channel, End, Part, Step};
+use crate::reply::harmony::{Harmony, Parser};
+use crate::reply::part::{ASSISTANT, Channel, End, Part, Step};
 use crate::tokenizer::Tokenizer;
 
 /// The state of one reply. Allocates nothing after it was made.
@@ -233,8 +233,8 @@ fn take(text: &str, piece: &mut String, at_start: &mut bool) {
 #[allow(clippy::unwrap_used)] // A failure is a failed test.
 mod tests {
     use super::*;
-    use crate::harmony::tests::{MARKS, tokenizer, with_added};
     use crate::reply::Reply;
+    use crate::reply::harmony::tests::{MARKS, tokenizer, with_added};
 
     fn said(tokenizer: &Tokenizer, prompt: &str, reply: &str) -> Vec<(Channel, String)> {
         let table = Arc::new(ByteTable::new(tokenizer).unwrap());

@@ -2,10 +2,14 @@
 //!
 //! Unlike everything before it on the way of a token, it keeps text and so allocates.
 
+pub mod harmony;
+pub mod part;
+pub mod reader;
+
 use serde_json::{Map, Value, json};
 
 use crate::generate::Token;
-use crate::part::{ASSISTANT, Channel, End, Part, is_tool};
+use crate::reply::part::{ASSISTANT, Channel, End, Part, is_tool};
 
 /// One message of a reply; its words are those of `Part`.
 #[derive(Debug, Clone, PartialEq, Eq)]

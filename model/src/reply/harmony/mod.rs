@@ -25,7 +25,7 @@ use std::sync::Arc;
 pub use self::header::HEADER_BYTES_MAX;
 use self::header::{Head, Header, Judged, STRAY_BYTES_MAX, Section};
 use crate::detokenizer::{ByteTable, Detokenizer};
-use crate::part::{Channel, End, Part, Piece, Step};
+use crate::reply::part::{Channel, End, Part, Piece, Step};
 use crate::tokenizer::Tokenizer;
 
 /// The ids of the format's marks.

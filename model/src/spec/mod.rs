@@ -1,5 +1,7 @@
 //! What a decoder is made of, as plain data: read once from `config.json` through a family's table entry
-//! (`reading.rs`), checked there, and from then on free of names.
+//! (`read.rs`), checked there, and from then on free of names.
+
+mod read;
 
 use bantam_core::{Activation, Choice, NormKind};
 use serde_json::Value;

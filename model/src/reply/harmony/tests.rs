@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{HEADER_BYTES_MAX, Harmony, Parser};
 use crate::detokenizer::ByteTable;
-use crate::part::Piece;
+use crate::reply::part::Piece;
 use crate::tokenizer::Tokenizer;
 
 pub(crate) const MARKS: [&str; 8] =

@@ -3,13 +3,15 @@
 //! A plan is computed from a model's specification and the headers of its tensors; loading takes exactly the regions
 //! that it adds up to. [`Fill`]s say what is to be put where.
 
+mod planner;
+
 use bantam_core::layouts::page::POSITIONS;
 use bantam_core::{Cpu, KvCache, KvKind, Matrix, Norm, Precision, Region, Rope, Slot};
 
 use crate::checkpoint::Dtype;
-use crate::planner::Planner;
 use crate::sampler::Sampler;
 use crate::spec::ModelSpec;
+use planner::Planner;
 
 /// Choices that decide how much memory a run takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 //! roles and channels, `to=` and what follows `<|constrain|>`; from the first other word on, a section is text. Words
 //! without a place are never dropped: they are handed over as text. Space between words is part of the syntax.
 
-use crate::part::{ASSISTANT, Channel};
+use crate::reply::part::{ASSISTANT, Channel};
 
 /// A header longer than this is none, and what it holds is text. Names of tools have 64 characters at most.
 pub const HEADER_BYTES_MAX: usize = 512;

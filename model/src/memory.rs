@@ -24,10 +24,10 @@ pub fn arena(weights: usize, cache: usize, work: usize) -> io::Result<Arena<Mmap
 }
 
 /// Memory that the system could give now without swapping, in bytes; `None` where it cannot be told. A container's
-/// limit counts.
+/// limit counts, and that of a shell.
 pub fn available() -> Option<u64> {
     let free = meminfo("MemAvailable:")?;
-    Some(limit_and_use().map_or(free, |(limit, used)| free.min(limit.saturating_sub(used))))
+    Some(limit_and_use().map_or(free, |limited| free.min(room(limited))))
 }
 
 /// All memory of the machine, in bytes; `None` where it cannot be told.
@@ -36,22 +36,47 @@ pub fn total() -> Option<u64> {
 }
 
 /// What this process and those beside it may take at most, where that is less than all memory: the limit of a
-/// container or service.
+/// container or service, or of the shell (`ulimit -v`, `ulimit -d`).
 pub fn limit() -> Option<u64> {
     limit_and_use().map(|(limit, _)| limit)
 }
 
 fn meminfo(key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    kibibytes(&std::fs::read_to_string("/proc/meminfo").ok()?, key)
+}
+
+/// The bytes of a line such as `MemTotal: 7 kB`.
+fn kibibytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.saturating_mul(1024))
 }
 
+/// What a limit and the use of it leave.
+fn room((limit, used): (u64, u64)) -> u64 {
+    limit.saturating_sub(used)
+}
+
+/// The limit that leaves least, and what is used of it.
 fn limit_and_use() -> Option<(u64, u64)> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let tightest = tightest(&groups, Path::new("/sys/fs/cgroup"))?;
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let total = total()?;
+    let group = tightest(&read("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"));
     // No limit is spelled as one that is larger than any machine.
-    (tightest.0 < total()?).then_some(tightest)
+    let group = group.filter(|&(limit, _)| limit < total);
+    let own = of_process(&read("/proc/self/limits"), &read("/proc/self/status"));
+    group.into_iter().chain(own).min_by_key(|&limited| room(limited))
+}
+
+/// The limit of this process alone with the least room, as `ulimit` sets it, and what is used of it.
+fn of_process(limits: &str, status: &str) -> Option<(u64, u64)> {
+    let kinds = [("Max address space", "VmSize:"), ("Max data size", "VmData:")];
+    let limited = |(name, used): (&str, &str)| {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+        // The soft limit comes first; `unlimited` is no number.
+        let limit = line.split_whitespace().next()?.parse::<u64>().ok()?;
+        Some((limit, kibibytes(status, used)?))
+    };
+    kinds.into_iter().filter_map(limited).min_by_key(|&limited| room(limited))
 }
 
 /// The control group with the least room, of all that hold this process: its limit, and what is used of it beside
@@ -82,7 +107,6 @@ fn tightest(groups: &str, root: &Path) -> Option<(u64, u64)> {
             let used = number(&folder.join(names[1]));
             let (Some(limit), Some(used)) = (limit, used) else { continue };
             let used = used.saturating_sub(droppable(&folder, names[2]).unwrap_or(0));
-            let room = |(limit, used): (u64, u64)| limit.saturating_sub(used);
             if found.is_none_or(|other| room((limit, used)) < room(other)) {
                 found = Some((limit, used));
             }
@@ -111,6 +135,22 @@ mod tests {
         write("memory/c", &[("memory.limit_in_bytes", "500\n"), ("memory.usage_in_bytes", "10\n")]);
         assert_eq!(tightest("0::/a/b\n4:memory:/c/d\n", &root), Some((500, 10)));
         fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn the_tightest_limit_of_a_process_counts() {
+        let limits = |data: &str, space: &str| {
+            format!(
+                "Limit   Soft Limit  Hard Limit  Units\nMax data size   {data} unlimited bytes\n\
+                 Max open files  10 20 files\nMax address space {space} unlimited bytes\n"
+            )
+        };
+        let status = "Name:\tbantam\nVmSize:\t  3 kB\nVmData:\t 1 kB\n";
+        let of = |data, space| of_process(&limits(data, space), status);
+        assert_eq!(of("unlimited", "unlimited"), None);
+        assert_eq!(of("unlimited", "9000"), Some((9000, 3072)));
+        assert_eq!(of("2000", "9000"), Some((2000, 1024)));
+        assert_eq!(of_process("", ""), None);
     }
 
     #[test]

@@ -121,10 +121,22 @@ impl Engine {
         cpu: Cpu,
         threads: usize,
     ) -> Result<Engine, LoadError> {
+        Engine::load_telling(spec, checkpoint, options, cpu, threads, &mut |_| {})
+    }
+
+    /// The same, and tells how many bytes of the plan's weights are there.
+    pub fn load_telling(
+        spec: ModelSpec,
+        checkpoint: &Checkpoint,
+        options: Options,
+        cpu: Cpu,
+        threads: usize,
+        tell: &mut dyn FnMut(usize),
+    ) -> Result<Engine, LoadError> {
         let plan = Plan::new(&spec, stored(checkpoint), options, cpu)?;
         let mut engine = Engine::empty(spec, plan, cpu, threads)?;
         let (arena, pool) = engine.backend.parts_mut();
-        weights::load(&engine.plan, checkpoint, arena, pool)?;
+        weights::load(&engine.plan, checkpoint, arena, pool, tell)?;
         Ok(engine)
     }
 

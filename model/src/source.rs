@@ -179,9 +179,15 @@ impl Source {
         })
     }
 
-    /// Takes the memory and reads the weights.
-    pub fn load(&self, options: Options, cpu: Cpu, threads: usize) -> Result<Engine, SourceError> {
-        Ok(Engine::load(self.spec.clone(), &self.checkpoint, options, cpu, threads)?)
+    /// Takes the memory and reads the weights, and tells how many bytes of them are there.
+    pub fn load(
+        &self,
+        options: Options,
+        cpu: Cpu,
+        threads: usize,
+        tell: &mut dyn FnMut(usize),
+    ) -> Result<Engine, SourceError> {
+        Ok(Engine::load_telling(self.spec.clone(), &self.checkpoint, options, cpu, threads, tell)?)
     }
 }
 

@@ -39,14 +39,16 @@ pub enum WeightsError {
     },
 }
 
-/// Copies and repacks every tensor of the plan.
+/// Copies and repacks every tensor of the plan, and tells how many bytes of the weights are there.
 pub fn load(
     plan: &Plan,
     checkpoint: &Checkpoint,
     arena: &mut Arena<MmapMut>,
     pool: &impl Pool,
+    tell: &mut dyn FnMut(usize),
 ) -> Result<(), WeightsError> {
     let buffers = Buffers::default();
+    let mut bytes = 0;
     let tensor = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
     for fill in &plan.fills {
         match fill {
@@ -74,6 +76,8 @@ pub fn load(
                 }
             }
         }
+        bytes += fill.slot().bytes;
+        tell(bytes);
     }
     Ok(())
 }

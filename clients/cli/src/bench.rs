@@ -22,8 +22,12 @@ use crate::synthetic_shape::SyntheticShape;
 /// Memory that bandwidth is measured on: more than the caches of any laptop.
 const BLOCK_BYTES: usize = 1 << 30;
 
+/// Where the carried model is not what a missing MODEL stands for.
+const MODEL_HELP: &str = "Folder or .safetensors file in Hugging Face form; without it, the machine alone";
+
 /// Measures this machine's ceilings, and a model's speed beside them
 #[derive(Args)]
+#[command(mut_arg("place", |model| model.help(MODEL_HELP)))]
 #[command(after_help = "Examples:\n  bantam bench                             # the machine alone\n  \
                         bantam bench ./my-model --rounds 9\n  \
                         bantam bench --synthetic tinyllama --quantization int8 --json")]
@@ -125,11 +129,12 @@ impl Bench {
     }
 
     fn rounds(&self, machine: &Machine, engine: &mut Engine) -> Result<Vec<Round>, Failure> {
-        let _progress = Progress::waiting("measuring".to_owned());
+        let progress = Progress::counting("measuring".to_owned(), size(self.rounds));
         // The first pass through the weights pays for page faults and sleeping cores.
         decode(engine, 2)?;
-        (0..self.rounds)
-            .map(|_| {
+        (0..size(self.rounds))
+            .map(|done| {
+                progress.at(done);
                 let before = machine.read_bandwidth();
                 let decode = decode(engine, size(self.tokens))?;
                 let read = (before + machine.read_bandwidth()) / 2.0;
@@ -243,6 +248,6 @@ impl Ceilings {
         ];
         rows.extend(self.bfloat16.map(|spread| row("bfloat16 dots, Gflop/s", spread)));
         rows.extend(self.int8.map(|spread| row("int8 dots, Gop/s", spread)));
-        format!("{}, {threads} threads\n\n{}", cpu.name(), output::table(&rows, &[false, true, true, true]))
+        format!("{}, threads: {threads}\n\n{}", cpu.name(), output::table(&rows, &[false, true, true, true]))
     }
 }

@@ -119,8 +119,10 @@ impl EngineFlags {
 
     /// Loads the model, with something to look at where it takes long.
     pub(crate) fn load(&self, source: &Source, options: Options) -> Result<Engine, Failure> {
-        let _progress = Progress::waiting(format!("loading {}", source.folder().display()));
-        Ok(source.load(options, Cpu::detect(), self.threads())?)
+        let cpu = Cpu::detect();
+        let bytes = source.plan(options, cpu)?.weight_bytes;
+        let progress = Progress::bytes(format!("loading {}", source.folder().display()), bytes);
+        Ok(source.load(options, cpu, self.threads(), &mut |done| progress.at(done))?)
     }
 }
 

@@ -31,6 +31,12 @@ impl Progress {
         Progress::start(ProgressBar::new(total as u64), style, message)
     }
 
+    /// Work of `total` bytes.
+    pub(crate) fn bytes(message: String, total: usize) -> Self {
+        let style = "{msg} {wide_bar} {binary_bytes} of {binary_total_bytes}, {eta} left";
+        Progress::start(ProgressBar::new(total as u64), style, message)
+    }
+
     fn start(bar: ProgressBar, style: &str, message: String) -> Self {
         bar.set_draw_target(ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template(style).expect("the templates of this file are sound");
@@ -54,7 +60,7 @@ impl Progress {
         Progress { bar, watch }
     }
 
-    /// Says how many steps are done.
+    /// Says how much is done.
     pub(crate) fn at(&self, done: usize) {
         self.bar.set_position(done as u64);
     }

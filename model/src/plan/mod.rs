@@ -225,6 +225,16 @@ pub enum Fill {
     },
 }
 
+impl Fill {
+    /// Where to.
+    pub fn slot(&self) -> Slot {
+        match self {
+            Fill::Matrix { matrix, .. } => matrix.slot,
+            Fill::Vector { slot, .. } | Fill::Values { slot, .. } => *slot,
+        }
+    }
+}
+
 /// Slots of the work region, named after what they hold.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs, reason = "each is the activation of that name, one row per token")]

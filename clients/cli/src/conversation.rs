@@ -121,6 +121,24 @@ fn wrong(place: &str, expected: &str, found: &Data) -> Failure {
     refused(format!("{place}: expected {expected}, found {}; correct the file", found.kind()))
 }
 
+/// All bytes of a conversation, and no more than that: a device may have no end.
+pub(crate) fn read_bytes(
+    reader: io::Result<impl Read>,
+    place: &str,
+    expected: &'static str,
+) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let read = reader.and_then(|reader| reader.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
+    read.map_err(|source| Failure::Read { path: PathBuf::from(place), expected, source })?;
+    match bytes.len() as u64 > FILE_BYTES_MAX {
+        true => Err(refused(format!(
+            "{place}: expected at most {} MiB, found more; shorten the conversation",
+            FILE_BYTES_MAX >> 20
+        ))),
+        false => Ok(bytes),
+    }
+}
+
 /// The JSON of a file, and the file's name for messages.
 fn read_json(path: &Path, expected: &'static str) -> Result<(String, Data), Failure> {
     let is_standard = path.as_os_str() == "-";
@@ -129,15 +147,7 @@ fn read_json(path: &Path, expected: &'static str) -> Result<(String, Data), Fail
         true => Ok(Box::new(io::stdin().lock())),
         false => File::open(path).map(|file| Box::new(file) as Box<dyn Read>),
     };
-    let mut bytes = Vec::new();
-    let read = reader.and_then(|reader| reader.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
-    read.map_err(|source| Failure::Read { path: PathBuf::from(&place), expected, source })?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(refused(format!(
-            "{place}: expected at most {} MiB, found more; shorten the conversation",
-            FILE_BYTES_MAX >> 20
-        )));
-    }
+    let bytes = read_bytes(reader, &place, expected)?;
     let json = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     match Data::from_json(json) {
         Ok(data) => Ok((place, data)),

@@ -82,7 +82,18 @@ impl SamplingFlags {
     /// The same flags with one changed, spelled as on the command line but without its dashes.
     pub(crate) fn with(&self, key: &str, value: Option<&str>) -> Result<Self, Failure> {
         let key = key.trim_start_matches('-').replace('_', "-");
+        // What a command line has by leaving a flag out.
+        let off = match (key.as_str(), value) {
+            ("greedy", Some("false")) => Some(SamplingFlags { greedy: false, ..self.clone() }),
+            ("ignore-eos", Some("false")) => Some(SamplingFlags { ignore_eos: false, ..self.clone() }),
+            ("stop", None) => Some(SamplingFlags { stop: Vec::new(), ..self.clone() }),
+            _ => None,
+        };
+        if let Some(off) = off {
+            return Ok(off);
+        }
         let flag = match value {
+            Some("true") if ["greedy", "ignore-eos"].contains(&key.as_str()) => format!("--{key}"),
             Some(value) => format!("--{key}={value}"),
             None => format!("--{key}"),
         };
@@ -131,6 +142,15 @@ mod tests {
         let greedy = flags.with("greedy", None).expect("it takes no value");
         assert_eq!(greedy.flags().do_sample, Some(false));
         assert_eq!(greedy.with("temperature", Some("1")).expect("a number").flags().do_sample, None);
+        let off = greedy.with("greedy", Some("false")).expect("it can be taken back");
+        assert_eq!(off.flags().do_sample, None);
+        let stops = flags.with("stop", Some("END")).expect("a text");
+        assert_eq!(stops.flags().stop, ["END"]);
+        assert!(!stops.with("stop", None).expect("none is an answer").has_stop_strings());
+        let on = flags.with("ignore_eos", Some("true")).expect("a switch");
+        assert!(
+            on.flags().ignore_eos && !on.with("ignore_eos", Some("false")).expect("too").flags().ignore_eos
+        );
         assert_eq!(
             flags.with("max_new_tokens", Some("7")).expect("a number").flags().max_new_tokens,
             Some(7)

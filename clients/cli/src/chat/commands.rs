@@ -33,7 +33,7 @@ pub(super) const COMMANDS: &[(&str, &str, &str)] = &[
 ];
 
 /// Words that work without a slash, because people bring them from elsewhere.
-const BARE: [&str; 3] = ["clear", "exit", "quit"];
+const BARE: [&str; 4] = ["clear", "exit", "help", "quit"];
 
 /// A command, or what is wrong with it; `None` for a message.
 pub(super) fn parse(input: &str) -> Option<Result<Command, String>> {
@@ -61,15 +61,17 @@ fn command(name: &str, rest: &str) -> Result<Command, String> {
             return Ok(Command::Save { file: file(forced.unwrap_or(rest))?, replace: forced.is_some() });
         }
         "/set" => {
-            let mut words = rest.split_whitespace();
-            let Some(key) = words.next() else {
+            // As on the command line, `=` may stand between the two.
+            let end = rest.find(|c: char| c == '=' || c.is_whitespace()).unwrap_or(rest.len());
+            let (key, value) = rest.split_at(end);
+            if key.is_empty() {
                 return Err("/set: KEY is missing; write, for example: /set temperature 0.3".to_owned());
-            };
-            let value = rest[key.len()..].trim();
+            }
+            let value = value.strip_prefix('=').unwrap_or(value).trim();
             let value = (!value.is_empty()).then(|| value.to_owned());
             return Ok(Command::Set { key: key.to_owned(), value });
         }
-        "/help" => Command::Help,
+        "/help" | "/?" => Command::Help,
         "/clear" => Command::Clear,
         "/exit" | "/quit" => Command::Exit,
         "/undo" => Command::Undo,
@@ -128,6 +130,10 @@ mod tests {
             ("/save !a b.json", Command::Save { file, replace: true }),
             ("/system Be\nbrief.", Command::System("Be\nbrief.".to_owned())),
             ("/set top_p 0.5", Command::Set { key: "top_p".to_owned(), value: Some("0.5".to_owned()) }),
+            ("/set top_p=0.5", Command::Set { key: "top_p".to_owned(), value: Some("0.5".to_owned()) }),
+            ("/set stop = ", Command::Set { key: "stop".to_owned(), value: Some("=".to_owned()) }),
+            ("/?", Command::Help),
+            ("help", Command::Help),
             ("/set greedy", Command::Set { key: "greedy".to_owned(), value: None }),
         ] {
             assert_eq!(parse(input), Some(Ok(expected)), "{input:?}");

@@ -1,15 +1,13 @@
 //! What was said so far, as the JSON messages that chat templates read.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 use bantam_model::checkpoint::writer;
 use serde_json::{Value, json};
 
+use crate::conversation::read_bytes;
 use crate::failure::{Failure, refused};
-
-/// A file of messages may be this long.
-const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Messages, the system's first where there is one.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -64,13 +62,8 @@ impl Conversation {
         let wrong = |found: String| {
             refused(format!("{}: expected {expected}, found {found}: give another file", path.display()))
         };
-        let failed = |source| Failure::Read { path: path.into(), expected, source };
-        let bytes = fs::metadata(path).map_err(failed)?.len();
-        if bytes > FILE_BYTES_MAX {
-            return Err(wrong(format!("{bytes} bytes, of which at most {FILE_BYTES_MAX} are read")));
-        }
-        let text = fs::read_to_string(path).map_err(failed)?;
-        let mut value: Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        let bytes = read_bytes(File::open(path), &path.display().to_string(), expected)?;
+        let mut value: Value = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
         if value["messages"].is_array() {
             value = value["messages"].take();
         }

@@ -103,6 +103,8 @@ fn what_cannot_be_done_is_said() {
     refusal(&"word ".repeat(600), &[], &["tokens", "room for 512", "/clear"]);
     refusal("", &["--messages", &folder.write("m.json", "{}")], &["m.json", "found something else"]);
     refusal("", &["--messages", &folder.write("m.json", "[{}]")], &["no `role` in message 0"]);
+    #[cfg(target_os = "linux")]
+    refusal("", &["--messages", "/dev/zero"], &["/dev/zero", "at most 64 MiB"]);
     let model = Folder::model("qwen2");
     let _ = std::fs::remove_file(model.path("chat_template.jinja"));
     let config = std::fs::read_to_string(model.path("tokenizer_config.json")).unwrap();

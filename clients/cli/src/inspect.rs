@@ -1,5 +1,6 @@
 //! `bantam inspect`: what a checkpoint is, or what one of its tensors holds.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bantam_core::{Cpu, KvKind, Precision};
@@ -9,6 +10,7 @@ use bantam_model::files::ModelFiles;
 use bantam_model::inspect::{self, Inspection};
 use bantam_model::plan::{Options, Plan};
 use bantam_model::source::{Source, SourceError};
+use bantam_model::spec::{ExpertsSpec, ModelSpec};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
@@ -32,7 +34,7 @@ const SMALLEST: Options = Options {
     int8: false,
 };
 
-/// Shows what a model is: family, shapes, types, parameters, bits per weight; or one of its tensors
+/// Shows what a model is: family, shapes, types, bits per weight
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam inspect ./my-model\n  bantam inspect ./my-model --tensors\n  \
                         bantam inspect ./my-model --tensor model.norm.weight --out norm.safetensors")]
@@ -114,7 +116,7 @@ impl Inspect {
             }
         };
         let bytes = output::bytes(tensor.data.len() as u64);
-        Ok(output::line(&format!("{name}: {dtype} {shape:?}, {bytes}\n{values}"))?)
+        Ok(output::line(&format!("{}: {dtype} {shape:?}, {bytes}\n{values}", output::harmless(name)))?)
     }
 
     fn as_text(&self, source: &Source, plan: &Plan, inspection: &Inspection) -> String {
@@ -125,16 +127,8 @@ impl Inspect {
         row("parameters", format!("{} ({})", output::count(inspection.parameters), inspection.parameters));
         row("layers", spec.layers.len().to_string());
         row("hidden", spec.hidden.to_string());
-        if let Some(layer) = spec.layers.first() {
-            let attention = &layer.attention;
-            row(
-                "heads",
-                format!(
-                    "{} of {}, {} for keys and values",
-                    attention.heads, attention.head_width, attention.kv_heads
-                ),
-            );
-            row("feed-forward", layer.mlp.width.to_string());
+        for (name, value) in layer_rows(spec) {
+            row(name, value);
         }
         let head = if spec.tied { "the embedding" } else { "its own matrix" };
         row("vocabulary", spec.vocab.to_string());
@@ -153,7 +147,7 @@ impl Inspect {
         if self.tensors {
             let row = |tensor: TensorView| {
                 let shape = format!("{:?}", tensor.shape);
-                vec![tensor.name.to_owned(), tensor.dtype.name().to_owned(), shape]
+                vec![output::harmless(tensor.name).into_owned(), tensor.dtype.name().to_owned(), shape]
             };
             let rows: Vec<Vec<String>> = source.checkpoint.tensors().map(row).collect();
             text += "\n\n";
@@ -163,9 +157,40 @@ impl Inspect {
     }
 }
 
+/// What the layers have: heads, windows, experts.
+fn layer_rows(spec: &ModelSpec) -> Vec<(&'static str, String)> {
+    let Some(layer) = spec.layers.first() else { return Vec::new() };
+    let (attention, mlp) = (&layer.attention, &layer.mlp);
+    let (heads, width, kv_heads) = (attention.heads, attention.head_width, attention.kv_heads);
+    let mut rows = vec![("heads", format!("{heads} of {width}, {kv_heads} for keys and values"))];
+    for (window, layers) in windows(spec) {
+        rows.push(("window", format!("{window} positions in {layers} of {} layers", spec.layers.len())));
+    }
+    rows.push(("feed-forward", mlp.width.to_string()));
+    if let Some(ExpertsSpec { choice, .. }) = mlp.experts {
+        rows.push(("experts", format!("{}, of which a token takes {}", choice.experts, choice.chosen)));
+    }
+    let caps = [("of scores", attention.cap), ("of logits", spec.logits_cap)];
+    let caps: Vec<String> =
+        caps.iter().filter_map(|(what, cap)| Some(format!("{} {what}", (*cap)?))).collect();
+    if !caps.is_empty() {
+        rows.push(("soft caps", caps.join(", ")));
+    }
+    rows
+}
+
+/// Every length of sliding windows, and how many layers have it.
+fn windows(spec: &ModelSpec) -> BTreeMap<usize, usize> {
+    let mut windows = BTreeMap::new();
+    for window in spec.layers.iter().filter_map(|layer| layer.attention.window) {
+        *windows.entry(window).or_insert(0) += 1;
+    }
+    windows
+}
+
 /// The first few of many names.
 fn names(names: &[String]) -> String {
-    let shown = names.iter().take(NAMES_SHOWN).map(String::as_str);
+    let shown = names.iter().take(NAMES_SHOWN).map(|name| output::harmless(name));
     let shown = shown.collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(NAMES_SHOWN) {
         0 => shown,
@@ -177,6 +202,9 @@ fn as_json(source: &Source, plan: &Plan, inspection: &Inspection) -> Value {
     let spec = &source.spec;
     let first = spec.layers.first();
     let attention = first.map(|layer| layer.attention);
+    let experts = first.and_then(|layer| layer.mlp.experts);
+    let windows = windows(spec).into_iter();
+    let windows = windows.map(|(positions, layers)| json!({ "positions": positions, "layers": layers }));
     let dtypes: Map<String, Value> = inspection
         .dtypes
         .iter()
@@ -204,7 +232,12 @@ fn as_json(source: &Source, plan: &Plan, inspection: &Inspection) -> Value {
         "heads": attention.map(|attention| attention.heads),
         "kv_heads": attention.map(|attention| attention.kv_heads),
         "head_width": attention.map(|attention| attention.head_width),
+        "windows": windows.collect::<Vec<_>>(),
+        "attention_cap": attention.and_then(|attention| attention.cap),
         "feed_forward": first.map(|layer| layer.mlp.width),
+        "experts": experts.map(|experts| experts.choice.experts),
+        "experts_per_token": experts.map(|experts| experts.choice.chosen),
+        "logits_cap": spec.logits_cap,
         "vocab": spec.vocab,
         "context": spec.context,
         "tied_head": spec.tied,

@@ -1,5 +1,6 @@
 //! Writing: results to standard output, everything else to standard error; and numbers as people read them.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
 use serde_json::Value;
@@ -33,17 +34,30 @@ pub(crate) fn say(text: &str) {
 
 /// Says what the user should know though the verb goes on.
 pub(crate) fn warning(text: &str) {
-    say(&format!("{} {text}", style::on_stderr(style::WARNING, "warning:")));
+    say(&format!("{} {}", style::on_stderr(style::WARNING, "warning:"), harmless(text)));
 }
 
 /// Says why a verb ended, or why one thing of many was not done.
 pub(crate) fn error(text: &str) {
-    say(&format!("{} {text}", style::on_stderr(style::ERROR, "error:")));
+    say(&format!("{} {}", style::on_stderr(style::ERROR, "error:"), harmless(text)));
 }
 
 /// Whether somebody watches standard error.
 pub(crate) fn is_watched() -> bool {
     io::stderr().is_terminal()
+}
+
+/// A text that cannot steer a terminal: models write escape sequences that they have read somewhere, and files hold
+/// names that somebody made up. Nor can it turn the direction of what stands beside it.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| {
+        let is_kept = matches!(c, '\n' | '\t');
+        (c.is_control() && !is_kept) || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    match text.contains(steers) {
+        false => Cow::Borrowed(text),
+        true => text.chars().map(|c| if steers(c) { '\u{fffd}' } else { c }).collect(),
+    }
 }
 
 /// Bytes with a binary unit and three digits: `1.50 GiB`.
@@ -105,6 +119,13 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[bool]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_is_not_steered() {
+        assert_eq!(harmless("a\n\tb ä"), "a\n\tb ä");
+        assert_eq!(harmless("a\u{1b}[2Jb\u{9b}c\r"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}");
+        assert_eq!(harmless("👩\u{200d}👧 \u{202e}x"), "👩\u{200d}👧 \u{fffd}x");
+    }
 
     #[test]
     fn numbers_have_three_digits_and_a_unit() {

@@ -153,11 +153,13 @@ impl Run {
         story.prefill_seconds = began.elapsed().as_secs_f64();
         let began = Instant::now();
         let mut out = io::stdout().lock();
+        let is_terminal = out.is_terminal();
         while let Some(token) = generation.next(engine)? {
             story.ids.push(token.id);
             story.finish = token.finish.unwrap_or(story.finish);
             match &mut story.text {
                 Some(all) if self.json => all.push_str(token.text),
+                Some(_) if is_terminal => out.write_all(output::harmless(token.text).as_bytes())?,
                 Some(_) => out.write_all(token.text.as_bytes())?,
                 // Without a tokenizer there are only numbers to show.
                 None if !self.json => write!(out, "{} ", token.id)?,

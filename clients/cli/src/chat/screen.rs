@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use bantam_model::generate::Token;
 use bantam_model::reply::part::{Channel, Part};
 
+use crate::output::harmless;
 use crate::style;
 
 /// How an answer is shown.
@@ -96,24 +97,9 @@ impl<W: Write> Screen<W> {
     }
 }
 
-/// A text that cannot steer a terminal: a model may write escape sequences that it has read somewhere.
-fn harmless(text: &str) -> Cow<'_, str> {
-    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    match text.contains(steers) {
-        false => Cow::Borrowed(text),
-        true => text.chars().map(|c| if steers(c) { '\u{fffd}' } else { c }).collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_terminal_is_not_steered() {
-        assert_eq!(harmless("a\n\tb ä"), "a\n\tb ä");
-        assert_eq!(harmless("a\u{1b}[2Jb\u{9b}c\r"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}");
-    }
 
     /// A reply that thinks, calls a tool and answers.
     fn shown(manner: Manner, is_coloured: bool) -> String {

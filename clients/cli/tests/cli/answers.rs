@@ -292,6 +292,13 @@ fn an_inspection_tells_the_true_numbers() {
     assert_eq!(list(&legacy["unused_tensors"]).len(), 9, "three buffers in each of three layers");
     let plan = json(&["plan", &golden("gpt_neox"), "--json"]);
     assert_eq!(legacy["bytes_per_token"], plan["bytes_per_token"]);
+    let mixture = json(&["inspect", &golden("gpt_oss-bf16"), "--json"]);
+    assert_eq!((&mixture["experts"], &mixture["experts_per_token"]), (&8.into(), &4.into()));
+    assert_eq!(mixture["windows"], serde_json::json!([{ "positions": 32, "layers": 1 }]));
+    let shown = answer(bantam(&["inspect", &golden("gpt_oss-bf16")]));
+    assert!(shown.contains("8, of which a token takes 4") && shown.contains("in 1 of 2 layers"), "{shown}");
+    let shown = answer(bantam(&["inspect", &golden("gemma2")]));
+    assert!(shown.contains("of scores, ") && shown.contains("of logits"), "{shown}");
     let sharded = json(&["inspect", &golden("llama-untied"), "--json"]);
     assert_eq!(sharded["tied_head"], false);
 }

@@ -210,6 +210,31 @@ fn what_does_not_exist_yet_says_so() {
 }
 
 #[test]
+fn what_files_say_does_not_steer_a_terminal() {
+    let folder = Folder::model("qwen2");
+    let model = folder.path("");
+    let (clear, name) = ("\u{1b}[2J", "\u{1b}[2Jname");
+    let original = Checkpoint::open(Path::new(&golden("qwen2"))).unwrap();
+    let mut tensors: Vec<_> =
+        original.tensors().map(|tensor| (tensor.name, tensor.dtype, tensor.shape, tensor.data)).collect();
+    tensors.push((name, Dtype::F32, &[2], &[0; 8]));
+    write_safetensors(Path::new(&folder.path("model.safetensors")), &tensors, &[]).unwrap();
+    let template = folder.write("chat_template.jinja", format!("{{{{ raise_exception('a{clear}') }}}}"));
+    assert!(fs::read_to_string(template).unwrap().contains(clear));
+    for arguments in [
+        &["inspect", &model, "--tensors"][..],
+        &["inspect", &model],
+        &["inspect", &model, "--tensor", name],
+        &["inspect", &model, "--tensor", "none"],
+        &["tokenize", &model, "--chat", &folder.write("chat.json", "[]")],
+    ] {
+        let output = bantam(arguments);
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(said.contains("\u{fffd}[2J") && !said.contains('\u{1b}'), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn conversations_that_cannot_be_rendered_are_refused() {
     let folder = Folder::new();
     let model = golden("llama-tied");

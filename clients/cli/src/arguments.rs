@@ -76,7 +76,7 @@ impl Verb {
 pub(crate) fn command() -> Command {
     let command = Arguments::command();
     let template = format!(
-        "{{about}}\n\n{{usage-heading}} {{usage}}\n\n{}\n{{options}}\n{{after-help}}",
+        "{{about}}\n\n{{usage-heading}} {{usage}}\n\n{}\n{{options}}{{after-help}}",
         groups(&command)
     );
     command.help_template(template)
@@ -113,5 +113,12 @@ mod tests {
         verbs.build();
         let verbs: BTreeSet<_> = verbs.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
         assert_eq!(grouped, verbs.iter().map(String::as_str).collect());
+    }
+
+    #[test]
+    fn the_list_of_verbs_fits_a_terminal() {
+        for line in command().render_help().to_string().lines().take_while(|line| *line != "Options:") {
+            assert!(line.chars().count() <= 80, "{line:?}");
+        }
     }
 }

@@ -43,7 +43,7 @@ fn visible(command: &Command) -> Command {
     copy.args(arguments.cloned()).subcommands(verbs)
 }
 
-/// Writes the manual: the main page to standard output, or a page for every verb to a folder
+/// Writes the manual, or a page for every verb to a folder
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam man | man -l -\n  bantam man --output ~/.local/share/man/man1")]
 pub(crate) struct Manual {

@@ -1,7 +1,5 @@
 //! `bantam doctor`: what this machine is, how fast it was measured to be, and which models it can run.
 
-use std::path::PathBuf;
-
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::engine::synthetic_plan;
 use bantam_model::families::SHAPES;
@@ -14,6 +12,7 @@ use bantam_model::{checkpoint::Dtype, memory};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::chosen_model::ChosenModel;
 use crate::failure::{Failure, refused};
 use crate::hardware::{self, Cores};
 use crate::progress::Progress;
@@ -27,16 +26,17 @@ const BLOCK_BYTES_MIN: u64 = 16 << 20;
 /// Why no graphics card is listed.
 const NO_GPU: &str = "not used: this build has no GPU backend yet";
 
-/// Shows what this machine is and measures it, and tells which models it can run and how fast
+/// Where the carried model is not what a missing MODEL stands for.
+const MODEL_HELP: &str =
+    "Folder or .safetensors file in Hugging Face form; without it, published shapes are judged";
+
+/// Shows what this machine is, how fast, and which models it can run
 #[derive(Args)]
+#[command(mut_arg("place", |model| model.help(MODEL_HELP)))]
 #[command(after_help = "Examples:\n  bantam doctor\n  bantam doctor ./my-model\n  bantam doctor --json")]
 pub(crate) struct Doctor {
-    /// A model to judge, instead of published shapes: a folder or .safetensors file in Hugging Face form
-    #[arg(value_name = "MODEL")]
-    place: Option<PathBuf>,
-    /// MODEL by name
-    #[arg(long = "model", value_name = "MODEL", conflicts_with = "place")]
-    named: Option<PathBuf>,
+    #[command(flatten)]
+    model: ChosenModel,
     /// Writes a JSON object
     #[arg(long)]
     json: bool,
@@ -63,17 +63,19 @@ struct Report {
     bfloat16: Option<Spread>,
     int8: Option<Spread>,
     candidates: Vec<Candidate>,
+    /// Whether they are forms of one model that was named.
+    is_named: bool,
 }
 
 impl Doctor {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let cpu = Cpu::detect();
         // What is wrong with a model is said before anything takes time.
-        let candidates = match self.place.as_deref().or(self.named.as_deref()) {
+        let candidates = match self.model.path() {
             Some(path) => of_model(&Source::open(path)?, cpu)?,
             None => of_shapes(cpu),
         };
-        let report = Report::new(cpu, candidates)?;
+        let report = Report::new(cpu, candidates, self.model.path().is_some())?;
         match self.json {
             true => output::json(&report.as_json())?,
             false => output::line(&report.as_text())?,
@@ -116,7 +118,7 @@ fn of_model(source: &Source, cpu: Cpu) -> Result<Vec<Candidate>, Failure> {
 }
 
 impl Report {
-    fn new(cpu: Cpu, candidates: Vec<Candidate>) -> Result<Self, Failure> {
+    fn new(cpu: Cpu, candidates: Vec<Candidate>, is_named: bool) -> Result<Self, Failure> {
         let threads = Threads::available();
         let available = memory::available();
         let block = available.map_or(BLOCK_BYTES, |free| (free / 4).clamp(BLOCK_BYTES_MIN, BLOCK_BYTES));
@@ -152,6 +154,7 @@ impl Report {
             limit: memory::limit(),
             available,
             candidates,
+            is_named,
         })
     }
 
@@ -214,7 +217,7 @@ impl Report {
             "{}\n{}\n\n{}\n{}\n\n{}\n{}\n\n{}\n{}",
             heading("This machine"),
             output::table(&self.facts(), &[false, false]),
-            heading(&format!("Measured just now, {} threads", self.threads)),
+            heading(&format!("Measured just now, threads: {}", self.threads)),
             output::table(&self.measured(), &[false, true, false]),
             heading("What it can run"),
             self.models(),
@@ -232,25 +235,31 @@ impl Report {
     fn facts(&self) -> Vec<Vec<String>> {
         let unknown = || "cannot be told on this system".to_owned();
         let bytes = |bytes: Option<u64>| bytes.map_or_else(unknown, output::bytes);
-        let features = match self.cpu.features().as_slice() {
-            [] => "none that bantam has kernels for".to_owned(),
-            features => features.join(", "),
+        let mut features = match self.cpu.features().as_slice() {
+            [] => vec!["none that bantam has kernels for".to_owned()],
+            features => lines_of(features),
         };
-        let logical = format!("{} logical", self.cores.logical);
+        let logical = self.cores.logical;
         let cores = match self.cores.physical {
-            Some(physical) => format!("{physical} physical, {logical}"),
-            None => logical,
+            Some(physical) if logical < physical => {
+                format!("{physical} physical, of which bantam may use {logical}")
+            }
+            Some(physical) => format!("{physical} physical, {logical} logical"),
+            None => format!("{logical} logical"),
         };
         let mut rows = vec![
             ("processor", self.name.clone().unwrap_or_else(unknown)),
             ("cores", cores),
-            ("instructions", features),
+            ("instructions", features.remove(0)),
+        ];
+        rows.extend(features.into_iter().map(|line| ("", line)));
+        rows.extend([
             ("kernels", self.cpu.name().to_owned()),
             ("memory", bytes(self.total)),
             ("available", bytes(self.available)),
-        ];
+        ]);
         if let Some(limit) = self.limit {
-            rows.push(("limit", format!("{} for this group of processes", output::bytes(limit))));
+            rows.push(("limit", format!("{} for this process or its group", output::bytes(limit))));
         }
         rows.push(("graphics card", NO_GPU.to_owned()));
         rows.into_iter().map(|(name, value)| vec![format!("  {name}"), value]).collect()
@@ -291,7 +300,7 @@ impl Report {
         // Colours have no width, so the last column is put beside a table that is laid out without it.
         let table = output::table(&rows, &[false, false, true, true, true]);
         let lines = table.lines().zip(&verdicts).map(|(line, verdict)| format!("{line}  {verdict}"));
-        lines.collect::<Vec<_>>().join("\n")
+        lines.collect::<Vec<_>>().join("\n") + &self.largest()
     }
 
     fn verdict(&self, candidate: &Candidate) -> String {
@@ -299,15 +308,55 @@ impl Report {
             Ok(plan) => plan,
             Err(error) => return style::on_stdout(style::BAD, error),
         };
-        match (self.available, plan.largest()) {
-            (None, _) => "cannot be told".to_owned(),
-            (Some(available), Some(line)) if plan.bytes() as u64 > available => {
+        match self.available {
+            None => "cannot be told".to_owned(),
+            Some(available) if plan.bytes() as u64 > available => {
                 let lacking = output::bytes(plan.bytes() as u64 - available);
-                let largest = output::bytes(line.bytes as u64);
-                let no = style::on_stdout(style::BAD, "no");
-                format!("{no}, {lacking} short; largest: {} ({largest})", line.name)
+                format!("{}, {lacking} short", style::on_stdout(style::BAD, "no"))
             }
-            _ => style::on_stdout(style::GOOD, "yes"),
+            Some(_) => style::on_stdout(style::GOOD, "yes"),
         }
+    }
+
+    /// What takes most of a model that was named and does not fit; published shapes would only fill the screen.
+    fn largest(&self) -> String {
+        let line = |candidate: &Candidate| {
+            let plan = candidate.outcome.as_ref().ok()?;
+            let line = plan.largest().filter(|_| self.is_named && self.fits(plan) == Some(false))?;
+            let (form, bytes) = (candidate.form, output::bytes(line.bytes as u64));
+            Some(format!("\n  {form}: most of it is {} ({bytes})", line.name))
+        };
+        self.candidates.iter().filter_map(line).collect()
+    }
+}
+
+/// Words between commas, in lines that fit a terminal beside their heading.
+fn lines_of(words: &[&str]) -> Vec<String> {
+    const WIDTH: usize = 60;
+    let mut lines = vec![String::new()];
+    for word in words {
+        let line = lines.last_mut().expect("there is one from the beginning");
+        let comma = if line.is_empty() { "" } else { ", " };
+        match line.len() + comma.len() + word.len() < WIDTH {
+            true => *line += &format!("{comma}{word}"),
+            false => {
+                line.push(',');
+                lines.push((*word).to_owned());
+            }
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_are_broken_between_words() {
+        let words = ["a".repeat(40), "b".repeat(30), "c".to_owned()];
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let expected = [format!("{},", words[0]), format!("{}, c", words[1])];
+        assert_eq!(lines_of(&words), expected);
     }
 }

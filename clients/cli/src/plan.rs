@@ -14,7 +14,7 @@ use crate::failure::{Failure, refused};
 use crate::synthetic_shape::SyntheticShape;
 use crate::{output, style};
 
-/// Shows how many bytes a run will take, line by line, without loading anything
+/// Shows how many bytes a run will take, before anything is loaded
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam plan ./my-model --context 8192\n  \
                         bantam plan ./my-model --quantization int8 --kv int8 --json\n  \
@@ -116,7 +116,7 @@ fn as_json(plan: &Plan, available: Option<u64>) -> Value {
 
 fn as_text(plan: &Plan, model: &str, available: Option<u64>) -> String {
     let row = |cells: [&str; 5]| cells.map(str::to_owned).to_vec();
-    let mut rows = vec![row(["buffer", "region", "lives for a", "shape", "bytes"])];
+    let mut rows = vec![row(["buffer", "region", "lives a", "shape", "bytes"])];
     for line in plan.lines.iter().filter(|line| line.bytes > 0) {
         let bytes = line.bytes.to_string();
         rows.push(row([&line.name, region_name(line.region), line.lifetime, &line.shape, &bytes]));
@@ -146,9 +146,9 @@ fn as_text(plan: &Plan, model: &str, available: Option<u64>) -> String {
         _ => "how much memory is free cannot be told on this system".to_owned(),
     };
     format!(
-        "{model}: context {}, {} at once, chunks of {}, keys and values {}, {} precision\n\n{}\n\n\
+        "{model}\ncontext {}, {} at once, chunks of {}, keys and values {}, {} precision\n\n{}\n\n\
          {} of weights are read for every token\n\
-         {} more on the heap for every generation under way (logits, sampler, history)\n{verdict}",
+         {} more on the heap for every generation (logits, sampler, history)\n{verdict}",
         options.context,
         options.sequences,
         options.chunk,

@@ -21,7 +21,7 @@ use crate::{output, written_file};
 /// Positions whose logits are computed together.
 const LOGITS_ROWS: usize = 64;
 
-/// Writes the logits of every position of a sequence to a safetensors file
+/// Writes the logits of every position of a sequence to a file
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam score ./my-model --ids 1,2,3 --logits logits.safetensors\n  \
                         bantam score ./my-model --text \"Once upon a time\" --logits logits.safetensors")]

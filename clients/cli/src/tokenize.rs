@@ -9,7 +9,7 @@ use crate::conversation::ConversationFlags;
 use crate::failure::{Failure, usage};
 use crate::output;
 
-/// Writes a text, or a conversation in the model's own form, as token ids
+/// Writes a text or a conversation as the model's token ids
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam tokenize --text \"Once upon a time\"\n  \
                         bantam tokenize ./my-model --text \"Once upon a time\" --no-special --json\n  \

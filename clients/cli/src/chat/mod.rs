@@ -29,7 +29,7 @@ use screen::{Manner, Screen};
 use talk::{Answer, Ended, Talk};
 use template::{Template, TemplateFlags};
 
-/// Talks with a model: every line is a message, and the answer is written while it comes
+/// Talks with a model; every line is a message
 #[derive(Args)]
 #[command(
     after_help = "At the prompt: /help lists the commands; \\ at the end of a line goes on in the next; \"\"\" begins \

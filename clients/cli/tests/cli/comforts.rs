@@ -21,8 +21,30 @@ fn the_doctor_tells_what_fits_and_how_fast() {
     let own = json(&["doctor", &folder, "--json"]);
     let plan = json(&["plan", &folder, "--json"]);
     assert_eq!(own["models"][0]["bytes"], plan["bytes"]);
+    let shown = answer(bantam(&["doctor"]));
+    assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
     let shown = answer(bantam(&["doctor", &folder]));
     assert!(shown.contains("GB/s") && shown.contains("no GPU backend yet"), "{shown}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_doctor_minds_the_limit_of_a_shell() {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -v 700000 && exec \"$0\" doctor --json", env!("CARGO_BIN_EXE_bantam")]);
+    let report: serde_json::Value = serde_json::from_str(&answer(command.output().unwrap())).unwrap();
+    assert_eq!(report["memory"]["limit_bytes"], 700_000 << 10);
+    assert!(report["memory"]["available_bytes"].as_u64().unwrap() < 700_000 << 10);
+    assert!(list(&report["models"]).iter().all(|model| model["fits"] == false));
+}
+
+#[test]
+fn help_tells_what_a_missing_model_means() {
+    let help =
+        |verb: &str| answer(bantam(&[verb, "--help"])).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help("plan").contains("without it, the small model that bantam carries"));
+    assert!(help("bench").contains("without it, the machine alone"));
+    assert!(help("doctor").contains("without it, published shapes are judged"));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A sequence that is kept between generations: only what is new is read, and the answers are those of a cold start.
 
+use std::cell::Cell;
+
 use bantam_core::Cpu;
 use bantam_model::engine::Engine;
 use bantam_model::generate::{GenerateError, Generation, Held};
@@ -74,7 +76,12 @@ fn a_prompt_that_is_stopped_or_too_long_leaves_a_sequence_that_can_go_on() {
     let mut noise = Noise::new(5);
     let mut held = Held::open(&mut engine).expect("a sequence is free");
     let prompt = noise.tokens(200, 4096);
-    let stopped = Generation::begin_in(&mut engine, &mut held, None, settings(), &prompt, &|| true);
+    let at_once = Generation::begin_in(&mut engine, &mut held, None, settings(), &prompt, &|| true);
+    assert!(matches!(at_once, Err(GenerateError::Stopped)) && held.tokens().is_empty());
+    // Every layer asks: this stops in the middle of the second chunk.
+    let (asked, layers) = (Cell::new(0), engine.spec().layers.len());
+    let is_stopped = || asked.replace(asked.get() + 1) > layers + 2;
+    let stopped = Generation::begin_in(&mut engine, &mut held, None, settings(), &prompt, &is_stopped);
     assert!(matches!(stopped, Err(GenerateError::Stopped)));
     assert_eq!(held.tokens(), &prompt[..128], "one chunk was read");
     let long = noise.tokens(257, 4096);

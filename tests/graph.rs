@@ -275,7 +275,7 @@ fn record(model: &str, options: Options) -> Trace {
         pages_per_sequence: plan.pages_per_sequence,
     };
     let decoder = Decoder::new(spec, &plan);
-    decoder.forward(&mut trace, &batch, &[1; 10]);
+    assert!(decoder.forward(&mut trace, &batch, &[1; 10], &|| false));
     decoder.logits(&mut trace, &[6, 9]);
     trace
 }

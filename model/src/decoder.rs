@@ -24,13 +24,23 @@ impl Decoder {
         Decoder { spec, weights: plan.weights.clone(), caches: plan.caches.clone(), slots: plan.work }
     }
 
-    /// Runs the tokens of a batch through all layers. The stream then holds their last hidden states.
-    pub fn forward<B: Backend>(&self, b: &mut B, batch: &Batch, tokens: &[u32]) {
+    /// Runs the tokens of a batch through all layers. The stream then holds their last hidden states. `is_stopped` is
+    /// asked before every layer; `false` where it said so.
+    pub fn forward<B: Backend>(
+        &self,
+        b: &mut B,
+        batch: &Batch,
+        tokens: &[u32],
+        is_stopped: &dyn Fn() -> bool,
+    ) -> bool {
         assert_eq!(batch.rows(), tokens.len());
         let s = &self.slots;
         b.embed(&self.weights.embedding, tokens, self.spec.embedding_scale, s.stream);
         let mut turned_by = None;
         for ((spec, weights), cache) in self.spec.layers.iter().zip(&self.weights.layers).zip(&self.caches) {
+            if is_stopped() {
+                return false;
+            }
             let rope = spec.attention.rope;
             if turned_by != Some(rope) {
                 b.angles(&self.weights.ropes[rope], batch, s.angles);
@@ -39,6 +49,7 @@ impl Decoder {
             let angles = Slot { bytes: batch.rows() * self.spec.ropes[rope].width * 4, ..s.angles };
             layer_forward(b, spec, weights, s, cache, angles, batch);
         }
+        true
     }
 
     /// Logits of some rows of the last [`forward`](Self::forward).

@@ -240,6 +240,16 @@ impl Engine {
     /// Appends tokens to sequences: one step over all of them together. Row `i` of the step is the `i`-th token, in
     /// the order of the chunks.
     pub fn step(&mut self, chunks: &[Chunk]) -> Result<(), StepError> {
+        self.step_unless(chunks, &|| false).map(|_| ())
+    }
+
+    /// The same, but stops at the next layer when `is_stopped` says so: it was `false` then, and the sequences are as
+    /// they were.
+    pub fn step_unless(
+        &mut self,
+        chunks: &[Chunk],
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<bool, StepError> {
         self.admit(chunks)?;
         self.feeds.clear();
         self.tokens.clear();
@@ -254,12 +264,15 @@ impl Engine {
             self.lengths[sequence] = Some(end);
         }
         if self.tokens.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let pages_per_sequence = self.plan.pages_per_sequence;
         let batch = Batch { feeds: &self.feeds, tables: &self.tables, pages_per_sequence };
-        self.decoder.forward(&mut self.backend, &batch, &self.tokens);
-        Ok(())
+        let is_done = self.decoder.forward(&mut self.backend, &batch, &self.tokens, is_stopped);
+        if !is_done {
+            self.feeds.iter().for_each(|feed| self.lengths[feed.sequence] = Some(feed.first_position));
+        }
+        Ok(is_done)
     }
 
     fn admit(&self, chunks: &[Chunk]) -> Result<(), StepError> {
@@ -293,17 +306,40 @@ impl Engine {
         tokens: &[u32],
         mut each: impl FnMut(&mut Engine, usize, usize) -> Result<(), E>,
     ) -> Result<(), E> {
-        let (asked, context) = (self.length(sequence) + tokens.len(), self.plan.options.context);
-        if asked > context {
-            return Err(StepError::ContextFull { asked, context }.into());
-        }
-        if let Some(reach) = self.reaches.get_mut(sequence) {
-            *reach = asked.max(*reach);
-        }
+        self.reach(sequence, tokens.len())?;
         for tokens in tokens.chunks(self.plan.options.chunk) {
             let first = self.length(sequence);
             self.step(&[Chunk { sequence, tokens }])?;
             each(self, first, tokens.len())?;
+        }
+        Ok(())
+    }
+
+    /// The same without looking at chunks, but ended by `is_stopped` as a step is: then it is `false`, and the sequence
+    /// holds the chunks that were done.
+    pub fn prefill_unless(
+        &mut self,
+        sequence: usize,
+        tokens: &[u32],
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<bool, StepError> {
+        self.reach(sequence, tokens.len())?;
+        for tokens in tokens.chunks(self.plan.options.chunk) {
+            if !self.step_unless(&[Chunk { sequence, tokens }], is_stopped)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Notes how long a sequence is about to become.
+    fn reach(&mut self, sequence: usize, more: usize) -> Result<(), StepError> {
+        let (asked, context) = (self.length(sequence) + more, self.plan.options.context);
+        if asked > context {
+            return Err(StepError::ContextFull { asked, context });
+        }
+        if let Some(reach) = self.reaches.get_mut(sequence) {
+            *reach = asked.max(*reach);
         }
         Ok(())
     }

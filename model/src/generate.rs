@@ -72,13 +72,13 @@ impl Held {
             false => same.min(prompt.len() - 1),
         };
         engine.rewind(self.sequence, same);
-        let read = engine.prefill(self.sequence, &prompt[same..], |_, _, _| match is_stopped() {
-            true => Err(GenerateError::Stopped),
-            false => Ok(()),
-        });
+        let read = engine.prefill_unless(self.sequence, &prompt[same..], is_stopped);
         self.tokens.clear();
         self.tokens.extend_from_slice(&prompt[..engine.length(self.sequence)]);
-        read.map(|()| same)
+        match read? {
+            true => Ok(same),
+            false => Err(GenerateError::Stopped),
+        }
     }
 }
 
@@ -151,7 +151,7 @@ impl Generation {
         begun
     }
 
-    /// The same in a sequence that may hold a part of the prompt. `is_stopped` is asked after every chunk. At the
+    /// The same in a sequence that may hold a part of the prompt. `is_stopped` is asked before every layer. At the
     /// end, [`Generation::leave`] gives the sequence back to `held`.
     pub fn begin_in(
         engine: &mut Engine,

@@ -332,7 +332,8 @@ fn help() -> String {
     let rows: Vec<_> = COMMANDS.iter().filter(|(.., about)| !about.is_empty()).map(row).collect();
     format!(
         "{}\n\n  \\ at the end of a line goes on in the next; \"\"\" begins and ends a message of several lines\n  \
-         Ctrl-C stops an answer, what was said of it stays; Ctrl-D ends the chat",
+         Ctrl-C stops an answer, what was said of it stays; once more before it has stopped ends the program\n  \
+         Ctrl-D ends the chat",
         output::table(&rows, &[false, false])
     )
 }

@@ -8,7 +8,7 @@
 use bantam_core::layouts::TILE_ROWS;
 use bantam_core::{Cpu, KvKind, Precision, Region, Slot};
 use bantam_model::checkpoint::Dtype;
-use bantam_model::engine::stored;
+use bantam_model::engine::{Engine, stored};
 use bantam_model::plan::{Fill, Options, Plan, PlanError, Stored};
 use bantam_tests::{MODELS, carried, load, model_folder, open, options};
 
@@ -20,6 +20,7 @@ fn main() {
     }
     // Large enough that the regions are asked for in large pages.
     plan_equals_memory("carried", options());
+    loading_tells_how_far_it_is();
     refusals();
 }
 
@@ -80,6 +81,18 @@ fn plan_equals_memory(model: &str, options: Options) {
     }
     drop(engine);
     assert_eq!(anonymous_bytes(), before, "{what}: dropping the engine gives everything back");
+}
+
+fn loading_tells_how_far_it_is() {
+    let (spec, checkpoint) = open(&carried());
+    let mut told = Vec::new();
+    let mut tell = |bytes| told.push(bytes);
+    let engine = Engine::load_telling(spec, &checkpoint, options(), Cpu::detect(), 1, &mut tell);
+    let all = engine.expect("the carried model loads").plan().weight_bytes;
+    assert!(told.len() > 10 && told.is_sorted(), "{told:?}");
+    // Between slots lie a few bytes that nothing fills.
+    let last = told.last().copied().unwrap_or(0);
+    assert!(last <= all && last > all - all / 100, "{last} of {all}");
 }
 
 /// Lines add up to regions; the slots of a region follow one another without overlap and end where it ends.

@@ -1,10 +1,11 @@
 //! What a terminal shows while something takes longer than a second; nothing anywhere else.
 
+use std::fmt::Write;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::output;
 
@@ -27,20 +28,20 @@ impl Progress {
 
     /// Work of `total` steps.
     pub(crate) fn counting(message: String, total: usize) -> Self {
-        let style = "{msg} {wide_bar} {pos}/{len}, {eta} left";
+        let style = "{msg} {wide_bar} {pos}/{len}{left}";
         Progress::start(ProgressBar::new(total as u64), style, message)
     }
 
     /// Work of `total` bytes.
     pub(crate) fn bytes(message: String, total: usize) -> Self {
-        let style = "{msg} {wide_bar} {binary_bytes} of {binary_total_bytes}, {eta} left";
+        let style = "{msg} {wide_bar} {binary_bytes} of {binary_total_bytes}{left}";
         Progress::start(ProgressBar::new(total as u64), style, message)
     }
 
     fn start(bar: ProgressBar, style: &str, message: String) -> Self {
         bar.set_draw_target(ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template(style).expect("the templates of this file are sound");
-        bar.set_style(style);
+        bar.set_style(style.with_key("left", left));
         bar.set_message(message);
         // Without a thread there is no progress to see, and no harm done.
         let watch = output::is_watched()
@@ -74,5 +75,13 @@ impl Drop for Progress {
             let _ = thread.join();
         }
         self.bar.finish_and_clear();
+    }
+}
+
+/// How long it will take, once something is done to tell it from.
+fn left(state: &ProgressState, out: &mut dyn Write) {
+    if state.pos() > 0 {
+        // What cannot be shown is not missed.
+        let _ = write!(out, ", {:#} left", HumanDuration(state.eta()));
     }
 }

@@ -1,6 +1,6 @@
 //! A loaded model: a decoder on the processor, with its sequences. After loading, nothing here allocates.
 
-use bantam_core::{Backend, Batch, Cpu, CpuBackend, Feed, Pool, Region};
+use bantam_core::{Backend, Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
 use memmap2::MmapMut;
 
 use crate::checkpoint::{Checkpoint, Dtype};
@@ -381,7 +381,9 @@ fn system(what: &str, source: std::io::Error) -> LoadError {
 fn does_not_fit(plan: &Plan, available: u64) -> LoadError {
     let (line, bytes) = plan.largest().map_or(("", 0), |line| (line.name.as_str(), line.bytes));
     let advice = match line {
+        "keys and values" if plan.options.kv == KvKind::Int8 => "a shorter --context",
         "keys and values" => "a shorter --context, or --kv int8",
+        _ if plan.options.int8 => "close other programs, or take a smaller model",
         _ => "close other programs, or take a smaller model or --quantization int8",
     };
     LoadError::DoesNotFit { needed: plan.bytes(), available, line: line.to_owned(), bytes, advice }

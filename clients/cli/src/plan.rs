@@ -1,6 +1,6 @@
 //! `bantam plan`: every byte of a run before it begins. It reads headers and never weights.
 
-use bantam_core::{Cpu, Region};
+use bantam_core::{Cpu, KvKind, Region};
 use bantam_model::engine::synthetic_plan;
 use bantam_model::memory;
 use bantam_model::plan::{Options, Plan};
@@ -82,6 +82,17 @@ fn fits(plan: &Plan, available: Option<u64>) -> Option<bool> {
     available.map(|available| plan.bytes() as u64 <= available)
 }
 
+/// What makes a run smaller and is not done yet.
+fn smaller(options: &Options) -> String {
+    let ways = [
+        ("a shorter --context", true),
+        ("--kv int8", options.kv != KvKind::Int8),
+        ("--quantization int8", !options.int8),
+    ];
+    let ways: Vec<&str> = ways.iter().filter(|(_, helps)| *helps).map(|(way, _)| *way).collect();
+    ways.join(" or ")
+}
+
 fn as_json(plan: &Plan, available: Option<u64>) -> Value {
     let lines = plan.lines.iter().map(|line| {
         json!({
@@ -139,9 +150,10 @@ fn as_text(plan: &Plan, model: &str, available: Option<u64>) -> String {
             output::bytes(available)
         ),
         (Some(false), Some(available)) => format!(
-            "{} {} of memory are free; try a shorter --context, --kv int8 or --quantization int8",
+            "{} {} of memory are free; try {}",
             style::on_stdout(style::BAD, "does not fit:"),
-            output::bytes(available)
+            output::bytes(available),
+            smaller(options)
         ),
         _ => "how much memory is free cannot be told on this system".to_owned(),
     };

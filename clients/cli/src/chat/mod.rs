@@ -236,7 +236,7 @@ impl Session {
             output::say(&style::on_stderr(style::FAINT, &answer.summary()));
         }
         self.last = Some(answer);
-        if self.is_interactive {
+        if self.is_interactive && self.manner != Manner::Silent {
             output::line("")?;
         }
         Ok(true)

@@ -278,6 +278,11 @@ fn a_plan_adds_up_and_is_what_a_run_takes() {
     assert_eq!(run["memory_bytes"], plan["bytes"]);
     let more = json(&[&["plan", "--json", "--sequences", "2"][..], &flags].concat());
     assert_eq!(number(&more["cache_bytes"]), 2 * regions[1]);
+    // Larger than any laptop, so that there is something to advise.
+    let large = ["plan", "--synthetic", "mixtral-8x7b", "--dtype", "f32", "--sequences", "64"];
+    assert!(answer(bantam(&large)).contains("--context or --kv int8 or --quantization int8"));
+    let shown = answer(bantam(&[&large[..], &["--quantization", "int8"]].concat()));
+    assert!(shown.contains("--context or --kv int8") && !shown.contains("or --quantization"), "{shown}");
     let shape = json(&["plan", "--synthetic", "llama-7b", "--json"]);
     assert!(number(&shape["weight_bytes"]) > 13_000_000_000);
 }

@@ -76,7 +76,7 @@ impl Config<'_> {
             return Err(ConfigError::Unsupported {
                 key: "quantization_config".to_owned(),
                 found: format!("a checkpoint quantized by {method}").chars().take(80).collect(),
-                supported: "float32, bfloat16 and float16 weights",
+                supported: "float32, bfloat16 and float16 weights".to_owned(),
             });
         }
         for key in family.refused {
@@ -84,7 +84,16 @@ impl Config<'_> {
                 return Err(ConfigError::Unsupported {
                     key: (*key).to_owned(),
                     found: "true".to_owned(),
-                    supported: "false",
+                    supported: "false".to_owned(),
+                });
+            }
+        }
+        for &(key, supported) in family.fixed {
+            if self.first_number(&[key], supported)? != supported {
+                return Err(ConfigError::Unsupported {
+                    key: key.to_owned(),
+                    found: self.get(key).map(Value::to_string).unwrap_or_default(),
+                    supported: supported.to_string(),
                 });
             }
         }
@@ -165,7 +174,7 @@ impl Config<'_> {
             _ => Err(ConfigError::Unsupported {
                 key: key.to_owned(),
                 found: format!("\"{found}\"").chars().take(64).collect(),
-                supported: "silu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu",
+                supported: "silu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu".to_owned(),
             }),
         }
     }
@@ -230,6 +239,7 @@ impl Config<'_> {
 
     /// The rotary tables: one, and where windowed layers have their own, that.
     fn ropes(self, family: &Family, head_width: usize, context: usize) -> Result<Vec<RopeSpec>, ConfigError> {
+        let told = ["rope_parameters", "rope_scaling"].iter().any(|key| self.0.contains_key(*key));
         let settings = match self.get("rope_parameters").or_else(|| self.get("rope_scaling")) {
             None => None,
             Some(Value::Object(map)) => Some(Config(map)),
@@ -243,7 +253,11 @@ impl Config<'_> {
         };
         let base = self.first_number(family.rope_base.0, family.rope_base.1)?;
         let usual = of_kind("full_attention")?.or(settings);
-        let mut ropes = vec![self.rope(family, usual, base, head_width, context)?];
+        let mut first = self.rope(family, usual, base, head_width, context)?;
+        if let (Some(scaling), false) = (family.rope_scaling, told) {
+            first.scaling = scaling.clone();
+        }
+        let mut ropes = vec![first];
         if let Some((key, default)) = family.rope_base_windowed {
             let base = self.first_number(&[key], default)?;
             ropes.push(self.rope(family, of_kind("sliding_attention")?, base, head_width, context)?);
@@ -280,7 +294,7 @@ impl Config<'_> {
                 ),
             );
         }
-        RopeSpec::read(self, settings, base, width, context)
+        RopeSpec::read(self, settings, family.original_context, base, width, context)
     }
 
     fn eos(self) -> Result<Vec<u32>, ConfigError> {

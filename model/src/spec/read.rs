@@ -13,8 +13,8 @@ use crate::spec::{AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, Nor
 /// Sizes beyond these are no model's.
 const WIDTH_MAX: usize = 1 << 20;
 const EXPERTS_MAX: usize = 1 << 12;
-/// Of all layers together: a plan has a line for each in its lists.
-const ALL_EXPERTS_MAX: usize = 1 << 16;
+/// Of all layers together: a plan has a line for each in its lists, and is to be refused within 100 ms.
+const ALL_EXPERTS_MAX: usize = 1 << 15;
 
 impl Config<'_> {
     pub(crate) fn family(self) -> Result<&'static Family, ConfigError> {
@@ -110,7 +110,9 @@ impl Config<'_> {
         if !heads.is_multiple_of(kv_heads) {
             return self.wrong("num_key_value_heads", format!("a divisor of num_attention_heads, {heads}"));
         }
-        let head_width = match self.size("head_dim", HEAD_WIDTH_MAX)?.or(family.head_width) {
+        // `null` is a division, also where the family has a default.
+        let default = if self.0.contains_key("head_dim") { None } else { family.head_width };
+        let head_width = match self.size("head_dim", HEAD_WIDTH_MAX)?.or(default) {
             Some(width) => width,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
@@ -286,13 +288,16 @@ impl Config<'_> {
         // Rounded down, as the reference rounds; pairs need an even number.
         let width = (head_width as f64 * fraction) as usize;
         if fraction > 1.0 || width == 0 || !width.is_multiple_of(2) {
+            let expected =
+                format!("a fraction of the {head_width} channels of a head that is an even number of channels");
+            let nested = settings.filter(|settings| settings.get("partial_rotary_factor").is_some());
             let mut keys = family.rope_fraction.0.iter().copied();
-            return self.wrong(
-                keys.find(|key| self.get(key).is_some()).unwrap_or("head_dim"),
-                format!(
-                    "a fraction of the {head_width} channels of a head that is an even number of channels"
-                ),
-            );
+            return match nested {
+                Some(settings) => settings.wrong("partial_rotary_factor", expected),
+                None => {
+                    self.wrong(keys.find(|key| self.get(key).is_some()).unwrap_or("head_dim"), expected)
+                }
+            };
         }
         RopeSpec::read(self, settings, family.original_context, base, width, context)
     }

@@ -43,7 +43,7 @@ pub struct Family {
     pub tied: bool,
     /// Key and value heads.
     pub kv_heads: KvHeads,
-    /// Channels of a head where `head_dim` is absent; `None` divides the stream among the heads.
+    /// Channels of a head where `head_dim` is absent; `None`, as `null` there, divides the stream among the heads.
     pub head_width: Option<usize>,
     /// Scores are divided by the root of this; by that of a head's channels where there is no key.
     pub score_scale: Option<(&'static str, f64)>,

@@ -203,6 +203,7 @@ mod tests {
             (r#","eos_token_id":"x""#, "eos_token_id"),
             (r#","rope_scaling":{"type":"longrope","short_factor":[1],"long_factor":[1]}"#, "short_factor"),
             (r#","rope_parameters":{"full_attention":7}"#, "full_attention"),
+            (r#","rope_parameters":{"partial_rotary_factor":0.2}"#, "\"partial_rotary_factor\" is 0.2"),
         ] {
             let found = with(extra);
             assert!(found.contains(word), "{extra}: {found}");
@@ -260,6 +261,9 @@ mod tests {
         assert_eq!(bent, spec(told));
         let plain = spec(r#","model_type":"gpt_oss","rope_scaling":null,"attention_bias":false"#);
         assert_eq!(plain.ropes[0].attention_factor(), 1.0);
+        assert_eq!(plain.layers[0].attention.head_width, 64);
+        let divided = spec(r#","model_type":"gpt_oss","head_dim":null"#);
+        assert_eq!(divided.layers[0].attention.head_width, 64 / 8);
         assert!(bent.layers[0].attention.input_bias && bent.layers[0].attention.output_bias);
         assert!(!plain.layers[0].attention.input_bias && !plain.layers[0].attention.output_bias);
 

@@ -288,15 +288,14 @@ impl Config<'_> {
         // Rounded down, as the reference rounds; pairs need an even number.
         let width = (head_width as f64 * fraction) as usize;
         if fraction > 1.0 || width == 0 || !width.is_multiple_of(2) {
-            let expected =
-                format!("a fraction of the {head_width} channels of a head that is an even number of channels");
+            let expected = format!(
+                "a fraction of the {head_width} channels of a head that is an even number of channels"
+            );
             let nested = settings.filter(|settings| settings.get("partial_rotary_factor").is_some());
             let mut keys = family.rope_fraction.0.iter().copied();
             return match nested {
                 Some(settings) => settings.wrong("partial_rotary_factor", expected),
-                None => {
-                    self.wrong(keys.find(|key| self.get(key).is_some()).unwrap_or("head_dim"), expected)
-                }
+                None => self.wrong(keys.find(|key| self.get(key).is_some()).unwrap_or("head_dim"), expected),
             };
         }
         RopeSpec::read(self, settings, family.original_context, base, width, context)

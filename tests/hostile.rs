@@ -480,18 +480,21 @@ proptest! {
 #[cfg(unix)]
 #[test]
 fn a_file_that_shrinks_while_it_is_loaded_is_an_error_with_the_tensor() {
-    let folder = Folder::new();
-    let golden = bantam_tests::model_folder("qwen2");
-    let path = folder.0.join(MODEL);
-    fs::copy(golden.join(MODEL), &path).unwrap();
-    let checkpoint = Checkpoint::open(&path).expect("still whole");
-    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(500_000).unwrap();
-    let (spec, _) = bantam_tests::open(&golden);
-    let cpu = bantam_core::Cpu::detect();
-    let loaded = bantam_model::engine::Engine::load(spec, &checkpoint, bantam_tests::options(), cpu, 2);
-    let message = loaded.expect_err("the weights are cut off").to_string();
-    for part in [MODEL, "tensor model.", "while it was being loaded"] {
-        assert!(message.contains(part), "expected {part:?} in: {message}");
+    // Rows of the tensor, and columns of it.
+    for model in ["qwen2", "gpt_oss-bf16"] {
+        let folder = Folder::new();
+        let golden = bantam_tests::model_folder(model);
+        let path = folder.0.join(MODEL);
+        fs::copy(golden.join(MODEL), &path).unwrap();
+        let checkpoint = Checkpoint::open(&path).expect("still whole");
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(500_000).unwrap();
+        let (spec, _) = bantam_tests::open(&golden);
+        let cpu = bantam_core::Cpu::detect();
+        let loaded = bantam_model::engine::Engine::load(spec, &checkpoint, bantam_tests::options(), cpu, 2);
+        let message = loaded.expect_err("the weights are cut off").to_string();
+        for part in [MODEL, "tensor model.", "while it was being loaded"] {
+            assert!(message.contains(part), "expected {part:?} in: {message}");
+        }
     }
 }
 

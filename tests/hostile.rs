@@ -480,17 +480,77 @@ proptest! {
 #[cfg(unix)]
 #[test]
 fn a_file_that_shrinks_while_it_is_loaded_is_an_error_with_the_tensor() {
+    // Rows of the tensor, and columns of it.
+    for model in ["qwen2", "gpt_oss-bf16"] {
+        let folder = Folder::new();
+        let golden = bantam_tests::model_folder(model);
+        let path = folder.0.join(MODEL);
+        fs::copy(golden.join(MODEL), &path).unwrap();
+        let checkpoint = Checkpoint::open(&path).expect("still whole");
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(500_000).unwrap();
+        let (spec, _) = bantam_tests::open(&golden);
+        let cpu = bantam_core::Cpu::detect();
+        let loaded = bantam_model::engine::Engine::load(spec, &checkpoint, bantam_tests::options(), cpu, 2);
+        let message = loaded.expect_err("the weights are cut off").to_string();
+        for part in [MODEL, "tensor model.", "while it was being loaded"] {
+            assert!(message.contains(part), "expected {part:?} in: {message}");
+        }
+    }
+}
+
+/// Loads a golden with one tensor's bytes changed, or without it, and gives the message.
+fn refusal(model: &str, changed: &str, change: impl Fn(&mut Vec<u8>)) -> String {
     let folder = Folder::new();
-    let golden = bantam_tests::model_folder("qwen2");
+    let (spec, golden) = bantam_tests::open(&bantam_tests::model_folder(model));
+    let data: Vec<Vec<u8>> = golden
+        .tensors()
+        .map(|tensor| {
+            let mut data = tensor.data.to_vec();
+            if tensor.name == changed {
+                change(&mut data);
+            }
+            data
+        })
+        .collect();
+    let all = golden.tensors().zip(&data).filter(|(_, data)| !data.is_empty());
+    let all: Vec<_> =
+        all.map(|(tensor, data)| (tensor.name, tensor.dtype, tensor.shape, &data[..])).collect();
     let path = folder.0.join(MODEL);
-    fs::copy(golden.join(MODEL), &path).unwrap();
-    let checkpoint = Checkpoint::open(&path).expect("still whole");
-    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(500_000).unwrap();
-    let (spec, _) = bantam_tests::open(&golden);
+    write_safetensors(&path, &all, &[]).unwrap();
+    let checkpoint = Checkpoint::open(&path).expect("a sound file");
     let cpu = bantam_core::Cpu::detect();
     let loaded = bantam_model::engine::Engine::load(spec, &checkpoint, bantam_tests::options(), cpu, 2);
-    let message = loaded.expect_err("the weights are cut off").to_string();
-    for part in [MODEL, "tensor model.", "while it was being loaded"] {
-        assert!(message.contains(part), "expected {part:?} in: {message}");
+    loaded.expect_err("one tensor is damaged").to_string()
+}
+
+#[test]
+fn damage_in_an_expert_is_found_at_its_place() {
+    let (_, golden) = bantam_tests::open(&bantam_tests::model_folder("gpt_oss-bf16"));
+    let stack = |name: &str| golden.tensor(name).expect("a stack of experts").shape.to_vec();
+    let layer = "model.layers.1.mlp.experts.";
+    for part in ["gate_up_proj", "down_proj"] {
+        let name = format!("{layer}{part}");
+        let shape = stack(&name);
+        let (inputs, outputs) = (shape[1], shape[2]);
+        // Gates and ups alternate: an output of each kind.
+        for (expert, input, output) in
+            [(0, 0, 0), (2, 3, 4), (1, 5, 7), (shape[0] - 1, inputs - 1, outputs - 1)]
+        {
+            let row = expert * inputs + input;
+            let message = refusal("gpt_oss-bf16", &name, |data| {
+                data[2 * (row * outputs + output)..][..2].copy_from_slice(&[0xc0, 0x7f]);
+            });
+            let place = format!(
+                "{name}: expected finite numbers, found NaN or infinity at row {row}, column {output}:"
+            );
+            assert!(message.contains(&place), "expected {place:?} in: {message}");
+        }
+        let missing = refusal("gpt_oss-bf16", &name, Vec::clear);
+        assert!(missing.contains(&format!("{name}: not in the checkpoint")), "{missing}");
     }
+    let name = "model.layers.0.block_sparse_moe.experts.3.w2.weight";
+    let message = refusal("mixtral", name, |data| data[2..4].copy_from_slice(&[0x80, 0x7f]));
+    assert!(message.contains(name) && message.contains("at row 0, column 1:"), "{message}");
+    let missing = refusal("mixtral", name, Vec::clear);
+    assert!(missing.contains(&format!("{name}: not in the checkpoint")), "{missing}");
 }

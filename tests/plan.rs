@@ -6,10 +6,12 @@
 //! `zero_alloc.rs`.
 
 use bantam_core::layouts::TILE_ROWS;
-use bantam_core::{Cpu, KvKind, Precision, Region, Slot};
+use bantam_core::{Choice, Cpu, KvKind, Precision, Region, Slot};
 use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::{Engine, stored};
+use bantam_model::inspect::Inspection;
 use bantam_model::plan::{Fill, Options, Plan, PlanError, Stored};
+use bantam_model::spec::ModelSpec;
 use bantam_tests::{MODELS, carried, load, model_folder, open, options};
 
 fn main() {
@@ -17,6 +19,7 @@ fn main() {
         for options in [options(), small(KvKind::F16), small(KvKind::Int8)] {
             plan_equals_memory(model, options);
         }
+        parameters_equal_the_files(model);
     }
     // Large enough that the regions are asked for in large pages.
     plan_equals_memory("carried", options());
@@ -69,6 +72,7 @@ fn plan_equals_memory(model: &str, options: Options) {
     let plan = engine.plan();
     assert_eq!(engine.memory_bytes(), plan.bytes(), "{what}: the engine's regions");
     lines_and_slots_add_up(&what, plan);
+    bytes_of_a_token(&what, engine.spec(), plan);
     let regions = [plan.weight_bytes, plan.cache_bytes, plan.work_bytes];
     let wanted: usize = regions.iter().map(|bytes| bytes.next_multiple_of(page_bytes())).sum();
     match (before, loaded) {
@@ -122,6 +126,27 @@ fn lines_and_slots_add_up(what: &str, plan: &Plan) {
         }
         assert_eq!(end, bytes, "{what}: slots of {region:?}");
     }
+}
+
+/// A token reads all weights but those of experts that it is not sent to, and the embedding's other rows.
+fn bytes_of_a_token(what: &str, spec: &ModelSpec, plan: &Plan) {
+    let bytes = |name: &str| -> usize {
+        plan.lines.iter().filter(|line| line.name == name).map(|line| line.bytes).sum()
+    };
+    let mut wanted = plan.weight_bytes - if spec.tied { 0 } else { bytes("embedding") };
+    if let Some(experts) = spec.layers[0].mlp.experts {
+        let (all, Choice { experts, chosen }) = (bytes("layers: feed-forward, experts"), experts.choice);
+        assert!(all > 0 && chosen < experts, "{what}: nothing to leave unread");
+        wanted -= all / experts * (experts - chosen);
+    }
+    assert_eq!(plan.bytes_per_token, wanted, "{what}: bytes per token");
+}
+
+/// The specification counts what the file has.
+fn parameters_equal_the_files(model: &str) {
+    let (spec, checkpoint) = open(&model_folder(model));
+    let plan = Plan::new(&spec, stored(&checkpoint), options(), Cpu::detect()).expect("a plan for a golden");
+    assert_eq!(spec.parameters(), Inspection::new(&checkpoint, &plan).parameters, "{model}");
 }
 
 /// A plan with one thing wrong is refused, and the message has these words.

@@ -180,10 +180,10 @@ fn exact_logits_depend_on_the_tokens_alone() {
     MODELS.iter().for_each(|model| hold(model, Precision::Exact, false));
 }
 
-/// The models with bfloat16 matrices: for the others both precisions are the same computation.
+/// Models with bfloat16 matrices: for the others both precisions are the same computation.
 #[test]
 fn fast_logits_depend_on_the_tokens_alone() {
-    for model in ["llama-tied", "qwen2"] {
+    for model in ["llama-tied", "qwen2", "mixtral", "gemma3", "gpt_oss-bf16"] {
         hold(model, Precision::Fast, false);
     }
 }
@@ -192,4 +192,8 @@ fn fast_logits_depend_on_the_tokens_alone() {
 fn logits_of_int8_weights_depend_on_the_tokens_alone() {
     hold("qwen2", Precision::Exact, true);
     hold("gpt_neox", Precision::Fast, true);
+    // Experts apart and together, norms after blocks.
+    hold("mixtral", Precision::Exact, true);
+    hold("gpt_oss-bf16", Precision::Fast, true);
+    hold("gemma2", Precision::Fast, true);
 }

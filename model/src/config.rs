@@ -48,7 +48,7 @@ pub enum ConfigError {
         /// What stands there.
         found: String,
         /// What works.
-        supported: &'static str,
+        supported: String,
     },
 }
 

@@ -6,6 +6,7 @@
 use bantam_core::{Activation, NormKind};
 
 use crate::config::{Config, ConfigError};
+use crate::rope::Scaling;
 
 /// How a family's configuration and checkpoint are to be read. A key with a value beside it has that default.
 #[derive(Debug, PartialEq)]
@@ -30,6 +31,10 @@ pub struct Family {
     pub rope_base: (&'static [&'static str], f64),
     /// Base of a second rotary table, of windowed layers alone, which nothing bends.
     pub rope_base_windowed: Option<(&'static str, f64)>,
+    /// How rotary frequencies are bent where no key says it; `null` is not at all.
+    pub rope_scaling: Option<&'static Scaling>,
+    /// Default of `original_max_position_embeddings`.
+    pub original_context: Option<usize>,
     /// Keys of the share of a head's channels that is turned.
     pub rope_fraction: (&'static [&'static str], f64),
     /// How a window over positions is asked for.
@@ -38,7 +43,7 @@ pub struct Family {
     pub tied: bool,
     /// Key and value heads.
     pub kv_heads: KvHeads,
-    /// Channels of a head where `head_dim` is absent; `None` divides the stream among the heads.
+    /// Channels of a head where `head_dim` is absent; `None`, as `null` there, divides the stream among the heads.
     pub head_width: Option<usize>,
     /// Scores are divided by the root of this; by that of a head's channels where there is no key.
     pub score_scale: Option<(&'static str, f64)>,
@@ -50,6 +55,8 @@ pub struct Family {
     pub scaled_embedding: bool,
     /// Flags that change what is computed, and are not supported.
     pub refused: &'static [&'static str],
+    /// Numbers that change what is computed, and the one value that is supported.
+    pub fixed: &'static [(&'static str, f64)],
     /// Bias of query, key and value.
     pub input_bias: Bias,
     /// Bias of the attention's output.
@@ -290,6 +297,8 @@ const USUAL: Family = Family {
     experts: None,
     rope_base: (&["rope_theta"], 10_000.0),
     rope_base_windowed: None,
+    rope_scaling: None,
+    original_context: None,
     rope_fraction: (&[], 1.0),
     window: None,
     tied: false,
@@ -300,6 +309,7 @@ const USUAL: Family = Family {
     logits_cap: None,
     scaled_embedding: false,
     refused: &[],
+    fixed: &[],
     input_bias: Bias::No,
     output_bias: Bias::No,
     mlp_bias: Bias::No,
@@ -411,6 +421,7 @@ pub static FAMILIES: &[Family] = &[
         name: "phi3",
         context: 4096,
         epsilon: ("rms_norm_eps", 1e-5),
+        original_context: Some(4096),
         rope_fraction: (&["partial_rotary_factor"], 1.0),
         window: window(None),
         names: Names {
@@ -442,6 +453,7 @@ pub static FAMILIES: &[Family] = &[
         score_cap: Some(("attn_logit_softcapping", Some(50.0))),
         logits_cap: Some(("final_logit_softcapping", Some(30.0))),
         scaled_embedding: true,
+        refused: &["use_bidirectional_attention"],
         input_bias: Bias::Key("attention_bias", false),
         output_bias: Bias::Key("attention_bias", false),
         names: Names {
@@ -493,6 +505,14 @@ pub static FAMILIES: &[Family] = &[
             router_bias: true,
         }),
         rope_base: (&["rope_theta"], 150_000.0),
+        rope_scaling: Some(&Scaling::Yarn {
+            factor: 32.0,
+            fast: 32.0,
+            slow: 1.0,
+            original: 4096.0,
+            attention: 1.346_573_6,
+            truncate: false,
+        }),
         window: Some(WindowRule {
             key: "sliding_window",
             width: Some(128),
@@ -502,8 +522,9 @@ pub static FAMILIES: &[Family] = &[
         }),
         kv_heads: KvHeads::Grouped(Some(8)),
         head_width: Some(64),
-        input_bias: Bias::Yes,
-        output_bias: Bias::Yes,
+        fixed: &[("swiglu_limit", 7.0), ("swiglu_alpha", 1.702)],
+        input_bias: Bias::Key("attention_bias", true),
+        output_bias: Bias::Key("attention_bias", true),
         mlp_bias: Bias::Yes,
         names: Names {
             sinks: Some("self_attn.sinks"),

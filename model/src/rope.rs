@@ -66,10 +66,11 @@ pub enum Scaling {
 }
 
 impl RopeSpec {
-    /// Reads `rope_scaling` or `rope_parameters`, which stand in `config`.
+    /// Reads `rope_scaling` or `rope_parameters`, which stand in `config`. `original` is the family's first context.
     pub(crate) fn read(
         config: Config,
         settings: Option<Config>,
+        original: Option<usize>,
         base: f64,
         width: usize,
         context: usize,
@@ -84,12 +85,15 @@ impl RopeSpec {
             None => settings.text("rope_type")?.unwrap_or("default"),
         };
         match ROPE_TYPES.iter().find(|(known, _)| *known == name).map(|(_, kind)| kind) {
-            Some(RopeKind::ByPair) => by_pair(config, settings, plain, context),
+            Some(RopeKind::ByPair) => {
+                let original = config.size(ORIGINAL, 1 << 24)?.or(original);
+                by_pair(settings, original, plain, context)
+            }
             Some(kind) => Ok(RopeSpec { scaling: read_scaling(settings, *kind, context)?, ..plain }),
             None => Err(ConfigError::Unsupported {
                 key: "rope_scaling.rope_type".to_owned(),
                 found: format!("\"{name}\"").chars().take(64).collect(),
-                supported: ROPE_TYPE_NAMES,
+                supported: ROPE_TYPE_NAMES.to_owned(),
             }),
         }
     }
@@ -163,24 +167,24 @@ impl RopeSpec {
     }
 }
 
+const ORIGINAL: &str = "original_max_position_embeddings";
+
 /// Factors pair by pair, one list for sequences up to the context that the model was first made for, one for longer
 /// ones.
 fn by_pair(
-    config: Config,
     settings: Config,
+    original: Option<usize>,
     plain: RopeSpec,
     context: usize,
 ) -> Result<RopeSpec, ConfigError> {
-    let key = "original_max_position_embeddings";
-    let original = match config.size(key, 1 << 24)? {
+    // Only beside the factors do the first context and the ratio of the two stand apart.
+    let told = settings.number("factor")?.filter(|_| original.is_none());
+    let original = match original {
         Some(original) => Some(original),
-        None => settings.size(key, 1 << 24)?,
+        None => settings.size(ORIGINAL, 1 << 24)?,
     };
-    // Where the first context is not told, there is only one, and the file says the factor.
-    let factor = match original {
-        Some(original) => context as f64 / original as f64,
-        None => settings.number("factor")?.unwrap_or(1.0),
-    };
+    let ratio = original.map(|original| context as f64 / original as f64);
+    let factor = told.or(ratio).unwrap_or(1.0);
     let original = original.unwrap_or(context);
     let attention = match settings.number("attention_factor")? {
         Some(attention) => attention,
@@ -208,7 +212,7 @@ fn read_scaling(config: Config, kind: RopeKind, context: usize) -> Result<Scalin
             .number(key)?
             .ok_or(ConfigError::Missing { key: format!("rope_scaling.{key}"), expected: "a number" })
     };
-    let original = || match config.number("original_max_position_embeddings") {
+    let original = || match config.number(ORIGINAL) {
         Ok(Some(original)) => Ok(original),
         Ok(None) => Ok(context as f64),
         Err(error) => Err(error),

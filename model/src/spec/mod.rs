@@ -203,6 +203,7 @@ mod tests {
             (r#","eos_token_id":"x""#, "eos_token_id"),
             (r#","rope_scaling":{"type":"longrope","short_factor":[1],"long_factor":[1]}"#, "short_factor"),
             (r#","rope_parameters":{"full_attention":7}"#, "full_attention"),
+            (r#","rope_parameters":{"partial_rotary_factor":0.2}"#, "\"partial_rotary_factor\" is 0.2"),
         ] {
             let found = with(extra);
             assert!(found.contains(word), "{extra}: {found}");
@@ -233,11 +234,51 @@ mod tests {
                 r#","model_type":"gemma3_text","use_bidirectional_attention":true"#,
                 "use_bidirectional_attention",
             ),
+            (
+                r#","model_type":"gemma2","use_bidirectional_attention":true"#,
+                "\"use_bidirectional_attention\" is true",
+            ),
             (r#","model_type":"gpt_oss","num_local_experts":2"#, "num_experts_per_tok"),
+            (r#","model_type":"gpt_oss","num_local_experts":4,"swiglu_limit":6.5"#, "supported: 7"),
+            (r#","model_type":"gpt_oss","num_local_experts":4,"swiglu_limit":7.0"#, "accepted"),
             (r#","model_type":"phi3","sliding_window":0"#, "sliding_window"),
         ] {
             let found = message(&format!("{base}{extra}}}"));
             assert!(found.contains(word), "{extra}: {found}");
         }
+    }
+
+    #[test]
+    fn what_a_file_leaves_out_is_as_its_family_has_it() {
+        let spec = |extra: &str| {
+            let base = r#"{"hidden_size":64,"num_hidden_layers":2,"vocab_size":10,"intermediate_size":32,
+                "num_attention_heads":8,"num_local_experts":4"#;
+            ModelSpec::parse(format!("{base}{extra}}}").as_bytes()).expect("sound")
+        };
+        let bent = spec(r#","model_type":"gpt_oss""#);
+        let told = r#","model_type":"gpt_oss","rope_scaling":{"rope_type":"yarn","factor":32.0,"beta_fast":32.0,
+            "beta_slow":1.0,"truncate":false,"original_max_position_embeddings":4096}"#;
+        assert_eq!(bent, spec(told));
+        let plain = spec(r#","model_type":"gpt_oss","rope_scaling":null,"attention_bias":false"#);
+        assert_eq!(plain.ropes[0].attention_factor(), 1.0);
+        assert_eq!(plain.layers[0].attention.head_width, 64);
+        let divided = spec(r#","model_type":"gpt_oss","head_dim":null"#);
+        assert_eq!(divided.layers[0].attention.head_width, 64 / 8);
+        assert!(bent.layers[0].attention.input_bias && bent.layers[0].attention.output_bias);
+        assert!(!plain.layers[0].attention.input_bias && !plain.layers[0].attention.output_bias);
+
+        let long = |extra: &str| {
+            let factors = r#""type":"longrope","short_factor":[1,1,1,1],"long_factor":[2,2,2,2]"#;
+            let context = r#""max_position_embeddings":65536"#;
+            spec(&format!(r#",{context},"rope_scaling":{{{factors}{extra}}}"#)).ropes.remove(0)
+        };
+        let first = long(r#"},"model_type":"phi3","unread":{"#);
+        assert_eq!(first.longer.as_ref().map(|(positions, _)| *positions), Some(4096));
+        assert_eq!(first.attention_factor(), (1.0f64 + 16f64.ln() / 4096f64.ln()).sqrt() as f32);
+        // Beside the factors, the ratio of contexts may be another than the context's.
+        let apart =
+            long(r#","factor":4,"original_max_position_embeddings":1024},"model_type":"llama","unread":{"#);
+        assert_eq!(apart.longer.as_ref().map(|(positions, _)| *positions), Some(1024));
+        assert_eq!(apart.attention_factor(), (1.0f64 + 4f64.ln() / 1024f64.ln()).sqrt() as f32);
     }
 }

@@ -13,8 +13,8 @@ use crate::spec::{AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, Nor
 /// Sizes beyond these are no model's.
 const WIDTH_MAX: usize = 1 << 20;
 const EXPERTS_MAX: usize = 1 << 12;
-/// Of all layers together: a plan has a line for each in its lists.
-const ALL_EXPERTS_MAX: usize = 1 << 16;
+/// Of all layers together: a plan has a line for each in its lists, and is to be refused within 100 ms.
+const ALL_EXPERTS_MAX: usize = 1 << 15;
 
 impl Config<'_> {
     pub(crate) fn family(self) -> Result<&'static Family, ConfigError> {
@@ -76,7 +76,7 @@ impl Config<'_> {
             return Err(ConfigError::Unsupported {
                 key: "quantization_config".to_owned(),
                 found: format!("a checkpoint quantized by {method}").chars().take(80).collect(),
-                supported: "float32, bfloat16 and float16 weights",
+                supported: "float32, bfloat16 and float16 weights".to_owned(),
             });
         }
         for key in family.refused {
@@ -84,7 +84,16 @@ impl Config<'_> {
                 return Err(ConfigError::Unsupported {
                     key: (*key).to_owned(),
                     found: "true".to_owned(),
-                    supported: "false",
+                    supported: "false".to_owned(),
+                });
+            }
+        }
+        for &(key, supported) in family.fixed {
+            if self.first_number(&[key], supported)? != supported {
+                return Err(ConfigError::Unsupported {
+                    key: key.to_owned(),
+                    found: self.get(key).map(Value::to_string).unwrap_or_default(),
+                    supported: supported.to_string(),
                 });
             }
         }
@@ -101,7 +110,9 @@ impl Config<'_> {
         if !heads.is_multiple_of(kv_heads) {
             return self.wrong("num_key_value_heads", format!("a divisor of num_attention_heads, {heads}"));
         }
-        let head_width = match self.size("head_dim", HEAD_WIDTH_MAX)?.or(family.head_width) {
+        // `null` is a division, also where the family has a default.
+        let default = if self.0.contains_key("head_dim") { None } else { family.head_width };
+        let head_width = match self.size("head_dim", HEAD_WIDTH_MAX)?.or(default) {
             Some(width) => width,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
@@ -165,7 +176,7 @@ impl Config<'_> {
             _ => Err(ConfigError::Unsupported {
                 key: key.to_owned(),
                 found: format!("\"{found}\"").chars().take(64).collect(),
-                supported: "silu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu",
+                supported: "silu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu".to_owned(),
             }),
         }
     }
@@ -230,6 +241,7 @@ impl Config<'_> {
 
     /// The rotary tables: one, and where windowed layers have their own, that.
     fn ropes(self, family: &Family, head_width: usize, context: usize) -> Result<Vec<RopeSpec>, ConfigError> {
+        let told = ["rope_parameters", "rope_scaling"].iter().any(|key| self.0.contains_key(*key));
         let settings = match self.get("rope_parameters").or_else(|| self.get("rope_scaling")) {
             None => None,
             Some(Value::Object(map)) => Some(Config(map)),
@@ -243,7 +255,11 @@ impl Config<'_> {
         };
         let base = self.first_number(family.rope_base.0, family.rope_base.1)?;
         let usual = of_kind("full_attention")?.or(settings);
-        let mut ropes = vec![self.rope(family, usual, base, head_width, context)?];
+        let mut first = self.rope(family, usual, base, head_width, context)?;
+        if let (Some(scaling), false) = (family.rope_scaling, told) {
+            first.scaling = scaling.clone();
+        }
+        let mut ropes = vec![first];
         if let Some((key, default)) = family.rope_base_windowed {
             let base = self.first_number(&[key], default)?;
             ropes.push(self.rope(family, of_kind("sliding_attention")?, base, head_width, context)?);
@@ -272,15 +288,17 @@ impl Config<'_> {
         // Rounded down, as the reference rounds; pairs need an even number.
         let width = (head_width as f64 * fraction) as usize;
         if fraction > 1.0 || width == 0 || !width.is_multiple_of(2) {
-            let mut keys = family.rope_fraction.0.iter().copied();
-            return self.wrong(
-                keys.find(|key| self.get(key).is_some()).unwrap_or("head_dim"),
-                format!(
-                    "a fraction of the {head_width} channels of a head that is an even number of channels"
-                ),
+            let expected = format!(
+                "a fraction of the {head_width} channels of a head that is an even number of channels"
             );
+            let nested = settings.filter(|settings| settings.get("partial_rotary_factor").is_some());
+            let mut keys = family.rope_fraction.0.iter().copied();
+            return match nested {
+                Some(settings) => settings.wrong("partial_rotary_factor", expected),
+                None => self.wrong(keys.find(|key| self.get(key).is_some()).unwrap_or("head_dim"), expected),
+            };
         }
-        RopeSpec::read(self, settings, base, width, context)
+        RopeSpec::read(self, settings, family.original_context, base, width, context)
     }
 
     fn eos(self) -> Result<Vec<u32>, ConfigError> {

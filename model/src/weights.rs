@@ -129,17 +129,9 @@ fn pack_columns(
 ) -> Result<(), WeightsError> {
     let columns = matrix.shape.columns;
     let mut slab = buffers.slab.lock().expect("no holder panics");
-    let all = room(&mut slab, columns * pitch);
-    let failed = Mutex::new(None);
-    each_row(pool, all, pitch, 2, |row, out| {
-        let at = cut.start + row * pitch;
-        if let Err(error) = buffers.lend(0, |_, bytes| source.load_f32(at, out, bytes)) {
-            *failed.lock().expect("no holder panics") = Some(error);
-        }
-    });
-    if let Some(error) = failed.into_inner().expect("no holder panics") {
-        return Err(unreadable(source, error));
-    }
+    let (values, bytes) = &mut *slab;
+    let all = room(values, columns * pitch);
+    source.load_f32(cut.start, all, bytes).map_err(|error| unreadable(source, error))?;
     let all = &*all;
     let read = |first: usize, count: usize, rows: &mut [f32], _: &mut Vec<u8>| {
         for (column, stored) in all.chunks_exact(pitch).enumerate() {
@@ -195,7 +187,7 @@ fn pack(
 struct Buffers {
     tiles: Mutex<Vec<Buffer>>,
     /// For a whole tensor, or one expert's part of it.
-    slab: Mutex<Vec<f32>>,
+    slab: Mutex<Buffer>,
 }
 
 /// Values, and room for as many as they are stored.

@@ -66,6 +66,11 @@ pub fn multiply<P: Pool>(
 ) {
     let columns = input.columns;
     assert!(outputs.len() <= 3 && outputs.iter().all(|output| output.shape.columns == columns));
+    // Segments are written by several threads at once.
+    segments.iter().fold(0, |next, &[_, first, count]| {
+        assert_eq!(first as usize, next, "segments must follow one another");
+        next + count as usize
+    });
     let panels: &mut [u32] = bytemuck::cast_slice_mut(panels);
     let mut done: heapless::Vec<Form, 3> = heapless::Vec::new();
     for i in 0..outputs.len() {
@@ -193,4 +198,26 @@ fn share_tiles<'a, 'b: 'a, P: Pool>(
         }
     };
     pool.run(total.div_ceil(run_tiles), &work);
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use crate::layouts::FLOAT32;
+    use crate::ops::crew::Serial;
+
+    #[test]
+    #[should_panic(expected = "segments must follow one another")]
+    fn segments_that_overlap_are_refused() {
+        let shape = Shape { rows: 1, columns: 1 };
+        let layout = FLOAT32;
+        let tiles = std::vec![0; 2 * layout.tile_bytes(1)];
+        let (mut out, mut panels) = ([0.0; 2], [0.0; 64]);
+        let output = Output { layout, shape, tiles: &tiles, bias: None, out: &mut out, add: false };
+        let input = Input { x: &[1.0, 2.0], columns: 1, order: None };
+        let segments = [[0, 0, 1], [1, 0, 1]];
+        let cpu = Cpu::detect();
+        multiply(cpu, Precision::Exact, &Serial, input, &segments, &mut panels, &mut [output]);
+    }
 }

@@ -153,6 +153,7 @@ impl Machine {
                 let holds = checks::apply(self, name, &value, args)?;
                 Ok(Value::Bool(holds != *negated))
             }
+            Step::Unknown(reason) => Err(fault(reason.as_str())),
         }
     }
 
@@ -232,8 +233,17 @@ impl Machine {
     }
 
     fn loop_attribute(&mut self, place: usize, name: &str) -> Result<Option<Value>, Fault> {
+        let index = self.loops[place].index;
+        // How far the loop must look ahead.
+        let count = match name {
+            "revindex" | "revindex0" | "length" => self.loop_length(place)?,
+            "last" | "nextitem" => {
+                let is_known = self.loops[place].items.len() > index + 1;
+                index + 1 + usize::from(is_known || self.pull(place)?)
+            }
+            _ => index + 1,
+        };
         let repetition = &self.loops[place];
-        let (index, count) = (repetition.index, repetition.items.len());
         let number = |number: usize| Some(Value::Int(number as i128));
         Ok(match name {
             "index" => number(index + 1),

@@ -355,22 +355,23 @@ impl Parser {
     /// A filter whose `|` is taken.
     pub(super) fn filter(&mut self) -> Result<Step, Fault> {
         let name = self.expect_name()?;
+        let mut unknown = None;
         if !filters::NAMES.contains(&&*name) {
-            return Err(fault(format!(
-                "there is no filter `{name}`; there are: {}",
-                filters::NAMES.join(", ")
-            )));
+            let known = filters::NAMES.join(", ");
+            unknown = Some(format!("there is no filter `{name}`; there are: {known}"));
         }
         let given = if self.skip_operator("(") { self.nested(Self::given)? } else { Given::default() };
-        Ok(Step::Filter(name, given))
+        Ok(unknown.map_or(Step::Filter(name, given), Step::Unknown))
     }
 
     /// A test whose `is` is taken.
     fn test(&mut self) -> Result<Step, Fault> {
         let negated = self.skip_name("not");
         let name = self.expect_name()?;
+        let mut unknown = None;
         if !checks::NAMES.contains(&&*name) {
-            return Err(fault(format!("there is no test `{name}`; there are: {}", checks::NAMES.join(", "))));
+            let known = checks::NAMES.join(", ");
+            unknown = Some(format!("there is no test `{name}`; there are: {known}"));
         }
         let begins_value = match self.peek() {
             Some(Kind::Name(name)) => {
@@ -390,7 +391,7 @@ impl Parser {
             self.postfix(&mut steps)?;
             given.positional.push(if steps.is_empty() { inner } else { Expr::Path(Box::new(inner), steps) });
         }
-        Ok(Step::Test { name, given, negated })
+        Ok(unknown.map_or(Step::Test { name, given, negated }, Step::Unknown))
     }
 }
 

@@ -7,11 +7,12 @@ use super::machine::{Args, Machine};
 use super::value::{Kind, Value, undefined_name};
 use super::{Fault, checks, data, fault, formatting, methods, operators, text};
 
-pub(super) const NAMES: [&str; 46] = [
+pub(super) const NAMES: [&str; 47] = [
     "abs",
     "attr",
     "batch",
     "capitalize",
+    "center",
     "count",
     "d",
     "default",
@@ -108,6 +109,11 @@ fn string(machine: &mut Machine, name: &str, value: Value, args: Args) -> Result
             Ok(Value::paid(made))
         }
         "trim" => methods::call(machine, &Value::Str(text), "strip", args),
+        "center" => {
+            let [width] = args.bind(["width"])?;
+            let args = Args { positional: vec![width.unwrap_or(Value::Int(80))], named: Vec::new() };
+            methods::call(machine, &Value::Str(text), "center", args)
+        }
         "replace" => {
             let [old, new, count] = args.bind(["old", "new", "count"])?;
             let (old, new) = match (old, new) {
@@ -293,11 +299,14 @@ fn round(machine: &Machine, value: Value, args: Args) -> Result<Value, Fault> {
 }
 
 fn sequence(machine: &mut Machine, name: &str, value: Value, args: Args) -> Result<Value, Fault> {
-    let budget = &machine.budget;
     if matches!(name, "batch" | "slice") {
         return split(name == "batch", value, args, machine);
     }
     let [] = args.bind([])?;
+    if let (Value::Loop(place), "length" | "count") = (&value, name) {
+        return Ok(Value::Int(machine.loop_length(*place)? as i128));
+    }
+    let budget = &machine.budget;
     let is_generator = matches!(&value, Value::List(list) if list.kind == Kind::Generator);
     match name {
         "length" | "count" => {
@@ -306,7 +315,6 @@ fn sequence(machine: &mut Machine, name: &str, value: Value, args: Args) -> Resu
                 Value::Str(text) => text::length(text),
                 Value::List(list) if !is_generator => list.items.len(),
                 Value::Dict(dict) => dict.entries.len(),
-                Value::Loop(place) => machine.loops[*place].items.len(),
                 other => return Err(fault(format!("{} has no length", other.type_name()))),
             };
             Ok(Value::Int(count as i128))
@@ -504,7 +512,7 @@ fn ordered(machine: &mut Machine, name: &str, value: Value, args: Args) -> Resul
         }
         "sort" => {
             let [reverse, sensitive, attribute] = args.bind(["reverse", "case_sensitive", "attribute"])?;
-            let keyed = keyed(machine, value, attribute, sensitive)?;
+            let keyed = keyed_by_all(machine, value, attribute, sensitive)?;
             let sorted = sorted(keyed, reverse.is_some_and(|flag| flag.is_true()), machine)?;
             Value::list(Kind::List, sorted.into_iter().map(|(_, item)| item).collect(), &machine.budget)
         }
@@ -615,6 +623,32 @@ fn keyed(
             Some(attribute) => attribute_of(machine, &item, attribute)?,
         };
         made.push((if ignores_case { lowered(&key, machine)? } else { key }, item));
+    }
+    Ok(made)
+}
+
+/// The same for `sort`, which takes several attributes between commas.
+fn keyed_by_all(
+    machine: &mut Machine,
+    value: Value,
+    attribute: Option<Value>,
+    sensitive: Option<Value>,
+) -> Result<Vec<(Value, Value)>, Fault> {
+    let Some(names) = attribute.as_ref().and_then(Value::as_str).filter(|names| names.contains(',')) else {
+        return keyed(machine, value, attribute, sensitive);
+    };
+    let items = value.items(&machine.budget)?;
+    let mut keys = vec![Vec::new(); items.len()];
+    for name in names.split(',') {
+        let name = Value::text(name, &machine.budget)?;
+        let parts = keyed(machine, value.clone(), Some(name), sensitive.clone())?;
+        for (key, (part, _)) in keys.iter_mut().zip(parts) {
+            key.push(part);
+        }
+    }
+    let mut made = Vec::new();
+    for (key, item) in keys.into_iter().zip(items) {
+        made.push((Value::list(Kind::List, key, &machine.budget)?, item));
     }
     Ok(made)
 }

@@ -44,7 +44,10 @@ pub(super) struct Repetition {
     definition: Arc<For>,
     scope: usize,
     number: u64,
+    /// Those that the loop's condition let through.
     pub(super) items: Vec<Value>,
+    /// Those of which the condition was not asked yet.
+    waiting: std::vec::IntoIter<Value>,
     pub(super) index: usize,
     pub(super) depth: usize,
     pub(super) last_changed: Option<Vec<Value>>,
@@ -313,34 +316,31 @@ impl Machine {
         {
             return Err(fault(format!("`{name}` is undefined")));
         }
-        let mut items = items.items(&self.budget)?;
-        if let Some(condition) = &definition.condition {
-            let mut kept = Vec::new();
-            for item in items {
-                let is_kept = self.scoped(scope, |machine| {
-                    machine.assign(&definition.target, item.clone())?;
-                    Ok(machine.evaluate(condition)?.is_true())
-                })?;
-                if is_kept {
-                    kept.push(item);
-                }
-            }
-            items = kept;
-        }
-        if items.is_empty() {
+        let items = items.items(&self.budget)?;
+        let (items, waiting) = match definition.condition {
+            None => (items, Vec::new().into_iter()),
+            Some(_) => (Vec::new(), items.into_iter()),
+        };
+        self.budget.take(128)?;
+        let (place, number) = (self.loops.len(), self.scopes[scope].number);
+        let last_changed = None;
+        let repeated = definition.clone();
+        let repetition =
+            Repetition { definition: repeated, scope, number, items, waiting, index: 0, depth, last_changed };
+        self.loops.push(repetition);
+        if self.loops[place].items.is_empty() && !self.pull(place)? {
             self.scoped(scope, |machine| machine.body(&definition.otherwise))?;
             return Ok(());
         }
-        self.budget.take(128)?;
-        let (count, place) = (items.len(), self.loops.len());
-        let (definition, number) = (definition.clone(), self.scopes[scope].number);
-        self.loops.push(Repetition { definition, scope, number, items, index: 0, depth, last_changed: None });
         let name: Arc<str> = "loop".into();
-        for index in 0..count {
+        for index in 0.. {
+            if index == self.loops[place].items.len() && !self.pull(place)? {
+                break;
+            }
             self.budget.step()?;
             let repetition = &mut self.loops[place];
             repetition.index = index;
-            let (item, definition) = (repetition.items[index].clone(), repetition.definition.clone());
+            let item = repetition.items[index].clone();
             let flow = self.scoped(scope, |machine| {
                 machine.assign(&definition.target, item)?;
                 machine.define(&name, Value::Loop(place))?;
@@ -351,6 +351,35 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// Lets one more item through, if there is one. The condition is asked when the item is needed and not before,
+    /// as in Jinja: it may name what the body has set.
+    pub(super) fn pull(&mut self, place: usize) -> Result<bool, Fault> {
+        loop {
+            let repetition = &mut self.loops[place];
+            let Some(item) = repetition.waiting.next() else { return Ok(false) };
+            let (definition, scope, number) =
+                (repetition.definition.clone(), repetition.scope, repetition.number);
+            self.still_there(scope, number, "loop")?;
+            let is_kept = self.scoped(scope, |machine| {
+                machine.assign(&definition.target, item.clone())?;
+                definition
+                    .condition
+                    .as_ref()
+                    .map_or(Ok(true), |condition| machine.evaluate(condition).map(|value| value.is_true()))
+            })?;
+            if is_kept {
+                self.loops[place].items.push(item);
+                return Ok(true);
+            }
+        }
+    }
+
+    /// How many items the loop has in all.
+    pub(super) fn loop_length(&mut self, place: usize) -> Result<usize, Fault> {
+        while self.pull(place)? {}
+        Ok(self.loops[place].items.len())
     }
 
     /// `loop(children)`.

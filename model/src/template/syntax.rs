@@ -125,7 +125,13 @@ pub(super) enum Step {
     Slice(Box<[Option<Expr>; 3]>),
     Call(Given),
     Filter(Arc<str>, Given),
-    Test { name: Arc<str>, given: Given, negated: bool },
+    Test {
+        name: Arc<str>,
+        given: Given,
+        negated: bool,
+    },
+    /// A filter or test that nobody knows: an error where it is reached, as in Jinja, and not where it is skipped.
+    Unknown(String),
 }
 
 /// The arguments of a call as written.

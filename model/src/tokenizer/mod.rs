@@ -16,7 +16,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
-use tokenizers::{AddedToken, Decoder as _, DecoderWrapper, Model as _, PreTokenizerWrapper};
+use tokenizers::{
+    AddedToken, Decoder as _, DecoderWrapper, Model as _, NormalizedString, Normalizer as _,
+    PreTokenizerWrapper,
+};
 
 use crate::foreign::clipped;
 use pattern_guard::PatternGuard;
@@ -240,6 +243,7 @@ fn build(tokenizer_json: &[u8], config: &RoleFile, map: &RoleFile) -> Result<Tok
     inner.add_tokens(declared).map_err(|error| unusable(clipped(error)))?;
 
     let added = inner.get_added_tokens_decoder();
+    check_added(&inner, added.values())?;
     let special_spellings: HashSet<&str> =
         added.values().filter(|token| token.special).map(|token| token.content.as_str()).collect();
     let vocabulary = inner.get_vocab(true);
@@ -272,6 +276,29 @@ fn build(tokenizer_json: &[u8], config: &RoleFile, map: &RoleFile) -> Result<Tok
     let pre_tokenizer = part(serde_json::to_value(inner.get_pre_tokenizer()))?;
     let guard = PatternGuard::new(&normalizer, &pre_tokenizer).map_err(unusable)?;
     Ok(Tokenizer { inner, added, special, names, id_end, guard })
+}
+
+/// Refuses an added token of which the normalizer leaves nothing: the library finds it in a text without end, and takes
+/// memory for each.
+fn check_added<'t>(
+    inner: &tokenizers::Tokenizer,
+    added: impl Iterator<Item = &'t AddedToken>,
+) -> Result<(), TokenizerError> {
+    let Some(normalizer) = inner.get_normalizer() else { return Ok(()) };
+    for token in added.filter(|token| token.normalized) {
+        let mut spelling = NormalizedString::from(token.content.as_str());
+        let normalized = normalizer.normalize(&mut spelling);
+        normalized.map_err(|error| TokenizerError::Unusable { reason: clipped(error) })?;
+        if spelling.get().is_empty() {
+            return Err(TokenizerError::Malformed {
+                file: "tokenizer.json",
+                expected: "added tokens of which the normalizer leaves something",
+                found: format!("{:?}, of which it leaves nothing", clipped(&token.content)),
+                advice: "set `normalized` of this token to false",
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Tokens that the two small files declare and `tokenizer.json` may lack, in the order transformers adds them.
@@ -588,6 +615,20 @@ mod tests {
         check_refused(&file(|f| f["pre_tokenizer"] = split), "can be built");
         let whole = file(|_| {});
         check_refused(&whole[..whole.len() / 2], "tokenizer.json: expected a JSON object");
+    }
+
+    #[test]
+    fn an_added_token_that_normalizes_to_nothing_is_refused() {
+        let of = |normalized: bool| {
+            file(|f| {
+                f["normalizer"] = json!({"type": "Strip", "strip_left": true, "strip_right": true});
+                f["added_tokens"] = json!([{"id": 5, "content": "  ", "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": normalized, "special": false}]);
+            })
+        };
+        check_refused(&of(true), "of which it leaves nothing");
+        let tokenizer = Tokenizer::from_bytes(&of(false), None, None).unwrap();
+        assert_eq!(tokenizer.encode("ab  a", false).unwrap(), [3, 5, 0]);
     }
 
     #[test]

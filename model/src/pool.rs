@@ -16,6 +16,8 @@ const SPIN: Duration = Duration::from_micros(200);
 #[derive(Debug, Default)]
 struct Meeting {
     crew: Crew,
+    /// Threads that run: starting one allocates, in that thread, whenever the system lets it.
+    begun: AtomicUsize,
     sleepers: AtomicUsize,
     stop: AtomicBool,
 }
@@ -28,7 +30,7 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// Starts `count` threads less the caller's own.
+    /// Starts `count` threads less the caller's own, and waits until they run.
     pub fn start(count: usize) -> std::io::Result<Self> {
         let meeting = Arc::new(Meeting::default());
         let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -38,6 +40,9 @@ impl Threads {
             let meeting = Arc::clone(&threads.meeting);
             let name = format!("bantam-{number}");
             threads.workers.push(thread::Builder::new().name(name).spawn(move || work(&meeting, spin))?);
+        }
+        while threads.meeting.begun.load(SeqCst) < threads.workers.len() {
+            thread::yield_now();
         }
         Ok(threads)
     }
@@ -78,6 +83,7 @@ impl Drop for Threads {
 }
 
 fn work(meeting: &Meeting, spin: Duration) {
+    meeting.begun.fetch_add(1, SeqCst);
     while !meeting.stop.load(SeqCst) {
         wait(meeting, spin);
         // The leader learns of a panic from the crew and carries it on.

@@ -410,7 +410,7 @@ impl Candidates {
     }
 
     /// `TopPLogitsWarper`: removes from the least probable up while the removed mass is at most 1 - p. Of equal
-    /// logits the lower ids go first, as its sort is stable.
+    /// logits the lower ids go first; the original's sort does so mostly, and promises nothing.
     pub fn top_p(&mut self, p: f64) {
         self.weigh();
         let limit = (1.0 - p) as f32;

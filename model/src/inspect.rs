@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use bantam_core::layouts::Shape;
+
 use crate::checkpoint::{Checkpoint, Dtype, TensorView};
-use crate::plan::{Fill, Plan};
+use crate::plan::{Fill, Origin, Plan};
+use crate::weights::{Unpacked, WeightsError};
 
 /// Tensors of one element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,10 +42,12 @@ impl Inspection {
         let used: BTreeSet<&str> = plan
             .fills
             .iter()
-            .filter_map(|fill| match fill {
-                Fill::Matrix { tensor, .. } | Fill::Vector { tensor, .. } => Some(tensor.as_str()),
-                Fill::Values { .. } => None,
+            .flat_map(|fill| match fill {
+                Fill::Matrix { origin, .. } => origin.tensors(),
+                Fill::Vector { tensor, .. } => std::slice::from_ref(tensor),
+                Fill::Values { .. } => &[],
             })
+            .map(String::as_str)
             .collect();
         let layers: BTreeSet<_> = used.iter().filter_map(|name| layer(name)).collect();
         let stacks: BTreeSet<&str> = layers.iter().map(|&(stack, _)| stack).collect();
@@ -89,6 +94,31 @@ impl Inspection {
     pub fn bits_per_weight(&self) -> f64 {
         self.weight_bytes as f64 * 8.0 / self.parameters as f64
     }
+}
+
+/// A quantized matrix of a plan by the name that it had before, `.weight` included, as float32, output rows first.
+pub fn unpacked(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    name: &str,
+) -> Result<Option<(Shape, Vec<f32>)>, WeightsError> {
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    let packed = plan.fills.iter().find_map(|fill| match fill {
+        Fill::Matrix { origin: Origin::Packed(packed), .. } if packed.module == module => Some(packed),
+        _ => None,
+    });
+    let Some(packed) = packed else {
+        return Ok(None);
+    };
+    let tensor = |name: &String| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
+    let sources: Vec<TensorView> = packed.tensors.iter().map(tensor).collect();
+    let unpacked = Unpacked::read(packed, &sources)?;
+    let rows = unpacked.rows()?;
+    let mut values = vec![0.0; packed.shape.rows * packed.shape.columns];
+    for (row, out) in values.chunks_exact_mut(packed.shape.columns).enumerate() {
+        rows.row(row, out);
+    }
+    Ok(Some((packed.shape, values)))
 }
 
 /// The first number in a tensor's name, and what stands before it.

@@ -8,7 +8,8 @@ use bantam_core::{Arena, Matrix, Pool, Slot};
 use memmap2::MmapMut;
 
 use crate::checkpoint::{Checkpoint, TensorView};
-use crate::plan::{Cut, Fill, Plan};
+use crate::formats::{Packed, Refusal, Rows};
+use crate::plan::{Cut, Fill, Origin, Plan};
 
 /// Why weights could not be filled in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +27,18 @@ pub enum WeightsError {
         row: usize,
         /// Its column.
         column: usize,
+    },
+    /// Quantized weights that mean nothing.
+    #[error(
+        "{file}: tensor {tensor}: {reason}: the file is damaged, or made by a tool that does it otherwise"
+    )]
+    Quantized {
+        /// The checkpoint's file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// What was expected and what was found.
+        reason: String,
     },
     /// The file cannot be read any more.
     #[error("{file}: tensor {tensor}: {reason}; was the file changed or cut while it was being loaded?")]
@@ -65,12 +78,20 @@ pub fn load(
                     }
                 }
             }
-            Fill::Matrix { matrix, tensor: name, cut } => {
-                let source = tensor(name);
+            Fill::Matrix { matrix, origin, cut } => {
                 let out = arena.write(matrix.slot);
-                match cut.turned {
-                    None => pack_rows(matrix, &source, cut, out, pool, &buffers)?,
-                    Some(pitch) => pack_columns(matrix, &source, cut, pitch, out, pool, &buffers)?,
+                match (origin, cut.turned) {
+                    (Origin::Tensor(name), None) => {
+                        pack_rows(matrix, &tensor(name), cut, out, pool, &buffers)?;
+                    }
+                    (Origin::Tensor(name), Some(pitch)) => {
+                        pack_columns(matrix, &tensor(name), cut, pitch, out, pool, &buffers)?;
+                    }
+                    (Origin::Packed(packed), _) => {
+                        let sources: Vec<TensorView> =
+                            packed.tensors.iter().map(|name| tensor(name)).collect();
+                        pack_quantized(matrix, packed, &sources, cut, out, pool, &buffers)?;
+                    }
                 }
             }
         }
@@ -139,6 +160,56 @@ fn pack_columns(
     };
     let place = |NotFinite { row, column }| (cut.start / pitch + column, cut.source_row(row));
     pack(matrix, source, out, pool, buffers, read, place)
+}
+
+/// Packs a matrix that is quantized. Its tensors are read whole; rows are made of them tile by tile.
+fn pack_quantized(
+    matrix: &Matrix,
+    packed: &Packed,
+    sources: &[TensorView],
+    cut: &Cut,
+    out: &mut [u8],
+    pool: &impl Pool,
+    buffers: &Buffers,
+) -> Result<(), WeightsError> {
+    let unpacked = Unpacked::read(packed, sources)?;
+    let columns = matrix.shape.columns;
+    let rows = unpacked.rows()?;
+    let before = cut.start / columns;
+    let read = |first: usize, count: usize, out: &mut [f32], _: &mut Vec<u8>| {
+        for (row, out) in (first..first + count).zip(out.chunks_exact_mut(columns)) {
+            rows.row(before + cut.source_row(row), out);
+        }
+        Ok(())
+    };
+    let place = |NotFinite { row, column }| (before + cut.source_row(row), column);
+    pack(matrix, &sources[0], out, pool, buffers, read, place)
+}
+
+/// The bytes of a quantized matrix's tensors.
+pub struct Unpacked<'a> {
+    packed: &'a Packed,
+    sources: &'a [TensorView<'a>],
+    bytes: Vec<Vec<u8>>,
+}
+
+impl<'a> Unpacked<'a> {
+    /// Reads them.
+    pub fn read(packed: &'a Packed, sources: &'a [TensorView<'a>]) -> Result<Self, WeightsError> {
+        let read = |source: &TensorView| source.load().map_err(|error| unreadable(source, error));
+        let bytes = sources.iter().map(read).collect::<Result<_, _>>()?;
+        Ok(Unpacked { packed, sources, bytes })
+    }
+
+    /// The matrix, checked.
+    pub fn rows(&self) -> Result<Box<dyn Rows + '_>, WeightsError> {
+        let bytes: Vec<&[u8]> = self.bytes.iter().map(Vec::as_slice).collect();
+        self.packed.decode.open(self.packed.shape, &bytes).map_err(|Refusal { tensor, reason }| {
+            let source = &self.sources[tensor];
+            let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
+            WeightsError::Quantized { file, tensor, reason }
+        })
+    }
 }
 
 /// Packs tile by tile. `read` gets rows of the matrix, `place` says where in the tensor a weight stands.

@@ -129,6 +129,18 @@ impl TensorView<'_> {
         Ok(())
     }
 
+    /// All bytes, read like [`load_f32`](Self::load_f32).
+    pub fn load(&self) -> io::Result<Vec<u8>> {
+        #[cfg(unix)]
+        if let Some((file, offset)) = self.source {
+            use std::os::unix::fs::FileExt;
+            let mut bytes = vec![0; self.data.len()];
+            file.read_exact_at(&mut bytes, offset)?;
+            return Ok(bytes);
+        }
+        Ok(self.data.to_vec())
+    }
+
     /// The first element that is NaN or infinite: never to be found in a sound checkpoint.
     pub fn first_non_finite(&self) -> Option<usize> {
         if !self.dtype.is_float() {

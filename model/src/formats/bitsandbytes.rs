@@ -1,0 +1,210 @@
+//! bitsandbytes: four bits by a code book with a scale per block (NF4, FP4), or eight bits with a scale per row.
+//!
+//! Four bits, of a matrix taken as one row of values after another, in blocks that may span rows:
+//!
+//! ```text
+//! M.weight                 two codes a byte, the first in the high half; in bytes or under any other type
+//! M.weight.absmax          a scale per block: float32, or a byte where scales are quantized again:
+//!   .nested_quant_map        256 values; scale = map[byte] * nested_absmax[block / nested_blocksize] + nested_offset
+//!   .nested_absmax
+//! M.weight.quant_map       16 values; value = map[code] * scale
+//! M.weight.quant_state.*   JSON: blocksize, shape, nested_blocksize, nested_offset
+//! ```
+//!
+//! Eight bits: `M.weight` int8 and `M.SCB`, the largest magnitude of every row; value = code *
+//! (SCB / 127), the quotient rounded first.
+
+use std::sync::Arc;
+
+use bantam_core::layouts::Shape;
+use serde_json::Value;
+
+use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, floats};
+use crate::checkpoint::Dtype;
+use crate::config::{Config, ConfigError};
+use crate::foreign::clipped;
+use crate::plan::PlanError;
+
+/// A block is no longer than this; the tool allows 4096.
+const BLOCK_MAX: u64 = 1 << 16;
+
+pub(super) fn read(_: Config) -> Result<Arc<dyn Reader>, ConfigError> {
+    // What a module is, its own tensors tell.
+    Ok(Arc::new(Bitsandbytes))
+}
+
+#[derive(Debug)]
+struct Bitsandbytes;
+
+impl Reader for Bitsandbytes {
+    fn find(&self, tensors: &Tensors, module: &str, shape: Shape) -> Result<Option<Packed>, PlanError> {
+        let name = |suffix: &str| format!("{module}.{suffix}");
+        let packed = |tensors: Vec<String>, decode: Arc<dyn Decode>| Packed {
+            module: module.to_owned(),
+            shape,
+            tensors,
+            decode,
+        };
+        if tensors.get(&name("SCB")).is_some() {
+            tensors.need(&name("weight"), &[Dtype::I8], &[shape.rows, shape.columns])?;
+            tensors.need(&name("SCB"), &[Dtype::F32], &[shape.rows])?;
+            return Ok(Some(packed(vec![name("weight"), name("SCB")], Arc::new(Int8))));
+        }
+        let Some(absmax) = tensors.get(&name("weight.absmax")) else {
+            return Ok(None);
+        };
+        let state = ["nf4", "fp4"].map(|kind| name(&format!("weight.quant_state.bitsandbytes__{kind}")));
+        let state = state.into_iter().find(|state| tensors.get(state).is_some());
+        let Some(state) = state else {
+            let tensor = name("weight.quant_state.bitsandbytes__nf4");
+            return Err(PlanError::MissingTensor { tensor, expected: Vec::new() });
+        };
+        let weight = name("weight");
+        let stored = tensors.get(&weight);
+        let bytes =
+            stored.as_ref().map(|stored| stored.shape.iter().product::<usize>() * stored.dtype.bytes());
+        let wanted = (shape.rows * shape.columns).div_ceil(2);
+        if bytes != Some(wanted) {
+            let found = stored.map_or(Vec::new(), |stored| stored.shape);
+            return Err(PlanError::Shape { tensor: weight, expected: vec![wanted, 1], found });
+        }
+        tensors.need(&name("weight.quant_map"), &[Dtype::F32], &[16])?;
+        let nested = absmax.dtype == Dtype::U8;
+        tensors.typed(&name("weight.absmax"), &absmax, &[Dtype::F32, Dtype::U8])?;
+        let mut names = vec![weight, name("weight.absmax"), name("weight.quant_map"), state];
+        if nested {
+            tensors.need(&name("weight.nested_quant_map"), FLOATS, &[256])?;
+            let scales = tensors.get(&name("weight.nested_absmax"));
+            let dtype = scales.map_or(Dtype::F32, |scales| scales.dtype);
+            names.extend([name("weight.nested_quant_map"), name("weight.nested_absmax")]);
+            if tensors.get(&names[5]).is_none() {
+                return Err(PlanError::MissingTensor { tensor: names[5].clone(), expected: Vec::new() });
+            }
+            return Ok(Some(packed(names, Arc::new(Codes { nested: Some(dtype) }))));
+        }
+        Ok(Some(packed(names, Arc::new(Codes { nested: None }))))
+    }
+}
+
+/// Four bits. Scales may be quantized again; then this is the type of their scales.
+#[derive(Debug)]
+struct Codes {
+    nested: Option<Dtype>,
+}
+
+/// Places among the tensors.
+const WEIGHT: usize = 0;
+const ABSMAX: usize = 1;
+const QUANT_MAP: usize = 2;
+const STATE: usize = 3;
+const NESTED_MAP: usize = 4;
+const NESTED_ABSMAX: usize = 5;
+
+impl Decode for Codes {
+    fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
+        let state = State::read(bytes[STATE])?;
+        let blocks = (shape.rows * shape.columns).div_ceil(state.block);
+        let wrong = |tensor, found: usize, wanted: usize| {
+            let reason = format!("expected {wanted} values, one per block, found {found}");
+            Err(Refusal { tensor, reason })
+        };
+        let scales = match self.nested {
+            None => floats(ABSMAX, Dtype::F32, bytes[ABSMAX])?,
+            Some(dtype) => {
+                let map = floats(NESTED_MAP, Dtype::F32, bytes[NESTED_MAP])?;
+                let outer = floats(NESTED_ABSMAX, dtype, bytes[NESTED_ABSMAX])?;
+                let wanted = bytes[ABSMAX].len().div_ceil(state.nested_block);
+                if outer.len() != wanted || map.len() != 256 {
+                    return wrong(NESTED_ABSMAX, outer.len(), wanted);
+                }
+                let scale = |(i, code): (usize, &u8)| {
+                    map[usize::from(*code)] * outer[i / state.nested_block] + state.offset
+                };
+                bytes[ABSMAX].iter().enumerate().map(scale).collect()
+            }
+        };
+        if scales.len() != blocks {
+            return wrong(ABSMAX, scales.len(), blocks);
+        }
+        let map = floats(QUANT_MAP, Dtype::F32, bytes[QUANT_MAP])?;
+        let map: [f32; 16] = match map.try_into() {
+            Ok(map) => map,
+            Err(map) => return wrong(QUANT_MAP, map.len(), 16),
+        };
+        Ok(Box::new(Blocks { codes: bytes[WEIGHT], columns: shape.columns, block: state.block, scales, map }))
+    }
+}
+
+struct Blocks<'a> {
+    codes: &'a [u8],
+    columns: usize,
+    block: usize,
+    scales: Vec<f32>,
+    map: [f32; 16],
+}
+
+impl Rows for Blocks<'_> {
+    fn row(&self, row: usize, out: &mut [f32]) {
+        for (i, value) in (row * self.columns..).zip(out) {
+            let byte = self.codes[i / 2];
+            let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
+            *value = self.map[usize::from(code)] * self.scales[i / self.block];
+        }
+    }
+}
+
+/// What the JSON beside a matrix says.
+struct State {
+    block: usize,
+    nested_block: usize,
+    offset: f32,
+}
+
+impl State {
+    fn read(json: &[u8]) -> Result<State, Refusal> {
+        let refusal = |found: String| Refusal {
+            tensor: STATE,
+            reason: format!("expected JSON with blocksize, nested_blocksize, nested_offset, found {found}"),
+        };
+        let value: Value = serde_json::from_slice(json).map_err(|error| refusal(clipped(error)))?;
+        let size = |key: &str, default: u64| {
+            let found = value.get(key).filter(|value| !value.is_null());
+            match found.map_or(Some(default), Value::as_u64) {
+                Some(size @ 1..=BLOCK_MAX) => Ok(size as usize),
+                _ => Err(refusal(clipped(format!("{key}: {}", value[key])))),
+            }
+        };
+        let offset = value.get("nested_offset").and_then(Value::as_f64).unwrap_or(0.0) as f32;
+        if !offset.is_finite() {
+            return Err(refusal("a nested_offset beyond all numbers".to_owned()));
+        }
+        Ok(State { block: size("blocksize", 64)?, nested_block: size("nested_blocksize", 256)?, offset })
+    }
+}
+
+/// Eight bits.
+#[derive(Debug)]
+struct Int8;
+
+impl Decode for Int8 {
+    fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
+        let mut scales = floats(1, Dtype::F32, bytes[1])?;
+        scales.iter_mut().for_each(|scale| *scale /= 127.0);
+        Ok(Box::new(ByRow { codes: bytes[0], columns: shape.columns, scales }))
+    }
+}
+
+struct ByRow<'a> {
+    codes: &'a [u8],
+    columns: usize,
+    scales: Vec<f32>,
+}
+
+impl Rows for ByRow<'_> {
+    fn row(&self, row: usize, out: &mut [f32]) {
+        let scale = self.scales[row];
+        for (value, &code) in out.iter_mut().zip(&self.codes[row * self.columns..]) {
+            *value = f32::from(code as i8) * scale;
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Quantized checkpoints: a file for every tool's format, with its bits drawn, and the table of them.
+//!
+//! The configuration names the format. For a module it says which tensors hold its matrix, and once their bytes are
+//! there, what they are as float32 rows: exactly the numbers that the tool itself computes with, before any rounding
+//! to 16 bits. How a matrix then lies in memory is a layout's business, not a format's.
+
+mod bitsandbytes;
+mod gptq;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use bantam_core::layouts::Shape;
+
+use crate::checkpoint::Dtype;
+use crate::config::{Config, ConfigError};
+use crate::plan::{PlanError, Stored};
+
+/// How the matrices of a checkpoint are quantized.
+#[derive(Debug, Clone, Default)]
+pub struct Format(Option<Arc<dyn Reader>>);
+
+/// What a configuration's `quant_method` stands for.
+type Read = fn(Config) -> Result<Arc<dyn Reader>, ConfigError>;
+
+/// Every format.
+static METHODS: &[(&str, Read)] = &[("bitsandbytes", bitsandbytes::read), ("gptq", gptq::read)];
+
+/// The same for an error message.
+const METHOD_NAMES: &str = "bitsandbytes, gptq";
+
+impl Format {
+    /// Reads `quantization_config`, where there is one.
+    pub(crate) fn read(config: Config) -> Result<Format, ConfigError> {
+        let Some(settings) = config.object("quantization_config")? else {
+            return Ok(Format(None));
+        };
+        let method = settings.text("quant_method")?.unwrap_or("");
+        match METHODS.iter().find(|(name, _)| *name == method) {
+            Some((_, read)) => Ok(Format(Some(read(settings)?))),
+            None => Err(ConfigError::Unsupported {
+                key: "quantization_config.quant_method".to_owned(),
+                found: format!("\"{method}\"").chars().take(64).collect(),
+                supported: METHOD_NAMES,
+            }),
+        }
+    }
+
+    /// The matrix of a module, `shape.rows` outputs of `shape.columns` inputs; `None` where it stands as it is.
+    pub(crate) fn find(
+        &self,
+        tensors: &Tensors,
+        module: &str,
+        shape: Shape,
+    ) -> Result<Option<Packed>, PlanError> {
+        match &self.0 {
+            Some(reader) => reader.find(tensors, module, shape),
+            None => Ok(None),
+        }
+    }
+}
+
+/// One format, as a configuration describes it.
+pub(crate) trait Reader: Debug + Send + Sync {
+    /// See [`Format::find`].
+    fn find(&self, tensors: &Tensors, module: &str, shape: Shape) -> Result<Option<Packed>, PlanError>;
+}
+
+/// A quantized matrix: the tensors that hold it, all there and of the right shapes, and how they are decoded.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    /// The module; with `.weight` appended, the matrix's name before it was quantized.
+    pub module: String,
+    /// Outputs and inputs.
+    pub shape: Shape,
+    /// Names of the tensors, in the order in which `decode` gets them.
+    pub tensors: Vec<String>,
+    pub(crate) decode: Arc<dyn Decode>,
+}
+
+/// How the bytes of a matrix's tensors become rows.
+pub(crate) trait Decode: Debug + Send + Sync {
+    /// Looks at the bytes, and refuses what must not be there: scales that are no numbers, indices that lead nowhere.
+    /// The reason says which tensor, by its place among them, what was expected and what was found.
+    fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal>;
+}
+
+/// Why bytes are no matrix.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// Which of the tensors.
+    pub(crate) tensor: usize,
+    /// What was expected and what was found.
+    pub(crate) reason: String,
+}
+
+/// A matrix row by row. Any thread may ask.
+pub trait Rows: Sync {
+    /// One output row, as many values as there are inputs.
+    fn row(&self, row: usize, out: &mut [f32]);
+}
+
+/// The tensors of a checkpoint, as far as headers tell.
+pub(crate) struct Tensors<'a>(pub(crate) &'a dyn Fn(&str) -> Option<Stored>);
+
+impl Tensors<'_> {
+    pub(crate) fn get(&self, name: &str) -> Option<Stored> {
+        (self.0)(name)
+    }
+
+    /// A tensor of one of some types and a given shape.
+    pub(crate) fn need(&self, name: &str, dtypes: &[Dtype], shape: &[usize]) -> Result<Stored, PlanError> {
+        let Some(stored) = self.get(name) else {
+            return Err(PlanError::MissingTensor { tensor: name.to_owned(), expected: shape.to_vec() });
+        };
+        if stored.shape != shape {
+            let (expected, found) = (shape.to_vec(), stored.shape);
+            return Err(PlanError::Shape { tensor: name.to_owned(), expected, found });
+        }
+        self.typed(name, &stored, dtypes)?;
+        Ok(stored)
+    }
+
+    /// Refuses other types.
+    pub(crate) fn typed(&self, name: &str, stored: &Stored, dtypes: &[Dtype]) -> Result<(), PlanError> {
+        if dtypes.contains(&stored.dtype) {
+            return Ok(());
+        }
+        let expected = dtypes.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(" or ");
+        Err(PlanError::Dtype { tensor: name.to_owned(), expected, found: stored.dtype.name() })
+    }
+}
+
+/// Types of scales.
+pub(crate) const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+/// Bytes as float32, whatever 16- or 32-bit type they are of. Refuses what is no number.
+pub(crate) fn floats(tensor: usize, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, Refusal> {
+    let mut values = vec![0.0; bytes.len() / dtype.bytes()];
+    dtype.widen(&bytes[..values.len() * dtype.bytes()], &mut values);
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(at) => {
+            let reason = format!("expected finite numbers, found {} at element {at}", values[at]);
+            Err(Refusal { tensor, reason })
+        }
+    }
+}
+
+/// The little-endian 32-bit word at a place.
+#[inline]
+pub(crate) fn word(bytes: &[u8], at: usize) -> u32 {
+    let word = &bytes[at * 4..at * 4 + 4];
+    u32::from_le_bytes([word[0], word[1], word[2], word[3]])
+}

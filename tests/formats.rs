@@ -5,10 +5,10 @@ use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::{Engine, StepError, stored};
 use bantam_model::inspect::unpacked;
 use bantam_model::plan::Plan;
-use bantam_tests::{floats, ids, open, options, repository};
+use bantam_tests::{floats, ids, model_folder, open, options, repository};
 
 /// Read by nobody yet.
-const PENDING: &[&str] = &["aqlm", "awq", "ct", "eetq", "gguf", "hqq"];
+const PENDING: &[&str] = &["gguf"];
 
 fn folders() -> Vec<String> {
     let listing = std::fs::read_dir(repository("tests/goldens/quant")).expect("the goldens are there");
@@ -43,6 +43,29 @@ fn weights_are_the_originals_bit_by_bit() {
             seen += 1;
         }
         assert_eq!(seen, 2, "{name}: goldens of rows");
+    }
+}
+
+/// Experts one by one, as rows of outputs; the golden has inputs by outputs.
+#[test]
+fn experts_are_the_originals_bit_by_bit() {
+    let folder = model_folder("gpt_oss-mxfp4");
+    let (spec, checkpoint) = open(&folder);
+    let golden = Checkpoint::open(&folder.join("golden_dequant.safetensors")).expect("golden_dequant");
+    let plan = Plan::new(&spec, stored(&checkpoint), options(), Cpu::detect()).expect("it can be planned");
+    for part in ["gate_up_proj", "down_proj"] {
+        let wanted = floats(&golden, &format!("model.layers.0.mlp.experts_0_1.{part}"));
+        for expert in 0..2 {
+            let name = format!("model.layers.0.mlp.experts.{part}.{expert}");
+            let found = unpacked(&checkpoint, &plan, &name).expect("sound weights");
+            let (shape, values) = found.expect("an expert");
+            let wanted = &wanted[expert * values.len()..];
+            for (at, value) in values.iter().enumerate() {
+                let (output, input) = (at / shape.columns, at % shape.columns);
+                let wanted = wanted[input * shape.rows + output];
+                assert_eq!(value.to_bits(), wanted.to_bits(), "{name}, output {output}, input {input}");
+            }
+        }
     }
 }
 

@@ -24,7 +24,7 @@ pub struct DtypeShare {
 /// Which of a checkpoint's tensors a model uses, and what they add up to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inspection {
-    /// Elements of the tensors that are used.
+    /// Weights that the model has of the tensors that are used, scales and the like not counted.
     pub parameters: u64,
     /// Their bytes in the files.
     pub weight_bytes: u64,
@@ -61,9 +61,19 @@ impl Inspection {
             unused: Vec::new(),
             overlooked: Vec::new(),
         };
+        // Experts, and the parts of a fused matrix, share tensors or modules: each is counted once.
+        let mut modules: BTreeSet<&str> = BTreeSet::new();
+        let mut quantized: BTreeSet<&str> = BTreeSet::new();
+        for fill in &plan.fills {
+            let Fill::Matrix { origin: Origin::Packed(packed), .. } = fill else { continue };
+            quantized.extend(packed.tensors.iter().map(String::as_str));
+            if modules.insert(&packed.module) {
+                inspection.parameters += (packed.shape.rows * packed.shape.columns) as u64;
+            }
+        }
         for tensor in checkpoint.tensors() {
             if used.contains(tensor.name) {
-                inspection.count(&tensor);
+                inspection.count(&tensor, !quantized.contains(tensor.name));
             } else {
                 inspection.unused.push(tensor.name.to_owned());
                 // A mask that an old tool stored under the name of a bias has more dimensions.
@@ -76,9 +86,9 @@ impl Inspection {
         inspection
     }
 
-    fn count(&mut self, tensor: &TensorView) {
+    fn count(&mut self, tensor: &TensorView, are_parameters: bool) {
         let (elements, bytes) = (tensor.elements() as u64, tensor.data.len() as u64);
-        self.parameters += elements;
+        self.parameters += if are_parameters { elements } else { 0 };
         self.weight_bytes += bytes;
         match self.dtypes.iter_mut().find(|share| share.dtype == tensor.dtype) {
             Some(share) => {

@@ -90,7 +90,8 @@ pub fn load(
                     (Origin::Packed(packed), _) => {
                         let sources: Vec<TensorView> =
                             packed.tensors.iter().map(|name| tensor(name)).collect();
-                        pack_quantized(matrix, packed, &sources, cut, out, pool, &buffers)?;
+                        let divisors = packed.divisors.as_ref().map(|name| tensor(name));
+                        pack_quantized(matrix, packed, &sources, divisors, cut, out, pool, &buffers)?;
                     }
                 }
             }
@@ -163,10 +164,12 @@ fn pack_columns(
 }
 
 /// Packs a matrix that is quantized. Its tensors are read whole; rows are made of them tile by tile.
+#[allow(clippy::too_many_arguments, reason = "what, where from, where to, with whom")]
 fn pack_quantized(
     matrix: &Matrix,
     packed: &Packed,
     sources: &[TensorView],
+    divisors: Option<TensorView>,
     cut: &Cut,
     out: &mut [u8],
     pool: &impl Pool,
@@ -175,14 +178,19 @@ fn pack_quantized(
     let unpacked = Unpacked::read(packed, sources)?;
     let columns = matrix.shape.columns;
     let rows = unpacked.rows()?;
-    let before = cut.start / columns;
+    let mut factors = Vec::new();
+    if let Some(divisors) = divisors {
+        factors.resize(columns, 0.0);
+        divisors.load_f32(0, &mut factors, &mut Vec::new()).map_err(|error| unreadable(&divisors, error))?;
+    }
     let read = |first: usize, count: usize, out: &mut [f32], _: &mut Vec<u8>| {
         for (row, out) in (first..first + count).zip(out.chunks_exact_mut(columns)) {
-            rows.row(before + cut.source_row(row), out);
+            rows.row(cut.source_row(row), out);
+            out.iter_mut().zip(&factors).for_each(|(value, factor)| *value /= factor);
         }
         Ok(())
     };
-    let place = |NotFinite { row, column }| (before + cut.source_row(row), column);
+    let place = |NotFinite { row, column }| (cut.source_row(row), column);
     pack(matrix, &sources[0], out, pool, buffers, read, place)
 }
 
@@ -196,8 +204,11 @@ pub struct Unpacked<'a> {
 impl<'a> Unpacked<'a> {
     /// Reads them.
     pub fn read(packed: &'a Packed, sources: &'a [TensorView<'a>]) -> Result<Self, WeightsError> {
-        let read = |source: &TensorView| source.load().map_err(|error| unreadable(source, error));
-        let bytes = sources.iter().map(read).collect::<Result<_, _>>()?;
+        let read = |(at, source): (usize, &TensorView)| {
+            let part = packed.parts.get(at).cloned().unwrap_or(0..source.data.len());
+            source.load(part).map_err(|error| unreadable(source, error))
+        };
+        let bytes = sources.iter().enumerate().map(read).collect::<Result<_, _>>()?;
         Ok(Unpacked { packed, sources, bytes })
     }
 

@@ -22,6 +22,7 @@ const MODELS: &[&str] = &[
     "gemma2",
     "gemma3",
     "gpt_oss-bf16",
+    "gpt_oss-mxfp4",
 ];
 
 /// Whole folders that are copied as they are, and the files to take from them (none: all).

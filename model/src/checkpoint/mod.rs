@@ -129,16 +129,17 @@ impl TensorView<'_> {
         Ok(())
     }
 
-    /// All bytes, read like [`load_f32`](Self::load_f32).
-    pub fn load(&self) -> io::Result<Vec<u8>> {
+    /// Some of its bytes, read like [`load_f32`](Self::load_f32).
+    pub fn load(&self, part: std::ops::Range<usize>) -> io::Result<Vec<u8>> {
         #[cfg(unix)]
         if let Some((file, offset)) = self.source {
             use std::os::unix::fs::FileExt;
-            let mut bytes = vec![0; self.data.len()];
-            file.read_exact_at(&mut bytes, offset)?;
+            assert!(part.end <= self.data.len(), "the caller asks for bytes that the shape has");
+            let mut bytes = vec![0; part.len()];
+            file.read_exact_at(&mut bytes, offset + part.start as u64)?;
             return Ok(bytes);
         }
-        Ok(self.data.to_vec())
+        Ok(self.data[part].to_vec())
     }
 
     /// The first element that is NaN or infinite: never to be found in a sound checkpoint.

@@ -39,16 +39,10 @@ struct Bitsandbytes;
 impl Reader for Bitsandbytes {
     fn find(&self, tensors: &Tensors, module: &str, shape: Shape) -> Result<Option<Packed>, PlanError> {
         let name = |suffix: &str| format!("{module}.{suffix}");
-        let packed = |tensors: Vec<String>, decode: Arc<dyn Decode>| Packed {
-            module: module.to_owned(),
-            shape,
-            tensors,
-            decode,
-        };
         if tensors.get(&name("SCB")).is_some() {
             tensors.need(&name("weight"), &[Dtype::I8], &[shape.rows, shape.columns])?;
             tensors.need(&name("SCB"), &[Dtype::F32], &[shape.rows])?;
-            return Ok(Some(packed(vec![name("weight"), name("SCB")], Arc::new(Int8))));
+            return Ok(Some(Packed::new(module, shape, vec![name("weight"), name("SCB")], Int8)));
         }
         let Some(absmax) = tensors.get(&name("weight.absmax")) else {
             return Ok(None);
@@ -80,9 +74,9 @@ impl Reader for Bitsandbytes {
             if tensors.get(&names[5]).is_none() {
                 return Err(PlanError::MissingTensor { tensor: names[5].clone(), expected: Vec::new() });
             }
-            return Ok(Some(packed(names, Arc::new(Codes { nested: Some(dtype) }))));
+            return Ok(Some(Packed::new(module, shape, names, Codes { nested: Some(dtype) })));
         }
-        Ok(Some(packed(names, Arc::new(Codes { nested: None }))))
+        Ok(Some(Packed::new(module, shape, names, Codes { nested: None })))
     }
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bantam_core::layouts::Shape;
 use serde_json::Value;
 
-use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, floats, word};
+use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, code, floats, word};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
@@ -72,8 +72,7 @@ impl Reader for Gptq {
             tensors.need(&name("g_idx"), &[Dtype::I32], &[inputs])?;
             names.push(name("g_idx"));
         }
-        let decode = Arc::new(Decoder { settings: *self, scales });
-        Ok(Some(Packed { module: module.to_owned(), shape, tensors: names, decode }))
+        Ok(Some(Packed::new(module, shape, names, Decoder { settings: *self, scales })))
     }
 }
 
@@ -118,17 +117,6 @@ impl Decode for Decoder {
         }
         Ok(Box::new(Matrix { bits, words: bytes[QWEIGHT], outputs, group_of, zeros, scales }))
     }
-}
-
-/// The `at`-th code of a stream of words, lowest bits first.
-#[inline]
-fn code(bits: usize, at: usize, word: impl Fn(usize) -> u32) -> u32 {
-    let (first, shift) = (at * bits / 32, at * bits % 32);
-    let low = word(first) >> shift;
-    // Of three bits, some lie in two words.
-    let rest = 32 - shift;
-    let all = if rest < bits { low | word(first + 1) << rest } else { low };
-    all & ((1 << bits) - 1)
 }
 
 struct Matrix<'a> {

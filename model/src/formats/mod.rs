@@ -4,10 +4,17 @@
 //! there, what they are as float32 rows: exactly the numbers that the tool itself computes with, before any rounding
 //! to 16 bits. How a matrix then lies in memory is a layout's business, not a format's.
 
+mod aqlm;
+mod awq;
 mod bitsandbytes;
+mod compressed_tensors;
+mod eetq;
 mod gptq;
+mod hqq;
+mod mxfp4;
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
@@ -24,10 +31,19 @@ pub struct Format(Option<Arc<dyn Reader>>);
 type Read = fn(Config) -> Result<Arc<dyn Reader>, ConfigError>;
 
 /// Every format.
-static METHODS: &[(&str, Read)] = &[("bitsandbytes", bitsandbytes::read), ("gptq", gptq::read)];
+static METHODS: &[(&str, Read)] = &[
+    ("aqlm", aqlm::read),
+    ("awq", awq::read),
+    ("bitsandbytes", bitsandbytes::read),
+    ("compressed-tensors", compressed_tensors::read),
+    ("eetq", eetq::read),
+    ("gptq", gptq::read),
+    ("hqq", hqq::read),
+    ("mxfp4", mxfp4::read),
+];
 
 /// The same for an error message.
-const METHOD_NAMES: &str = "bitsandbytes, gptq";
+const METHOD_NAMES: &str = "aqlm, awq, bitsandbytes, compressed-tensors, eetq, gptq, hqq, mxfp4";
 
 impl Format {
     /// Reads `quantization_config`, where there is one.
@@ -58,12 +74,36 @@ impl Format {
             None => Ok(None),
         }
     }
+
+    /// The matrices of all experts, one after another in the same tensors.
+    pub(crate) fn find_stack(
+        &self,
+        tensors: &Tensors,
+        name: &str,
+        experts: usize,
+        shape: Shape,
+    ) -> Result<Option<Vec<Packed>>, PlanError> {
+        match &self.0 {
+            Some(reader) => reader.find_stack(tensors, name, experts, shape),
+            None => Ok(None),
+        }
+    }
 }
 
 /// One format, as a configuration describes it.
 pub(crate) trait Reader: Debug + Send + Sync {
     /// See [`Format::find`].
     fn find(&self, tensors: &Tensors, module: &str, shape: Shape) -> Result<Option<Packed>, PlanError>;
+    /// See [`Format::find_stack`].
+    fn find_stack(
+        &self,
+        _: &Tensors,
+        _: &str,
+        _experts: usize,
+        _: Shape,
+    ) -> Result<Option<Vec<Packed>>, PlanError> {
+        Ok(None)
+    }
 }
 
 /// A quantized matrix: the tensors that hold it, all there and of the right shapes, and how they are decoded.
@@ -75,7 +115,19 @@ pub struct Packed {
     pub shape: Shape,
     /// Names of the tensors, in the order in which `decode` gets them.
     pub tensors: Vec<String>,
+    /// Where only a part of every tensor is its: bytes from, bytes to.
+    pub(crate) parts: Vec<Range<usize>>,
+    /// A tensor of float values by which its columns are divided after it is decoded.
+    pub divisors: Option<String>,
     pub(crate) decode: Arc<dyn Decode>,
+}
+
+impl Packed {
+    /// A matrix that has its tensors for itself.
+    fn new(module: &str, shape: Shape, tensors: Vec<String>, decode: impl Decode + 'static) -> Self {
+        let (module, decode) = (module.to_owned(), Arc::new(decode));
+        Packed { module, shape, tensors, parts: Vec::new(), divisors: None, decode }
+    }
 }
 
 /// How the bytes of a matrix's tensors become rows.
@@ -145,6 +197,17 @@ pub(crate) fn floats(tensor: usize, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f3
             Err(Refusal { tensor, reason })
         }
     }
+}
+
+/// A code of a stream of little-endian words, the first in the low bits.
+#[inline]
+pub(crate) fn code(bits: usize, at: usize, word: impl Fn(usize) -> u32) -> u32 {
+    let (first, shift) = (at * bits / 32, at * bits % 32);
+    let low = word(first) >> shift;
+    // Of three bits, some lie in two words.
+    let rest = 32 - shift;
+    let all = if rest < bits { low | word(first + 1) << rest } else { low };
+    all & ((1 << bits) - 1)
 }
 
 /// The little-endian 32-bit word at a place.

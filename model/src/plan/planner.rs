@@ -8,7 +8,7 @@ use bantam_core::{Choice, Cpu, KvCache, Matrix, Norm, Precision, Region, Rope, S
 
 use crate::checkpoint::Dtype;
 use crate::families::{Part, Rows, Stack};
-use crate::formats::Tensors;
+use crate::formats::{Packed, Tensors};
 use crate::plan::{
     Cut, Fill, LayerWeights, Line, Linear, Options, Origin, PlanError, Stored, Weights, WorkSlots,
 };
@@ -145,11 +145,7 @@ impl<'a> Planner<'a> {
         let tensors = |name: &str| (self.stored)(name, &[]);
         let module = tensor.strip_suffix(".weight").unwrap_or(&tensor);
         if let Some(packed) = self.spec.format.find(&Tensors(&tensors), module, shape)? {
-            let dtype = match self.options.precision {
-                Precision::Exact => Dtype::F32,
-                Precision::Fast => Dtype::Bf16,
-            };
-            return Ok((dtype, Origin::Packed(packed)));
+            return Ok((self.unpacked_dtype(), Origin::Packed(packed)));
         }
         Ok((self.stored_as(&tensor, &[shape.rows, shape.columns])?, Origin::Tensor(tensor)))
     }
@@ -369,19 +365,17 @@ impl<'a> Planner<'a> {
         Ok((router, linears))
     }
 
-    /// The same projection of all experts.
-    fn experts(
-        &mut self,
-        prefix: &str,
-        wanted: &Wanted,
+    /// Where the matrices of experts stand, and the type that all are held in.
+    fn expert_sources(
+        &self,
+        name: &dyn Fn(usize) -> String,
+        cut: Cut,
+        stored: usize,
+        shape: Shape,
         choice: Choice,
         stack: Stack,
-    ) -> Result<Linear, PlanError> {
-        let &Wanted { line, part, shape, sections, bias } = wanted;
-        let line = &format!("{line}, experts");
-        let (cut, stored) = self.cut(part.rows, shape.rows, sections);
-        let name = |expert: usize| format!("{prefix}{}", part.module.replace("{}", &expert.to_string()));
-        let (dtype, sources) = match stack {
+    ) -> Result<(Dtype, Vec<(Origin, Cut)>), PlanError> {
+        Ok(match stack {
             Stack::Apart => {
                 let mut sources = Vec::with_capacity(choice.experts);
                 let mut all = None;
@@ -395,13 +389,51 @@ impl<'a> Planner<'a> {
                 (all.unwrap_or(Dtype::F32), sources)
             }
             Stack::Together => {
+                let shape = Shape { rows: stored, columns: shape.columns };
+                if let Some(packed) = self.packed_stack(&name(0), choice.experts, shape)? {
+                    let sources = packed.into_iter().map(|packed| (Origin::Packed(packed), cut));
+                    return Ok((self.unpacked_dtype(), sources.collect()));
+                }
                 let dtype = self.stored_as(&name(0), &[choice.experts, shape.columns, stored])?;
                 let start = |expert| expert * shape.columns * stored;
                 let cut = |expert| Cut { start: start(expert), turned: Some(stored), ..cut };
                 let source = |expert| (Origin::Tensor(name(expert)), cut(expert));
                 (dtype, (0..choice.experts).map(source).collect())
             }
-        };
+        })
+    }
+
+    fn packed_stack(
+        &self,
+        name: &str,
+        experts: usize,
+        shape: Shape,
+    ) -> Result<Option<Vec<Packed>>, PlanError> {
+        let tensors = |name: &str| (self.stored)(name, &[]);
+        self.spec.format.find_stack(&Tensors(&tensors), name, experts, shape)
+    }
+
+    /// What quantized weights become: float32 where every bit counts.
+    fn unpacked_dtype(&self) -> Dtype {
+        match self.options.precision {
+            Precision::Exact => Dtype::F32,
+            Precision::Fast => Dtype::Bf16,
+        }
+    }
+
+    /// The same projection of all experts.
+    fn experts(
+        &mut self,
+        prefix: &str,
+        wanted: &Wanted,
+        choice: Choice,
+        stack: Stack,
+    ) -> Result<Linear, PlanError> {
+        let &Wanted { line, part, shape, sections, bias } = wanted;
+        let line = &format!("{line}, experts");
+        let (cut, stored) = self.cut(part.rows, shape.rows, sections);
+        let name = |expert: usize| format!("{prefix}{}", part.module.replace("{}", &expert.to_string()));
+        let (dtype, sources) = self.expert_sources(&name, cut, stored, shape, choice, stack)?;
         let tokens = self.options.chunk.saturating_mul(choice.chosen);
         let matrix = self.stack(line, dtype, shape, choice.experts, tokens)?;
         let bytes = matrix.slot.bytes / choice.experts;

@@ -1,12 +1,14 @@
 //! What a checkpoint is, in numbers, from its headers alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use bantam_core::layouts::Shape;
 
 use crate::checkpoint::{Checkpoint, Dtype, TensorView};
-use crate::plan::{Fill, Origin, Plan};
-use crate::weights::{Unpacked, WeightsError};
+use crate::formats::Packed;
+use crate::plan::{Fill, Plan};
+use crate::weights::{Unpacked, WeightsError, check_notes};
 
 /// Tensors of one element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +50,7 @@ impl Inspection {
                 Fill::Values { .. } => &[],
             })
             .map(String::as_str)
+            .chain(plan.fills.iter().filter_map(Fill::packed).flat_map(Packed::names))
             .collect();
         let layers: BTreeSet<_> = used.iter().filter_map(|name| layer(name)).collect();
         let stacks: BTreeSet<&str> = layers.iter().map(|&(stack, _)| stack).collect();
@@ -64,9 +67,8 @@ impl Inspection {
         // Experts, and the parts of a fused matrix, share tensors or modules: each is counted once.
         let mut modules: BTreeSet<&str> = BTreeSet::new();
         let mut quantized: BTreeSet<&str> = BTreeSet::new();
-        for fill in &plan.fills {
-            let Fill::Matrix { origin: Origin::Packed(packed), .. } = fill else { continue };
-            quantized.extend(packed.tensors.iter().map(String::as_str));
+        for packed in plan.fills.iter().filter_map(Fill::packed) {
+            quantized.extend(packed.names());
             if modules.insert(&packed.module) {
                 inspection.parameters += (packed.shape.rows * packed.shape.columns) as u64;
             }
@@ -106,29 +108,62 @@ impl Inspection {
     }
 }
 
-/// A quantized matrix of a plan by the name that it had before, `.weight` included, as float32, output rows first.
-pub fn unpacked(
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    name: &str,
-) -> Result<Option<(Shape, Vec<f32>)>, WeightsError> {
-    let module = name.strip_suffix(".weight").unwrap_or(name);
-    let packed = plan.fills.iter().find_map(|fill| match fill {
-        Fill::Matrix { origin: Origin::Packed(packed), .. } if packed.module == module => Some(packed),
-        _ => None,
-    });
-    let Some(packed) = packed else {
-        return Ok(None);
-    };
-    let tensor = |name: &String| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
-    let sources: Vec<TensorView> = packed.tensors.iter().map(tensor).collect();
-    let unpacked = Unpacked::read(packed, &sources)?;
-    let rows = unpacked.rows()?;
-    let mut values = vec![0.0; packed.shape.rows * packed.shape.columns];
-    for (row, out) in values.chunks_exact_mut(packed.shape.columns).enumerate() {
-        rows.row(row, out);
+/// A quantized matrix, or the stack of all experts, as float32.
+#[derive(Debug, Clone)]
+pub struct Unquantized<'a> {
+    name: &'a str,
+    file: &'a Path,
+    /// Outputs and inputs; of a stack experts, inputs and outputs, as 16-bit checkpoints have them.
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Unquantized<'_> {
+    /// As if a file held it.
+    pub fn view(&self) -> TensorView<'_> {
+        TensorView::in_memory(self.name, Dtype::F32, &self.shape, &self.data, self.file)
     }
-    Ok(Some((packed.shape, values)))
+}
+
+/// What a quantized checkpoint has under the name that a matrix had before, `.weight` included.
+pub fn unquantized<'a>(
+    checkpoint: &'a Checkpoint,
+    plan: &Plan,
+    name: &'a str,
+) -> Result<Option<Unquantized<'a>>, WeightsError> {
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    let packed = || plan.fills.iter().filter_map(Fill::packed);
+    let experts = packed().filter_map(|packed| {
+        let number = packed.module.strip_prefix(module)?.strip_prefix('.')?;
+        Some((number.parse::<usize>().ok()?, packed))
+    });
+    // Parts of a matrix that several projections share each bring the whole.
+    let experts: BTreeMap<usize, &Packed> = experts.collect();
+    let (packed, count) = match packed().find(|packed| packed.module == module) {
+        Some(packed) => (vec![packed], None),
+        None if experts.is_empty() => return Ok(None),
+        None => (experts.values().copied().collect::<Vec<_>>(), Some(experts.len())),
+    };
+    let (Shape { rows: outputs, columns: inputs }, mut row) = (packed[0].shape, Vec::new());
+    row.resize(inputs, 0.0f32);
+    let mut data = vec![0; packed.len() * outputs * inputs * 4];
+    let mut file = Path::new("");
+    for (packed, data) in packed.iter().zip(data.chunks_exact_mut(outputs * inputs * 4)) {
+        let sources = packed.sources(checkpoint);
+        file = sources[0].file;
+        check_notes(packed, checkpoint)?;
+        let read = Unpacked::read(packed, &sources)?;
+        let rows = read.rows()?;
+        for output in 0..outputs {
+            rows.row(output, &mut row);
+            for (input, value) in row.iter().enumerate() {
+                let at = if count.is_some() { input * outputs + output } else { output * inputs + input };
+                data[at * 4..at * 4 + 4].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+    }
+    let shape = count.map_or(vec![outputs, inputs], |count| vec![count, inputs, outputs]);
+    Ok(Some(Unquantized { name, file, shape, data }))
 }
 
 /// The first number in a tensor's name, and what stands before it.

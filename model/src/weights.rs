@@ -88,8 +88,8 @@ pub fn load(
                         pack_columns(matrix, &tensor(name), cut, pitch, out, pool, &buffers)?;
                     }
                     (Origin::Packed(packed), _) => {
-                        let sources: Vec<TensorView> =
-                            packed.tensors.iter().map(|name| tensor(name)).collect();
+                        let sources = packed.sources(checkpoint);
+                        check_notes(packed, checkpoint)?;
                         let divisors = packed.divisors.as_ref().map(|name| tensor(name));
                         pack_quantized(matrix, packed, &sources, divisors, cut, out, pool, &buffers)?;
                     }
@@ -182,6 +182,10 @@ fn pack_quantized(
     if let Some(divisors) = divisors {
         factors.resize(columns, 0.0);
         divisors.load_f32(0, &mut factors, &mut Vec::new()).map_err(|error| unreadable(&divisors, error))?;
+        if let Some(at) = factors.iter().position(|factor| !factor.is_finite() || *factor == 0.0) {
+            let reason = format!("expected numbers to divide by, found {} at element {at}", factors[at]);
+            return Err(quantized(&divisors, reason));
+        }
     }
     let read = |first: usize, count: usize, out: &mut [f32], _: &mut Vec<u8>| {
         for (row, out) in (first..first + count).zip(out.chunks_exact_mut(columns)) {
@@ -194,8 +198,32 @@ fn pack_quantized(
     pack(matrix, &sources[0], out, pool, buffers, read, place)
 }
 
+/// Notes that say something else than the configuration are a sign that it is another checkpoint's.
+pub(crate) fn check_notes(packed: &Packed, checkpoint: &Checkpoint) -> Result<(), WeightsError> {
+    for (name, numbers) in &packed.notes {
+        let (Some(tensor), Some(wanted)) = (checkpoint.tensor(name), numbers) else { continue };
+        let mut found = vec![0.0; wanted.len()];
+        if tensor.elements() == wanted.len() {
+            tensor.load_f32(0, &mut found, &mut Vec::new()).map_err(|error| unreadable(&tensor, error))?;
+        }
+        // Sizes are far below what float32 cannot hold exactly.
+        if tensor.elements() != wanted.len() || found.iter().zip(wanted).any(|(a, &b)| *a != b as f32) {
+            return Err(quantized(
+                &tensor,
+                format!("expected {wanted:?} as in config.json, found {found:?}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn quantized(source: &TensorView, reason: String) -> WeightsError {
+    let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
+    WeightsError::Quantized { file, tensor, reason }
+}
+
 /// The bytes of a quantized matrix's tensors.
-pub struct Unpacked<'a> {
+pub(crate) struct Unpacked<'a> {
     packed: &'a Packed,
     sources: &'a [TensorView<'a>],
     bytes: Vec<Vec<u8>>,
@@ -203,7 +231,7 @@ pub struct Unpacked<'a> {
 
 impl<'a> Unpacked<'a> {
     /// Reads them.
-    pub fn read(packed: &'a Packed, sources: &'a [TensorView<'a>]) -> Result<Self, WeightsError> {
+    pub(crate) fn read(packed: &'a Packed, sources: &'a [TensorView<'a>]) -> Result<Self, WeightsError> {
         let read = |(at, source): (usize, &TensorView)| {
             let part = packed.parts.get(at).cloned().unwrap_or(0..source.data.len());
             source.load(part).map_err(|error| unreadable(source, error))
@@ -213,13 +241,12 @@ impl<'a> Unpacked<'a> {
     }
 
     /// The matrix, checked.
-    pub fn rows(&self) -> Result<Box<dyn Rows + '_>, WeightsError> {
+    pub(crate) fn rows(&self) -> Result<Box<dyn Rows + '_>, WeightsError> {
         let bytes: Vec<&[u8]> = self.bytes.iter().map(Vec::as_slice).collect();
-        self.packed.decode.open(self.packed.shape, &bytes).map_err(|Refusal { tensor, reason }| {
-            let source = &self.sources[tensor];
-            let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
-            WeightsError::Quantized { file, tensor, reason }
-        })
+        self.packed
+            .decode
+            .open(self.packed.shape, &bytes)
+            .map_err(|Refusal { tensor, reason }| quantized(&self.sources[tensor], reason))
     }
 }
 

@@ -92,7 +92,19 @@ pub struct TensorView<'a> {
     source: Option<(&'a File, u64)>,
 }
 
-impl TensorView<'_> {
+impl<'a> TensorView<'a> {
+    /// One whose elements are not in a file as they are here.
+    pub(crate) fn in_memory(
+        name: &'a str,
+        dtype: Dtype,
+        shape: &'a [usize],
+        data: &'a [u8],
+        file: &'a Path,
+    ) -> Self {
+        debug_assert_eq!(data.len(), shape.iter().product::<usize>() * dtype.bytes());
+        TensorView { name, dtype, shape, data, file, source: None }
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.data.len() / self.dtype.bytes()

@@ -63,13 +63,13 @@ struct Decoder {
 impl Decode for Decoder {
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         let (settings, codes) = (self.settings, bytes[0]);
-        let wide = settings.bits > 8;
-        let number = |at: usize| match wide {
+        let two_bytes = settings.bits > 8;
+        let number = |at: usize| match two_bytes {
             true => u32::from(u16::from_le_bytes([codes[2 * at], codes[2 * at + 1]])),
             false => u32::from(codes[at]),
         };
         // Codes of fewer bits than their type has are signed: what is left of the sign must agree.
-        let (bits, all) = (settings.bits, if wide { 16 } else { 8 });
+        let (bits, all) = (settings.bits, if two_bytes { 16 } else { 8 });
         let count = codes.len() * 8 / all;
         let is_wrong = |at: &usize| {
             let signed = (number(*at) << (32 - all)) as i32 >> (32 - all);

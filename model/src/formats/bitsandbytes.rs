@@ -19,71 +19,89 @@ use std::sync::Arc;
 use bantam_core::layouts::Shape;
 use serde_json::Value;
 
-use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, floats};
+use super::{Decode, Packed, Reader, Refusal, Rows, Tensors, floats};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::foreign::clipped;
-use crate::plan::PlanError;
+use crate::plan::{PlanError, Stored};
 
 /// A block is no longer than this; the tool allows 4096.
 const BLOCK_MAX: u64 = 1 << 16;
 
-pub(super) fn read(_: Config) -> Result<Arc<dyn Reader>, ConfigError> {
-    // What a module is, its own tensors tell.
-    Ok(Arc::new(Bitsandbytes))
+pub(super) fn read(config: Config) -> Result<Arc<dyn Reader>, ConfigError> {
+    let four = config.flag("load_in_4bit", false)? || config.flag("_load_in_4bit", false)?;
+    let eight = config.flag("load_in_8bit", false)? || config.flag("_load_in_8bit", false)?;
+    if four && eight {
+        return config.wrong("load_in_8bit", "false beside load_in_4bit");
+    }
+    Ok(Arc::new(Bitsandbytes { four: !eight, eight: !four }))
 }
 
+/// What matrices may be; beyond that, a module's own tensors tell.
 #[derive(Debug)]
-struct Bitsandbytes;
+struct Bitsandbytes {
+    four: bool,
+    eight: bool,
+}
 
 impl Reader for Bitsandbytes {
     fn find(&self, tensors: &Tensors, module: &str, shape: Shape) -> Result<Option<Packed>, PlanError> {
         let name = |suffix: &str| format!("{module}.{suffix}");
-        if tensors.get(&name("SCB")).is_some() {
+        if self.eight && tensors.get(&name("SCB")).is_some() {
             tensors.need(&name("weight"), &[Dtype::I8], &[shape.rows, shape.columns])?;
             tensors.need(&name("SCB"), &[Dtype::F32], &[shape.rows])?;
-            return Ok(Some(Packed::new(module, shape, vec![name("weight"), name("SCB")], Int8)));
+            let packed = Packed::new(module, shape, vec![name("weight"), name("SCB")], Int8);
+            // 0 is row by row; others are orders that a GPU's kernels once wanted.
+            return Ok(Some(packed.noted(tensors, &[("weight_format", Some(&[0]))])));
         }
-        let Some(absmax) = tensors.get(&name("weight.absmax")) else {
-            return Ok(None);
-        };
-        let state = ["nf4", "fp4"].map(|kind| name(&format!("weight.quant_state.bitsandbytes__{kind}")));
-        let state = state.into_iter().find(|state| tensors.get(state).is_some());
-        let Some(state) = state else {
-            let tensor = name("weight.quant_state.bitsandbytes__nf4");
-            return Err(PlanError::MissingTensor { tensor, expected: Vec::new() });
-        };
-        let weight = name("weight");
-        let stored = tensors.get(&weight);
-        let bytes =
-            stored.as_ref().map(|stored| stored.shape.iter().product::<usize>() * stored.dtype.bytes());
-        let wanted = (shape.rows * shape.columns).div_ceil(2);
-        if bytes != Some(wanted) {
-            let found = stored.map_or(Vec::new(), |stored| stored.shape);
-            return Err(PlanError::Shape { tensor: weight, expected: vec![wanted, 1], found });
+        match tensors.get(&name("weight.absmax")) {
+            Some(absmax) if self.four => find_codes(tensors, module, shape, &absmax).map(Some),
+            _ => Ok(None),
         }
-        tensors.need(&name("weight.quant_map"), &[Dtype::F32], &[16])?;
-        let nested = absmax.dtype == Dtype::U8;
-        tensors.typed(&name("weight.absmax"), &absmax, &[Dtype::F32, Dtype::U8])?;
-        let mut names = vec![weight, name("weight.absmax"), name("weight.quant_map"), state];
-        if nested {
-            tensors.need(&name("weight.nested_quant_map"), FLOATS, &[256])?;
-            let scales = tensors.get(&name("weight.nested_absmax"));
-            let dtype = scales.map_or(Dtype::F32, |scales| scales.dtype);
-            names.extend([name("weight.nested_quant_map"), name("weight.nested_absmax")]);
-            if tensors.get(&names[5]).is_none() {
-                return Err(PlanError::MissingTensor { tensor: names[5].clone(), expected: Vec::new() });
-            }
-            return Ok(Some(Packed::new(module, shape, names, Codes { nested: Some(dtype) })));
-        }
-        Ok(Some(Packed::new(module, shape, names, Codes { nested: None })))
     }
 }
 
-/// Four bits. Scales may be quantized again; then this is the type of their scales.
+/// A matrix of four bits.
+fn find_codes(tensors: &Tensors, module: &str, shape: Shape, absmax: &Stored) -> Result<Packed, PlanError> {
+    let name = |suffix: &str| format!("{module}.{suffix}");
+    let state = ["nf4", "fp4"].map(|kind| name(&format!("weight.quant_state.bitsandbytes__{kind}")));
+    let found = state.iter().find_map(|state| Some((state, tensors.get(state)?)));
+    let Some((state, json)) = found else {
+        return Err(PlanError::MissingTensor { tensor: state[0].clone(), expected: Vec::new() });
+    };
+    tensors.need(state, &[Dtype::U8], &[json.shape.first().map_or(1, |&len| len.min(STATE_MAX))])?;
+    let weight = name("weight");
+    let stored = tensors.get(&weight);
+    let bytes = stored.as_ref().map(|stored| stored.shape.iter().product::<usize>() * stored.dtype.bytes());
+    let wanted = (shape.rows * shape.columns).div_ceil(2);
+    // Under a wider type, the last element may have bytes to spare.
+    let is_right = |stored: &Stored| bytes == Some(wanted.next_multiple_of(stored.dtype.bytes()));
+    if !stored.as_ref().is_some_and(is_right) {
+        let found = stored.map_or(Vec::new(), |stored| stored.shape);
+        return Err(PlanError::Shape { tensor: weight, expected: vec![wanted, 1], found });
+    }
+    tensors.need(&name("weight.quant_map"), &[Dtype::F32], &[16])?;
+    tensors.typed(&name("weight.absmax"), absmax, &[Dtype::F32, Dtype::U8])?;
+    let mut names = vec![weight, name("weight.absmax"), name("weight.quant_map"), state.clone()];
+    let nested = absmax.dtype == Dtype::U8;
+    if nested {
+        let (map, scales) = (name("weight.nested_quant_map"), name("weight.nested_absmax"));
+        tensors.need(&map, &[Dtype::F32], &[256])?;
+        let shape = tensors.get(&scales).map_or(Vec::new(), |scales| scales.shape);
+        tensors.need(&scales, &[Dtype::F32], &shape)?;
+        names.extend([map, scales]);
+    }
+    Ok(Packed::new(module, shape, names, Codes { nested }))
+}
+
+/// The JSON beside a matrix has a few hundred bytes.
+const STATE_MAX: usize = 1 << 14;
+
+/// Four bits.
 #[derive(Debug)]
 struct Codes {
-    nested: Option<Dtype>,
+    /// Whether scales are quantized again.
+    nested: bool,
 }
 
 /// Places among the tensors.
@@ -96,17 +114,17 @@ const NESTED_ABSMAX: usize = 5;
 
 impl Decode for Codes {
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
-        let state = State::read(bytes[STATE])?;
+        let state = State::read(bytes[STATE], shape)?;
         let blocks = (shape.rows * shape.columns).div_ceil(state.block);
         let wrong = |tensor, found: usize, wanted: usize| {
             let reason = format!("expected {wanted} values, one per block, found {found}");
             Err(Refusal { tensor, reason })
         };
         let scales = match self.nested {
-            None => floats(ABSMAX, Dtype::F32, bytes[ABSMAX])?,
-            Some(dtype) => {
+            false => floats(ABSMAX, Dtype::F32, bytes[ABSMAX])?,
+            true => {
                 let map = floats(NESTED_MAP, Dtype::F32, bytes[NESTED_MAP])?;
-                let outer = floats(NESTED_ABSMAX, dtype, bytes[NESTED_ABSMAX])?;
+                let outer = floats(NESTED_ABSMAX, Dtype::F32, bytes[NESTED_ABSMAX])?;
                 let wanted = bytes[ABSMAX].len().div_ceil(state.nested_block);
                 if outer.len() != wanted || map.len() != 256 {
                     return wrong(NESTED_ABSMAX, outer.len(), wanted);
@@ -155,10 +173,12 @@ struct State {
 }
 
 impl State {
-    fn read(json: &[u8]) -> Result<State, Refusal> {
+    fn read(json: &[u8], shape: Shape) -> Result<State, Refusal> {
         let refusal = |found: String| Refusal {
             tensor: STATE,
-            reason: format!("expected JSON with blocksize, nested_blocksize, nested_offset, found {found}"),
+            reason: format!(
+                "expected JSON with blocksize, nested_blocksize, nested_offset and the matrix's shape, found {found}"
+            ),
         };
         let value: Value = serde_json::from_slice(json).map_err(|error| refusal(clipped(error)))?;
         let size = |key: &str, default: u64| {
@@ -168,6 +188,10 @@ impl State {
                 _ => Err(refusal(clipped(format!("{key}: {}", value[key])))),
             }
         };
+        let of_matrix = serde_json::json!([shape.rows, shape.columns]);
+        if let Some(found) = value.get("shape").filter(|found| **found != of_matrix) {
+            return Err(refusal(clipped(format!("shape: {found}"))));
+        }
         let offset = value.get("nested_offset").and_then(Value::as_f64).unwrap_or(0.0) as f32;
         if !offset.is_finite() {
             return Err(refusal("a nested_offset beyond all numbers".to_owned()));

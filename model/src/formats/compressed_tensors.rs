@@ -1,10 +1,10 @@
 //! compressed-tensors: whole numbers of four or eight bits with a scale per output and group of inputs.
 //!
 //! ```text
-//! pack-quantized  M.weight_packed      int32 [outputs, inputs * bits / 32]   code + 2^(bits-1), the first in the low bits
+//! pack-quantized  M.weight_packed      int32 [outputs, inputs * bits / 32]   code + 2^(bits-1), low bits first
 //!                 M.weight_scale       [outputs, groups]
 //!                 M.weight_zero_point  int32 [outputs * bits / 32, groups]   packed along outputs, + 2^(bits-1)
-//!                 M.weight_g_idx       int32 [inputs]                        the group of every input, where they are mixed
+//!                 M.weight_g_idx       int32 [inputs]                        the group of every input, if mixed
 //! int-quantized   M.weight             int8 [outputs, inputs]
 //!                 M.weight_scale       [outputs, groups]
 //!                 M.weight_zero_point  int8 [outputs, groups]
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bantam_core::layouts::Shape;
 use serde_json::Value;
 
-use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, code, floats, word};
+use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, code, floats, group_size, word};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
@@ -46,9 +46,11 @@ pub(super) fn read(config: Config) -> Result<Arc<dyn Reader>, ConfigError> {
     if ![4, 8].contains(&bits) {
         return weights.wrong("num_bits", "4 or 8");
     }
-    let group = match weights.get("group_size").and_then(Value::as_i64) {
-        None | Some(-1) => None,
-        Some(_) => weights.size("group_size", 1 << 20)?,
+    let group = match weights.text("strategy")? {
+        Some("tensor" | "channel") => None,
+        Some("group") => Some(weights.needed_size("group_size", 1 << 20)?),
+        None => group_size(weights, None)?,
+        Some(_) => return weights.wrong("strategy", "tensor, channel or group"),
     };
     Ok(Arc::new(Settings { bits, group }))
 }
@@ -79,7 +81,10 @@ impl Reader for Settings {
         tensors.typed(&name("weight_scale"), &scales, FLOATS)?;
         let mut names = vec![weight, name("weight_scale")];
         let zeros = tensors.get(&name("weight_zero_point")).is_some();
-        if zeros {
+        if zeros && scales.shape == [1] && !packed {
+            tensors.need(&name("weight_zero_point"), &[Dtype::I8], &[1])?;
+            names.push(name("weight_zero_point"));
+        } else if zeros {
             let (dtype, rows) = if packed { (Dtype::I32, words(outputs)) } else { (Dtype::I8, outputs) };
             tensors.need(&name("weight_zero_point"), &[dtype], &[rows, groups])?;
             names.push(name("weight_zero_point"));
@@ -90,7 +95,8 @@ impl Reader for Settings {
             names.push(name("weight_g_idx"));
         }
         let decode = Decoder { settings: *self, groups, packed, zeros, mixed, scales: scales.dtype };
-        Ok(Some(Packed::new(module, shape, names, decode)))
+        let notes: &[(&str, Option<&[usize]>)] = &[("weight_shape", Some(&[outputs, inputs]))];
+        Ok(Some(Packed::new(module, shape, names, decode).noted(tensors, notes)))
     }
 }
 
@@ -125,7 +131,8 @@ impl Decode for Decoder {
                     let stored = |line: usize| word(bytes[2], line * groups + group);
                     (code(bits, output, stored) as i32 - half) as f32
                 }
-                false => f32::from(bytes[2][at] as i8),
+                // One for the whole matrix, or one for every scale.
+                false => f32::from(bytes[2][at % bytes[2].len()] as i8),
             };
         }
         let group_of: Vec<usize> = match self.mixed {

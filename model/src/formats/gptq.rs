@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bantam_core::layouts::Shape;
 use serde_json::Value;
 
-use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, code, floats, word};
+use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, code, floats, group_size, word};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
@@ -36,10 +36,10 @@ pub(super) fn read(config: Config) -> Result<Arc<dyn Reader>, ConfigError> {
     if ![2, 3, 4, 8].contains(&bits) {
         return config.wrong("bits", "2, 3, 4 or 8");
     }
-    let group = match config.get("group_size").and_then(Value::as_i64) {
-        None | Some(-1) => None,
-        Some(_) => config.size("group_size", 1 << 20)?,
-    };
+    let group = group_size(config, Some(128))?;
+    if config.flag("is_marlin_format", false)? {
+        return config.wrong("is_marlin_format", "false");
+    }
     let form = config.text("checkpoint_format")?.unwrap_or("gptq");
     let quantizer = config.get("meta").and_then(|meta| meta.get("quantizer")).map(Value::to_string);
     let by_gptqmodel = quantizer.is_some_and(|quantizer| quantizer.contains("gptqmodel"));

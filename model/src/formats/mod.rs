@@ -6,6 +6,7 @@
 
 mod aqlm;
 mod awq;
+mod bitnet;
 mod bitsandbytes;
 mod compressed_tensors;
 mod eetq;
@@ -18,8 +19,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use serde_json::Value;
 
-use crate::checkpoint::Dtype;
+use crate::checkpoint::{Checkpoint, Dtype, TensorView};
 use crate::config::{Config, ConfigError};
 use crate::plan::{PlanError, Stored};
 
@@ -34,6 +36,7 @@ type Read = fn(Config) -> Result<Arc<dyn Reader>, ConfigError>;
 static METHODS: &[(&str, Read)] = &[
     ("aqlm", aqlm::read),
     ("awq", awq::read),
+    ("bitnet", bitnet::read),
     ("bitsandbytes", bitsandbytes::read),
     ("compressed-tensors", compressed_tensors::read),
     ("eetq", eetq::read),
@@ -43,7 +46,7 @@ static METHODS: &[(&str, Read)] = &[
 ];
 
 /// The same for an error message.
-const METHOD_NAMES: &str = "aqlm, awq, bitsandbytes, compressed-tensors, eetq, gptq, hqq, mxfp4";
+const METHOD_NAMES: &str = "aqlm, awq, bitnet, bitsandbytes, compressed-tensors, eetq, gptq, hqq, mxfp4";
 
 impl Format {
     /// Reads `quantization_config`, where there is one.
@@ -117,6 +120,9 @@ pub struct Packed {
     pub tensors: Vec<String>,
     /// Where only a part of every tensor is its: bytes from, bytes to.
     pub(crate) parts: Vec<Range<usize>>,
+    /// Small tensors that say once more what the configuration says, or what only the tool needs. Where numbers stand
+    /// here, they must stand there.
+    pub(crate) notes: Vec<(String, Option<Vec<i64>>)>,
     /// A tensor of float values by which its columns are divided after it is decoded.
     pub divisors: Option<String>,
     pub(crate) decode: Arc<dyn Decode>,
@@ -126,7 +132,31 @@ impl Packed {
     /// A matrix that has its tensors for itself.
     fn new(module: &str, shape: Shape, tensors: Vec<String>, decode: impl Decode + 'static) -> Self {
         let (module, decode) = (module.to_owned(), Arc::new(decode));
-        Packed { module, shape, tensors, parts: Vec::new(), divisors: None, decode }
+        Packed { module, shape, tensors, parts: Vec::new(), notes: Vec::new(), divisors: None, decode }
+    }
+
+    /// With those notes that are there.
+    fn noted(mut self, tensors: &Tensors, notes: &[(&str, Option<&[usize]>)]) -> Self {
+        for &(suffix, numbers) in notes {
+            let name = format!("{}.{suffix}", self.module);
+            if tensors.get(&name).is_some() {
+                let numbers = numbers.map(|numbers| numbers.iter().map(|&number| number as i64).collect());
+                self.notes.push((name, numbers));
+            }
+        }
+        self
+    }
+
+    /// Names of all tensors that are its.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let notes = self.notes.iter().map(|(name, _)| name);
+        self.tensors.iter().chain(notes).chain(&self.divisors).map(String::as_str)
+    }
+
+    /// Its tensors in the checkpoint that the plan was made from.
+    pub(crate) fn sources<'a>(&self, checkpoint: &'a Checkpoint) -> Vec<TensorView<'a>> {
+        let tensor = |name: &String| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
+        self.tensors.iter().map(tensor).collect()
     }
 }
 
@@ -180,6 +210,15 @@ impl Tensors<'_> {
         }
         let expected = dtypes.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(" or ");
         Err(PlanError::Dtype { tensor: name.to_owned(), expected, found: stored.dtype.name() })
+    }
+}
+
+/// `group_size`: `None` is one group of all inputs.
+fn group_size(config: Config, default: Option<usize>) -> Result<Option<usize>, ConfigError> {
+    match config.get("group_size").map(Value::as_i64) {
+        None => Ok(default),
+        Some(Some(-1)) => Ok(None),
+        Some(_) => config.size("group_size", 1 << 20),
     }
 }
 

@@ -247,6 +247,16 @@ pub enum Fill {
     },
 }
 
+impl Fill {
+    /// The quantized matrix that it is filled with, if it is.
+    pub fn packed(&self) -> Option<&Packed> {
+        match self {
+            Fill::Matrix { origin: Origin::Packed(packed), .. } => Some(packed),
+            _ => None,
+        }
+    }
+}
+
 /// Slots of the work region, named after what they hold.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs, reason = "each is the activation of that name, one row per token")]

@@ -54,9 +54,9 @@ impl Reader for Awq {
         }
         let Shape { rows: outputs, columns: inputs } = shape;
         let groups = self.group.map_or(1, |group| inputs.div_ceil(group));
-        let even = match self.group {
-            Some(32) => 4,
-            Some(64) => 2,
+        let even = match self.group.unwrap_or(inputs) {
+            32 => 4,
+            64 => 2,
             _ => 1,
         };
         let width = groups.div_ceil(8).next_multiple_of(even);

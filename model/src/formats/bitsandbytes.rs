@@ -80,6 +80,9 @@ fn find_codes(tensors: &Tensors, module: &str, shape: Shape, absmax: &Stored) ->
         let found = stored.map_or(Vec::new(), |stored| stored.shape);
         return Err(PlanError::Shape { tensor: weight, expected: vec![wanted, 1], found });
     }
+    if let Some(stored) = stored {
+        tensors.typed(&weight, &stored, STORAGE)?;
+    }
     tensors.need(&name("weight.quant_map"), &[Dtype::F32], &[16])?;
     tensors.typed(&name("weight.absmax"), absmax, &[Dtype::F32, Dtype::U8])?;
     let mut names = vec![weight, name("weight.absmax"), name("weight.quant_map"), state.clone()];
@@ -87,13 +90,15 @@ fn find_codes(tensors: &Tensors, module: &str, shape: Shape, absmax: &Stored) ->
     if nested {
         let (map, scales) = (name("weight.nested_quant_map"), name("weight.nested_absmax"));
         tensors.need(&map, &[Dtype::F32], &[256])?;
-        let shape = tensors.get(&scales).map_or(Vec::new(), |scales| scales.shape);
-        tensors.need(&scales, &[Dtype::F32], &shape)?;
+        let blocks = tensors.get(&scales).map_or(0, |scales| scales.shape.iter().product());
+        tensors.need(&scales, &[Dtype::F32], &[blocks])?;
         names.extend([map, scales]);
     }
     Ok(Packed::new(module, shape, names, Codes { nested }))
 }
 
+/// What codes may be disguised as.
+const STORAGE: &[Dtype] = &[Dtype::U8, Dtype::I8, Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64];
 /// The JSON beside a matrix has a few hundred bytes.
 const STATE_MAX: usize = 1 << 14;
 
@@ -181,6 +186,9 @@ impl State {
             ),
         };
         let value: Value = serde_json::from_slice(json).map_err(|error| refusal(clipped(error)))?;
+        if !value.is_object() {
+            return Err(refusal(clipped(value)));
+        }
         let size = |key: &str, default: u64| {
             let found = value.get(key).filter(|value| !value.is_null());
             match found.map_or(Some(default), Value::as_u64) {
@@ -192,10 +200,10 @@ impl State {
         if let Some(found) = value.get("shape").filter(|found| **found != of_matrix) {
             return Err(refusal(clipped(format!("shape: {found}"))));
         }
-        let offset = value.get("nested_offset").and_then(Value::as_f64).unwrap_or(0.0) as f32;
-        if !offset.is_finite() {
-            return Err(refusal("a nested_offset beyond all numbers".to_owned()));
-        }
+        let offset = value.get("nested_offset").map_or(Some(0.0), Value::as_f64).map(|offset| offset as f32);
+        let Some(offset) = offset.filter(|offset| offset.is_finite()) else {
+            return Err(refusal(clipped(format!("nested_offset: {}", value["nested_offset"]))));
+        };
         Ok(State { block: size("blocksize", 64)?, nested_block: size("nested_blocksize", 256)?, offset })
     }
 }

@@ -10,7 +10,7 @@
 //!                 M.weight_zero_point  int8 [outputs, groups]
 //! ```
 //!
-//! value = (code - zero) * scale.
+//! value = (code - zero) * scale. Where the strategy is "tensor", there is one scale and one zero point.
 
 use std::sync::Arc;
 
@@ -27,6 +27,8 @@ struct Settings {
     bits: usize,
     /// `None` is one group of all inputs.
     group: Option<usize>,
+    /// Whether one scale is for the whole matrix.
+    whole: bool,
 }
 
 pub(super) fn read(config: Config) -> Result<Arc<dyn Reader>, ConfigError> {
@@ -46,21 +48,22 @@ pub(super) fn read(config: Config) -> Result<Arc<dyn Reader>, ConfigError> {
     if ![4, 8].contains(&bits) {
         return weights.wrong("num_bits", "4 or 8");
     }
-    let group = match weights.text("strategy")? {
+    let strategy = weights.text("strategy")?;
+    let group = match strategy {
         Some("tensor" | "channel") => None,
         Some("group") => Some(weights.needed_size("group_size", 1 << 20)?),
         None => group_size(weights, None)?,
         Some(_) => return weights.wrong("strategy", "tensor, channel or group"),
     };
-    Ok(Arc::new(Settings { bits, group }))
+    Ok(Arc::new(Settings { bits, group, whole: strategy == Some("tensor") }))
 }
 
 impl Reader for Settings {
     fn find(&self, tensors: &Tensors, module: &str, shape: Shape) -> Result<Option<Packed>, PlanError> {
         let name = |suffix: &str| format!("{module}.{suffix}");
-        let Some(scales) = tensors.get(&name("weight_scale")) else {
+        if tensors.get(&name("weight_scale")).is_none() {
             return Ok(None);
-        };
+        }
         let Shape { rows: outputs, columns: inputs } = shape;
         let words = |count: usize| (count * self.bits).div_ceil(32);
         let packed = tensors.get(&name("weight_packed")).is_some();
@@ -75,13 +78,11 @@ impl Reader for Settings {
             }
         };
         let groups = self.group.map_or(1, |group| inputs.div_ceil(group));
-        if groups > 1 || scales.shape != [1] {
-            tensors.need(&name("weight_scale"), FLOATS, &[outputs, groups])?;
-        }
-        tensors.typed(&name("weight_scale"), &scales, FLOATS)?;
+        let scales: &[usize] = if self.whole { &[1] } else { &[outputs, groups] };
+        let scales = tensors.need(&name("weight_scale"), FLOATS, scales)?;
         let mut names = vec![weight, name("weight_scale")];
         let zeros = tensors.get(&name("weight_zero_point")).is_some();
-        if zeros && scales.shape == [1] && !packed {
+        if zeros && self.whole && !packed {
             tensors.need(&name("weight_zero_point"), &[Dtype::I8], &[1])?;
             names.push(name("weight_zero_point"));
         } else if zeros {
@@ -114,7 +115,7 @@ struct Decoder {
 
 impl Decode for Decoder {
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
-        let Settings { bits, group } = self.settings;
+        let Settings { bits, group, .. } = self.settings;
         let Shape { rows: outputs, columns: inputs } = shape;
         let groups = self.groups;
         let mut scales = floats(1, self.scales, bytes[1])?;

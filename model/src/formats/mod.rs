@@ -93,6 +93,38 @@ impl Format {
     }
 }
 
+/// Decodes the matrix of a module, or of one of its two experts, from tensors in memory: the whole way from a
+/// `quantization_config` to rows, for the fuzz target.
+#[doc(hidden)]
+pub fn decode(
+    config: &[u8],
+    tensors: &[(&str, Stored, &[u8])],
+    module: &str,
+    shape: Shape,
+) -> Result<Option<Vec<f32>>, String> {
+    let config: Value = serde_json::from_slice(config).map_err(|error| error.to_string())?;
+    let config = serde_json::Map::from_iter([("quantization_config".to_owned(), config)]);
+    let format = Format::read(Config(&config)).map_err(|error| error.to_string())?;
+    let find = |name: &str| tensors.iter().find(|(found, ..)| *found == name);
+    let stored = |name: &str| find(name).map(|(_, stored, _)| stored.clone());
+    let found = format.find(&Tensors(&stored), module, shape).map_err(|error| error.to_string())?;
+    let stack = format.find_stack(&Tensors(&stored), module, 2, shape).map_err(|error| error.to_string())?;
+    let Some(packed) = found.or_else(|| stack?.pop()) else {
+        return Ok(None);
+    };
+    let part = |(at, name): (usize, &String)| {
+        let bytes = find(name).expect("it was found before").2;
+        packed.parts.get(at).map_or(bytes, |part| &bytes[part.clone()])
+    };
+    let bytes: Vec<&[u8]> = packed.tensors.iter().enumerate().map(part).collect();
+    let rows = packed.decode.open(shape, &bytes).map_err(|refusal| refusal.reason)?;
+    let mut values = vec![0.0; shape.rows * shape.columns];
+    for (row, out) in values.chunks_exact_mut(shape.columns).enumerate() {
+        rows.row(row, out);
+    }
+    Ok(Some(values))
+}
+
 /// One format, as a configuration describes it.
 pub(crate) trait Reader: Debug + Send + Sync {
     /// See [`Format::find`].

@@ -43,7 +43,9 @@ impl Trace {
         }
         for fill in &plan.fills {
             match fill {
-                Fill::Matrix { matrix, tensor, cut } => name(matrix.slot, format!("{tensor}{cut}")),
+                Fill::Matrix { matrix, origin, cut } => {
+                    name(matrix.slot, format!("{}{cut}", origin.tensors()[0]));
+                }
                 Fill::Vector { slot, tensor, cut } => name(*slot, format!("{tensor}{cut}")),
                 Fill::Values { slot, .. } => name(*slot, "frequencies".to_owned()),
             }

@@ -23,6 +23,7 @@ pub const MODELS: &[&str] = &[
     "gemma2",
     "gemma3",
     "gpt_oss-bf16",
+    "gpt_oss-mxfp4",
 ];
 
 /// A path below the repository's root.

@@ -109,6 +109,15 @@ impl<'a> Config<'a> {
         self.size(key, most)?.ok_or(ConfigError::Missing { key: key.to_owned(), expected: "a whole number" })
     }
 
+    /// An object, whose values are then read the same way.
+    pub(crate) fn object(self, key: &str) -> Result<Option<Config<'a>>, ConfigError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Config(map))),
+            Some(_) => self.wrong(key, "an object"),
+        }
+    }
+
     /// A positive number.
     pub(crate) fn number(self, key: &str) -> Result<Option<f64>, ConfigError> {
         let Some(value) = self.get(key) else {

@@ -1,9 +1,14 @@
 //! What a checkpoint is, in numbers, from its headers alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use bantam_core::layouts::Shape;
 
 use crate::checkpoint::{Checkpoint, Dtype, TensorView};
+use crate::formats::Packed;
 use crate::plan::{Fill, Plan};
+use crate::weights::{Unpacked, WeightsError, check_notes};
 
 /// Tensors of one element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +26,7 @@ pub struct DtypeShare {
 /// Which of a checkpoint's tensors a model uses, and what they add up to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inspection {
-    /// Elements of the tensors that are used.
+    /// Weights that the model has of the tensors that are used, scales and the like not counted.
     pub parameters: u64,
     /// Their bytes in the files.
     pub weight_bytes: u64,
@@ -39,10 +44,13 @@ impl Inspection {
         let used: BTreeSet<&str> = plan
             .fills
             .iter()
-            .filter_map(|fill| match fill {
-                Fill::Matrix { tensor, .. } | Fill::Vector { tensor, .. } => Some(tensor.as_str()),
-                Fill::Values { .. } => None,
+            .flat_map(|fill| match fill {
+                Fill::Matrix { origin, .. } => origin.tensors(),
+                Fill::Vector { tensor, .. } => std::slice::from_ref(tensor),
+                Fill::Values { .. } => &[],
             })
+            .map(String::as_str)
+            .chain(plan.fills.iter().filter_map(Fill::packed).flat_map(Packed::names))
             .collect();
         let layers: BTreeSet<_> = used.iter().filter_map(|name| layer(name)).collect();
         let stacks: BTreeSet<&str> = layers.iter().map(|&(stack, _)| stack).collect();
@@ -56,9 +64,18 @@ impl Inspection {
             unused: Vec::new(),
             overlooked: Vec::new(),
         };
+        // Experts, and the parts of a fused matrix, share tensors or modules: each is counted once.
+        let mut modules: BTreeSet<&str> = BTreeSet::new();
+        let mut quantized: BTreeSet<&str> = BTreeSet::new();
+        for packed in plan.fills.iter().filter_map(Fill::packed) {
+            quantized.extend(packed.names());
+            if modules.insert(&packed.module) {
+                inspection.parameters += (packed.shape.rows * packed.shape.columns) as u64;
+            }
+        }
         for tensor in checkpoint.tensors() {
             if used.contains(tensor.name) {
-                inspection.count(&tensor);
+                inspection.count(&tensor, !quantized.contains(tensor.name));
             } else {
                 inspection.unused.push(tensor.name.to_owned());
                 // A mask that an old tool stored under the name of a bias has more dimensions.
@@ -71,9 +88,9 @@ impl Inspection {
         inspection
     }
 
-    fn count(&mut self, tensor: &TensorView) {
+    fn count(&mut self, tensor: &TensorView, are_parameters: bool) {
         let (elements, bytes) = (tensor.elements() as u64, tensor.data.len() as u64);
-        self.parameters += elements;
+        self.parameters += if are_parameters { elements } else { 0 };
         self.weight_bytes += bytes;
         match self.dtypes.iter_mut().find(|share| share.dtype == tensor.dtype) {
             Some(share) => {
@@ -89,6 +106,64 @@ impl Inspection {
     pub fn bits_per_weight(&self) -> f64 {
         self.weight_bytes as f64 * 8.0 / self.parameters as f64
     }
+}
+
+/// A quantized matrix, or the stack of all experts, as float32.
+#[derive(Debug, Clone)]
+pub struct Unquantized<'a> {
+    name: &'a str,
+    file: &'a Path,
+    /// Outputs and inputs; of a stack experts, inputs and outputs, as 16-bit checkpoints have them.
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Unquantized<'_> {
+    /// As if a file held it.
+    pub fn view(&self) -> TensorView<'_> {
+        TensorView::in_memory(self.name, Dtype::F32, &self.shape, &self.data, self.file)
+    }
+}
+
+/// What a quantized checkpoint has under the name that a matrix had before, `.weight` included.
+pub fn unquantized<'a>(
+    checkpoint: &'a Checkpoint,
+    plan: &Plan,
+    name: &'a str,
+) -> Result<Option<Unquantized<'a>>, WeightsError> {
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    let packed = || plan.fills.iter().filter_map(Fill::packed);
+    let experts = packed().filter_map(|packed| {
+        let number = packed.module.strip_prefix(module)?.strip_prefix('.')?;
+        Some((number.parse::<usize>().ok()?, packed))
+    });
+    // Parts of a matrix that several projections share each bring the whole.
+    let experts: BTreeMap<usize, &Packed> = experts.collect();
+    let (packed, count) = match packed().find(|packed| packed.module == module) {
+        Some(packed) => (vec![packed], None),
+        None if experts.is_empty() => return Ok(None),
+        None => (experts.values().copied().collect::<Vec<_>>(), Some(experts.len())),
+    };
+    let (Shape { rows: outputs, columns: inputs }, mut row) = (packed[0].shape, Vec::new());
+    row.resize(inputs, 0.0f32);
+    let mut data = vec![0; packed.len() * outputs * inputs * 4];
+    let mut file = Path::new("");
+    for (packed, data) in packed.iter().zip(data.chunks_exact_mut(outputs * inputs * 4)) {
+        let sources = packed.sources(checkpoint);
+        file = sources[0].file;
+        check_notes(packed, checkpoint)?;
+        let read = Unpacked::read(packed, &sources)?;
+        let rows = read.rows()?;
+        for output in 0..outputs {
+            rows.row(output, &mut row);
+            for (input, value) in row.iter().enumerate() {
+                let at = if count.is_some() { input * outputs + output } else { output * inputs + input };
+                data[at * 4..at * 4 + 4].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+    }
+    let shape = count.map_or(vec![outputs, inputs], |count| vec![count, inputs, outputs]);
+    Ok(Some(Unquantized { name, file, shape, data }))
 }
 
 /// The first number in a tensor's name, and what stands before it.

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod families;
 pub mod files;
 mod foreign;
+pub mod formats;
 pub mod generate;
 pub mod generation;
 pub mod inspect;

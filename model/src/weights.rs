@@ -8,7 +8,8 @@ use bantam_core::{Arena, Matrix, Pool, Slot};
 use memmap2::MmapMut;
 
 use crate::checkpoint::{Checkpoint, TensorView};
-use crate::plan::{Cut, Fill, Plan};
+use crate::formats::{Packed, Refusal, Rows};
+use crate::plan::{Cut, Fill, Origin, Plan};
 
 /// Why weights could not be filled in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +27,18 @@ pub enum WeightsError {
         row: usize,
         /// Its column.
         column: usize,
+    },
+    /// Quantized weights that mean nothing.
+    #[error(
+        "{file}: tensor {tensor}: {reason}: the file is damaged, or made by a tool that does it otherwise"
+    )]
+    Quantized {
+        /// The checkpoint's file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// What was expected and what was found.
+        reason: String,
     },
     /// The file cannot be read any more.
     #[error("{file}: tensor {tensor}: {reason}; was the file changed or cut while it was being loaded?")]
@@ -67,12 +80,21 @@ pub fn load(
                     }
                 }
             }
-            Fill::Matrix { matrix, tensor: name, cut } => {
-                let source = tensor(name);
+            Fill::Matrix { matrix, origin, cut } => {
                 let out = arena.write(matrix.slot);
-                match cut.turned {
-                    None => pack_rows(matrix, &source, cut, out, pool, &buffers)?,
-                    Some(pitch) => pack_columns(matrix, &source, cut, pitch, out, pool, &buffers)?,
+                match (origin, cut.turned) {
+                    (Origin::Tensor(name), None) => {
+                        pack_rows(matrix, &tensor(name), cut, out, pool, &buffers)?;
+                    }
+                    (Origin::Tensor(name), Some(pitch)) => {
+                        pack_columns(matrix, &tensor(name), cut, pitch, out, pool, &buffers)?;
+                    }
+                    (Origin::Packed(packed), _) => {
+                        let sources = packed.sources(checkpoint);
+                        check_notes(packed, checkpoint)?;
+                        let divisors = packed.divisors.as_ref().map(|name| tensor(name));
+                        pack_quantized(matrix, packed, &sources, divisors, cut, out, pool, &buffers)?;
+                    }
                 }
             }
         }
@@ -143,6 +165,93 @@ fn pack_columns(
     };
     let place = |NotFinite { row, column }| (cut.start / pitch + column, cut.source_row(row));
     pack(matrix, source, out, pool, buffers, read, place)
+}
+
+/// Packs a matrix that is quantized. Its tensors are read whole; rows are made of them tile by tile.
+#[allow(clippy::too_many_arguments, reason = "what, where from, where to, with whom")]
+fn pack_quantized(
+    matrix: &Matrix,
+    packed: &Packed,
+    sources: &[TensorView],
+    divisors: Option<TensorView>,
+    cut: &Cut,
+    out: &mut [u8],
+    pool: &impl Pool,
+    buffers: &Buffers,
+) -> Result<(), WeightsError> {
+    let unpacked = Unpacked::read(packed, sources)?;
+    let columns = matrix.shape.columns;
+    let rows = unpacked.rows()?;
+    let mut factors = Vec::new();
+    if let Some(divisors) = divisors {
+        factors.resize(columns, 0.0);
+        divisors.load_f32(0, &mut factors, &mut Vec::new()).map_err(|error| unreadable(&divisors, error))?;
+        if let Some(at) = factors.iter().position(|factor| !factor.is_finite() || *factor == 0.0) {
+            let reason = format!("expected numbers to divide by, found {} at element {at}", factors[at]);
+            return Err(quantized(&divisors, reason));
+        }
+    }
+    let read = |first: usize, count: usize, out: &mut [f32], _: &mut Vec<u8>| {
+        for (row, out) in (first..first + count).zip(out.chunks_exact_mut(columns)) {
+            rows.row(cut.source_row(row), out);
+            out.iter_mut().zip(&factors).for_each(|(value, factor)| *value /= factor);
+        }
+        Ok(())
+    };
+    let place = |NotFinite { row, column }| (cut.source_row(row), column);
+    pack(matrix, &sources[0], out, pool, buffers, read, place)
+}
+
+/// Notes that say something else than the configuration are a sign that it is another checkpoint's.
+pub(crate) fn check_notes(packed: &Packed, checkpoint: &Checkpoint) -> Result<(), WeightsError> {
+    for (name, numbers) in &packed.notes {
+        let (Some(tensor), Some(wanted)) = (checkpoint.tensor(name), numbers) else { continue };
+        let mut found = vec![0.0; wanted.len()];
+        if tensor.elements() == wanted.len() {
+            tensor.load_f32(0, &mut found, &mut Vec::new()).map_err(|error| unreadable(&tensor, error))?;
+        }
+        // Sizes are far below what float32 cannot hold exactly.
+        if tensor.elements() != wanted.len() || found.iter().zip(wanted).any(|(a, &b)| *a != b as f32) {
+            return Err(quantized(
+                &tensor,
+                format!("expected {wanted:?} as in config.json, found {found:?}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn quantized(source: &TensorView, reason: String) -> WeightsError {
+    let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
+    WeightsError::Quantized { file, tensor, reason }
+}
+
+/// The bytes of a quantized matrix's tensors.
+pub(crate) struct Unpacked<'a> {
+    packed: &'a Packed,
+    sources: &'a [TensorView<'a>],
+    bytes: Vec<Vec<u8>>,
+}
+
+impl<'a> Unpacked<'a> {
+    /// Reads them.
+    pub(crate) fn read(packed: &'a Packed, sources: &'a [TensorView<'a>]) -> Result<Self, WeightsError> {
+        let read = |(at, source): (usize, &TensorView)| {
+            let part = packed.parts.get(at).cloned().unwrap_or(0..source.data.len());
+            source.load(part).map_err(|error| unreadable(source, error))
+        };
+        let bytes = sources.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        Ok(Unpacked { packed, sources, bytes })
+    }
+
+    /// The matrix, checked.
+    pub(crate) fn rows(&self) -> Result<Box<dyn Rows + '_>, WeightsError> {
+        let bytes: Vec<&[u8]> = self.bytes.iter().map(Vec::as_slice).collect();
+        self.packed
+            .decode
+            .open(self.packed.shape, &bytes)
+            .map_err(|Refusal { tensor, reason }| quantized(&self.sources[tensor], reason))
+    }
 }
 
 /// Packs tile by tile. `read` gets rows of the matrix, `place` says where in the tensor a weight stands.

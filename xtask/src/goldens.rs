@@ -22,11 +22,15 @@ const MODELS: &[&str] = &[
     "gemma2",
     "gemma3",
     "gpt_oss-bf16",
+    "gpt_oss-mxfp4",
 ];
 
 /// Whole folders that are copied as they are, and the files to take from them (none: all).
 const FOLDERS: &[(&str, &[&str])] =
     &[("real", &["valid.txt", "golden_ppl.json", "golden_ppl.safetensors"]), ("sampling", &[])];
+
+/// The quantized checkpoints, all that the reference has: what a test of weights needs of them.
+const QUANTIZED: &[&str] = &["config.json", "golden.safetensors", "safetensors", "gguf"];
 
 /// For people; the tests read the tensors.
 const LEFT_OUT: &[&str] = &["golden.json"];
@@ -43,6 +47,13 @@ pub(crate) fn run(root: &Path, reference: &Path) -> Result<()> {
     let mut tally = Tally::default();
     for model in MODELS {
         copy_folder(reference, &goldens, &Path::new("models").join(model), &[], &mut tally)?;
+    }
+    let quantized = reference.join("quant");
+    let listing =
+        fs::read_dir(&quantized).with_context(|| format!("{}: no such reference", quantized.display()))?;
+    for entry in listing {
+        let below = Path::new("quant").join(entry?.file_name());
+        copy_folder(reference, &goldens, &below, &[], &mut tally)?;
     }
     for (folder, files) in FOLDERS {
         copy_folder(reference, &goldens, Path::new(folder), files, &mut tally)?;
@@ -63,7 +74,11 @@ fn copy_folder(from: &Path, to: &Path, below: &Path, names: &[&str], tally: &mut
     for entry in listing {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let wanted = names.is_empty() || names.contains(&name.as_str());
+        let is_quantized = below.starts_with("quant");
+        let wanted = match is_quantized {
+            true => QUANTIZED.iter().any(|end| name.ends_with(end)),
+            false => names.is_empty() || names.contains(&name.as_str()),
+        };
         if entry.path().is_file()
             && wanted
             && !(below.starts_with("models") && LEFT_OUT.contains(&name.as_str()))

@@ -15,7 +15,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::carried;
-use crate::chosen_model::ChosenModel;
+use crate::chosen_model::{self, ChosenModel};
 use crate::failure::{Failure, refused};
 use crate::progress::Progress;
 use crate::{output, written_file};
@@ -47,10 +47,10 @@ pub(crate) struct Inspect {
     /// Lists every tensor too
     #[arg(long)]
     tensors: bool,
-    /// Shows one tensor, named as in the checkpoint
+    /// Shows one tensor, named as in the checkpoint; of a quantized matrix, by its name before, what it stands for
     #[arg(long, value_name = "NAME", conflicts_with = "tensors")]
     tensor: Option<String>,
-    /// Writes that tensor to a safetensors file as float32, rows as they are stored
+    /// Writes that tensor to a safetensors file as float32, rows as they are stored or outputs of a quantized one
     #[arg(long, value_name = "F.safetensors", requires = "tensor")]
     out: Option<PathBuf>,
 }
@@ -70,14 +70,23 @@ impl Inspect {
         Ok(())
     }
 
-    /// Needs no config.json: any safetensors file will do.
+    /// Needs no config.json: any safetensors file will do. Where there is one, it says what is quantized.
     fn one_tensor(&self, name: &str) -> Result<(), Failure> {
-        let checkpoint = match self.model.path() {
-            Some(path) => Checkpoint::open(path)?,
-            None => carried::open()?.checkpoint,
+        let (checkpoint, plan) = self.planned()?;
+        let found = match &plan {
+            Ok(plan) => inspect::unquantized(&checkpoint, plan, name),
+            Err(_) => Ok(None),
         };
+        let found = found.map_err(|error| refused(error.to_string()))?;
         let place = self.model.path().unwrap_or(Path::new(carried::LABEL));
-        let tensor = checkpoint.tensor(name).ok_or_else(|| no_tensor(&checkpoint, place, name))?;
+        let tensor = found.as_ref().map(|found| found.view()).or_else(|| checkpoint.tensor(name));
+        // Codes must not be taken for weights because nobody could say what they are.
+        let tensor = match (tensor, plan) {
+            (Some(tensor), Ok(_) | Err(SourceError::Files(_))) => tensor,
+            (Some(tensor), Err(_)) if tensor.dtype.is_float() => tensor,
+            (None, Ok(_) | Err(SourceError::Files(_))) => return Err(no_tensor(&checkpoint, place, name)),
+            (_, Err(error)) => return Err(error.into()),
+        };
         if let Some(out) = &self.out {
             let files = self.model.path().map(ModelFiles::open).transpose().map_err(SourceError::from)?;
             written_file::check(out, &checkpoint, files.as_ref())?;
@@ -117,6 +126,19 @@ impl Inspect {
         };
         let bytes = output::bytes(tensor.data.len() as u64);
         Ok(output::line(&format!("{}: {dtype} {shape:?}, {bytes}\n{values}", output::harmless(name)))?)
+    }
+
+    /// The tensors, and what they are for, as far as there is a config.json that says so.
+    fn planned(&self) -> Result<(Checkpoint, Result<Plan, SourceError>), Failure> {
+        let opened = chosen_model::open(self.model.path()).and_then(|source| {
+            let plan = source.plan(SMALLEST, Cpu::detect())?;
+            Ok((source.checkpoint, plan))
+        });
+        match (opened, self.model.path()) {
+            (Ok((checkpoint, plan)), _) => Ok((checkpoint, Ok(plan))),
+            (Err(error), Some(path)) => Ok((Checkpoint::open(path)?, Err(error))),
+            (Err(error), None) => Err(error.into()),
+        }
     }
 
     fn as_text(&self, source: &Source, plan: &Plan, inspection: &Inspection) -> String {

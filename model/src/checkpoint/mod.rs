@@ -92,7 +92,19 @@ pub struct TensorView<'a> {
     source: Option<(&'a File, u64)>,
 }
 
-impl TensorView<'_> {
+impl<'a> TensorView<'a> {
+    /// One whose elements are not in a file as they are here.
+    pub(crate) fn in_memory(
+        name: &'a str,
+        dtype: Dtype,
+        shape: &'a [usize],
+        data: &'a [u8],
+        file: &'a Path,
+    ) -> Self {
+        debug_assert_eq!(data.len(), shape.iter().product::<usize>() * dtype.bytes());
+        TensorView { name, dtype, shape, data, file, source: None }
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.data.len() / self.dtype.bytes()
@@ -127,6 +139,19 @@ impl TensorView<'_> {
         let _ = (scratch, self.source);
         self.read_f32(start, out);
         Ok(())
+    }
+
+    /// Some of its bytes, read like [`load_f32`](Self::load_f32).
+    pub fn load(&self, part: std::ops::Range<usize>) -> io::Result<Vec<u8>> {
+        #[cfg(unix)]
+        if let Some((file, offset)) = self.source {
+            use std::os::unix::fs::FileExt;
+            assert!(part.end <= self.data.len(), "the caller asks for bytes that the shape has");
+            let mut bytes = vec![0; part.len()];
+            file.read_exact_at(&mut bytes, offset + part.start as u64)?;
+            return Ok(bytes);
+        }
+        Ok(self.data[part].to_vec())
     }
 
     /// The first element that is NaN or infinite: never to be found in a sound checkpoint.

@@ -9,6 +9,7 @@ use bantam_core::layouts::page::POSITIONS;
 use bantam_core::{Cpu, KvCache, KvKind, Matrix, Norm, Precision, Region, Rope, Slot};
 
 use crate::checkpoint::Dtype;
+use crate::formats::Packed;
 use crate::sampler::Sampler;
 use crate::spec::ModelSpec;
 use planner::Planner;
@@ -68,11 +69,13 @@ pub enum PlanError {
     },
     /// A tensor's type cannot be computed with.
     #[error(
-        "tensor {tensor}: expected F32, F16, BF16 or F64, found {found}; quantized checkpoints are not supported yet"
+        "tensor {tensor}: expected {expected}, found {found}: is the checkpoint quantized in another way than its config.json says?"
     )]
     Dtype {
         /// Its name.
         tensor: String,
+        /// Types that would do.
+        expected: String,
         /// Its type.
         found: &'static str,
     },
@@ -195,6 +198,25 @@ impl std::fmt::Display for Cut {
     }
 }
 
+/// Where a matrix comes from.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// A tensor of floating point.
+    Tensor(String),
+    /// Tensors that hold it quantized.
+    Packed(Packed),
+}
+
+impl Origin {
+    /// Names of the tensors; the first gives the matrix its name.
+    pub fn tensors(&self) -> &[String] {
+        match self {
+            Origin::Tensor(name) => std::slice::from_ref(name),
+            Origin::Packed(packed) => &packed.tensors,
+        }
+    }
+}
+
 /// What a slot of the weights region is filled with.
 #[derive(Debug, Clone)]
 pub enum Fill {
@@ -203,7 +225,7 @@ pub enum Fill {
         /// Where to: one matrix, also where its slot is part of a stack.
         matrix: Matrix,
         /// Where from.
-        tensor: String,
+        origin: Origin,
         /// Which rows.
         cut: Cut,
     },
@@ -231,6 +253,14 @@ impl Fill {
         match self {
             Fill::Matrix { matrix, .. } => matrix.slot,
             Fill::Vector { slot, .. } | Fill::Values { slot, .. } => *slot,
+        }
+    }
+
+    /// The quantized matrix that it is filled with, if it is.
+    pub fn packed(&self) -> Option<&Packed> {
+        match self {
+            Fill::Matrix { origin: Origin::Packed(packed), .. } => Some(packed),
+            _ => None,
         }
     }
 }

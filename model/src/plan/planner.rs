@@ -4,11 +4,14 @@ use bantam_core::arena::Layouter;
 use bantam_core::layouts::page::PageShape;
 use bantam_core::layouts::{BFLOAT16, FLOAT16, FLOAT32, INT8_ROWS, Layout, Shape};
 use bantam_core::ops::matmul::panel_bytes;
-use bantam_core::{Choice, Cpu, KvCache, Matrix, Norm, Region, Rope, Slot};
+use bantam_core::{Choice, Cpu, KvCache, Matrix, Norm, Precision, Region, Rope, Slot};
 
 use crate::checkpoint::Dtype;
 use crate::families::{Part, Rows, Stack};
-use crate::plan::{Cut, Fill, LayerWeights, Line, Linear, Options, PlanError, Stored, Weights, WorkSlots};
+use crate::formats::{Packed, Tensors};
+use crate::plan::{
+    Cut, Fill, LayerWeights, Line, Linear, Options, Origin, PlanError, Stored, Weights, WorkSlots,
+};
 use crate::rope::RopeSpec;
 use crate::spec::{LayerSpec, MlpSpec, ModelSpec, NormSpec};
 
@@ -114,7 +117,10 @@ impl<'a> Planner<'a> {
         }
         match stored.dtype {
             Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F64 => Ok(stored.dtype),
-            other => Err(PlanError::Dtype { tensor: tensor.to_owned(), found: other.name() }),
+            other => {
+                let expected = "F32, F16, BF16 or F64".to_owned();
+                Err(PlanError::Dtype { tensor: tensor.to_owned(), expected, found: other.name() })
+            }
         }
     }
 
@@ -127,11 +133,21 @@ impl<'a> Planner<'a> {
         stored: usize,
         shape: Shape,
     ) -> Result<Matrix, PlanError> {
-        let dtype = self.stored_as(&tensor, &[stored, shape.columns])?;
+        let (dtype, origin) = self.origin(tensor, Shape { rows: stored, columns: shape.columns })?;
         let tokens = if line == "head" { self.options.logits_rows } else { self.options.chunk };
         let matrix = self.stack(line, dtype, shape, 1, tokens)?;
-        self.fills.push(Fill::Matrix { matrix, tensor, cut });
+        self.fills.push(Fill::Matrix { matrix, origin, cut });
         Ok(matrix)
+    }
+
+    /// Where a matrix stands, and the type that it is held in.
+    fn origin(&self, tensor: String, shape: Shape) -> Result<(Dtype, Origin), PlanError> {
+        let tensors = |name: &str| (self.stored)(name, &[]);
+        let module = tensor.strip_suffix(".weight").unwrap_or(&tensor);
+        if let Some(packed) = self.spec.format.find(&Tensors(&tensors), module, shape)? {
+            return Ok((self.unpacked_dtype(), Origin::Packed(packed)));
+        }
+        Ok((self.stored_as(&tensor, &[shape.rows, shape.columns])?, Origin::Tensor(tensor)))
     }
 
     /// Memory for `count` matrices of one shape, and for the prepared input that `tokens` rows need.
@@ -349,6 +365,62 @@ impl<'a> Planner<'a> {
         Ok((router, linears))
     }
 
+    /// Where the matrices of experts stand, and the type that all are held in.
+    fn expert_sources(
+        &self,
+        name: &dyn Fn(usize) -> String,
+        cut: Cut,
+        stored: usize,
+        shape: Shape,
+        choice: Choice,
+        stack: Stack,
+    ) -> Result<(Dtype, Vec<(Origin, Cut)>), PlanError> {
+        Ok(match stack {
+            Stack::Apart => {
+                let mut sources = Vec::with_capacity(choice.experts);
+                let mut all = None;
+                for expert in 0..choice.experts {
+                    let shape = Shape { rows: stored, columns: shape.columns };
+                    let (dtype, origin) = self.origin(format!("{}.weight", name(expert)), shape)?;
+                    // A stack has one layout: float32 holds whatever its matrices are stored as.
+                    all = Some(if all.is_none_or(|all| all == dtype) { dtype } else { Dtype::F32 });
+                    sources.push((origin, cut));
+                }
+                (all.unwrap_or(Dtype::F32), sources)
+            }
+            Stack::Together => {
+                let shape = Shape { rows: stored, columns: shape.columns };
+                if let Some(packed) = self.packed_stack(&name(0), choice.experts, shape)? {
+                    let sources = packed.into_iter().map(|packed| (Origin::Packed(packed), cut));
+                    return Ok((self.unpacked_dtype(), sources.collect()));
+                }
+                let dtype = self.stored_as(&name(0), &[choice.experts, shape.columns, stored])?;
+                let start = |expert| expert * shape.columns * stored;
+                let cut = |expert| Cut { start: start(expert), turned: Some(stored), ..cut };
+                let source = |expert| (Origin::Tensor(name(expert)), cut(expert));
+                (dtype, (0..choice.experts).map(source).collect())
+            }
+        })
+    }
+
+    fn packed_stack(
+        &self,
+        name: &str,
+        experts: usize,
+        shape: Shape,
+    ) -> Result<Option<Vec<Packed>>, PlanError> {
+        let tensors = |name: &str| (self.stored)(name, &[]);
+        self.spec.format.find_stack(&Tensors(&tensors), name, experts, shape)
+    }
+
+    /// What quantized weights become: float32 where every bit counts.
+    fn unpacked_dtype(&self) -> Dtype {
+        match self.options.precision {
+            Precision::Exact => Dtype::F32,
+            Precision::Fast => Dtype::Bf16,
+        }
+    }
+
     /// The same projection of all experts.
     fn experts(
         &mut self,
@@ -361,33 +433,14 @@ impl<'a> Planner<'a> {
         let line = &format!("{line}, experts");
         let (cut, stored) = self.cut(part.rows, shape.rows, sections);
         let name = |expert: usize| format!("{prefix}{}", part.module.replace("{}", &expert.to_string()));
-        let (dtype, sources) = match stack {
-            Stack::Apart => {
-                let names = (0..choice.experts).map(|expert| (format!("{}.weight", name(expert)), cut));
-                let sources: Vec<(String, Cut)> = names.collect();
-                let mut dtype = self.stored_as(&sources[0].0, &[stored, shape.columns])?;
-                for (name, _) in &sources {
-                    // A stack has one layout: float32 holds whatever its matrices are stored as.
-                    if self.stored_as(name, &[stored, shape.columns])? != dtype {
-                        dtype = Dtype::F32;
-                    }
-                }
-                (dtype, sources)
-            }
-            Stack::Together => {
-                let dtype = self.stored_as(&name(0), &[choice.experts, shape.columns, stored])?;
-                let start = |expert| expert * shape.columns * stored;
-                let cut = |expert| Cut { start: start(expert), turned: Some(stored), ..cut };
-                (dtype, (0..choice.experts).map(|expert| (name(expert), cut(expert))).collect())
-            }
-        };
+        let (dtype, sources) = self.expert_sources(&name, cut, stored, shape, choice, stack)?;
         let tokens = self.options.chunk.saturating_mul(choice.chosen);
         let matrix = self.stack(line, dtype, shape, choice.experts, tokens)?;
         let bytes = matrix.slot.bytes / choice.experts;
         self.unread_bytes += (choice.experts - choice.chosen) * bytes;
-        for (expert, (tensor, cut)) in sources.into_iter().enumerate() {
+        for (expert, (origin, cut)) in sources.into_iter().enumerate() {
             let slot = Slot { offset: matrix.slot.offset + expert * bytes, bytes, ..matrix.slot };
-            self.fills.push(Fill::Matrix { matrix: Matrix { slot, ..matrix }, tensor, cut });
+            self.fills.push(Fill::Matrix { matrix: Matrix { slot, ..matrix }, origin, cut });
         }
         let bias = match (bias, stack) {
             (false, _) => None,

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::config::{Config, ConfigError, kind};
 use crate::families::Names;
+use crate::formats::Format;
 use crate::rope::RopeSpec;
 
 /// A norm without its weights.
@@ -93,7 +94,7 @@ pub struct LayerSpec {
 }
 
 /// A whole decoder.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct ModelSpec {
     /// For reports.
     pub family: &'static str,
@@ -119,6 +120,8 @@ pub struct ModelSpec {
     pub tied: bool,
     /// Ends of text that the configuration names.
     pub eos: Vec<u32>,
+    /// How its matrices are quantized.
+    pub format: Format,
 }
 
 impl ModelSpec {
@@ -199,7 +202,8 @@ mod tests {
             (r#","rope_scaling":{"rope_type":"spiral"}"#, "spiral"),
             (r#","rope_scaling":7"#, "rope_scaling"),
             (r#","head_dim":7"#, "\"head_dim\" is 7"),
-            (r#","quantization_config":{"quant_method":"gptq"}"#, "quantized by gptq"),
+            (r#","quantization_config":{"quant_method":"magic"}"#, "magic"),
+            (r#","quantization_config":{"quant_method":"gptq","bits":5}"#, "2, 3, 4 or 8"),
             (r#","eos_token_id":"x""#, "eos_token_id"),
             (r#","rope_scaling":{"type":"longrope","short_factor":[1],"long_factor":[1]}"#, "short_factor"),
             (r#","rope_parameters":{"full_attention":7}"#, "full_attention"),
@@ -258,7 +262,7 @@ mod tests {
         let bent = spec(r#","model_type":"gpt_oss""#);
         let told = r#","model_type":"gpt_oss","rope_scaling":{"rope_type":"yarn","factor":32.0,"beta_fast":32.0,
             "beta_slow":1.0,"truncate":false,"original_max_position_embeddings":4096}"#;
-        assert_eq!(bent, spec(told));
+        assert_eq!(bent.ropes, spec(told).ropes);
         let plain = spec(r#","model_type":"gpt_oss","rope_scaling":null,"attention_bias":false"#);
         assert_eq!(plain.ropes[0].attention_factor(), 1.0);
         assert_eq!(plain.layers[0].attention.head_width, 64);

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::config::{Config, ConfigError};
 use crate::families::{Bend, FAMILIES, Family, KvHeads, Windowed};
+use crate::formats::Format;
 use crate::rope::RopeSpec;
 use crate::spec::{AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, Residual};
 
@@ -67,18 +68,11 @@ impl Config<'_> {
             logits_cap: self.cap(family.logits_cap)?,
             tied: self.flag("tie_word_embeddings", family.tied)?,
             eos: self.eos()?,
+            format: Format::read(self)?,
         })
     }
 
     fn refuse_what_is_not_there(self, family: &Family) -> Result<(), ConfigError> {
-        if let Some(quantization) = self.get("quantization_config") {
-            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("some method");
-            return Err(ConfigError::Unsupported {
-                key: "quantization_config".to_owned(),
-                found: format!("a checkpoint quantized by {method}").chars().take(80).collect(),
-                supported: "float32, bfloat16 and float16 weights".to_owned(),
-            });
-        }
         for key in family.refused {
             if self.flag(key, false)? {
                 return Err(ConfigError::Unsupported {

@@ -326,6 +326,55 @@ fn a_tensor_is_written_as_float32_in_the_order_of_the_checkpoint() {
     assert!(values["mean"].as_f64() < values["max"].as_f64());
 }
 
+/// Matrices of quantized checkpoints go by the names that they had before; codes never pass for weights.
+#[test]
+fn a_quantized_matrix_is_written_as_what_it_stands_for() {
+    let folder = Folder::new();
+    let out = folder.path("tensor.safetensors");
+    let quantized = |name: &str| repository(&format!("tests/goldens/quant/{name}"));
+    for model in ["bnb-nf4-dq-llama", "bnb-int8-gpt_neox", "gptq-4b-g128-desc-llama", "eetq-int8-llama"] {
+        let model = quantized(model);
+        let golden = Checkpoint::open(&Path::new(&model).join("golden.safetensors")).unwrap();
+        let rows = golden.tensors().find(|tensor| tensor.name.starts_with("dequant_rows.")).unwrap();
+        let name = format!("{}.weight", rows.name.strip_prefix("dequant_rows.").unwrap());
+        answer(bantam(&["inspect", &model, "--tensor", &name, "--out", &out]));
+        let written = Checkpoint::open(Path::new(&out)).unwrap();
+        let tensor = written.tensor(&name).unwrap();
+        assert_eq!((tensor.dtype.name(), tensor.shape[1]), ("F32", rows.shape[1]), "{model}");
+        let wanted = floats(&golden, rows.name);
+        assert_eq!(floats(&written, &name)[..wanted.len()], wanted, "{model}");
+    }
+    let (model, name) = (golden("gpt_oss-mxfp4"), "model.layers.0.mlp.experts.gate_up_proj");
+    answer(bantam(&["inspect", &model, "--tensor", name, "--out", &out]));
+    let written = Checkpoint::open(Path::new(&out)).unwrap();
+    let experts = Checkpoint::open(&Path::new(&model).join("golden_dequant.safetensors")).unwrap();
+    let wanted = floats(&experts, "model.layers.0.mlp.experts_0_1.gate_up_proj");
+    assert_eq!(floats(&written, name)[..wanted.len()], wanted);
+    // Without a configuration there are the tensors of the file, and with one that is wrong no codes.
+    let copy = Folder::copy(&quantized("bnb-nf4-dq-llama"));
+    let arguments = ["inspect", &copy.path(""), "--tensor", "model.layers.0.mlp.up_proj.weight"];
+    let config = std::fs::read_to_string(copy.path("config.json")).unwrap();
+    copy.write("config.json", config.replace("\"bitsandbytes\"", "\"unheard of\""));
+    let refusal = bantam(&arguments);
+    assert!(String::from_utf8(refusal.stderr).unwrap().contains("quant_method"));
+    copy.remove("config.json");
+    assert!(answer(bantam(&arguments)).contains("U8"));
+}
+
+#[test]
+fn bits_of_quantized_checkpoints_are_counted_with_their_scales() {
+    let of = |name: &str| json(&["inspect", &repository(&format!("tests/goldens/quant/{name}")), "--json"]);
+    let plain = json(&["inspect", &golden("gpt_neox-seq"), "--json"]);
+    let awq = of("awq-gemm-g128-gpt_neox");
+    assert_eq!(awq["parameters"], plain["parameters"]);
+    assert!(!list(&awq["unused_tensors"]).iter().any(|name| name.as_str().unwrap().contains("act.scales")));
+    let number = |key: &str| awq[key].as_f64().unwrap();
+    assert_eq!(number("bits_per_weight"), number("weight_bytes") * 8.0 / number("parameters"));
+    for name in ["bnb-nf4-llama", "bnb-int8-llama", "hqq-4b-g64-llama", "ct-int4-g128-sym-llama"] {
+        assert_eq!(list(&of(name)["unused_tensors"]).len(), 0, "{name}");
+    }
+}
+
 /// Enough of the text for three windows of 256.
 const PREFIX_BYTES: usize = 2800;
 

@@ -90,8 +90,13 @@ impl Folder {
 
     /// A copy of a golden model, without the goldens.
     fn model(name: &str) -> Self {
+        Folder::copy(&golden(name))
+    }
+
+    /// The same of any folder.
+    fn copy(path: &str) -> Self {
         let folder = Folder::new();
-        for entry in std::fs::read_dir(golden(name)).unwrap() {
+        for entry in std::fs::read_dir(path).unwrap() {
             let entry = entry.unwrap();
             if !entry.file_name().to_str().unwrap().starts_with("golden") {
                 std::fs::copy(entry.path(), folder.0.join(entry.file_name())).unwrap();

@@ -203,8 +203,8 @@ impl std::fmt::Display for Cut {
 pub enum Origin {
     /// A tensor of floating point.
     Tensor(String),
-    /// Tensors that hold it quantized.
-    Packed(Packed),
+    /// Tensors that hold it quantized. Fills are many, and most are of the other kind.
+    Packed(Box<Packed>),
 }
 
 impl Origin {

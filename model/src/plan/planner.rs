@@ -145,7 +145,7 @@ impl<'a> Planner<'a> {
         let tensors = |name: &str| (self.stored)(name, &[]);
         let module = tensor.strip_suffix(".weight").unwrap_or(&tensor);
         if let Some(packed) = self.spec.format.find(&Tensors(&tensors), module, shape)? {
-            return Ok((self.unpacked_dtype(), Origin::Packed(packed)));
+            return Ok((self.unpacked_dtype(), Origin::Packed(Box::new(packed))));
         }
         Ok((self.stored_as(&tensor, &[shape.rows, shape.columns])?, Origin::Tensor(tensor)))
     }
@@ -391,7 +391,7 @@ impl<'a> Planner<'a> {
             Stack::Together => {
                 let shape = Shape { rows: stored, columns: shape.columns };
                 if let Some(packed) = self.packed_stack(&name(0), choice.experts, shape)? {
-                    let sources = packed.into_iter().map(|packed| (Origin::Packed(packed), cut));
+                    let sources = packed.into_iter().map(|packed| (Origin::Packed(Box::new(packed)), cut));
                     return Ok((self.unpacked_dtype(), sources.collect()));
                 }
                 let dtype = self.stored_as(&name(0), &[choice.experts, shape.columns, stored])?;

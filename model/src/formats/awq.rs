@@ -73,10 +73,15 @@ impl Reader for Awq {
         let mut packed = Packed::new(module, shape, names, Decoder { group, by_output, scales });
         let parent = module.rsplit_once('.').map_or("", |(parent, _)| parent);
         let divisors = format!("{parent}.act.scales");
-        // The matrix before the bend has as many outputs.
-        if tensors.get(&divisors).is_some_and(|divisors| divisors.shape != [outputs]) {
-            tensors.need(&divisors, FLOATS, &[inputs])?;
-            packed.divisors = Some(divisors);
+        if let Some(found) = tensors.get(&divisors) {
+            // The matrix before the bend has as many outputs; where both are square, nothing tells them apart.
+            if found.shape == [outputs] && inputs == outputs {
+                return Err(PlanError::Shape { tensor: divisors, expected: Vec::new(), found: found.shape });
+            }
+            if found.shape != [outputs] {
+                tensors.need(&divisors, FLOATS, &[inputs])?;
+                packed.divisors = Some(divisors);
+            }
         }
         Ok(Some(packed))
     }

@@ -11,6 +11,9 @@
 //! M.weight.quant_state.*   JSON: blocksize, shape, nested_blocksize, nested_offset
 //! ```
 //!
+//! Where blocks of 256 and more do not divide a row, the CPU kernel of bitsandbytes 0.49.2 takes wrong scales (its
+//! portable one does not); here they are the ones that the matrix was quantized with.
+//!
 //! Eight bits: `M.weight` int8 and `M.SCB`, the largest magnitude of every row; value = code *
 //! (SCB / 127), the quotient rounded first.
 

@@ -321,6 +321,11 @@ const fn window(width: Option<usize>) -> Option<WindowRule> {
     Some(WindowRule { key: "sliding_window", width, flag: None, listed: false, layers: Windowed::All })
 }
 
+/// The same in the layers that `layer_types` names; in some, where it is absent.
+const fn listed(width: usize, flag: Option<&'static str>, layers: Windowed) -> Option<WindowRule> {
+    Some(WindowRule { key: "sliding_window", width: Some(width), flag, listed: true, layers })
+}
+
 /// Every family.
 pub static FAMILIES: &[Family] = &[
     Family {
@@ -362,26 +367,14 @@ pub static FAMILIES: &[Family] = &[
     Family {
         name: "qwen2",
         context: 32_768,
-        window: Some(WindowRule {
-            key: "sliding_window",
-            width: Some(4096),
-            flag: Some("use_sliding_window"),
-            listed: true,
-            layers: Windowed::From("max_window_layers", 28),
-        }),
+        window: listed(4096, Some("use_sliding_window"), Windowed::From("max_window_layers", 28)),
         input_bias: Bias::Yes,
         ..USUAL
     },
     Family {
         name: "qwen3",
         context: 32_768,
-        window: Some(WindowRule {
-            key: "sliding_window",
-            width: Some(4096),
-            flag: Some("use_sliding_window"),
-            listed: true,
-            layers: Windowed::From("max_window_layers", 28),
-        }),
+        window: listed(4096, Some("use_sliding_window"), Windowed::From("max_window_layers", 28)),
         kv_heads: KvHeads::Grouped(Some(32)),
         head_width: Some(128),
         input_bias: Bias::Key("attention_bias", false),
@@ -439,13 +432,7 @@ pub static FAMILIES: &[Family] = &[
         context: 8192,
         weight_shift: 1.0,
         activation: Bend::Key("hidden_activation", "gelu_pytorch_tanh"),
-        window: Some(WindowRule {
-            key: "sliding_window",
-            width: Some(4096),
-            flag: None,
-            listed: true,
-            layers: Windowed::AllBut(None, 2),
-        }),
+        window: listed(4096, None, Windowed::AllBut(None, 2)),
         tied: true,
         kv_heads: KvHeads::Grouped(Some(4)),
         head_width: Some(256),
@@ -470,13 +457,7 @@ pub static FAMILIES: &[Family] = &[
         activation: Bend::Key("hidden_activation", "gelu_pytorch_tanh"),
         rope_base: (&["rope_theta"], 1e6),
         rope_base_windowed: Some(("rope_local_base_freq", 10_000.0)),
-        window: Some(WindowRule {
-            key: "sliding_window",
-            width: Some(4096),
-            flag: None,
-            listed: true,
-            layers: Windowed::AllBut(Some("sliding_window_pattern"), 6),
-        }),
+        window: listed(4096, None, Windowed::AllBut(Some("sliding_window_pattern"), 6)),
         tied: true,
         kv_heads: KvHeads::Grouped(Some(4)),
         head_width: Some(256),
@@ -513,13 +494,7 @@ pub static FAMILIES: &[Family] = &[
             attention: 1.346_573_6,
             truncate: false,
         }),
-        window: Some(WindowRule {
-            key: "sliding_window",
-            width: Some(128),
-            flag: None,
-            listed: true,
-            layers: Windowed::AllBut(None, 2),
-        }),
+        window: listed(128, None, Windowed::AllBut(None, 2)),
         kv_heads: KvHeads::Grouped(Some(8)),
         head_width: Some(64),
         fixed: &[("swiglu_limit", 7.0), ("swiglu_alpha", 1.702)],

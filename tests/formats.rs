@@ -9,7 +9,7 @@ use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::{Engine, StepError, stored};
 use bantam_model::inspect::unquantized;
 use bantam_model::plan::Plan;
-use bantam_tests::{floats, ids, model_folder, open, options, repository};
+use bantam_tests::{check_close, floats, ids, model_folder, open, options, repository};
 
 /// Read by nobody yet.
 const PENDING: &[&str] = &["gguf"];
@@ -93,17 +93,6 @@ fn logits_are_those_of_the_decoded_weights() {
         let tokens = ids(&golden, "input_ids");
         engine.prefill::<StepError>(sequence, &tokens, |_, _, _| Ok(())).expect("the prompt fits");
         let rows: Vec<usize> = (tokens.len() - 8..tokens.len()).collect();
-        let (found, wanted) = (engine.logits(&rows), floats(&golden, "logits_tail"));
-        let square = |x: f64| x * x;
-        let (mut worst, mut error, mut size) = (0.0f64, 0.0, 0.0);
-        for (&a, &b) in found.iter().zip(&wanted) {
-            let difference = (f64::from(a) - f64::from(b)).abs();
-            worst = worst.max(difference);
-            error += square(difference);
-            size += square(f64::from(b));
-        }
-        let relative = (error / size).sqrt();
-        println!("{name}: worst {worst:.2e}, relative {relative:.2e}");
-        assert!(worst <= 1e-3 && relative <= 1e-4, "{name}: worst {worst:.2e}, relative {relative:.2e}");
+        check_close(&name, engine.logits(&rows), &floats(&golden, "logits_tail"));
     }
 }

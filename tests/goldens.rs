@@ -4,23 +4,7 @@ use bantam_core::Cpu;
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::{Chunk, Engine, StepError};
 use bantam_model::sampler::argmax;
-use bantam_tests::{MODELS, floats, ids, load, model_folder, options};
-
-/// Within 1e-3 everywhere, and 1e-4 of the golden's root mean square.
-fn check_close(what: &str, found: &[f32], golden: &[f32]) {
-    assert_eq!(found.len(), golden.len(), "{what}");
-    let square = |x: f64| x * x;
-    let (mut worst, mut error, mut size) = (0.0f64, 0.0, 0.0);
-    for (&a, &b) in found.iter().zip(golden) {
-        let difference = (f64::from(a) - f64::from(b)).abs();
-        worst = worst.max(difference);
-        error += square(difference);
-        size += square(f64::from(b));
-    }
-    let relative = (error / size).sqrt();
-    println!("{what}: worst {worst:.2e}, relative {relative:.2e}");
-    assert!(worst <= 1e-3 && relative <= 1e-4, "{what}: worst {worst:.2e}, relative {relative:.2e}");
-}
+use bantam_tests::{MODELS, check_close, floats, ids, load, model_folder, options};
 
 fn prompt_logits(engine: &mut Engine, prompt: &[u32]) -> Vec<f32> {
     let sequence = engine.open().expect("a free sequence");

@@ -80,6 +80,22 @@ pub fn ids(golden: &Checkpoint, name: &str) -> Vec<u32> {
     floats(golden, name).into_iter().map(|id| id as u32).collect()
 }
 
+/// Within 1e-3 everywhere, and 1e-4 of the golden's root mean square.
+pub fn check_close(what: &str, found: &[f32], golden: &[f32]) {
+    assert_eq!(found.len(), golden.len(), "{what}");
+    let square = |x: f64| x * x;
+    let (mut worst, mut error, mut size) = (0.0f64, 0.0, 0.0);
+    for (&a, &b) in found.iter().zip(golden) {
+        let difference = (f64::from(a) - f64::from(b)).abs();
+        worst = worst.max(difference);
+        error += square(difference);
+        size += square(f64::from(b));
+    }
+    let relative = (error / size).sqrt();
+    println!("{what}: worst {worst:.2e}, relative {relative:.2e}");
+    assert!(worst <= 1e-3 && relative <= 1e-4, "{what}: worst {worst:.2e}, relative {relative:.2e}");
+}
+
 /// Numbers that look random and are the same in every run, so that a failure can be seen again.
 #[derive(Debug, Clone)]
 pub struct Noise(u64);

@@ -141,6 +141,10 @@ impl Terminal {
             Ok(typed) => typed,
             Err(ReadlineError::Interrupted) => return Ok(Typed::Nothing),
             Err(ReadlineError::Eof) => return Ok(Typed::End),
+            // Ctrl-D before the prompt: some systems keep it as the end of a file.
+            Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Ok(Typed::End);
+            }
             Err(error) => return Err(failed(error)),
         };
         if !typed.trim().is_empty() {

@@ -2,13 +2,15 @@
 
 use std::sync::Mutex;
 
+use bantam_core::layouts::coded::{Coded, CodedRows};
 use bantam_core::layouts::{NotFinite, TILE_ROWS};
+use bantam_core::ops::matmul::IN_ORDER;
 use bantam_core::ops::share::each_row;
 use bantam_core::{Arena, Matrix, Pool, Slot};
 use memmap2::MmapMut;
 
 use crate::checkpoint::{Checkpoint, TensorView};
-use crate::formats::{Packed, Refusal, Rows};
+use crate::formats::{CodeRow, Packed, Refusal, Rows};
 use crate::plan::{Cut, Fill, Origin, Plan};
 
 /// Why weights could not be filled in.
@@ -81,6 +83,14 @@ pub fn load(
                 }
             }
             Fill::Matrix { matrix, origin, cut } => {
+                let packs = matrix.layout.coded();
+                if let (Origin::Packed(packed), Some(layout)) = (origin, packs) {
+                    check_notes(packed, checkpoint)?;
+                    pack_codes(matrix, layout, packed, checkpoint, cut, arena, pool)?;
+                    bytes += fill.slot().bytes;
+                    tell(bytes);
+                    continue;
+                }
                 let out = arena.write(matrix.slot);
                 match (origin, cut.turned) {
                     (Origin::Tensor(name), None) => {
@@ -202,6 +212,44 @@ fn pack_quantized(
     pack(matrix, &sources[0], out, pool, buffers, read, place)
 }
 
+/// Packs a matrix in the codes that it is stored in.
+fn pack_codes(
+    matrix: &Matrix,
+    layout: &Coded,
+    packed: &Packed,
+    checkpoint: &Checkpoint,
+    cut: &Cut,
+    arena: &mut Arena<MmapMut>,
+    pool: &impl Pool,
+) -> Result<(), WeightsError> {
+    let sources = packed.sources(checkpoint);
+    let unpacked = Unpacked::read(packed, &sources)?;
+    let rows = unpacked.rows()?;
+    let columns = matrix.shape.columns;
+    let order = rows.order();
+    if let Some(slot) = matrix.order {
+        let stored: &mut [u32] = bytemuck::cast_slice_mut(arena.write(slot));
+        match order {
+            Some(order) => stored.copy_from_slice(order),
+            None => stored.fill(IN_ORDER),
+        }
+    }
+    let (block, blocks) = (layout.block(), layout.blocks(columns));
+    let place = |NotFinite { row, column }| (cut.source_row(row), column);
+    let tiles = arena.write(matrix.slot);
+    pack_tiles(matrix, &sources[0], tiles, pool, place, |first, count, out| {
+        let mut codes = vec![0; count * columns];
+        let (mut scales, mut zeros) = (vec![0.0; count * blocks], vec![0.0; count * blocks]);
+        for row in 0..count {
+            let (codes, of_row) = (&mut codes[row * columns..][..columns], row * blocks..(row + 1) * blocks);
+            let (scales, zeros) = (&mut scales[of_row.clone()], &mut zeros[of_row]);
+            rows.codes(cut.source_row(first + row), &mut CodeRow { block, codes, scales, zeros, order });
+        }
+        let rows = CodedRows { codes: &codes, scales: &scales, zeros: &zeros };
+        Ok(layout.pack_codes(columns, rows, out))
+    })
+}
+
 /// Notes that say something else than the configuration are a sign that it is another checkpoint's.
 pub(crate) fn check_notes(packed: &Packed, checkpoint: &Checkpoint) -> Result<(), WeightsError> {
     for (name, numbers) in &packed.notes {
@@ -265,14 +313,31 @@ fn pack(
     place: impl Fn(NotFinite) -> (usize, usize) + Sync,
 ) -> Result<(), WeightsError> {
     let columns = matrix.shape.columns;
+    pack_tiles(matrix, source, out, pool, place, |first, count, out| {
+        buffers.lend(count * columns, |rows, bytes| {
+            read(first, count, rows, bytes)?;
+            Ok(matrix.layout.pack(columns, rows, out))
+        })
+    })
+}
+
+/// Packs tile by tile: `pack` gets the first row of a tile, how many it has, and where it goes.
+fn pack_tiles(
+    matrix: &Matrix,
+    source: &TensorView,
+    out: &mut [u8],
+    pool: &impl Pool,
+    place: impl Fn(NotFinite) -> (usize, usize) + Sync,
+    pack: impl Fn(usize, usize, &mut [u8]) -> Result<Result<(), NotFinite>, WeightsError> + Sync,
+) -> Result<(), WeightsError> {
+    let columns = matrix.shape.columns;
     // The first place in the matrix, whichever thread finds one first.
     let failed: Mutex<Option<(usize, WeightsError)>> = Mutex::new(None);
     each_row(pool, out, matrix.layout.tile_bytes(columns), 2, |tile, out| {
         let first = tile * TILE_ROWS;
         let count = TILE_ROWS.min(matrix.shape.rows - first);
-        let packed = buffers.lend(count * columns, |rows, bytes| {
-            read(first, count, rows, bytes)?;
-            matrix.layout.pack(columns, rows, out).map_err(|NotFinite { row, column }| {
+        let packed = pack(first, count, out).and_then(|packed| {
+            packed.map_err(|NotFinite { row, column }| {
                 let (row, column) = place(NotFinite { row: first + row, column });
                 not_finite(source, row, column)
             })

@@ -10,16 +10,15 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::{Coding, E2M1, E2M1_VALUES as BOOK};
 
-use super::{Decode, Packed, Reader, Refusal, Rows, Tensors};
+use super::{CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
 
 /// Inputs under one scale.
 const BLOCK: usize = 32;
-const BOOK: [f32; 16] =
-    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 /// The scale that is no number.
 const NAN: u8 = 255;
 
@@ -69,6 +68,10 @@ impl Reader for Mxfp4 {
 struct Decoder;
 
 impl Decode for Decoder {
+    fn coding(&self, _: Shape) -> Option<Coding> {
+        Some(Coding { book: &E2M1, bits: 4, run: BLOCK })
+    }
+
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         if let Some(at) = bytes[1].iter().position(|&scale| scale == NAN) {
             let reason = format!("expected scales from 0 to 254, found {NAN} at element {at} of an expert");
@@ -95,6 +98,13 @@ impl Rows for Blocks<'_> {
                 pair[1] = BOOK[usize::from(byte >> 4)] * scale;
             }
         }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        let codes = &self.codes[row * self.columns / 2..];
+        let scales = &self.scales[row * self.columns / BLOCK..];
+        let code = |input: usize| codes[input / 2] >> (4 * (input % 2)) & 15;
+        out.fill(code, |input| (power_of_two(scales[input / BLOCK]), 0.0));
     }
 }
 

@@ -47,6 +47,12 @@ pub struct Book {
 }
 
 impl Book {
+    /// The largest magnitude of a value.
+    fn largest(&self) -> f32 {
+        let most = |values: &[f32; 16]| values.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        self.table.map_or(255.0, |(values, _)| most(values))
+    }
+
     /// The value of a code.
     pub fn value(&self, code: u8) -> f32 {
         match self.table {
@@ -239,11 +245,12 @@ impl Coding {
     /// The layout that holds them in the fewest bytes, where one holds them at all.
     pub fn layout(&self, precision: Precision) -> Option<&'static Coded> {
         let exact = precision == Precision::Exact;
-        // Float32 arithmetic takes what stands around a number for a zero.
-        let book = if exact && self.book.table.is_none() { &COUNT } else { self.book };
+        // What stands around a number may have that number for a zero.
+        let counts = self.book.table.is_none();
         let fits = |layout: &&&Coded| {
             let kind = layout.side == Side::Exponents || exact == (layout.side == Side::Float);
-            kind && layout.bits == self.bits && *layout.book == *book && self.run.is_multiple_of(layout.block)
+            let book = *layout.book == *self.book || counts && *layout.book == COUNT;
+            kind && book && layout.bits == self.bits && self.run.is_multiple_of(layout.block)
         };
         let bits = |layout: &&&Coded| layout.side.words() * 32 * 128 / (layout.side.blocks() * layout.block);
         ALL.iter().filter(fits).min_by_key(bits).copied()
@@ -306,9 +313,11 @@ impl Coded {
         for r in 0..count {
             let scales = &rows.scales[r * blocks..][..blocks];
             let zeros = if self.has_zeros() { &rows.zeros[r * blocks..][..blocks] } else { &[] };
-            let finite = |x: &f32| x.is_finite();
-            if let Some(bad) = (0..blocks).find(|&b| !finite(&scales[b]) || !zeros.get(b).is_none_or(finite))
-            {
+            let bad = |&b: &usize| {
+                let zero = zeros.get(b).copied().unwrap_or(0.0);
+                !((self.book.largest() + zero.abs()) * scales[b]).is_finite()
+            };
+            if let Some(bad) = (0..blocks).find(bad) {
                 return Err(NotFinite { row: r, column: bad * self.block });
             }
             let row = Row { codes: &rows.codes[r * columns..][..columns], scales, zeros };

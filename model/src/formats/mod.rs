@@ -10,6 +10,7 @@ mod bitnet;
 mod bitsandbytes;
 mod compressed_tensors;
 mod eetq;
+pub mod encode;
 mod gptq;
 mod hqq;
 mod mxfp4;

@@ -5,6 +5,8 @@
 //! M_scales  uint8 [experts, outputs, inputs / 32]       value = book[code] * 2^(scale - 127)
 //! ```
 //!
+//! Its makers spell it `M.blocks` and `M.scales`, and no configuration then says so.
+//!
 //! The book: 0, 0.5, 1, 1.5, 2, 3, 4, 6, then the same negative.
 
 use std::sync::Arc;
@@ -29,6 +31,9 @@ pub(super) fn read(_: Config) -> Result<Arc<dyn Reader>, ConfigError> {
 #[derive(Debug)]
 struct Mxfp4;
 
+/// How the tensors' names end.
+const SPELLINGS: [[&str; 2]; 2] = [["_blocks", "_scales"], [".blocks", ".scales"]];
+
 impl Reader for Mxfp4 {
     fn find(&self, _: &Tensors, _: &str, _: Shape) -> Result<Option<Packed>, PlanError> {
         Ok(None)
@@ -41,10 +46,10 @@ impl Reader for Mxfp4 {
         experts: usize,
         shape: Shape,
     ) -> Result<Option<Vec<Packed>>, PlanError> {
-        let names = [format!("{name}_blocks"), format!("{name}_scales")];
-        if tensors.get(&names[0]).is_none() {
+        let spelled = SPELLINGS.map(|endings| endings.map(|ending| format!("{name}{ending}")));
+        let Some(names) = spelled.into_iter().find(|names| tensors.get(&names[0]).is_some()) else {
             return Ok(None);
-        }
+        };
         let blocks = shape.columns / BLOCK;
         tensors.need(&names[0], &[Dtype::U8], &[experts, shape.rows, blocks, BLOCK / 2])?;
         tensors.need(&names[1], &[Dtype::U8], &[experts, shape.rows, blocks])?;

@@ -2,7 +2,7 @@
 //! their bits; nothing here reads or computes a weight.
 
 use bantam_model::checkpoint::Dtype;
-use bantam_model::formats::encode::{FP4, NF4, dynamic_map};
+use bantam_model::formats::encode::{FOUR_BIT_BLOCK, FP4, MX_BLOCK, NESTED_BLOCK, NF4, dynamic_map};
 use serde_json::{Value, json};
 
 use super::noise::Content;
@@ -43,12 +43,6 @@ pub const FORMATS: &[(&str, Format)] = &[
 
 /// Inputs under one scale in GPTQ and AWQ.
 const GROUP: usize = 128;
-/// Values under one scale in bitsandbytes, and scales under one of these.
-const BLOCK: usize = 64;
-const NESTED: usize = 256;
-/// Inputs under one scale in MXFP4.
-const MX_BLOCK: usize = 32;
-
 impl Format {
     /// Type of whatever is not quantized.
     pub(super) fn dtype(self) -> Dtype {
@@ -189,22 +183,22 @@ impl Parts<'_> {
 
     fn codes(&self, kind: &str, book: [f32; 16], nested: bool) -> Vec<Tensor> {
         let any = || Content::Bytes { keep: 0xff, plus: 0 };
-        let blocks = (self.rows * self.columns).div_ceil(BLOCK);
+        let blocks = (self.rows * self.columns).div_ceil(FOUR_BIT_BLOCK);
         let mut state = json!({
-            "quant_type": kind, "blocksize": BLOCK, "dtype": "bfloat16", "shape": [self.rows, self.columns],
+            "quant_type": kind, "blocksize": FOUR_BIT_BLOCK, "dtype": "bfloat16", "shape": [self.rows, self.columns],
         });
         let mut tensors = vec![
             self.tensor("weight", Dtype::U8, &[(self.rows * self.columns).div_ceil(2), 1], any()),
             self.floats("weight.quant_map", &book),
         ];
         if nested {
-            state["nested_blocksize"] = json!(NESTED);
+            state["nested_blocksize"] = json!(NESTED_BLOCK);
             state["nested_dtype"] = json!("float32");
             state["nested_offset"] = json!(f64::from(self.largest));
             tensors.push(self.tensor("weight.absmax", Dtype::U8, &[blocks], any()));
             tensors.push(self.floats("weight.nested_quant_map", &dynamic_map()));
             // A quarter of the offset: codes go from -1 to 1.
-            let shape = &[blocks.div_ceil(NESTED)];
+            let shape = &[blocks.div_ceil(NESTED_BLOCK)];
             tensors.push(self.tensor("weight.nested_absmax", Dtype::F32, shape, self.scales(4.0)));
         } else {
             tensors.push(self.tensor("weight.absmax", Dtype::F32, &[blocks], self.scales(1.0)));

@@ -14,13 +14,12 @@ use std::sync::Arc;
 use bantam_core::layouts::Shape;
 use bantam_core::layouts::coded::{Coding, E2M1, E2M1_VALUES as BOOK};
 
+use super::encode::MX_BLOCK as BLOCK;
 use super::{CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
 
-/// Inputs under one scale.
-const BLOCK: usize = 32;
 /// The scale that is no number.
 const NAN: u8 = 255;
 

@@ -10,6 +10,7 @@ mod bitnet;
 mod bitsandbytes;
 mod compressed_tensors;
 mod eetq;
+pub mod encode;
 mod gptq;
 mod hqq;
 mod mxfp4;
@@ -50,12 +51,14 @@ static METHODS: &[(&str, Read)] = &[
 const METHOD_NAMES: &str = "aqlm, awq, bitnet, bitsandbytes, compressed-tensors, eetq, gptq, hqq, mxfp4";
 
 impl Format {
-    /// Reads `quantization_config`, where there is one.
-    pub(crate) fn read(config: Config) -> Result<Format, ConfigError> {
-        let Some(settings) = config.object("quantization_config")? else {
-            return Ok(Format(None));
+    /// Reads `quantization_config`, where there is one; else it is the family's method, if that has one.
+    pub(crate) fn read(config: Config, default: Option<&str>) -> Result<Format, ConfigError> {
+        let none = serde_json::Map::new();
+        let (settings, method) = match (config.object("quantization_config")?, default) {
+            (Some(settings), _) => (settings, settings.text("quant_method")?.unwrap_or("")),
+            (None, Some(method)) => (Config(&none), method),
+            (None, None) => return Ok(Format(None)),
         };
-        let method = settings.text("quant_method")?.unwrap_or("");
         match METHODS.iter().find(|(name, _)| *name == method) {
             Some((_, read)) => Ok(Format(Some(read(settings)?))),
             None => Err(ConfigError::Unsupported {
@@ -105,7 +108,7 @@ pub fn decode(
 ) -> Result<Option<Vec<f32>>, String> {
     let config: Value = serde_json::from_slice(config).map_err(|error| error.to_string())?;
     let config = serde_json::Map::from_iter([("quantization_config".to_owned(), config)]);
-    let format = Format::read(Config(&config)).map_err(|error| error.to_string())?;
+    let format = Format::read(Config(&config), None).map_err(|error| error.to_string())?;
     let find = |name: &str| tensors.iter().find(|(found, ..)| *found == name);
     let stored = |name: &str| find(name).map(|(_, stored, _)| stored.clone());
     let found = format.find(&Tensors(&stored), module, shape).map_err(|error| error.to_string())?;

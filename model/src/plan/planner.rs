@@ -235,7 +235,13 @@ impl<'a> Planner<'a> {
     }
 
     fn norm(&mut self, module: &str, norm: &NormSpec, width: usize) -> Result<Norm, PlanError> {
-        let weight = self.vector("norms", format!("{module}.weight"), Cut::WHOLE, &[width], width)?;
+        let weight = self.vector(
+            "norms",
+            format!("{module}.{}", self.spec.names.norm_weight),
+            Cut::WHOLE,
+            &[width],
+            width,
+        )?;
         let bias = match norm.bias {
             true => Some(self.vector("norms", format!("{module}.bias"), Cut::WHOLE, &[width], width)?),
             false => None,
@@ -429,17 +435,19 @@ impl<'a> Planner<'a> {
                 }
                 (all.expect("a mixture has experts"), sources)
             }
-            Stack::Together => {
+            Stack::Together { matrix, turned } => {
                 let shape = Shape { rows: stored, columns: shape.columns };
-                if let Some(packed) = self.packed_stack(&name(0), choice.experts, shape)? {
+                let name = format!("{}{matrix}", name(0));
+                if let Some(packed) = self.packed_stack(&name, choice.experts, shape)? {
                     let held = self.held_codes(line, &packed[0]);
                     let sources = packed.into_iter().map(|packed| (Origin::Packed(Box::new(packed)), cut));
                     return Ok((held, sources.collect()));
                 }
-                let dtype = self.stored_as(&name(0), &[choice.experts, shape.columns, stored])?;
-                let start = |expert| expert * shape.columns * stored;
-                let cut = |expert| Cut { start: start(expert), turned: Some(stored), ..cut };
-                let source = |expert| (Origin::Tensor(name(expert)), cut(expert));
+                let sides = if turned { [shape.columns, stored] } else { [stored, shape.columns] };
+                let dtype = self.stored_as(&name, &[choice.experts, sides[0], sides[1]])?;
+                let turned = turned.then_some(stored);
+                let cut = |expert| Cut { start: expert * shape.columns * stored, turned, ..cut };
+                let source = |expert| (Origin::Tensor(name.clone()), cut(expert));
                 let held = self.held_floats(line, dtype, shape.columns);
                 (held, (0..choice.experts).map(source).collect())
             }
@@ -491,7 +499,7 @@ impl<'a> Planner<'a> {
         }
         let bias = match (bias, stack) {
             (false, _) => None,
-            (true, Stack::Together) => {
+            (true, Stack::Together { .. }) => {
                 let (len, stored) = (choice.experts * shape.rows, [choice.experts, stored]);
                 Some(self.vector("biases", format!("{}_bias", name(0)), cut, &stored, len)?)
             }

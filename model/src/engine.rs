@@ -102,6 +102,7 @@ pub struct Engine {
     tables: Vec<u32>,
     feeds: Vec<Feed>,
     tokens: Vec<u32>,
+    is_mapped: bool,
 }
 
 /// How a checkpoint's tensors are told to a plan.
@@ -134,10 +135,22 @@ impl Engine {
         tell: &mut dyn FnMut(usize),
     ) -> Result<Engine, LoadError> {
         let plan = Plan::new(&spec, stored(checkpoint), options, cpu)?;
-        let mut engine = Engine::empty(spec, plan, cpu, threads)?;
+        let mut engine = Engine::empty(spec, plan, None, cpu, threads)?;
         let (arena, pool) = engine.backend.parts_mut();
         weights::load(&engine.plan, checkpoint, arena, pool, tell)?;
         Ok(engine)
+    }
+
+    /// Takes weights that lie as the plan says, and memory for the rest.
+    pub(crate) fn over(
+        spec: ModelSpec,
+        plan: Plan,
+        weights: MmapMut,
+        cpu: Cpu,
+        threads: usize,
+    ) -> Result<Engine, LoadError> {
+        assert_eq!(weights.len(), plan.weight_bytes, "the weights of this plan");
+        Engine::empty(spec, plan, Some(weights), cpu, threads)
     }
 
     /// The same with noise in all weights, of type `dtype`: for measuring.
@@ -149,19 +162,29 @@ impl Engine {
         threads: usize,
     ) -> Result<Engine, LoadError> {
         let plan = synthetic_plan(&spec, dtype, options, cpu)?;
-        let mut engine = Engine::empty(spec, plan, cpu, threads)?;
+        let mut engine = Engine::empty(spec, plan, None, cpu, threads)?;
         let (arena, pool) = engine.backend.parts_mut();
         weights::synthesize(&engine.plan, arena, pool);
         Ok(engine)
     }
 
-    fn empty(spec: ModelSpec, plan: Plan, cpu: Cpu, threads: usize) -> Result<Engine, LoadError> {
+    fn empty(
+        spec: ModelSpec,
+        plan: Plan,
+        weights: Option<MmapMut>,
+        cpu: Cpu,
+        threads: usize,
+    ) -> Result<Engine, LoadError> {
+        // Weights that are mapped from a file count too: memory that holds files is available.
         if let Some(available) = memory::available()
             && plan.bytes() as u64 > available
         {
             return Err(does_not_fit(&plan, available));
         }
-        let arena = memory::arena(plan.weight_bytes, plan.cache_bytes, plan.work_bytes)
+        let is_mapped = weights.is_some();
+        let weights = weights.map_or_else(|| memory::region(plan.weight_bytes), Ok);
+        let arena = weights
+            .and_then(|weights| memory::arena(weights, plan.cache_bytes, plan.work_bytes))
             .map_err(|source| system(&format!("{} bytes of memory", plan.bytes()), source))?;
         let pool = Threads::start(threads).map_err(|source| system("threads", source))?;
         let options = plan.options;
@@ -176,6 +199,7 @@ impl Engine {
             tables: (0..pages).collect(),
             feeds: Vec::with_capacity(options.sequences),
             tokens: Vec::with_capacity(options.chunk),
+            is_mapped,
             plan,
         })
     }
@@ -193,6 +217,16 @@ impl Engine {
     /// Bytes of the memory that was taken.
     pub fn memory_bytes(&self) -> usize {
         self.backend.arena().bytes()
+    }
+
+    /// Whether the weights are a native file's, and nothing was repacked.
+    pub fn is_mapped(&self) -> bool {
+        self.is_mapped
+    }
+
+    /// The weights as they lie in memory, as the plan says.
+    pub(crate) fn weights(&self) -> &[u8] {
+        &self.backend.arena().weights[..self.plan.weight_bytes]
     }
 
     /// Threads that compute.

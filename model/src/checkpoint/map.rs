@@ -3,10 +3,11 @@
 //! It knows nothing of what the files hold. It is the crate's only file with `unsafe`.
 #![allow(unsafe_code)]
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut, MmapOptions};
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 
 /// Why a file was not opened.
@@ -136,7 +137,7 @@ pub(crate) fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>, MapError>
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
     len: u64,
-    modified: Option<std::time::SystemTime>,
+    modified: Option<SystemTime>,
     #[cfg(unix)]
     inode: (u64, u64),
 }
@@ -152,6 +153,11 @@ impl Identity {
             inode: (metadata.dev(), metadata.ino()),
         }
     }
+}
+
+/// Since 1970. Files from before, or after 2262, have no time.
+pub(crate) fn nanoseconds(time: SystemTime) -> Option<i64> {
+    i64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
 }
 
 /// A regular file, mapped read-only.
@@ -177,9 +183,24 @@ impl Map {
         Ok((Self { map, path: path.into(), identity }, file))
     }
 
+    /// A part of the file as memory that is ours: what is written to it stays in this process. Nothing is read or
+    /// copied before it is touched.
+    pub(crate) fn image(&self, file: &File, offset: u64, bytes: usize) -> Result<MmapMut, MapError> {
+        let end = offset.checked_add(bytes as u64);
+        assert!(end.is_some_and(|end| end <= self.identity.len), "a part of the file");
+        // SAFETY: as above. These are weights and nothing else: numbers of any bit pattern, and no bounds.
+        unsafe { MmapOptions::new().offset(offset).len(bytes).map_copy(file) }
+            .map_err(|source| MapError::Io { path: self.path.clone(), source })
+    }
+
     /// The file's bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// When the file was last changed, in nanoseconds since 1970; `None` where the system does not tell.
+    pub(crate) fn modified_ns(&self) -> Option<i64> {
+        self.identity.modified.and_then(nanoseconds)
     }
 
     /// The path as it was given.

@@ -114,7 +114,7 @@ fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Res
 }
 
 /// A string as JSON spells it.
-fn json(text: &str) -> String {
+pub(crate) fn json(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {
@@ -137,14 +137,14 @@ fn write_all(file: File, prefix: &[u8], tensors: &[Tensor<'_>]) -> io::Result<()
 }
 
 /// A file under a name nobody looks for; removed unless it is renamed.
-struct Temporary {
+pub(crate) struct Temporary {
     path: Option<PathBuf>,
 }
 
 impl Temporary {
     /// In the same folder, because a rename across file systems is a copy. A name that is taken belongs to a
     /// process that was killed, perhaps with our own id: in a container every run has the same one.
-    fn create(path: &Path) -> Result<(Self, File), WriteError> {
+    pub(crate) fn create(path: &Path) -> Result<(Self, File), WriteError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         const TRIES: u32 = 1000;
         let name =
@@ -164,7 +164,7 @@ impl Temporary {
         Err(io_error(io::ErrorKind::AlreadyExists.into()))
     }
 
-    fn rename(mut self, to: &Path) -> io::Result<()> {
+    pub(crate) fn rename(mut self, to: &Path) -> io::Result<()> {
         let from = self.path.as_ref().expect("taken only below");
         fs::rename(from, to)?;
         self.path = None;

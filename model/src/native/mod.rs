@@ -13,9 +13,9 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use memmap2::MmapMut;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::checkpoint::map::Image;
 use crate::checkpoint::writer::{self, Temporary, WriteError};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::engine::Engine;
@@ -117,8 +117,8 @@ impl Native {
             let expected = written.map(|(made, sums)| (made, self.form.header(made, &sums)));
             expected.is_some_and(|(made, text)| {
                 // The date is also the file's own: who writes into it later changes that.
-                let time = map.modified_ns().map(|time| time / 1_000_000_000);
-                text == header.text() && time.and_then(|time| u64::try_from(time).ok()) == Some(made)
+                let time = map.modified_ns().and_then(|time| u64::try_from(time).ok());
+                text == header.text() && time == made.checked_mul(1_000_000_000)
             })
         });
         match same {
@@ -130,13 +130,13 @@ impl Native {
     }
 
     /// Maps the weights, and tells how many of their bytes the system was asked for.
-    pub(crate) fn map(&self, tell: &mut dyn FnMut(usize)) -> Result<MmapMut, NativeError> {
+    pub(crate) fn map(&self, tell: &mut dyn FnMut(usize)) -> Result<Image, NativeError> {
         let checkpoint = self.open()?;
         let parts = checkpoint.parts().unwrap_or_default();
         let (header, map, file) = parts.first().expect("it was opened");
         let start = header.bytes() + crate::checkpoint::header::PREFIX_BYTES;
         let weights = map.image(file, start, self.form.bytes).map_err(CheckpointError::from)?;
-        ask_for(&weights, tell);
+        weights.ask_for(AHEAD_BYTES, tell);
         Ok(weights)
     }
 
@@ -152,12 +152,18 @@ impl Native {
         self.store.check_room(self.form.bytes as u64)?;
         writer::check_place(&self.path)?;
         let (temporary, file) = Temporary::create(&self.path)?;
-        let made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        // An even second, which all file systems can keep as a file's time.
+        let made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() & !1);
         let io_error = |source| WriteError::Io { path: self.path.clone(), source };
         self.write_image(file, made, engine.weights(), tell).map_err(io_error)?;
         // What changed while it was read must not be taken for what it is now.
         checkpoint.check_unchanged()?;
         temporary.rename(&self.path).map_err(io_error)?;
+        if let Err(error) = self.open() {
+            // Where times or modes are not kept as they were set, every start would write it again.
+            let _ = fs::remove_file(&self.path);
+            return Err(error);
+        }
         self.store.remove_outdated(&self.form.origins.model);
         Ok(())
     }
@@ -200,23 +206,7 @@ impl Native {
     }
 }
 
-/// Asks the system to read ahead, which costs nothing where the file is in memory already: the first token then waits
-/// for one long read and not for a million short ones.
-fn ask_for(weights: &MmapMut, tell: &mut dyn FnMut(usize)) {
-    #[cfg(target_os = "linux")]
-    {
-        // Large pages where the file system has them.
-        let _ = weights.advise(memmap2::Advice::HugePage);
-        for start in (0..weights.len()).step_by(AHEAD_BYTES) {
-            let bytes = AHEAD_BYTES.min(weights.len() - start);
-            let _ = weights.advise_range(memmap2::Advice::WillNeed, start, bytes);
-            tell(start + bytes);
-        }
-    }
-    tell(weights.len());
-}
-
-/// The bytes of a file that is small, hashed; nothing where it cannot be read.
+/// The checksum of something small.
 fn sum_of(bytes: &[u8]) -> String {
     hex(xxhash_rust::xxh3::xxh3_128(bytes))
 }

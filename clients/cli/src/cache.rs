@@ -11,7 +11,7 @@ use crate::failure::{Failure, refused, usage};
 use crate::output;
 use crate::progress::Progress;
 
-/// Lists, checks and removes what is kept of loaded models, so that they start at once
+/// Lists, checks and removes what is kept for quick starts
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam cache ls\n  bantam cache verify\n  bantam cache rm --stale")]
 pub(crate) struct Cache {

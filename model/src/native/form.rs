@@ -79,6 +79,8 @@ pub(super) struct Form {
     /// Tells this from every other form: a checksum of origins, plan and version.
     pub(super) key: String,
     pub(super) tensors: Vec<Part>,
+    /// Places of the region whose words are indices below a number.
+    pub(super) orders: Vec<(Range<usize>, usize)>,
     /// Bytes of the data.
     pub(super) bytes: usize,
 }
@@ -102,7 +104,7 @@ impl Form {
         // All that a fill says, whatever it will say one day: where from, where to, how.
         plan.fills.iter().for_each(|fill| add(format_args!("{} {fill:?}\n", what(fill))));
         let key = hex(sum.0.digest128());
-        Form { origins, key, tensors: parts(plan), bytes: plan.weight_bytes }
+        Form { origins, key, tensors: parts(plan), orders: orders(plan), bytes: plan.weight_bytes }
     }
 
     /// The header's text, padded so that the data begins at a page.
@@ -163,27 +165,48 @@ fn what(fill: &Fill) -> String {
     }
 }
 
-/// Every fill as a tensor that reaches to the next.
+/// Every fill as a tensor that reaches to the next, and every order of columns as one of its own.
 fn parts(plan: &Plan) -> Vec<Part> {
-    let mut fills: Vec<&Fill> = plan.fills.iter().collect();
-    fills.sort_by_key(|fill| fill.slot().offset);
-    let ends = fills.iter().skip(1).map(|fill| fill.slot().offset).chain([plan.weight_bytes]);
-    let mut names = HashSet::new();
-    let part = |(fill, end): (&&Fill, usize)| {
-        let (name, cut) = match fill {
-            Fill::Matrix { origin, cut, .. } => (origin.tensors().first().map_or("", String::as_str), cut),
-            Fill::Vector { tensor, cut, .. } => (tensor.as_str(), cut),
-            Fill::Values { .. } => ("values", &crate::plan::Cut::WHOLE),
+    let mut slots = Vec::with_capacity(plan.fills.len());
+    for fill in &plan.fills {
+        let name = match fill {
+            Fill::Matrix { origin, cut, matrix } => {
+                let name = format!("{}{cut}", origin.tensors().first().map_or("", String::as_str));
+                if let Some(slot) = matrix.order {
+                    slots.push((
+                        slot.offset,
+                        format!("{name} (order of columns)"),
+                        format!("u32 {}", slot.bytes / 4),
+                    ));
+                }
+                name
+            }
+            Fill::Vector { tensor, cut, .. } => format!("{tensor}{cut}"),
+            Fill::Values { .. } => "values".to_owned(),
         };
-        let name = format!("{name}{cut}");
+        slots.push((fill.slot().offset, name, what(fill)));
+    }
+    slots.sort();
+    let ends: Vec<usize> = slots.iter().skip(1).map(|slot| slot.0).chain([plan.weight_bytes]).collect();
+    let mut names = HashSet::new();
+    let part = |((start, name, what), end): ((usize, String, String), usize)| {
         // Experts may share a tensor, of which each has a part that no cut tells.
         let numbered = (2..).map(|number| format!("{name} ({number})"));
         let name = [name.clone()].into_iter().chain(numbered).find(|name| !names.contains(name));
         let name = name.expect("numbers do not end");
         names.insert(name.clone());
-        Part { name, range: fill.slot().offset..end, what: what(fill) }
+        Part { name, range: start..end, what }
     };
-    fills.iter().zip(ends).map(part).collect()
+    slots.into_iter().zip(ends).map(part).collect()
+}
+
+/// Where orders of columns are, with how many columns there are.
+fn orders(plan: &Plan) -> Vec<(Range<usize>, usize)> {
+    let order = |fill: &Fill| match fill {
+        Fill::Matrix { matrix, .. } => Some((matrix.order?.range(), matrix.shape.columns)),
+        _ => None,
+    };
+    plan.fills.iter().filter_map(order).collect()
 }
 
 /// Date and checksums of a native file's header, in the order of its data; `None` where it has none.

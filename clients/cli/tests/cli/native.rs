@@ -99,9 +99,9 @@ fn the_second_run_maps_what_the_first_has_written_and_computes_the_same() {
         place.json(&[&run, more].concat())["ids"].clone()
     };
     assert_eq!(run(&[]), run(&["--no-cache"]));
-    // Another plan has another file.
-    place.score(&["--precision", "exact"]);
-    place.score(&["--precision", "exact", "--kv", "f16"]);
+    // Other weights in memory are another file; the cache of keys and values has no part in it.
+    place.score(&["--quantization", "int8"]);
+    place.score(&["--quantization", "int8", "--kv", "f32"]);
     assert_eq!(place.files().len(), 2);
 }
 

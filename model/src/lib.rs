@@ -14,6 +14,7 @@ pub mod generate;
 pub mod generation;
 pub mod inspect;
 pub mod memory;
+pub mod native;
 pub mod plan;
 pub mod pool;
 pub mod reply;

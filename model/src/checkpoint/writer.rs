@@ -170,7 +170,7 @@ fn prefix(path: &Path, tensors: &[Outline<'_>], metadata: &[(&str, &str)]) -> Re
 }
 
 /// A string as JSON spells it.
-fn json(text: &str) -> String {
+pub(crate) fn json(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {
@@ -184,14 +184,14 @@ fn json(text: &str) -> String {
 }
 
 /// A file under a name nobody looks for; removed unless it is renamed.
-struct Temporary {
+pub(crate) struct Temporary {
     path: Option<PathBuf>,
 }
 
 impl Temporary {
     /// In the same folder, because a rename across file systems is a copy. A name that is taken belongs to a
     /// process that was killed, perhaps with our own id: in a container every run has the same one.
-    fn create(path: &Path) -> Result<(Self, File), WriteError> {
+    pub(crate) fn create(path: &Path) -> Result<(Self, File), WriteError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         const TRIES: u32 = 1000;
         let name =
@@ -211,7 +211,7 @@ impl Temporary {
         Err(io_error(io::ErrorKind::AlreadyExists.into()))
     }
 
-    fn rename(mut self, to: &Path) -> io::Result<()> {
+    pub(crate) fn rename(mut self, to: &Path) -> io::Result<()> {
         let from = self.path.as_ref().expect("taken only below");
         fs::rename(from, to)?;
         self.path = None;

@@ -193,7 +193,8 @@ fn options() -> Options {
         logits_rows: 1,
         kv: KvKind::F32,
         precision: Precision::Exact,
-        int8: false,
+        quantization: None,
+        head: None,
     }
 }
 

@@ -40,7 +40,8 @@ fn logits(folder: &std::path::Path) -> Vec<f32> {
         logits_rows: 8,
         kv: KvKind::F32,
         precision: Precision::Exact,
-        int8: false,
+        quantization: None,
+        head: None,
     };
     let mut engine = Engine::load(spec, &checkpoint, options, Cpu::detect(), 1).expect("it loads");
     let sequence = engine.open().expect("a free sequence");

@@ -43,7 +43,7 @@ impl Trace {
         }
         for fill in &plan.fills {
             match fill {
-                Fill::Matrix { matrix, origin, cut } => {
+                Fill::Matrix { matrix, origin, cut, .. } => {
                     name(matrix.slot, format!("{}{cut}", origin.tensors()[0]));
                 }
                 Fill::Vector { slot, tensor, cut } => name(*slot, format!("{tensor}{cut}")),

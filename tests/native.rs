@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use bantam_core::{Cpu, Precision};
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::{Chunk, Engine, StepError};
+use bantam_model::formats::on_load::way;
 use bantam_model::native::{Native, Store, VERSION};
 use bantam_model::plan::Options;
 use bantam_model::source::Source;
@@ -49,7 +50,7 @@ impl Drop for Place {
 }
 
 fn int8() -> Options {
-    Options { int8: true, precision: Precision::Fast, ..options() }
+    Options { quantization: way("int8"), precision: Precision::Fast, ..options() }
 }
 
 /// A quantized model with columns in an order of their own, from where models of formats are.

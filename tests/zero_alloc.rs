@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::detokenizer::ByteTable;
 use bantam_model::engine::{Chunk, Engine, StepError};
+use bantam_model::formats::on_load::way;
 use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
 use bantam_model::plan::Options;
@@ -118,7 +119,8 @@ fn check_heap<T>(what: &str, most: usize, make: impl FnOnce() -> T) -> T {
 }
 
 fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
-    Options { context: 256, sequences: 3, chunk: 64, logits_rows: 3, kv, precision, int8 }
+    let quantization = way("int8").filter(|_| int8);
+    Options { context: 256, sequences: 3, chunk: 64, logits_rows: 3, kv, precision, quantization, head: None }
 }
 
 fn text_of(folder: &Path) -> (Tokenizer, Arc<ByteTable>) {

@@ -2,6 +2,7 @@
 
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::engine::Engine;
+use bantam_model::formats::on_load::{OnLoad, WAYS, way};
 use bantam_model::native::Native;
 use bantam_model::plan::{Options, Plan};
 use bantam_model::pool::Threads;
@@ -33,11 +34,6 @@ enum KvName {
     Int8,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum QuantizationName {
-    Int8,
-}
-
 /// How to compute.
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
@@ -48,9 +44,13 @@ pub(crate) struct EngineFlags {
     /// How keys and values are stored [default: f32 for exact, f16 for fast]
     #[arg(long, value_enum, value_name = "TYPE")]
     kv: Option<KvName>,
-    /// Stores the matrices of the layers in eight bits, with a scale per row
-    #[arg(long, value_enum, value_name = "TYPE")]
-    quantization: Option<QuantizationName>,
+    /// Quantizes the matrices of the layers that are not yet: int8, nf4, bnb-4bit (nf4 with double quantization), fp4,
+    /// mxfp4, gptq (four bits in groups of 128, without calibration)
+    #[arg(long, value_parser = way_of, value_name = "TYPE")]
+    quantization: Option<&'static OnLoad>,
+    /// The same for the head, which otherwise stays as it is
+    #[arg(long, value_parser = way_of, value_name = "TYPE")]
+    head: Option<&'static OnLoad>,
     /// Threads that compute [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=THREADS_MAX))]
     threads: Option<u64>,
@@ -60,6 +60,11 @@ pub(crate) struct EngineFlags {
     /// Neither maps nor writes a native file: the repacked weights, kept for the next start (see `bantam cache`)
     #[arg(long)]
     no_cache: bool,
+}
+
+fn way_of(name: &str) -> Result<&'static OnLoad, String> {
+    let names: Vec<&str> = WAYS.iter().map(|way| way.name).collect();
+    way(name).ok_or_else(|| format!("expected one of {}", names.join(", ")))
 }
 
 /// How long a sequence may become.
@@ -113,7 +118,8 @@ impl EngineFlags {
             logits_rows: logits_rows.min(chunk),
             kv,
             precision,
-            int8: matches!(self.quantization, Some(QuantizationName::Int8)),
+            quantization: self.quantization,
+            head: self.head,
         }
     }
 

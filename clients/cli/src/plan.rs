@@ -89,7 +89,7 @@ fn smaller(options: &Options) -> String {
     let ways = [
         ("a shorter --context", true),
         ("--kv int8", options.kv != KvKind::Int8),
-        ("--quantization int8", !options.int8),
+        ("--quantization int8", options.quantization.is_none()),
     ];
     let ways: Vec<&str> = ways.iter().filter(|(_, helps)| *helps).map(|(way, _)| *way).collect();
     ways.join(" or ")
@@ -125,7 +125,8 @@ fn as_json(plan: &Plan, available: Option<u64>, native: Option<&Native>) -> Valu
             "chunk": options.chunk,
             "kv": kv_name(options.kv),
             "precision": precision_name(options.precision),
-            "int8_weights": options.int8,
+            "quantization": options.quantization.map(|way| way.name),
+            "head": options.head.map(|way| way.name),
         },
     })
 }

@@ -14,6 +14,7 @@ pub mod encode;
 mod gptq;
 mod hqq;
 mod mxfp4;
+pub mod on_load;
 
 use std::fmt::Debug;
 use std::ops::Range;

@@ -170,7 +170,7 @@ fn parts(plan: &Plan) -> Vec<Part> {
     let mut slots = Vec::with_capacity(plan.fills.len());
     for fill in &plan.fills {
         let name = match fill {
-            Fill::Matrix { origin, cut, matrix } => {
+            Fill::Matrix { origin, cut, matrix, .. } => {
                 let name = format!("{}{cut}", origin.tensors().first().map_or("", String::as_str));
                 if let Some(slot) = matrix.order {
                     slots.push((

@@ -90,7 +90,8 @@ impl Native {
     /// `None` where none would be worth its bytes, or nothing tells a changed model from an unchanged one, as for a
     /// model that the program carries.
     pub fn of(source: &Source, plan: &Plan, store: &Store) -> Option<Native> {
-        let is_quantized = plan.options.int8 || plan.fills.iter().any(|fill| fill.packed().is_some());
+        let is_quantized =
+            plan.options.quantization.is_some() || plan.fills.iter().any(|fill| fill.packed().is_some());
         if !is_quantized && plan.weight_bytes < BYTES_MIN {
             return None;
         }

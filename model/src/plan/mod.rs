@@ -10,6 +10,7 @@ use bantam_core::{Cpu, KvCache, KvKind, Matrix, Norm, Precision, Region, Rope, S
 
 use crate::checkpoint::Dtype;
 use crate::formats::Packed;
+use crate::formats::on_load::OnLoad;
 use crate::sampler::Sampler;
 use crate::spec::ModelSpec;
 use planner::Planner;
@@ -29,8 +30,10 @@ pub struct Options {
     pub kv: KvKind,
     /// How floating point is done.
     pub precision: Precision,
-    /// Whether matrices of layers are stored as int8 with a scale per row.
-    pub int8: bool,
+    /// How matrices of layers are quantized that are not yet.
+    pub quantization: Option<&'static OnLoad>,
+    /// The same for the head.
+    pub head: Option<&'static OnLoad>,
 }
 
 /// How a tensor stands in a checkpoint.
@@ -228,6 +231,8 @@ pub enum Fill {
         origin: Origin,
         /// Which rows.
         cut: Cut,
+        /// How it is quantized on the way.
+        encode: Option<&'static OnLoad>,
     },
     /// A float32 vector from a tensor's elements, chosen like rows.
     Vector {

@@ -2,12 +2,13 @@
 
 use bantam_core::arena::Layouter;
 use bantam_core::layouts::page::PageShape;
-use bantam_core::layouts::{BFLOAT16, FLOAT16, FLOAT32, INT8_ROWS, Layout, Shape};
+use bantam_core::layouts::{BFLOAT16, FLOAT16, FLOAT32, Layout, Shape};
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_core::{Choice, Cpu, KvCache, Matrix, Norm, Precision, Region, Rope, Slot};
 
 use crate::checkpoint::Dtype;
 use crate::families::{Part, Rows, Stack};
+use crate::formats::on_load::OnLoad;
 use crate::formats::{Packed, Tensors};
 use crate::plan::{
     Cut, Fill, LayerWeights, Line, Linear, Options, Origin, PlanError, Stored, Weights, WorkSlots,
@@ -36,6 +37,8 @@ struct Held {
     layout: &'static dyn Layout,
     /// Whether it may have an order of columns.
     ordered: bool,
+    /// How it is quantized on the way there.
+    encode: Option<&'static OnLoad>,
 }
 
 impl Held {
@@ -151,7 +154,7 @@ impl<'a> Planner<'a> {
         let (held, origin) = self.origin(line, tensor, stored)?;
         let tokens = if line == "head" { self.options.logits_rows } else { self.options.chunk };
         let matrix = self.stack(line, held, shape, 1, tokens)?;
-        self.fills.push(Fill::Matrix { matrix, origin, cut });
+        self.fills.push(Fill::Matrix { matrix, origin, cut, encode: held.encode });
         Ok(matrix)
     }
 
@@ -163,21 +166,29 @@ impl<'a> Planner<'a> {
             return Ok((self.held_codes(line, &packed), Origin::Packed(Box::new(packed))));
         }
         let dtype = self.stored_as(&tensor, &[shape.rows, shape.columns])?;
-        Ok((self.held_floats(line, dtype, shape.columns), Origin::Tensor(tensor)))
+        Ok((self.held_floats(line, dtype, shape), Origin::Tensor(tensor)))
     }
 
     /// How a tensor of floating point is held.
-    fn held_floats(&self, line: &str, dtype: Dtype, columns: usize) -> Held {
-        // Embedding, head and routers stay as they are; layers may be stored in eight bits, as long as the sum of a
-        // row's products (at most 255 * 127 each) fits into 32 bits.
-        let int8 = self.options.int8 && line.starts_with("layers") && columns <= 1 << 16;
+    fn held_floats(&self, line: &str, dtype: Dtype, shape: Shape) -> Held {
+        // Routers stay as they are, and an embedding that is not the head too.
+        let head = line == "head" || line == "embedding" && self.spec.tied;
+        let way = match line.starts_with("layers") {
+            true => self.options.quantization,
+            false => self.options.head.filter(|_| head),
+        };
+        if let Some((way, layout)) =
+            way.and_then(|way| Some((way, way.layout(shape, self.options.precision)?)))
+        {
+            let encode = layout.coded().map(|_| way);
+            return Held { layout, ordered: false, encode };
+        }
         let layout: &'static dyn Layout = match dtype {
-            _ if int8 => INT8_ROWS,
             Dtype::Bf16 => BFLOAT16,
             Dtype::F16 => FLOAT16,
             _ => FLOAT32,
         };
-        Held { layout, ordered: false }
+        Held { layout, ordered: false, encode: None }
     }
 
     /// How a quantized matrix is held: in its codes, where a layout takes them; else in floating point, in as many bits
@@ -185,8 +196,8 @@ impl<'a> Planner<'a> {
     fn held_codes(&self, line: &str, packed: &Packed) -> Held {
         let coding = packed.decode.coding(packed.shape).filter(|_| packed.divisors.is_none());
         match coding.and_then(|coding| coding.layout(self.options.precision)) {
-            Some(layout) => Held { layout, ordered: packed.decode.ordered() },
-            None => self.held_floats(line, self.unpacked_dtype(), packed.shape.columns),
+            Some(layout) => Held { layout, ordered: packed.decode.ordered(), encode: None },
+            None => self.held_floats(line, self.unpacked_dtype(), packed.shape),
         }
     }
 
@@ -199,7 +210,7 @@ impl<'a> Planner<'a> {
         count: usize,
         tokens: usize,
     ) -> Result<Matrix, PlanError> {
-        let Held { layout, ordered } = held;
+        let Held { layout, ordered, .. } = held;
         let times = if count > 1 { format!("{count} x ") } else { String::new() };
         let text = format!("{times}{}x{} {}", shape.rows, shape.columns, layout.name());
         let bytes = Matrix::bytes(layout, shape).and_then(|bytes| bytes.checked_mul(count));
@@ -430,7 +441,7 @@ impl<'a> Planner<'a> {
                     let (held, origin) = self.origin(line, format!("{}.weight", name(expert)), shape)?;
                     // A stack has one layout: float32 holds whatever its matrices are stored as.
                     let same = all.is_none_or(|all| all.is(&held));
-                    all = Some(if same { held } else { self.held_floats(line, Dtype::F32, shape.columns) });
+                    all = Some(if same { held } else { self.held_floats(line, Dtype::F32, shape) });
                     sources.push((origin, cut));
                 }
                 (all.expect("a mixture has experts"), sources)
@@ -448,7 +459,7 @@ impl<'a> Planner<'a> {
                 let turned = turned.then_some(stored);
                 let cut = |expert| Cut { start: expert * shape.columns * stored, turned, ..cut };
                 let source = |expert| (Origin::Tensor(name.clone()), cut(expert));
-                let held = self.held_floats(line, dtype, shape.columns);
+                let held = self.held_floats(line, dtype, shape);
                 (held, (0..choice.experts).map(source).collect())
             }
         })
@@ -495,7 +506,7 @@ impl<'a> Planner<'a> {
                 Slot { offset: slot.offset + expert * bytes, bytes, ..slot }
             };
             let matrix = Matrix { slot: part(matrix.slot), order: matrix.order.map(part), ..matrix };
-            self.fills.push(Fill::Matrix { matrix, origin, cut });
+            self.fills.push(Fill::Matrix { matrix, origin, cut, encode: held.encode });
         }
         let bias = match (bias, stack) {
             (false, _) => None,

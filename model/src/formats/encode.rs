@@ -95,9 +95,9 @@ const fn bound(values: &[f32; 16], lower: u8, upper: u8) -> f32 {
     x
 }
 
-const fn goes_up(x: f32, a: f32, b: f32, or_even: bool) -> bool {
+const fn goes_up(x: f32, a: f32, b: f32, or_equal: bool) -> bool {
     let (below, above) = ((x - a).abs(), (b - x).abs());
-    above < below || (or_even && above == below)
+    above < below || (or_equal && above == below)
 }
 
 /// How many bounds every value has reached. There is nothing to branch on, and loops that compilers make vectors of.
@@ -107,10 +107,9 @@ fn count_bounds<const BOUNDS: usize>(bounds: &[f32; BOUNDS], values: &[f32], fac
         let (mut scaled, mut reached) = ([0.0; BESIDE], [0u32; BESIDE]);
         scaled.iter_mut().zip(values).for_each(|(scaled, value)| *scaled = value * factor);
         for bound in bounds {
-            reached
-                .iter_mut()
-                .zip(&scaled)
-                .for_each(|(reached, value)| *reached += u32::from(value >= bound));
+            for (reached, value) in reached.iter_mut().zip(&scaled) {
+                *reached += u32::from(value >= bound);
+            }
         }
         counts.iter_mut().zip(reached).for_each(|(count, reached)| *count = reached as u8);
     }

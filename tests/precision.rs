@@ -4,6 +4,7 @@
 //! Untrained models (`goldens.rs`) cannot tell this: their distributions are almost flat.
 
 use bantam_core::{Cpu, KvKind, Precision};
+use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::{Chunk, Engine};
 use bantam_model::plan::Options;
@@ -28,7 +29,7 @@ const FAST: Bounds = Bounds { divergence: 1e-3, perplexity: 5e-3 };
 /// over the whole text; a few windows scatter around that.
 const INT8_WEIGHTS: Bounds = Bounds { divergence: 2e-3, perplexity: 5e-3 };
 
-fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
+fn options(kv: KvKind, precision: Precision, quantization: Option<&'static OnLoad>) -> Options {
     Options {
         context: WINDOW,
         sequences: BESIDE,
@@ -36,7 +37,8 @@ fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
         logits_rows: WINDOW,
         kv,
         precision,
-        int8,
+        quantization,
+        head: None,
     }
 }
 
@@ -109,7 +111,7 @@ fn window(tokens: &[u32], window: usize) -> &[u32] {
 }
 
 fn exact(text: &[u32]) -> Exact {
-    let mut reader = Reader::new(options(KvKind::F32, Precision::Exact, false), Cpu::detect());
+    let mut reader = Reader::new(options(KvKind::F32, Precision::Exact, None), Cpu::detect());
     let vocab = reader.engine.spec().vocab;
     let mut scores = Vec::new();
     for tokens in text.chunks_exact(BESIDE * WINDOW) {
@@ -166,12 +168,12 @@ fn cheaper_arithmetic_stays_within_its_bounds() {
     let text = &text[..2 * BESIDE * WINDOW];
     let exact = exact(text);
     let cpu = Cpu::detect();
-    let fast = |kv, int8| options(kv, Precision::Fast, int8);
+    let fast = |kv, way| options(kv, Precision::Fast, way);
     let ways = [
         ("fast, f16 cache", fast(KvKind::F16, false), FAST),
         ("fast, int8 cache", fast(KvKind::Int8, false), FAST),
         ("fast, int8 weights", fast(KvKind::F16, true), INT8_WEIGHTS),
-        ("exact, int8 weights", options(KvKind::F32, Precision::Exact, true), INT8_WEIGHTS),
+        ("exact, int8 weights", options(KvKind::F32, Precision::Exact, way("int8")), INT8_WEIGHTS),
     ];
     for (what, options, bounds) in &ways {
         check(what, text, &exact, *options, cpu, bounds);

@@ -88,7 +88,7 @@ impl Cache {
 /// In one word, and for people.
 fn state(kept: &Kept) -> (&'static str, &'static str) {
     match kept.details.as_ref().map(|details| details.state) {
-        Ok(State::Current) => ("current", "in use"),
+        Ok(State::Current) => ("current", "of use"),
         Ok(State::Changed) => ("changed", "stale: the model was changed"),
         Ok(State::Gone) => ("gone", "stale: the model is gone"),
         Ok(State::OtherVersion) => ("version", "stale: of another version of bantam"),

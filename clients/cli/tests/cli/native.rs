@@ -230,7 +230,7 @@ fn the_cache_is_listed_measured_and_emptied() {
     assert_eq!(place.json(&["cache", "du"])["bytes"], listed["bytes"]);
     let shown = answer(place.bantam(&["cache", "ls"]));
     let name = listed["name"].as_str().unwrap();
-    assert!(shown.contains(name) && shown.contains("in use"), "{shown}");
+    assert!(shown.contains(name) && shown.contains("of use"), "{shown}");
     // Files of others stay, and a temporary file is left to whoever writes it.
     let folder = place.cache.0.join("bantam");
     fs::write(folder.join("notes.txt"), "mine").unwrap();

@@ -422,6 +422,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Where the matrices of experts stand, and how all are held.
+    #[allow(clippy::too_many_arguments, reason = "what, where from, and which part of it")]
     fn expert_sources(
         &self,
         line: &str,

@@ -30,7 +30,7 @@ const FAST: Bounds = Bounds { divergence: 1e-3, perplexity: 5e-3 };
 const INT8_WEIGHTS: Bounds = Bounds { divergence: 2e-3, perplexity: 5e-3 };
 
 /// Rounding all matrices to four bits, of a model as small as this.
-const FOUR_BIT_WEIGHTS: Bounds = Bounds { divergence: 5e-2, perplexity: 1e-1 };
+const FOUR_BIT_WEIGHTS: Bounds = Bounds { divergence: 2.5e-2, perplexity: 2.5e-2 };
 
 fn options(kv: KvKind, precision: Precision, quantization: Option<&'static OnLoad>) -> Options {
     Options {

@@ -228,6 +228,7 @@ impl<'a> Planner<'a> {
                 (Cut { first: index * head, run: head, every: of * head, ..Cut::WHOLE }, count * of)
             }
             Rows::Single { index, of } => (Cut { first: index, every: of, ..Cut::WHOLE }, count * of),
+            Rows::Pairs => (Cut { pairs: Some(head), ..Cut::WHOLE }, count),
             Rows::Section(index) => {
                 (Cut { first: sections[..index].iter().sum(), ..Cut::WHOLE }, sections.iter().sum())
             }
@@ -388,15 +389,19 @@ impl<'a> Planner<'a> {
                 }
                 (all.unwrap_or(Dtype::F32), sources)
             }
-            Stack::Together => {
+            Stack::Together | Stack::Rows => {
                 let shape = Shape { rows: stored, columns: shape.columns };
                 if let Some(packed) = self.packed_stack(&name(0), choice.experts, shape)? {
                     let sources = packed.into_iter().map(|packed| (Origin::Packed(Box::new(packed)), cut));
                     return Ok((self.unpacked_dtype(), sources.collect()));
                 }
-                let dtype = self.stored_as(&name(0), &[choice.experts, shape.columns, stored])?;
+                let (sizes, turned) = match stack {
+                    Stack::Rows => ([choice.experts, stored, shape.columns], None),
+                    _ => ([choice.experts, shape.columns, stored], Some(stored)),
+                };
+                let dtype = self.stored_as(&name(0), &sizes)?;
                 let start = |expert| expert * shape.columns * stored;
-                let cut = |expert| Cut { start: start(expert), turned: Some(stored), ..cut };
+                let cut = |expert| Cut { start: start(expert), turned, ..cut };
                 let source = |expert| (Origin::Tensor(name(expert)), cut(expert));
                 (dtype, (0..choice.experts).map(source).collect())
             }
@@ -444,7 +449,7 @@ impl<'a> Planner<'a> {
         }
         let bias = match (bias, stack) {
             (false, _) => None,
-            (true, Stack::Together) => {
+            (true, Stack::Together | Stack::Rows) => {
                 let (len, stored) = (choice.experts * shape.rows, [choice.experts, stored]);
                 Some(self.vector("biases", format!("{}_bias", name(0)), cut, &stored, len)?)
             }

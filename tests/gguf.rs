@@ -1,5 +1,5 @@
-//! GGUF files: weights bit by bit as the `gguf` package decodes them, the logits that they make, and the tokens of their
-//! vocabularies. Every file in `goldens/quant/gguf-*`, `goldens/quant-made/gguf-*` is read as it stands.
+//! GGUF files: weights bit by bit as the `gguf` package decodes them, the logits that they make, and the tokens of
+//! their vocabularies. Every file in `goldens/quant/gguf-*`, `goldens/quant-made/gguf-*` is read as it stands.
 //!
 //! `BANTAM_MORE_GGUF` names a folder of more such folders, for a run by hand.
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
@@ -37,6 +37,12 @@ fn cases() -> Vec<Case> {
                 listing(&folder).into_iter().filter(|file| file.extension().is_some_and(|end| end == "gguf"))
             {
                 let stem = file.file_stem().unwrap().to_string_lossy().into_owned();
+                // Later parts of a split file are found through the first.
+                let (stem, part) = stem.split_once("-0").unwrap_or((&stem, "0001"));
+                if !part.starts_with("0001") {
+                    continue;
+                }
+                let stem = stem.to_owned();
                 let kind = stem.strip_prefix("model-").unwrap_or(&stem);
                 let golden = Checkpoint::open(&folder.join("golden.safetensors")).unwrap();
                 found.push(Case { name: stem.clone(), prefix: format!("{kind}."), file, golden });
@@ -118,7 +124,7 @@ const TOKENIZERS: &[(&str, &str)] = &[
     ("model-mixtral.gguf", "mixtral"),
     ("model-gpt_neox.gguf", "gpt_neox"),
     ("model-qwen2.gguf", "qwen2"),
-    ("model-qwen3.gguf", "qwen3"),
+    ("model-qwen3-00001-of", "qwen3"),
     ("model-phi3.gguf", "phi3"),
     ("model-gemma2.gguf", "gemma2"),
     ("model-gemma3_text.gguf", "gemma3"),

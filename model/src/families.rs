@@ -632,8 +632,8 @@ pub static FAMILIES: &[Family] = &[
 pub(crate) const MERGED: &str = "gpt2";
 pub(crate) const SCORED: &str = "llama";
 
-/// Spellings of tokens that end a reply, and whether they do so where one of [`ENDS_UNLESS`] is there, too: then it ends
-/// one of several messages of a reply.
+/// Spellings of tokens that end a reply, and whether they do so where one of [`ENDS_UNLESS`] is there, too: then they
+/// end one of several messages of a reply.
 pub(crate) static ENDS: &[(&str, bool)] = &[
     ("<|eot_id|>", true),
     ("<|eom_id|>", true),

@@ -1,6 +1,7 @@
 //! What a model folder holds beside its weights: the JSON files and the chat template, as bytes.
 //!
-//! It parses none of them and opens no weights, unless these are a GGUF file, which holds what the others say. It opens these files (and
+//! It parses none of them and opens no weights, unless these are a GGUF file, which holds what the others say. It opens
+//! these files (and
 //! `additional_chat_templates/*.jinja`) and no others: Python code in a model folder, and whatever `auto_map` names, is
 //! never touched.
 

@@ -42,9 +42,9 @@ pub enum SourceError {
         /// The model.
         file: PathBuf,
         /// The key in the file.
-        origin: String,
+        origin: Box<str>,
         /// What is wrong.
-        source: ConfigError,
+        source: Box<ConfigError>,
     },
     /// Configuration, weights and options do not go together.
     #[error("{}: {source}", .folder.display())]
@@ -205,7 +205,9 @@ fn read_spec(files: &ModelFiles) -> Result<ModelSpec, SourceError> {
     ModelSpec::parse(&files.require_config()?).map_err(|source| {
         let folder = files.folder().into();
         match source.key().and_then(|key| files.origin(key)) {
-            Some(origin) => SourceError::Metadata { file: folder, origin, source },
+            Some(origin) => {
+                SourceError::Metadata { file: folder, origin: origin.into(), source: Box::new(source) }
+            }
             None => SourceError::Spec { folder, source },
         }
     })

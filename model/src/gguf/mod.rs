@@ -14,7 +14,11 @@ use std::path::{Path, PathBuf};
 pub use container::{Container, GgufError};
 pub(crate) use parts::{Part, named, open};
 
+use bantam_core::layouts::Shape;
+
 use crate::checkpoint::CheckpointError;
+use crate::formats::{self, gguf::Kind};
+use crate::plan::Stored;
 use container::{Array, Value};
 use parts::RopeFactors;
 
@@ -67,6 +71,28 @@ pub fn files_of(head: Container) -> [Result<Option<Vec<u8>>, GgufError>; 3] {
     let config = settings::config(&heads, &RopeFactors::default()).map(Some);
     let config_of_text = vocabulary::tokenizer_config(&heads[0]).map(Some);
     [config, vocabulary::tokenizer(&heads[0]), config_of_text]
+}
+
+/// Decodes every small tensor of blocks: for the fuzz target. `file` is what the head was read from.
+#[doc(hidden)]
+pub fn decoded(head: &Container, file: &[u8]) -> usize {
+    const VALUES_MAX: u64 = 1 << 14;
+    let mut count = 0;
+    for tensor in head.tensors() {
+        let &[rows, columns] = tensor.dims else { continue };
+        let Some(kind) = Kind::of(tensor.dtype) else { continue };
+        if rows == 0 || columns == 0 || rows.saturating_mul(columns) > VALUES_MAX {
+            continue;
+        }
+        let (rows, columns) = (rows as usize, columns as usize);
+        let shape = vec![rows, columns / kind.values * kind.bytes];
+        let stored = Stored { dtype: tensor.dtype, shape };
+        let data = &file[tensor.start as usize..tensor.end as usize];
+        let shape = Shape { rows, columns };
+        let found = formats::decode(br#"{"quant_method":"gguf"}"#, &[("m.weight", stored, data)], "m", shape);
+        count += found.ok().flatten().map_or(0, |values| values.len());
+    }
+    count
 }
 
 /// Values by key, each of a type.

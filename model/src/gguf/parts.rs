@@ -162,7 +162,7 @@ fn called(family: &Family, name: &str) -> Option<Called> {
 }
 
 /// The headers of all parts, their tensors under the names of the house. Those that the family does not know keep
-/// theirs.
+/// theirs; those that belong to the configuration are left out.
 pub(crate) fn named(parts: &[Part]) -> Result<Vec<Header>, GgufError> {
     let family = family(&parts[0].head)?;
     let mut seen = HashSet::new();
@@ -170,6 +170,9 @@ pub(crate) fn named(parts: &[Part]) -> Result<Vec<Header>, GgufError> {
     for part in parts {
         let mut tensors = Vec::new();
         for tensor in part.head.tensors() {
+            if FACTORS.contains(&tensor.name) {
+                continue;
+            }
             let mut shape = Vec::new();
             for &size in tensor.dims {
                 shape.push(usize::try_from(size).map_err(|_| GgufError::Overflow {
@@ -245,6 +248,8 @@ pub(super) struct RopeFactors {
     pub(super) long: Option<Vec<f32>>,
 }
 
+const FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
+
 /// No head has more pairs of channels.
 const PAIRS_MAX: u64 = 1 << 12;
 
@@ -257,8 +262,7 @@ impl RopeFactors {
                 Some(part) => factors(part, name).map(Some),
             }
         };
-        let [all, short, long] =
-            ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
+        let [all, short, long] = FACTORS;
         Ok(RopeFactors { all: read(all)?, short: read(short)?, long: read(long)? })
     }
 }

@@ -10,8 +10,8 @@ use super::{Container, GgufError};
 use crate::families::{Bias, FAMILIES, Family, Rows};
 use crate::rope::Scaling;
 
-/// Whole numbers: the key of `config.json`, and the file's without its architecture. `null` where it is not there, which
-/// is the same as in files of old: as many heads as of queries, the stream divided among them.
+/// Whole numbers: the key of `config.json`, and the file's without its architecture. `null` where it is not there: as
+/// many heads of keys as of queries, the stream divided among the heads.
 const SIZES: &[(&str, &str)] = &[
     ("hidden_size", "embedding_length"),
     ("num_hidden_layers", "block_count"),

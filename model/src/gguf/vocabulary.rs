@@ -1,7 +1,7 @@
 //! From a head's vocabulary to `tokenizer.json` and `tokenizer_config.json`.
 //!
-//! Two kinds of vocabulary are read: one with merges, whose text is split by a pattern that the file only names, and one
-//! with scores, of which merges are made: a pair becomes the piece that it spells, the piece of the highest score first.
+//! Two kinds of vocabulary are read: one with merges, whose text is split by a pattern that the file only names, and
+//! one with scores, of which merges are made: a pair becomes the piece that it spells, that of the highest score first.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -41,10 +41,9 @@ impl<'a> Vocabulary<'a> {
     /// The token that a key names.
     fn named(&self, role: &str) -> Result<Option<(u64, &'a str)>, GgufError> {
         let key = format!("tokenizer.ggml.{role}_token_id");
-        match self.head.get(&key) {
-            // Some tools write -1 where there is none.
-            Some(super::Value::Whole(..0)) => return Ok(None),
-            _ => {}
+        // Some tools write -1 where there is none.
+        if let Some(super::Value::Whole(..0)) = self.head.get(&key) {
+            return Ok(None);
         }
         let Some(id) = self.head.size(&key)? else { return Ok(None) };
         match usize::try_from(id).ok().and_then(|id| self.tokens.get(id)) {

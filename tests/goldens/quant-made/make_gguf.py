@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 LLAMA_CPP, TOKENIZERS, OUT = map(pathlib.Path, sys.argv[1:4])
 SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              head_dim=16, max_position_embeddings=256, vocab_size=512, initializer_range=0.15)
+# One model is several files.
+SPLIT = ["--split-max-tensors", "9"]
 WINDOW = dict(sliding_window=16)
 # name: pre-tokenizer (none: scores), tokenizer's folder, what differs
 FAMILIES = {
@@ -78,7 +80,7 @@ def scored(folder):
     (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
 
 
-def converted(model, pre, tokenizer, path, kind):
+def converted(model, pre, tokenizer, path, kind, more=()):
     import conversion.base as base
     base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +92,7 @@ def converted(model, pre, tokenizer, path, kind):
         model.save_pretrained(folder)
         if pre is None:
             scored(folder)
-        sys.argv = ["convert", str(folder), "--outtype", kind, "--outfile", str(path)]
+        sys.argv = ["convert", str(folder), "--outtype", kind, "--outfile", str(path), *more]
         try:
             runpy.run_path(str(LLAMA_CPP / "convert_hf_to_gguf.py"), run_name="__main__")
         except SystemExit as end:
@@ -103,7 +105,7 @@ def families(out):
     for at, (family, (pre, tokenizer, extra)) in enumerate(FAMILIES.items()):
         kind = "bf16" if family in ("mistral", "qwen3") else "f16"
         model = made(family, tokenizer, extra, at, kind)
-        converted(model, pre, tokenizer, out / f"model-{family}.gguf", kind)
+        converted(model, pre, tokenizer, out / f"model-{family}.gguf", kind, SPLIT if family == "qwen3" else ())
         ids = np.random.default_rng(at).integers(8, 500, 48)
         goldens[f"{family}.input_ids"], goldens[f"{family}.logits_tail"] = ids, logits(model, ids)
     save_file(goldens, out / "golden.safetensors")

@@ -214,7 +214,7 @@ fn q2_k(block: &[u8], parts: &mut Parts) {
 
 /// ```text
 /// 32 bytes: a third bit of each code, lanes 32 x 8 | 64 bytes: the other two, lanes 32 x 4
-///   | 12 bytes: scales plus 32: 8 bytes of low four bits, lanes 8 x 2, 4 bytes of high two, lanes 4 x 4 | half for scales
+///   | 12 bytes of scales plus 32: 8 of low four bits, lanes 8 x 2, 4 of high two, lanes 4 x 4 | half for scales
 /// ```
 fn q3_k(block: &[u8], parts: &mut Parts) {
     let (mut low, mut high) = ([0; GROUPS_MAX], [0; GROUPS_MAX]);
@@ -291,7 +291,7 @@ fn q6_k(block: &[u8], parts: &mut Parts) {
 /// A digit of base three, the first being 0; a byte is the number that they make, over 243, times 256, rounded up.
 fn digit(byte: u8, place: usize) -> u8 {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
-    (u16::from(byte.wrapping_mul(POWERS[place])) * 3 >> 8) as u8
+    ((u16::from(byte.wrapping_mul(POWERS[place])) * 3) >> 8) as u8
 }
 
 /// ```text

@@ -134,9 +134,12 @@ impl Reader for Gguf {
         check(name, &stored, kind, &[experts, shape.rows], shape.columns)?;
         let bytes = shape.rows * (shape.columns / kind.values) * kind.bytes;
         let expert = |expert: usize| {
-            let parts = vec![expert * bytes..(expert + 1) * bytes];
+            let part = expert * bytes..(expert + 1) * bytes;
             let module = format!("{name}.{expert}");
-            Packed { parts, ..Packed::new(&module, shape, vec![name.to_owned()], Decoder(kind)) }
+            Packed {
+                parts: Vec::from([part]),
+                ..Packed::new(&module, shape, vec![name.to_owned()], Decoder(kind))
+            }
         };
         Ok(Some((0..experts).map(expert).collect()))
     }

@@ -1,11 +1,13 @@
 //! The kernel benches: what is measured, how, and how it is printed. `kernels.rs` runs them at full size, `tiny.rs`
-//! inside `cargo test`. Everything runs on one thread; `bantam bench` measures whole models on all of them.
+//! inside `cargo test`. Everything runs on one thread; `bantam bench` measures whole models on all of them, and
+//! `synthetic.rs` writes checkpoints for it and for other programs.
 #![forbid(unsafe_code)]
 
 pub mod attention;
 pub mod case;
 pub mod ceilings;
 pub mod matrix;
+pub mod synthetic;
 pub mod table;
 
 /// Values in -1..1 that depend on the seed alone.

@@ -218,7 +218,7 @@ impl Data {
         panels: &mut [u8],
         out: &mut [f32],
     ) {
-        let output = Output { layout, shape: self.shape, tiles, bias: None, out, add: false };
+        let output = Output { layout, shape: self.shape, tiles, order: None, bias: None, out, add: false };
         let input = Input { x: &self.x, columns: self.shape.columns, order: None };
         let (panels, segments) = (bytemuck::cast_slice_mut(panels), [[0, 0, self.tokens as u32]]);
         multiply(cpu, precision, &Serial, input, &segments, panels, &mut [output]);

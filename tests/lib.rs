@@ -57,7 +57,8 @@ pub fn options() -> Options {
         logits_rows: 128,
         kv: KvKind::F32,
         precision: Precision::Exact,
-        int8: false,
+        quantization: None,
+        head: None,
     }
 }
 

@@ -9,6 +9,7 @@ use bantam_core::layouts::TILE_ROWS;
 use bantam_core::{Choice, Cpu, KvKind, Precision, Region, Slot};
 use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::{Engine, stored};
+use bantam_model::formats::on_load::way;
 use bantam_model::inspect::Inspection;
 use bantam_model::plan::{Fill, Options, Plan, PlanError, Stored};
 use bantam_model::spec::ModelSpec;
@@ -35,7 +36,8 @@ fn small(kv: KvKind) -> Options {
         logits_rows: 2,
         kv,
         precision: Precision::Fast,
-        int8: true,
+        quantization: way("int8"),
+        head: None,
     }
 }
 

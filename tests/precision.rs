@@ -6,6 +6,7 @@
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::{Chunk, Engine};
+use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::plan::Options;
 use bantam_tests::{carried, floats, ids, load, repository};
 
@@ -28,7 +29,10 @@ const FAST: Bounds = Bounds { divergence: 1e-3, perplexity: 5e-3 };
 /// over the whole text; a few windows scatter around that.
 const INT8_WEIGHTS: Bounds = Bounds { divergence: 2e-3, perplexity: 5e-3 };
 
-fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
+/// Rounding all matrices to four bits, of a model as small as this.
+const FOUR_BIT_WEIGHTS: Bounds = Bounds { divergence: 5e-2, perplexity: 1e-1 };
+
+fn options(kv: KvKind, precision: Precision, quantization: Option<&'static OnLoad>) -> Options {
     Options {
         context: WINDOW,
         sequences: BESIDE,
@@ -36,7 +40,8 @@ fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
         logits_rows: WINDOW,
         kv,
         precision,
-        int8,
+        quantization,
+        head: None,
     }
 }
 
@@ -109,7 +114,7 @@ fn window(tokens: &[u32], window: usize) -> &[u32] {
 }
 
 fn exact(text: &[u32]) -> Exact {
-    let mut reader = Reader::new(options(KvKind::F32, Precision::Exact, false), Cpu::detect());
+    let mut reader = Reader::new(options(KvKind::F32, Precision::Exact, None), Cpu::detect());
     let vocab = reader.engine.spec().vocab;
     let mut scores = Vec::new();
     for tokens in text.chunks_exact(BESIDE * WINDOW) {
@@ -166,12 +171,16 @@ fn cheaper_arithmetic_stays_within_its_bounds() {
     let text = &text[..2 * BESIDE * WINDOW];
     let exact = exact(text);
     let cpu = Cpu::detect();
-    let fast = |kv, int8| options(kv, Precision::Fast, int8);
+    let fast = |kv, way| options(kv, Precision::Fast, way);
     let ways = [
-        ("fast, f16 cache", fast(KvKind::F16, false), FAST),
-        ("fast, int8 cache", fast(KvKind::Int8, false), FAST),
-        ("fast, int8 weights", fast(KvKind::F16, true), INT8_WEIGHTS),
-        ("exact, int8 weights", options(KvKind::F32, Precision::Exact, true), INT8_WEIGHTS),
+        ("fast, f16 cache", fast(KvKind::F16, None), FAST),
+        ("fast, int8 cache", fast(KvKind::Int8, None), FAST),
+        ("fast, int8 weights", fast(KvKind::F16, way("int8")), INT8_WEIGHTS),
+        ("fast, nf4 weights", fast(KvKind::F16, way("nf4")), FOUR_BIT_WEIGHTS),
+        ("exact, nf4 weights", options(KvKind::F32, Precision::Exact, way("nf4")), FOUR_BIT_WEIGHTS),
+        ("fast, mxfp4 weights", fast(KvKind::F16, way("mxfp4")), FOUR_BIT_WEIGHTS),
+        ("fast, gptq weights", fast(KvKind::F16, way("gptq")), FOUR_BIT_WEIGHTS),
+        ("exact, int8 weights", options(KvKind::F32, Precision::Exact, way("int8")), INT8_WEIGHTS),
     ];
     for (what, options, bounds) in &ways {
         check(what, text, &exact, *options, cpu, bounds);

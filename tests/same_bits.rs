@@ -6,6 +6,7 @@
 
 use bantam_core::{Cpu, KvKind, Precision, Region};
 use bantam_model::engine::{Chunk, Engine};
+use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::plan::Options;
 use bantam_tests::{MODELS, Noise, load, model_folder};
 
@@ -153,12 +154,14 @@ const THREADS: [usize; 4] = [1, 2, 3, 5];
 
 /// A model with one precision, on every processor level, with every kind of cache. The numbers of threads go round, so
 /// that over models and levels each meets every kind of cache.
-fn hold(model: &str, precision: Precision, int8: bool) {
+fn hold(model: &str, precision: Precision, way: Option<&'static OnLoad>) {
     let round = MODELS.iter().position(|name| *name == model).expect("one of MODELS");
     for (level, cpu) in Cpu::detect().variants().into_iter().enumerate() {
         for (i, kv) in KINDS.into_iter().enumerate() {
+            let (context, sequences, chunk, quantization) = (128, 4, CHUNK, way);
+            let logits_rows = CHUNK;
             let options =
-                Options { context: 128, sequences: 4, chunk: CHUNK, logits_rows: CHUNK, kv, precision, int8 };
+                Options { context, sequences, chunk, logits_rows, kv, precision, quantization, head: way };
             let threads = THREADS[(round + level + i) % THREADS.len()];
             let begin = |threads| load(&model_folder(model), options, cpu, threads);
             let engine = begin(1);
@@ -167,7 +170,8 @@ fn hold(model: &str, precision: Precision, int8: bool) {
             let wanted = run(engine, 0).alone(|_| CHUNK);
             assert!(wanted.iter().all(|logit| logit.is_finite()));
             let what = format!(
-                "{model}, {precision:?}, int8 weights {int8}, {kv:?}, {}, {threads} threads",
+                "{model}, {precision:?}, {}, {kv:?}, {}, {threads} threads",
+                way.map_or("as it is", |way| way.name),
                 cpu.name()
             );
             run(begin(threads), threads as u64).check_all(&what, &wanted);
@@ -177,23 +181,24 @@ fn hold(model: &str, precision: Precision, int8: bool) {
 
 #[test]
 fn exact_logits_depend_on_the_tokens_alone() {
-    MODELS.iter().for_each(|model| hold(model, Precision::Exact, false));
+    MODELS.iter().for_each(|model| hold(model, Precision::Exact, None));
 }
 
 /// Models with bfloat16 matrices: for the others both precisions are the same computation.
 #[test]
 fn fast_logits_depend_on_the_tokens_alone() {
     for model in ["llama-tied", "qwen2", "mixtral", "gemma3", "gpt_oss-bf16"] {
-        hold(model, Precision::Fast, false);
+        hold(model, Precision::Fast, None);
     }
 }
 
 #[test]
-fn logits_of_int8_weights_depend_on_the_tokens_alone() {
-    hold("qwen2", Precision::Exact, true);
-    hold("gpt_neox", Precision::Fast, true);
+fn logits_of_quantized_weights_depend_on_the_tokens_alone() {
+    hold("qwen2", Precision::Exact, way("int8"));
+    hold("gpt_neox", Precision::Fast, way("int8"));
     // Experts apart and together, norms after blocks.
-    hold("mixtral", Precision::Exact, true);
-    hold("gpt_oss-bf16", Precision::Fast, true);
-    hold("gemma2", Precision::Fast, true);
+    hold("mixtral", Precision::Exact, way("bnb-4bit"));
+    hold("mixtral", Precision::Fast, way("nf4"));
+    hold("gpt_oss-bf16", Precision::Fast, way("mxfp4"));
+    hold("gemma2", Precision::Fast, way("gptq"));
 }

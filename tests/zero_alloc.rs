@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::detokenizer::ByteTable;
 use bantam_model::engine::{Chunk, Engine, StepError};
+use bantam_model::formats::on_load::way;
 use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
 use bantam_model::plan::Options;
@@ -118,7 +119,8 @@ fn check_heap<T>(what: &str, most: usize, make: impl FnOnce() -> T) -> T {
 }
 
 fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
-    Options { context: 256, sequences: 3, chunk: 64, logits_rows: 3, kv, precision, int8 }
+    let quantization = way("int8").filter(|_| int8);
+    Options { context: 256, sequences: 3, chunk: 64, logits_rows: 3, kv, precision, quantization, head: None }
 }
 
 fn text_of(folder: &Path) -> (Tokenizer, Arc<ByteTable>) {
@@ -272,9 +274,9 @@ fn main() {
 fn loaded(what: &str, model: &str, options: Options, threads: usize) -> Engine {
     let folder = if model == "carried" { carried() } else { model_folder(model) };
     let (spec, checkpoint) = open(&folder);
-    // Some 60 tensors of 300 bytes each, layer by layer; a page number takes four bytes, a token of a chunk too.
+    // Some 60 tensors of 400 bytes each, layer by layer; a page number takes four bytes, a token of a chunk too.
     let tensors = checkpoint.tensors().len();
-    let most = 8192 + 600 * tensors + 4 * options.chunk;
+    let most = 8192 + 720 * tensors + 4 * options.chunk;
     let make = || Engine::load(spec, &checkpoint, options, Cpu::detect(), threads).expect("the model loads");
     let engine = check_heap(&format!("{what}: loading"), most, make);
     assert_eq!(engine.threads(), threads);

@@ -17,6 +17,9 @@ pub struct Matrix {
     pub shape: Shape,
     /// Where.
     pub slot: Slot,
+    /// Where its columns stand in another order than its input's: for each of them the input's, as `u32`;
+    /// [`IN_ORDER`](crate::ops::matmul::IN_ORDER) first where they do not.
+    pub order: Option<Slot>,
 }
 
 impl Matrix {

@@ -22,11 +22,24 @@ pub struct Cpu {
     level: Level,
     vnni: bool,
     bf16: bool,
+    bytes: Bytes,
+}
+
+/// Dot products of bytes beside the level's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bytes {
+    None,
+    /// x86-64 with AVX-VNNI.
+    AvxVnni,
+    /// aarch64 with `sdot`.
+    Dotprod,
+    /// aarch64 with `usdot` too.
+    I8mm,
 }
 
 impl Cpu {
     /// The level that every processor reaches.
-    pub const PORTABLE: Cpu = Cpu { level: Level::Portable, vnni: false, bf16: false };
+    pub const PORTABLE: Cpu = Cpu { level: Level::Portable, vnni: false, bf16: false, bytes: Bytes::None };
 
     /// Asks the processor. Costs a few `cpuid` instructions; call it once and pass the value down.
     pub fn detect() -> Self {
@@ -48,16 +61,37 @@ impl Cpu {
         self.bf16
     }
 
+    /// AVX-VNNI: the same as AVX-512 VNNI in 256 bits, on processors without AVX-512.
+    pub fn avx_vnni(self) -> bool {
+        self.bytes == Bytes::AvxVnni
+    }
+
+    /// aarch64's dot products of signed bytes.
+    pub fn dotprod(self) -> bool {
+        matches!(self.bytes, Bytes::Dotprod | Bytes::I8mm)
+    }
+
+    /// aarch64's dot products of unsigned with signed bytes.
+    pub fn i8mm(self) -> bool {
+        self.bytes == Bytes::I8mm
+    }
+
     /// This processor and every lesser one that it can stand in for, strongest first. Each has its own kernels.
-    pub fn variants(self) -> heapless::Vec<Cpu, 5> {
+    pub fn variants(self) -> heapless::Vec<Cpu, 8> {
+        let plain = Cpu { bytes: Bytes::None, ..self };
+        let signed = if self.i8mm() { Cpu { bytes: Bytes::Dotprod, ..self } } else { self };
+        let avx2 = Cpu { level: self.level.min(Level::Avx2), vnni: false, bf16: false, ..self };
         let lesser = [
             self,
+            signed,
             Cpu { bf16: false, ..self },
             Cpu { vnni: false, bf16: false, ..self },
-            Cpu { level: self.level.min(Level::Avx2), vnni: false, bf16: false },
+            avx2,
+            Cpu { bytes: Bytes::None, ..avx2 },
+            plain,
             Cpu::PORTABLE,
         ];
-        let mut variants: heapless::Vec<Cpu, 5> = heapless::Vec::new();
+        let mut variants: heapless::Vec<Cpu, 8> = heapless::Vec::new();
         for cpu in lesser {
             // An aarch64 value is not lowered to an x86 one.
             let reachable = cpu.level != Level::Avx2 || self.level >= Level::Avx2;
@@ -69,8 +103,8 @@ impl Cpu {
     }
 
     /// The instruction sets that this value proves, as processors' manuals name them.
-    pub fn features(self) -> heapless::Vec<&'static str, 8> {
-        let mut features: heapless::Vec<&'static str, 8> = heapless::Vec::new();
+    pub fn features(self) -> heapless::Vec<&'static str, 12> {
+        let mut features: heapless::Vec<&'static str, 12> = heapless::Vec::new();
         let mut add = |present: bool, name| {
             if present {
                 let _ = features.push(name);
@@ -83,6 +117,9 @@ impl Cpu {
         add(self.level >= Level::Avx512, "AVX-512 (F, BW, DQ, VL)");
         add(self.vnni, "AVX-512 VNNI");
         add(self.bf16, "AVX-512 BF16");
+        add(self.avx_vnni(), "AVX-VNNI");
+        add(self.dotprod(), "DOTPROD");
+        add(self.i8mm(), "I8MM");
         features
     }
 
@@ -90,7 +127,10 @@ impl Cpu {
     pub fn name(self) -> &'static str {
         match (self.level, self.vnni, self.bf16) {
             (Level::Portable, ..) => "portable",
+            (Level::Neon, ..) if self.i8mm() => "neon+i8mm",
+            (Level::Neon, ..) if self.dotprod() => "neon+dotprod",
             (Level::Neon, ..) => "neon",
+            (Level::Avx2, ..) if self.avx_vnni() => "avx2+vnni",
             (Level::Avx2, ..) => "avx2",
             (Level::Avx512, false, false) => "avx512",
             (Level::Avx512, true, false) => "avx512+vnni",
@@ -125,16 +165,40 @@ fn detect() -> Cpu {
     }
     // ZMM and mask registers are saved; F 16, DQ 17, BW 30, VL 31.
     let wide = state & 0xe6 == 0xe6 && [16, 17, 30, 31].into_iter().all(|n| bit(extended.ebx, n));
+    let more = if extended.eax >= 1 { __cpuid_count(7, 1).eax } else { 0 };
+    let bytes = if bit(more, 4) { Bytes::AvxVnni } else { Bytes::None };
     if !wide {
-        return Cpu { level: Level::Avx2, vnni: false, bf16: false };
+        return Cpu { level: Level::Avx2, vnni: false, bf16: false, bytes };
     }
-    let bf16 = extended.eax >= 1 && bit(__cpuid_count(7, 1).eax, 5);
-    Cpu { level: Level::Avx512, vnni: bit(extended.ecx, 11), bf16 }
+    Cpu { level: Level::Avx512, vnni: bit(extended.ecx, 11), bf16: bit(more, 5), bytes }
 }
 
 #[cfg(target_arch = "aarch64")]
 fn detect() -> Cpu {
-    Cpu { level: Level::Neon, vnni: false, bf16: false }
+    Cpu { level: Level::Neon, vnni: false, bf16: false, bytes: bytes() }
+}
+
+/// Linux lets programs read the registers that say so.
+#[cfg(all(target_arch = "aarch64", any(target_os = "linux", target_os = "android")))]
+fn bytes() -> Bytes {
+    let (first, second): (u64, u64);
+    // SAFETY: reads two identification registers, which the system has emulated for programs since 2017.
+    unsafe {
+        core::arch::asm!("mrs {}, ID_AA64ISAR0_EL1", out(reg) first, options(nomem, nostack));
+        core::arch::asm!("mrs {}, ID_AA64ISAR1_EL1", out(reg) second, options(nomem, nostack));
+    }
+    // DP in bits 47..44, I8MM in bits 55..52.
+    match (first >> 44 & 15 > 0, second >> 52 & 15 > 0) {
+        (true, true) => Bytes::I8mm,
+        (true, false) => Bytes::Dotprod,
+        _ => Bytes::None,
+    }
+}
+
+/// All of Apple's own processors for computers have `sdot`; elsewhere nobody is asked.
+#[cfg(all(target_arch = "aarch64", not(any(target_os = "linux", target_os = "android"))))]
+fn bytes() -> Bytes {
+    if cfg!(target_os = "macos") { Bytes::Dotprod } else { Bytes::None }
 }
 
 #[cfg(not(any(all(target_arch = "x86_64", not(target_os = "none")), target_arch = "aarch64")))]

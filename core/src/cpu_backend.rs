@@ -95,6 +95,7 @@ fn output<'a>(weights: &'a [u8], product: &Product, out: &'a mut [f32]) -> Outpu
         layout: product.matrix.layout,
         shape: product.matrix.shape,
         tiles: &weights[product.matrix.slot.range()],
+        order: product.matrix.order.map(|slot| bytemuck::cast_slice(&weights[slot.range()])),
         bias: product.bias.map(|slot| bytemuck::cast_slice(&weights[slot.range()])),
         out,
         add: product.add,

@@ -3,6 +3,7 @@
 use bantam_core::{Backend, Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
 use memmap2::MmapMut;
 
+use crate::checkpoint::map::{Image, Watch};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::decoder::Decoder;
 use crate::memory;
@@ -75,6 +76,12 @@ pub enum StepError {
         /// Size of the vocabulary.
         vocab: usize,
     },
+    /// The file that the weights are mapped from.
+    #[error(
+        "the model's native file was cut, or the disk fails, while it is in use: load the model again; \
+         `bantam cache verify` tells whether the file is sound, --no-cache does without"
+    )]
+    Fault,
     /// A sequence that is not open, or twice in a step.
     #[error("sequence {0} is not open, or stands twice in a step")]
     Sequence(usize),
@@ -92,6 +99,8 @@ pub struct Chunk<'a> {
 /// A model in memory, ready to run.
 #[derive(Debug)]
 pub struct Engine {
+    /// Where the weights are a native file's. It stands before their memory, to be dropped first.
+    watch: Option<Watch>,
     decoder: Decoder,
     backend: CpuBackend<MmapMut, Threads>,
     plan: Plan,
@@ -134,10 +143,22 @@ impl Engine {
         tell: &mut dyn FnMut(usize),
     ) -> Result<Engine, LoadError> {
         let plan = Plan::new(&spec, stored(checkpoint), options, cpu)?;
-        let mut engine = Engine::empty(spec, plan, cpu, threads)?;
+        let mut engine = Engine::empty(spec, plan, None, cpu, threads)?;
         let (arena, pool) = engine.backend.parts_mut();
         weights::load(&engine.plan, checkpoint, arena, pool, tell)?;
         Ok(engine)
+    }
+
+    /// Takes weights that lie as the plan says, and memory for the rest.
+    pub(crate) fn over(
+        spec: ModelSpec,
+        plan: Plan,
+        weights: Image,
+        cpu: Cpu,
+        threads: usize,
+    ) -> Result<Engine, LoadError> {
+        assert_eq!(weights.map.len(), plan.weight_bytes, "the weights of this plan");
+        Engine::empty(spec, plan, Some(weights), cpu, threads)
     }
 
     /// The same with noise in all weights, of type `dtype`: for measuring.
@@ -149,19 +170,29 @@ impl Engine {
         threads: usize,
     ) -> Result<Engine, LoadError> {
         let plan = synthetic_plan(&spec, dtype, options, cpu)?;
-        let mut engine = Engine::empty(spec, plan, cpu, threads)?;
+        let mut engine = Engine::empty(spec, plan, None, cpu, threads)?;
         let (arena, pool) = engine.backend.parts_mut();
         weights::synthesize(&engine.plan, arena, pool);
         Ok(engine)
     }
 
-    fn empty(spec: ModelSpec, plan: Plan, cpu: Cpu, threads: usize) -> Result<Engine, LoadError> {
+    fn empty(
+        spec: ModelSpec,
+        plan: Plan,
+        weights: Option<Image>,
+        cpu: Cpu,
+        threads: usize,
+    ) -> Result<Engine, LoadError> {
+        // Weights that are mapped from a file count too: memory that holds files is available.
         if let Some(available) = memory::available()
             && plan.bytes() as u64 > available
         {
             return Err(does_not_fit(&plan, available));
         }
-        let arena = memory::arena(plan.weight_bytes, plan.cache_bytes, plan.work_bytes)
+        let (weights, watch) = weights.map(|Image { map, watch }| (map, watch)).unzip();
+        let weights = weights.map_or_else(|| memory::region(plan.weight_bytes), Ok);
+        let arena = weights
+            .and_then(|weights| memory::arena(weights, plan.cache_bytes, plan.work_bytes))
             .map_err(|source| system(&format!("{} bytes of memory", plan.bytes()), source))?;
         let pool = Threads::start(threads).map_err(|source| system("threads", source))?;
         let options = plan.options;
@@ -169,6 +200,7 @@ impl Engine {
         // Every sequence owns its pages for now; the table is what lets them be shared later.
         let pages = (plan.pages_per_sequence * options.sequences) as u32;
         Ok(Engine {
+            watch,
             decoder: Decoder::new(spec, &plan),
             backend,
             lengths: vec![None; options.sequences],
@@ -193,6 +225,16 @@ impl Engine {
     /// Bytes of the memory that was taken.
     pub fn memory_bytes(&self) -> usize {
         self.backend.arena().bytes()
+    }
+
+    /// Whether the weights are a native file's, and nothing was repacked.
+    pub fn is_mapped(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// The weights as they lie in memory, as the plan says.
+    pub(crate) fn weights(&self) -> &[u8] {
+        &self.backend.arena().weights[..self.plan.weight_bytes]
     }
 
     /// Threads that compute.
@@ -269,10 +311,19 @@ impl Engine {
         let pages_per_sequence = self.plan.pages_per_sequence;
         let batch = Batch { feeds: &self.feeds, tables: &self.tables, pages_per_sequence };
         let is_done = self.decoder.forward(&mut self.backend, &batch, &self.tokens, is_stopped);
-        if !is_done {
+        let sound = self.check_weights();
+        if !is_done || sound.is_err() {
             self.feeds.iter().for_each(|feed| self.lengths[feed.sequence] = Some(feed.first_position));
         }
-        Ok(is_done)
+        sound.map(|()| is_done)
+    }
+
+    /// Fails once the weights are no longer those that were loaded: after that, nothing that is computed counts.
+    fn check_weights(&self) -> Result<(), StepError> {
+        match self.watch.as_ref().is_some_and(Watch::has_failed) {
+            true => Err(StepError::Fault),
+            false => Ok(()),
+        }
     }
 
     fn admit(&self, chunks: &[Chunk]) -> Result<(), StepError> {
@@ -311,6 +362,8 @@ impl Engine {
             let first = self.length(sequence);
             self.step(&[Chunk { sequence, tokens }])?;
             each(self, first, tokens.len())?;
+            // Logits are computed from weights too.
+            self.check_weights()?;
         }
         Ok(())
     }
@@ -383,7 +436,7 @@ fn does_not_fit(plan: &Plan, available: u64) -> LoadError {
     let advice = match line {
         "keys and values" if plan.options.kv == KvKind::Int8 => "a shorter --context",
         "keys and values" => "a shorter --context, or --kv int8",
-        _ if plan.options.int8 => "close other programs, or take a smaller model",
+        _ if plan.options.quantization.is_some() => "close other programs, or take a smaller model",
         _ => "close other programs, or take a smaller model or --quantization int8",
     };
     LoadError::DoesNotFit { needed: plan.bytes(), available, line: line.to_owned(), bytes, advice }

@@ -13,6 +13,8 @@ use crate::rope::Scaling;
 pub struct Family {
     /// `model_type`.
     pub name: &'static str,
+    /// Keys that tell an entry apart where files of one family are spelled in two ways, and some have no `model_type`.
+    pub told_by: &'static [&'static str],
     /// Positions where `max_position_embeddings` is absent.
     pub context: usize,
     /// Norm of every place.
@@ -33,6 +35,8 @@ pub struct Family {
     pub rope_base_windowed: Option<(&'static str, f64)>,
     /// How rotary frequencies are bent where no key says it; `null` is not at all.
     pub rope_scaling: Option<&'static Scaling>,
+    /// YaRN's numbers where they are keys beside all others; the context is then their product.
+    pub yarn: Option<YarnKeys>,
     /// Default of `original_max_position_embeddings`.
     pub original_context: Option<usize>,
     /// Keys of the share of a head's channels that is turned.
@@ -63,6 +67,8 @@ pub struct Family {
     pub output_bias: Bias,
     /// Bias of the feed-forward block.
     pub mlp_bias: Bias,
+    /// How matrices are quantized where no `quantization_config` says it, as far as they are.
+    pub quant_method: Option<&'static str>,
     /// Tensor names.
     pub names: Names,
     /// How it stands in GGUF files.
@@ -123,6 +129,19 @@ pub enum KvHeads {
     Grouped(Option<usize>),
 }
 
+/// Keys of YaRN's numbers and their defaults.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct YarnKeys {
+    /// The context before bending.
+    pub original: (&'static str, f64),
+    /// Divisor of low frequencies.
+    pub factor: (&'static str, f64),
+    /// Turns above which a frequency is kept.
+    pub fast: (&'static str, f64),
+    /// Turns below which it is divided.
+    pub slow: (&'static str, f64),
+}
+
 /// A mixture of experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertRule {
@@ -160,7 +179,7 @@ pub enum Windowed {
     AllBut(Option<&'static str>, usize),
 }
 
-/// Names of tensors. `.weight` and `.bias` are appended.
+/// Names of tensors. `.weight` and `.bias` are appended, to norms what `norm_weight` says.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Names {
     /// Embedding table.
@@ -169,6 +188,8 @@ pub struct Names {
     pub head: &'static str,
     /// Norm before the head.
     pub final_norm: &'static str,
+    /// What a norm's weight is called.
+    pub norm_weight: &'static str,
     /// Before every name of a layer; `{}` is its number.
     pub layer: &'static str,
     /// Norm before attention.
@@ -204,10 +225,13 @@ pub struct Names {
 pub enum Stack {
     /// A tensor for each; `{}` in a name is its number.
     Apart,
-    /// All in one tensor, experts x inputs x outputs, its name whole; `_bias` is appended for the biases.
-    Together,
-    /// The same as experts x outputs x inputs.
-    Rows,
+    /// All in one tensor; `_bias` is appended for the biases.
+    Together {
+        /// Appended for the matrices.
+        matrix: &'static str,
+        /// Whether they are inputs x outputs and not outputs x inputs.
+        turned: bool,
+    },
 }
 
 /// A matrix that is a tensor, or some rows of one.
@@ -294,6 +318,7 @@ const USUAL_NAMES: Names = Names {
     embedding: "model.embed_tokens",
     head: "lm_head",
     final_norm: "model.norm",
+    norm_weight: "weight",
     layer: "model.layers.{}.",
     attention_norm: "input_layernorm",
     mlp_norm: "post_attention_layernorm",
@@ -341,7 +366,7 @@ const SINK_NAMES: Names = Names {
     gate: Some(single("mlp.experts.gate_up_proj", 0)),
     up: single("mlp.experts.gate_up_proj", 1),
     down: whole("mlp.experts.down_proj"),
-    experts: Some(("mlp.router", Stack::Together)),
+    experts: Some(("mlp.router", Stack::Together { matrix: "", turned: true })),
     ..USUAL_NAMES
 };
 
@@ -350,6 +375,7 @@ const GGUF_NAMES: Names = Names {
     embedding: "token_embd",
     head: "output",
     final_norm: "output_norm",
+    norm_weight: "weight",
     layer: "blk.{}.",
     attention_norm: "attn_norm",
     mlp_norm: "ffn_norm",
@@ -375,7 +401,7 @@ const GGUF_EXPERTS: Names = Names {
     gate: Some(whole("ffn_gate_exps")),
     up: whole("ffn_up_exps"),
     down: whole("ffn_down_exps"),
-    experts: Some(("ffn_gate_inp", Stack::Rows)),
+    experts: Some(("ffn_gate_inp", Stack::Together { matrix: "", turned: false })),
     ..GGUF_NAMES
 };
 
@@ -391,6 +417,7 @@ const PAIRED: Names =
 /// What most families share.
 const USUAL: Family = Family {
     name: "",
+    told_by: &[],
     context: 2048,
     norm: NormKind::Rms,
     epsilon: ("rms_norm_eps", 1e-6),
@@ -401,6 +428,7 @@ const USUAL: Family = Family {
     rope_base: (&["rope_theta"], 10_000.0),
     rope_base_windowed: None,
     rope_scaling: None,
+    yarn: None,
     original_context: None,
     rope_fraction: (&[], 1.0),
     window: None,
@@ -416,6 +444,7 @@ const USUAL: Family = Family {
     input_bias: Bias::No,
     output_bias: Bias::No,
     mlp_bias: Bias::No,
+    quant_method: None,
     names: USUAL_NAMES,
     gguf: gguf(""),
 };
@@ -618,11 +647,58 @@ pub static FAMILIES: &[Family] = &[
             names: Some(Names {
                 gate: Some(whole("mlp.experts.gate_proj")),
                 up: whole("mlp.experts.up_proj"),
-                experts: Some(("mlp.router", Stack::Rows)),
+                experts: Some(("mlp.router", Stack::Together { matrix: "", turned: false })),
                 ..SINK_NAMES
             }),
             stored: Names { mlp_norm: "post_attention_norm", ..GGUF_EXPERTS },
             ..gguf("gpt-oss")
+        },
+        ..USUAL
+    },
+    // The same as its makers publish it: other keys and names, queries, keys and values in one tensor.
+    Family {
+        name: "gpt_oss",
+        told_by: &["num_experts", "experts_per_token", "rope_scaling_factor"],
+        epsilon: ("rms_norm_eps", 1e-5),
+        activation: Bend::Always(Activation::ClampedSwish),
+        experts: Some(ExpertRule {
+            count: "num_experts",
+            chosen: ("experts_per_token", 4),
+            router_bias: true,
+        }),
+        rope_base: (&["rope_theta"], 150_000.0),
+        yarn: Some(YarnKeys {
+            original: ("initial_context_length", 4096.0),
+            factor: ("rope_scaling_factor", 32.0),
+            fast: ("rope_ntk_beta", 32.0),
+            slow: ("rope_ntk_alpha", 1.0),
+        }),
+        window: listed(128, None, Windowed::AllBut(None, 2)),
+        kv_heads: KvHeads::Grouped(Some(8)),
+        head_width: Some(64),
+        fixed: &[("swiglu_limit", 7.0)],
+        input_bias: Bias::Yes,
+        output_bias: Bias::Yes,
+        mlp_bias: Bias::Yes,
+        quant_method: Some("mxfp4"),
+        names: Names {
+            embedding: "embedding",
+            head: "unembedding",
+            final_norm: "norm",
+            norm_weight: "scale",
+            layer: "block.{}.",
+            attention_norm: "attn.norm",
+            mlp_norm: "mlp.norm",
+            query: section("attn.qkv", 0),
+            key: section("attn.qkv", 1),
+            value: section("attn.qkv", 2),
+            output: whole("attn.out"),
+            sinks: Some("attn.sinks"),
+            gate: Some(single("mlp.mlp1", 0)),
+            up: single("mlp.mlp1", 1),
+            down: whole("mlp.mlp2"),
+            experts: Some(("mlp.gate", Stack::Together { matrix: "_weight", turned: false })),
+            ..USUAL_NAMES
         },
         ..USUAL
     },

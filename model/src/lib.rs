@@ -15,6 +15,7 @@ pub mod generation;
 pub mod gguf;
 pub mod inspect;
 pub mod memory;
+pub mod native;
 pub mod plan;
 pub mod pool;
 pub mod reply;

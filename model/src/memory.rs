@@ -18,9 +18,9 @@ pub fn region(bytes: usize) -> io::Result<MmapMut> {
     Ok(map)
 }
 
-/// The three regions of an arena.
-pub fn arena(weights: usize, cache: usize, work: usize) -> io::Result<Arena<MmapMut>> {
-    Ok(Arena::new(region(weights)?, region(cache)?, region(work)?))
+/// The three regions of an arena, of which the weights are there already.
+pub fn arena(weights: MmapMut, cache: usize, work: usize) -> io::Result<Arena<MmapMut>> {
+    Ok(Arena::new(weights, region(cache)?, region(work)?))
 }
 
 /// Memory that the system could give now without swapping, in bytes; `None` where it cannot be told. A container's
@@ -83,9 +83,14 @@ fn of_process(limits: &str, status: &str) -> Option<(u64, u64)> {
 /// files that can be dropped.
 fn tightest(groups: &str, root: &Path) -> Option<(u64, u64)> {
     let number = |path: &Path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let droppable = |folder: &Path, key: &str| {
-        let text = std::fs::read_to_string(folder.join("memory.stat")).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok())
+    // Weights that are mapped from a native file are active, and can be dropped and read again all the same.
+    let droppable = |folder: &Path, prefix: &str| {
+        let text = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let bytes = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(prefix)?.strip_prefix(key));
+            line.and_then(|line| line.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        bytes("inactive_file ").saturating_add(bytes("active_file "))
     };
     let mut found: Option<(u64, u64)> = None;
     for line in groups.lines() {
@@ -94,11 +99,8 @@ fn tightest(groups: &str, root: &Path) -> Option<(u64, u64)> {
             continue;
         };
         let (root, names) = match controllers {
-            "" => (root.to_owned(), ["memory.max", "memory.current", "inactive_file "]),
-            "memory" => (
-                root.join("memory"),
-                ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "],
-            ),
+            "" => (root.to_owned(), ["memory.max", "memory.current", ""]),
+            "memory" => (root.join("memory"), ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_"]),
             _ => continue,
         };
         // Inside a container the path may be that of the host, and then only the root is there.
@@ -106,7 +108,7 @@ fn tightest(groups: &str, root: &Path) -> Option<(u64, u64)> {
             let limit = number(&folder.join(names[0]));
             let used = number(&folder.join(names[1]));
             let (Some(limit), Some(used)) = (limit, used) else { continue };
-            let used = used.saturating_sub(droppable(&folder, names[2]).unwrap_or(0));
+            let used = used.saturating_sub(droppable(&folder, names[2]));
             if found.is_none_or(|other| room((limit, used)) < room(other)) {
                 found = Some((limit, used));
             }
@@ -129,7 +131,7 @@ mod tests {
         };
         write("a/b", &[("memory.max", "max\n"), ("memory.current", "70\n")]);
         write("a", &[("memory.max", "1000\n"), ("memory.current", "300\n")]);
-        write("a", &[("memory.stat", "anon 1\ninactive_file 100\n")]);
+        write("a", &[("memory.stat", "anon 1\ninactive_file 70\nactive_file 30\n")]);
         assert_eq!(tightest("0::/a/b\n", &root), Some((1000, 200)));
         assert_eq!(tightest("1:cpu:/a\nnonsense\n", &root), None);
         write("memory/c", &[("memory.limit_in_bytes", "500\n"), ("memory.usage_in_bytes", "10\n")]);

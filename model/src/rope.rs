@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use crate::config::{Config, ConfigError};
-use crate::families::{ROPE_TYPE_NAMES, ROPE_TYPES, RopeKind};
+use crate::families::{ROPE_TYPE_NAMES, ROPE_TYPES, RopeKind, YarnKeys};
 
 /// Rotary positions of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +63,25 @@ pub enum Scaling {
         /// Multiplies cosines and sines.
         attention: f32,
     },
+}
+
+impl Scaling {
+    /// YaRN whose numbers stand beside a configuration's other keys.
+    pub(crate) fn beside(config: Config, keys: &YarnKeys) -> Result<Scaling, ConfigError> {
+        let number = |(key, default)| config.first_number(&[key], default);
+        let factor = number(keys.factor)?;
+        if factor <= 1.0 {
+            return Ok(Scaling::None);
+        }
+        Ok(Scaling::Yarn {
+            factor,
+            fast: number(keys.fast)?,
+            slow: number(keys.slow)?,
+            original: number(keys.original)?,
+            attention: natural_attention(factor, 1.0) as f32,
+            truncate: false,
+        })
+    }
 }
 
 impl RopeSpec {
@@ -206,6 +225,11 @@ fn by_pair(
     Ok(RopeSpec { scaling, longer: (original < context).then_some((original, longer)), ..plain })
 }
 
+/// YaRN's own choice of what cosines and sines are multiplied by.
+fn natural_attention(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+}
+
 fn read_scaling(config: Config, kind: RopeKind, context: usize) -> Result<Scaling, ConfigError> {
     let needed = |key: &str| {
         config
@@ -230,9 +254,7 @@ fn read_scaling(config: Config, kind: RopeKind, context: usize) -> Result<Scalin
         }
         RopeKind::Yarn => {
             let factor = needed("factor")?;
-            let natural = |mscale: f64| {
-                if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
-            };
+            let natural = |mscale| natural_attention(factor, mscale);
             // Zero is how some files say "not set".
             let set = |key| match config.get(key).and_then(Value::as_f64) {
                 Some(0.0) => Ok(None),

@@ -14,6 +14,7 @@ use crate::detokenizer::{ByteTable, DetokenizerError};
 use crate::engine::{Engine, LoadError, stored};
 use crate::files::{EmbeddedFiles, FilesError, ModelFiles};
 use crate::generation::{GenerationDefaults, GenerationError};
+use crate::native::{Native, NativeError};
 use crate::plan::{Options, Plan, PlanError};
 use crate::spec::ModelSpec;
 use crate::template::{ChatTemplate, TemplateError};
@@ -189,15 +190,32 @@ impl Source {
         })
     }
 
-    /// Takes the memory and reads the weights, and tells how many bytes of them are there.
+    /// Takes the memory and reads the weights, and tells how many bytes of them are there. Where there is a native file
+    /// for this very plan, it is mapped and nothing is read.
     pub fn load(
         &self,
         options: Options,
         cpu: Cpu,
         threads: usize,
+        native: Option<&Native>,
         tell: &mut dyn FnMut(usize),
     ) -> Result<Engine, SourceError> {
+        // Whatever is wrong with a native file, the model itself is there.
+        if let Some(weights) = native.and_then(|native| native.map(tell).ok()) {
+            return Ok(Engine::over(self.spec.clone(), self.plan(options, cpu)?, weights, cpu, threads)?);
+        }
         Ok(Engine::load_telling(self.spec.clone(), &self.checkpoint, options, cpu, threads, tell)?)
+    }
+
+    /// Writes the weights of an engine that was loaded from here, for the next start to map, and tells how many bytes
+    /// are written. An error leaves nothing behind.
+    pub fn keep(
+        &self,
+        engine: &Engine,
+        native: &Native,
+        tell: &mut dyn FnMut(usize),
+    ) -> Result<(), NativeError> {
+        native.write(engine, &self.checkpoint, tell)
     }
 }
 

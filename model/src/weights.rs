@@ -2,13 +2,17 @@
 
 use std::sync::Mutex;
 
+use bantam_core::layouts::coded::{Coded, CodedRows};
 use bantam_core::layouts::{NotFinite, TILE_ROWS};
+use bantam_core::ops::matmul::IN_ORDER;
 use bantam_core::ops::share::each_row;
 use bantam_core::{Arena, Matrix, Pool, Slot};
 use memmap2::MmapMut;
 
 use crate::checkpoint::{Checkpoint, TensorView};
-use crate::formats::{Packed, Refusal, Rows};
+use crate::formats::encode::nest;
+use crate::formats::on_load::OnLoad;
+use crate::formats::{CodeRow, Packed, Refusal, Rows};
 use crate::plan::{Cut, Fill, Origin, Plan};
 
 /// Why weights could not be filled in.
@@ -80,20 +84,23 @@ pub fn load(
                     }
                 }
             }
-            Fill::Matrix { matrix, origin, cut } => {
-                let out = arena.write(matrix.slot);
+            Fill::Matrix { matrix, origin, cut, encode } => {
+                let to = To { matrix, encode: *encode, pool, buffers: &buffers };
                 match (origin, cut.turned) {
                     (Origin::Tensor(name), None) => {
-                        pack_rows(matrix, &tensor(name), cut, out, pool, &buffers)?;
+                        to.pack_rows(&tensor(name), cut, arena.write(matrix.slot))?;
                     }
                     (Origin::Tensor(name), Some(pitch)) => {
-                        pack_columns(matrix, &tensor(name), cut, pitch, out, pool, &buffers)?;
+                        to.pack_columns(&tensor(name), cut, pitch, arena.write(matrix.slot))?;
                     }
                     (Origin::Packed(packed), _) => {
-                        let sources = packed.sources(checkpoint);
                         check_notes(packed, checkpoint)?;
-                        let divisors = packed.divisors.as_ref().map(|name| tensor(name));
-                        pack_quantized(matrix, packed, &sources, divisors, cut, out, pool, &buffers)?;
+                        match matrix.layout.coded() {
+                            Some(layout) => to.pack_codes(layout, packed, checkpoint, cut, arena)?,
+                            None => {
+                                to.pack_quantized(packed, checkpoint, cut, arena.write(matrix.slot))?;
+                            }
+                        }
                     }
                 }
             }
@@ -114,92 +121,209 @@ fn unreadable(source: &TensorView, error: std::io::Error) -> WeightsError {
     WeightsError::Read { file, tensor, reason: error.to_string() }
 }
 
-/// Packs a matrix whose rows are rows of the tensor.
-fn pack_rows(
-    matrix: &Matrix,
-    source: &TensorView,
-    cut: &Cut,
-    out: &mut [u8],
-    pool: &impl Pool,
-    buffers: &Buffers,
-) -> Result<(), WeightsError> {
-    let columns = matrix.shape.columns;
-    let read = |first: usize, count: usize, rows: &mut [f32], bytes: &mut Vec<u8>| {
-        let (from, to) = (cut.source_row(first), cut.source_row(first + count - 1));
-        // Rows that follow one another in the file are read at once.
-        let run = if to - from == count - 1 && cut.pairs.is_none() { count } else { 1 };
-        for (i, rows) in rows.chunks_exact_mut(run * columns).enumerate() {
-            let at = cut.start + cut.source_row(first + i * run) * columns;
-            source.load_f32(at, rows, bytes).map_err(|error| unreadable(source, error))?;
-        }
-        Ok(())
-    };
-    let place = |NotFinite { row, column }| (cut.source_row(row), column);
-    pack(matrix, source, out, pool, buffers, read, place)
+/// A matrix that is packed, and with what.
+struct To<'a, P> {
+    matrix: &'a Matrix,
+    /// How it is quantized on the way.
+    encode: Option<&'static OnLoad>,
+    pool: &'a P,
+    buffers: &'a Buffers,
 }
 
-/// Packs a matrix whose rows are columns of the tensor. Its elements lie far apart in the file, so all of it is read
-/// at first.
-fn pack_columns(
-    matrix: &Matrix,
-    source: &TensorView,
-    cut: &Cut,
-    pitch: usize,
-    out: &mut [u8],
-    pool: &impl Pool,
-    buffers: &Buffers,
-) -> Result<(), WeightsError> {
-    let columns = matrix.shape.columns;
-    let mut slab = buffers.slab.lock().expect("no holder panics");
-    let (values, bytes) = &mut *slab;
-    let all = room(values, columns * pitch);
-    source.load_f32(cut.start, all, bytes).map_err(|error| unreadable(source, error))?;
-    let all = &*all;
-    let read = |first: usize, count: usize, rows: &mut [f32], _: &mut Vec<u8>| {
-        for (column, stored) in all.chunks_exact(pitch).enumerate() {
-            for row in 0..count {
-                rows[row * columns + column] = stored[cut.source_row(first + row)];
+impl<P: Pool> To<'_, P> {
+    fn columns(&self) -> usize {
+        self.matrix.shape.columns
+    }
+
+    /// Packs a matrix whose rows are rows of the tensor.
+    fn pack_rows(&self, source: &TensorView, cut: &Cut, out: &mut [u8]) -> Result<(), WeightsError> {
+        let columns = self.columns();
+        let nested = self.nested_scales(source)?;
+        let blocks = nested.len() / (source.elements() / columns).max(1);
+        let read = |first: usize, count: usize, rows: &mut [f32], bytes: &mut Vec<u8>| {
+            let (from, to) = (cut.source_row(first), cut.source_row(first + count - 1));
+            // Rows that follow one another in the file are read at once.
+            let run = if to - from == count - 1 && cut.pairs.is_none() { count } else { 1 };
+            for (i, rows) in rows.chunks_exact_mut(run * columns).enumerate() {
+                let at = cut.start + cut.source_row(first + i * run) * columns;
+                source.load_f32(at, rows, bytes).map_err(|error| unreadable(source, error))?;
+            }
+            Ok(())
+        };
+        let place = |NotFinite { row, column }| (cut.source_row(row), column);
+        let scales = |row: usize| nested.get(cut.source_row(row) * blocks..).filter(|of| !of.is_empty());
+        self.pack(source, out, read, place, scales)
+    }
+
+    /// Scales that are quantized again, of all rows of a tensor; none where they are not.
+    fn nested_scales(&self, source: &TensorView) -> Result<Vec<f32>, WeightsError> {
+        let mut scales = Vec::new();
+        let Some(way) = self.encode.filter(|way| way.nested) else { return Ok(scales) };
+        let (mut row, mut bytes) = (vec![0.0; self.columns()], Vec::new());
+        for at in (0..source.elements()).step_by(self.columns()) {
+            source.load_f32(at, &mut row, &mut bytes).map_err(|error| unreadable(source, error))?;
+            way.scales(&row, &mut scales);
+        }
+        nest(&mut scales);
+        Ok(scales)
+    }
+
+    /// Packs a matrix whose rows are columns of the tensor. Its elements lie far apart in the file, so all of it is
+    /// read at first.
+    fn pack_columns(
+        &self,
+        source: &TensorView,
+        cut: &Cut,
+        pitch: usize,
+        out: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        let columns = self.columns();
+        let mut slab = self.buffers.slab.lock().expect("no holder panics");
+        let (values, bytes) = &mut *slab;
+        let all = room(values, columns * pitch);
+        source.load_f32(cut.start, all, bytes).map_err(|error| unreadable(source, error))?;
+        let all = &*all;
+        let read = |first: usize, count: usize, rows: &mut [f32], _: &mut Vec<u8>| {
+            for (column, stored) in all.chunks_exact(pitch).enumerate() {
+                for row in 0..count {
+                    rows[row * columns + column] = stored[cut.source_row(first + row)];
+                }
+            }
+            Ok(())
+        };
+        let place = |NotFinite { row, column }| (cut.start / pitch + column, cut.source_row(row));
+        self.pack(source, out, read, place, |_| None)
+    }
+
+    /// Packs a matrix that is quantized as numbers. Its tensors are read whole; rows are made of them tile by tile.
+    fn pack_quantized(
+        &self,
+        packed: &Packed,
+        checkpoint: &Checkpoint,
+        cut: &Cut,
+        out: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        let sources = packed.sources(checkpoint);
+        let unpacked = Unpacked::read(packed, &sources)?;
+        let columns = self.columns();
+        let rows = unpacked.rows()?;
+        let mut factors = Vec::new();
+        if let Some(name) = &packed.divisors {
+            let divisors = checkpoint.tensor(name).expect("the plan was made from this checkpoint");
+            factors.resize(columns, 0.0);
+            let read = divisors.load_f32(0, &mut factors, &mut Vec::new());
+            read.map_err(|error| unreadable(&divisors, error))?;
+            if let Some(at) = factors.iter().position(|factor| !factor.is_finite() || *factor == 0.0) {
+                let reason = format!("expected numbers to divide by, found {} at element {at}", factors[at]);
+                return Err(quantized(&divisors, reason));
             }
         }
-        Ok(())
-    };
-    let place = |NotFinite { row, column }| (cut.start / pitch + column, cut.source_row(row));
-    pack(matrix, source, out, pool, buffers, read, place)
-}
+        let read = |first: usize, count: usize, out: &mut [f32], _: &mut Vec<u8>| {
+            for (row, out) in (first..first + count).zip(out.chunks_exact_mut(columns)) {
+                rows.row(cut.source_row(row), out);
+                out.iter_mut().zip(&factors).for_each(|(value, factor)| *value /= factor);
+            }
+            Ok(())
+        };
+        let place = |NotFinite { row, column }| (cut.source_row(row), column);
+        self.pack(&sources[0], out, read, place, |_| None)
+    }
 
-/// Packs a matrix that is quantized. Its tensors are read whole; rows are made of them tile by tile.
-#[allow(clippy::too_many_arguments, reason = "what, where from, where to, with whom")]
-fn pack_quantized(
-    matrix: &Matrix,
-    packed: &Packed,
-    sources: &[TensorView],
-    divisors: Option<TensorView>,
-    cut: &Cut,
-    out: &mut [u8],
-    pool: &impl Pool,
-    buffers: &Buffers,
-) -> Result<(), WeightsError> {
-    let unpacked = Unpacked::read(packed, sources)?;
-    let columns = matrix.shape.columns;
-    let rows = unpacked.rows()?;
-    let mut factors = Vec::new();
-    if let Some(divisors) = divisors {
-        factors.resize(columns, 0.0);
-        divisors.load_f32(0, &mut factors, &mut Vec::new()).map_err(|error| unreadable(&divisors, error))?;
-        if let Some(at) = factors.iter().position(|factor| !factor.is_finite() || *factor == 0.0) {
-            let reason = format!("expected numbers to divide by, found {} at element {at}", factors[at]);
-            return Err(quantized(&divisors, reason));
+    /// Packs a matrix in the codes that it is stored in.
+    fn pack_codes(
+        &self,
+        layout: &Coded,
+        packed: &Packed,
+        checkpoint: &Checkpoint,
+        cut: &Cut,
+        arena: &mut Arena<MmapMut>,
+    ) -> Result<(), WeightsError> {
+        let sources = packed.sources(checkpoint);
+        let unpacked = Unpacked::read(packed, &sources)?;
+        let rows = unpacked.rows()?;
+        let columns = self.columns();
+        let order = rows.order();
+        if let Some(slot) = self.matrix.order {
+            let stored: &mut [u32] = bytemuck::cast_slice_mut(arena.write(slot));
+            match order {
+                Some(order) => stored.copy_from_slice(order),
+                None => stored.fill(IN_ORDER),
+            }
+        }
+        let (block, blocks) = (layout.block(), layout.blocks(columns));
+        let place = |NotFinite { row, column }| (cut.source_row(row), column);
+        let tiles = arena.write(self.matrix.slot);
+        self.pack_tiles(&sources[0], tiles, place, |first, count, out| {
+            let mut codes = vec![0; count * columns];
+            let (mut scales, mut zeros) = (vec![0.0; count * blocks], vec![0.0; count * blocks]);
+            for row in 0..count {
+                let (codes, of_row) =
+                    (&mut codes[row * columns..][..columns], row * blocks..(row + 1) * blocks);
+                let (scales, zeros) = (&mut scales[of_row.clone()], &mut zeros[of_row]);
+                rows.codes(cut.source_row(first + row), &mut CodeRow { block, codes, scales, zeros, order });
+            }
+            let rows = CodedRows { codes: &codes, scales: &scales, zeros: &zeros };
+            Ok(layout.pack_codes(columns, rows, out))
+        })
+    }
+
+    /// Packs tile by tile. `read` gets rows of the matrix, `place` says where in the tensor a weight stands, `scales`
+    /// gives those of a row's blocks where they are quantized again.
+    fn pack<'s>(
+        &self,
+        source: &TensorView,
+        out: &mut [u8],
+        read: impl Fn(usize, usize, &mut [f32], &mut Vec<u8>) -> Result<(), WeightsError> + Sync,
+        place: impl Fn(NotFinite) -> (usize, usize) + Sync,
+        scales: impl Fn(usize) -> Option<&'s [f32]> + Sync,
+    ) -> Result<(), WeightsError> {
+        let (columns, layout) = (self.columns(), self.matrix.layout);
+        let (encode, buffers) = (self.encode, self.buffers);
+        self.pack_tiles(source, out, place, |first, count, out| {
+            buffers.lend(count * columns, |rows, bytes| {
+                read(first, count, rows, bytes)?;
+                Ok(match (encode, layout.coded()) {
+                    (Some(way), Some(layout)) => {
+                        way.pack(layout, columns, rows, |row| scales(first + row), out)
+                    }
+                    _ => layout.pack(columns, rows, out),
+                })
+            })
+        })
+    }
+
+    /// Packs tile by tile: `pack` gets the first row of a tile, how many it has, and where it goes.
+    fn pack_tiles(
+        &self,
+        source: &TensorView,
+        out: &mut [u8],
+        place: impl Fn(NotFinite) -> (usize, usize) + Sync,
+        pack: impl Fn(usize, usize, &mut [u8]) -> Result<Result<(), NotFinite>, WeightsError> + Sync,
+    ) -> Result<(), WeightsError> {
+        let Matrix { layout, shape, .. } = *self.matrix;
+        // The first place in the matrix, whichever thread finds one first.
+        let failed: Mutex<Option<(usize, WeightsError)>> = Mutex::new(None);
+        each_row(self.pool, out, layout.tile_bytes(shape.columns), 2, |tile, out| {
+            let first = tile * TILE_ROWS;
+            let count = TILE_ROWS.min(shape.rows - first);
+            let packed = pack(first, count, out).and_then(|packed| {
+                packed.map_err(|NotFinite { row, column }| {
+                    let (row, column) = place(NotFinite { row: first + row, column });
+                    not_finite(source, row, column)
+                })
+            });
+            if let Err(error) = packed {
+                let mut failed = failed.lock().expect("no holder panics");
+                if failed.as_ref().is_none_or(|(earlier, _)| first < *earlier) {
+                    *failed = Some((first, error));
+                }
+            }
+        });
+        match failed.into_inner().expect("no holder panics") {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
         }
     }
-    let read = |first: usize, count: usize, out: &mut [f32], _: &mut Vec<u8>| {
-        for (row, out) in (first..first + count).zip(out.chunks_exact_mut(columns)) {
-            rows.row(cut.source_row(row), out);
-            out.iter_mut().zip(&factors).for_each(|(value, factor)| *value /= factor);
-        }
-        Ok(())
-    };
-    let place = |NotFinite { row, column }| (cut.source_row(row), column);
-    pack(matrix, &sources[0], out, pool, buffers, read, place)
 }
 
 /// Notes that say something else than the configuration are a sign that it is another checkpoint's.
@@ -251,42 +375,6 @@ impl<'a> Unpacked<'a> {
             .decode
             .open(self.packed.shape, &bytes)
             .map_err(|Refusal { tensor, reason }| quantized(&self.sources[tensor], reason))
-    }
-}
-
-/// Packs tile by tile. `read` gets rows of the matrix, `place` says where in the tensor a weight stands.
-fn pack(
-    matrix: &Matrix,
-    source: &TensorView,
-    out: &mut [u8],
-    pool: &impl Pool,
-    buffers: &Buffers,
-    read: impl Fn(usize, usize, &mut [f32], &mut Vec<u8>) -> Result<(), WeightsError> + Sync,
-    place: impl Fn(NotFinite) -> (usize, usize) + Sync,
-) -> Result<(), WeightsError> {
-    let columns = matrix.shape.columns;
-    // The first place in the matrix, whichever thread finds one first.
-    let failed: Mutex<Option<(usize, WeightsError)>> = Mutex::new(None);
-    each_row(pool, out, matrix.layout.tile_bytes(columns), 2, |tile, out| {
-        let first = tile * TILE_ROWS;
-        let count = TILE_ROWS.min(matrix.shape.rows - first);
-        let packed = buffers.lend(count * columns, |rows, bytes| {
-            read(first, count, rows, bytes)?;
-            matrix.layout.pack(columns, rows, out).map_err(|NotFinite { row, column }| {
-                let (row, column) = place(NotFinite { row: first + row, column });
-                not_finite(source, row, column)
-            })
-        });
-        if let Err(error) = packed {
-            let mut failed = failed.lock().expect("no holder panics");
-            if failed.as_ref().is_none_or(|(earlier, _)| first < *earlier) {
-                *failed = Some((first, error));
-            }
-        }
-    });
-    match failed.into_inner().expect("no holder panics") {
-        Some((_, error)) => Err(error),
-        None => Ok(()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Everything that is not cargo: `cargo xtask ci`, `cargo xtask fuzz`, `cargo xtask goldens`.
+//! Everything that is not cargo: `cargo xtask ci`, `cargo xtask fuzz`, `cargo xtask goldens`, `cargo xtask synth`.
 //! It is not part of the program: nothing here is shipped, and nothing depends on it.
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,9 @@ cargo xtask VERB
 
   ci                    all that a change must pass: format, lints, documentation, fuzz seeds, tests
   fuzz [--seconds 60]   every target of tests/fuzz, that many seconds each
-  goldens PATH          tests/goldens anew from a folder of reference files; says what changed";
+  goldens PATH          tests/goldens anew from a folder of reference files; says what changed
+  synth SHAPE --format FORMAT --out DIR
+                        a checkpoint of a published shape with made-up weights; `synth --help` says more";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,6 +56,11 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
             fuzz::run(&root, seconds)
         }
         ["goldens", path] => goldens::run(&root, path.as_ref()),
+        // A program of its own: the model is compiled only for those who want this.
+        ["synth", rest @ ..] => {
+            let build = ["run", "--quiet", "--package", "bantam-benches", "--bin", "synth", "--"];
+            steps::run(&mut steps::cargo(&std::env::current_dir()?, &[&build[..], rest].concat()))
+        }
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

@@ -3,7 +3,7 @@
 use clap::{Command, CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{bench, chat, completions, doctor, eval, inspect, plan, run, score, style, tokenize};
+use crate::{bench, cache, chat, completions, doctor, eval, inspect, plan, run, score, style, tokenize};
 
 /// Runs, measures and inspects language models on small machines.
 #[derive(Parser)]
@@ -39,6 +39,7 @@ pub(crate) enum Verb {
     Inspect(inspect::Inspect),
     Plan(plan::PlanRun),
     Eval(eval::Eval),
+    Cache(cache::Cache),
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
     Completions(completions::Completions),
@@ -49,7 +50,7 @@ pub(crate) enum Verb {
 /// The order in which help shows the verbs.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Text", &["run", "chat"]),
-    ("Models", &["plan", "inspect", "score", "tokenize", "eval"]),
+    ("Models", &["plan", "inspect", "score", "tokenize", "eval", "cache"]),
     ("This machine", &["doctor", "bench"]),
     ("This program", &["completions", "man", "help"]),
 ];
@@ -64,6 +65,7 @@ impl Verb {
             Verb::Inspect(verb) => verb.run(),
             Verb::Plan(verb) => verb.run(),
             Verb::Eval(verb) => verb.run(),
+            Verb::Cache(verb) => verb.run(),
             Verb::Doctor(verb) => verb.run(),
             Verb::Bench(verb) => verb.run(),
             Verb::Completions(verb) => verb.run(),

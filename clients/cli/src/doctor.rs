@@ -3,6 +3,7 @@
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::engine::synthetic_plan;
 use bantam_model::families::SHAPES;
+use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::plan::{Options, Plan};
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
@@ -85,19 +86,20 @@ impl Doctor {
 }
 
 /// How a model would be run if no flag said otherwise.
-fn options(spec: &ModelSpec, int8: bool) -> Options {
+fn options(spec: &ModelSpec, quantization: Option<&'static OnLoad>) -> Options {
     let context = engine_flags::usual_context(spec);
     let (chunk, kv) = (engine_flags::CHUNK.min(context), KvKind::F16);
-    Options { context, sequences: 1, chunk, logits_rows: 1, kv, precision: Precision::Fast, int8 }
+    let precision = Precision::Fast;
+    Options { context, sequences: 1, chunk, logits_rows: 1, kv, precision, quantization, head: None }
 }
 
 /// The published shapes, each in two forms.
 fn of_shapes(cpu: Cpu) -> Vec<Candidate> {
-    let forms = [("bf16", false), ("int8", true)];
+    let forms = [("bf16", None), ("int8", way("int8")), ("nf4", way("nf4"))];
     let both = SHAPES.iter().flat_map(|shape| forms.map(|form| (shape, form)));
-    both.map(|((name, config), (form, int8))| {
+    both.map(|((name, config), (form, quantization))| {
         let outcome = match ModelSpec::parse(config.as_bytes()) {
-            Ok(spec) => synthetic_plan(&spec, Dtype::Bf16, options(&spec, int8), cpu)
+            Ok(spec) => synthetic_plan(&spec, Dtype::Bf16, options(&spec, quantization), cpu)
                 .map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
@@ -109,8 +111,8 @@ fn of_shapes(cpu: Cpu) -> Vec<Candidate> {
 /// A model as it is, and in eight bits where it can be had so.
 fn of_model(source: &Source, cpu: Cpu) -> Result<Vec<Candidate>, Failure> {
     let name = source.folder().display().to_string();
-    let plain = source.plan(options(&source.spec, false), cpu)?;
-    let int8 = source.plan(options(&source.spec, true), cpu).map_err(|error| error.to_string());
+    let plain = source.plan(options(&source.spec, None), cpu)?;
+    let int8 = source.plan(options(&source.spec, way("int8")), cpu).map_err(|error| error.to_string());
     Ok(vec![
         Candidate { name: name.clone(), form: "as it is", outcome: Ok(plain) },
         Candidate { name, form: "int8", outcome: int8 },

@@ -2,7 +2,9 @@
 
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::engine::Engine;
-use bantam_model::plan::Options;
+use bantam_model::formats::on_load::{OnLoad, WAYS, way};
+use bantam_model::native::Native;
+use bantam_model::plan::{Options, Plan};
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
 use bantam_model::spec::ModelSpec;
@@ -10,6 +12,7 @@ use clap::{Args, ValueEnum};
 
 use crate::failure::Failure;
 use crate::progress::Progress;
+use crate::{cache, interrupt, output};
 
 /// Positions where neither the model nor a flag asks for fewer or more.
 const CONTEXT: usize = 4096;
@@ -31,11 +34,6 @@ enum KvName {
     Int8,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum QuantizationName {
-    Int8,
-}
-
 /// How to compute.
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
@@ -46,15 +44,27 @@ pub(crate) struct EngineFlags {
     /// How keys and values are stored [default: f32 for exact, f16 for fast]
     #[arg(long, value_enum, value_name = "TYPE")]
     kv: Option<KvName>,
-    /// Stores the matrices of the layers in eight bits, with a scale per row
-    #[arg(long, value_enum, value_name = "TYPE")]
-    quantization: Option<QuantizationName>,
+    /// Quantizes the matrices of the layers that are not yet: int8, nf4, bnb-4bit (nf4 with double quantization), fp4,
+    /// mxfp4, gptq (four bits in groups of 128, without calibration)
+    #[arg(long, value_parser = way_of, value_name = "TYPE")]
+    quantization: Option<&'static OnLoad>,
+    /// The same for the head, which otherwise stays as it is
+    #[arg(long, value_parser = way_of, value_name = "TYPE")]
+    head: Option<&'static OnLoad>,
     /// Threads that compute [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=THREADS_MAX))]
     threads: Option<u64>,
     /// Tokens of a prompt that are computed together [default: 512]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     chunk: Option<u64>,
+    /// Neither maps nor writes a native file: the repacked weights, kept for the next start (see `bantam cache`)
+    #[arg(long)]
+    no_cache: bool,
+}
+
+fn way_of(name: &str) -> Result<&'static OnLoad, String> {
+    let names: Vec<&str> = WAYS.iter().map(|way| way.name).collect();
+    way(name).ok_or_else(|| format!("expected one of {}", names.join(", ")))
 }
 
 /// How long a sequence may become.
@@ -108,7 +118,8 @@ impl EngineFlags {
             logits_rows: logits_rows.min(chunk),
             kv,
             precision,
-            int8: matches!(self.quantization, Some(QuantizationName::Int8)),
+            quantization: self.quantization,
+            head: self.head,
         }
     }
 
@@ -117,12 +128,35 @@ impl EngineFlags {
         self.threads.map_or_else(Threads::available, size)
     }
 
-    /// Loads the model, with something to look at where it takes long.
+    /// Where the model's native file is or would be, if it is to have one.
+    pub(crate) fn native(&self, source: &Source, plan: &Plan) -> Option<Native> {
+        let store = if self.no_cache { None } else { cache::store() };
+        Native::of(source, plan, &store?)
+    }
+
+    /// Loads the model, with something to look at where it takes long, and keeps what the next start can map.
     pub(crate) fn load(&self, source: &Source, options: Options) -> Result<Engine, Failure> {
         let cpu = Cpu::detect();
-        let bytes = source.plan(options, cpu)?.weight_bytes;
-        let progress = Progress::bytes(format!("loading {}", source.folder().display()), bytes);
-        Ok(source.load(options, cpu, self.threads(), &mut |done| progress.at(done))?)
+        let plan = source.plan(options, cpu)?;
+        let native = self.native(source, &plan);
+        let shown = source.folder().display();
+        let progress = Progress::bytes(format!("loading {shown}"), plan.weight_bytes);
+        let mut tell = |done| progress.at(done);
+        let engine = source.load(options, cpu, self.threads(), native.as_ref(), &mut tell)?;
+        drop(progress);
+        if let Some(native) = native.filter(|_| !engine.is_mapped()) {
+            let progress = Progress::bytes(format!("writing the native form of {shown}"), plan.weight_bytes);
+            let kept = interrupt::without_file_size_signal(|| {
+                source.keep(&engine, &native, &mut |done| progress.at(done))
+            });
+            drop(progress);
+            if let Err(error) = kept {
+                output::warning(&format!(
+                    "{error}; the next start repacks the weights again (--no-cache: do not try)"
+                ));
+            }
+        }
+        Ok(engine)
     }
 }
 

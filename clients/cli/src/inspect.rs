@@ -31,7 +31,8 @@ const SMALLEST: Options = Options {
     logits_rows: 1,
     kv: KvKind::F16,
     precision: Precision::Fast,
-    int8: false,
+    quantization: None,
+    head: None,
 };
 
 /// Shows what a model is: family, shapes, types, bits per weight

@@ -1,4 +1,4 @@
-//! Ctrl-C: ends the program as it always does, unless an answer is being written; then it ends the answer.
+//! Signals. Ctrl-C: ends the program as it always does, unless an answer is being written; then it ends the answer.
 
 use std::io;
 use std::sync::Arc;
@@ -37,4 +37,17 @@ impl Interrupt {
     pub(crate) fn is_asked(&self) -> bool {
         self.asked.load(SeqCst)
     }
+}
+
+/// Does something during which a file that grows beyond the shell's limit (`ulimit -f`) is an error like a full disk,
+/// and not the end of the program.
+pub(crate) fn without_file_size_signal<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(unix)]
+    let noted = flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
+    let result = work();
+    #[cfg(unix)]
+    if let Ok(noted) = noted {
+        signal_hook::low_level::unregister(noted);
+    }
+    result
 }

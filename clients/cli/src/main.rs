@@ -3,6 +3,7 @@
 
 mod arguments;
 mod bench;
+mod cache;
 mod carried;
 mod chat;
 mod chosen_model;

@@ -3,6 +3,7 @@
 use bantam_core::{Cpu, KvKind, Region};
 use bantam_model::engine::synthetic_plan;
 use bantam_model::memory;
+use bantam_model::native::Native;
 use bantam_model::plan::{Options, Plan};
 use bantam_model::spec::ModelSpec;
 use clap::Args;
@@ -41,26 +42,27 @@ impl PlanRun {
         if let Some(names) = self.synthetic.list() {
             return Ok(output::line(&names)?);
         }
-        let (name, plan) = self.plan()?;
+        let (name, plan, native) = self.plan()?;
         let available = memory::available();
         match self.json {
-            true => output::json(&as_json(&plan, available))?,
-            false => output::line(&as_text(&plan, &name, available))?,
+            true => output::json(&as_json(&plan, available, native.as_ref()))?,
+            false => output::line(&as_text(&plan, &name, available, native.as_ref()))?,
         }
         Ok(())
     }
 
-    /// The model's name and its plan.
-    fn plan(&self) -> Result<(String, Plan), Failure> {
+    /// The model's name, its plan, and its native file.
+    fn plan(&self) -> Result<(String, Plan, Option<Native>), Failure> {
         let cpu = Cpu::detect();
         if let Some((name, spec)) = self.synthetic.spec()? {
             let plan = synthetic_plan(&spec, self.synthetic.dtype(), self.options(&spec), cpu);
             let plan = plan.map_err(|error| refused(format!("{name}: {error}")))?;
-            return Ok((name.to_owned(), plan));
+            return Ok((name.to_owned(), plan, None));
         }
         let source = self.model.open()?;
         let plan = source.plan(self.options(&source.spec), cpu)?;
-        Ok((source.folder().display().to_string(), plan))
+        let native = self.engine.native(&source, &plan);
+        Ok((source.folder().display().to_string(), plan, native))
     }
 
     fn options(&self, spec: &ModelSpec) -> Options {
@@ -87,13 +89,13 @@ fn smaller(options: &Options) -> String {
     let ways = [
         ("a shorter --context", true),
         ("--kv int8", options.kv != KvKind::Int8),
-        ("--quantization int8", !options.int8),
+        ("--quantization int8", options.quantization.is_none()),
     ];
     let ways: Vec<&str> = ways.iter().filter(|(_, helps)| *helps).map(|(way, _)| *way).collect();
     ways.join(" or ")
 }
 
-fn as_json(plan: &Plan, available: Option<u64>) -> Value {
+fn as_json(plan: &Plan, available: Option<u64>, native: Option<&Native>) -> Value {
     let lines = plan.lines.iter().map(|line| {
         json!({
             "name": line.name,
@@ -114,18 +116,22 @@ fn as_json(plan: &Plan, available: Option<u64>) -> Value {
         "generation_bytes": plan.generation_bytes,
         "available_bytes": available,
         "fits": fits(plan, available),
+        "native": native.map(|native| {
+            json!({ "path": native.path().display().to_string(), "is_there": native.is_there() })
+        }),
         "options": {
             "context": options.context,
             "sequences": options.sequences,
             "chunk": options.chunk,
             "kv": kv_name(options.kv),
             "precision": precision_name(options.precision),
-            "int8_weights": options.int8,
+            "quantization": options.quantization.map(|way| way.name),
+            "head": options.head.map(|way| way.name),
         },
     })
 }
 
-fn as_text(plan: &Plan, model: &str, available: Option<u64>) -> String {
+fn as_text(plan: &Plan, model: &str, available: Option<u64>, native: Option<&Native>) -> String {
     let row = |cells: [&str; 5]| cells.map(str::to_owned).to_vec();
     let mut rows = vec![row(["buffer", "region", "lives a", "shape", "bytes"])];
     for line in plan.lines.iter().filter(|line| line.bytes > 0) {
@@ -157,10 +163,15 @@ fn as_text(plan: &Plan, model: &str, available: Option<u64>) -> String {
         ),
         _ => "how much memory is free cannot be told on this system".to_owned(),
     };
+    let mapped = match native.map(|native| (native.path().display(), native.is_there())) {
+        Some((path, true)) => format!("the weights are mapped from {path}\n"),
+        Some((path, false)) => format!("the weights are repacked, and kept in {path}\n"),
+        None => String::new(),
+    };
     format!(
         "{model}\ncontext {}, {} at once, chunks of {}, keys and values {}, {} precision\n\n{}\n\n\
          {} of weights are read for every token\n\
-         {} more on the heap for every generation (logits, sampler, history)\n{verdict}",
+         {} more on the heap for every generation (logits, sampler, history)\n{mapped}{verdict}",
         options.context,
         options.sequences,
         options.chunk,

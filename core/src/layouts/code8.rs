@@ -26,8 +26,6 @@ pub struct Code8 {
 
 /// One scale per row.
 pub static ROW: Code8 = Code8 { name: "code8-row", block: None };
-/// One scale per 32 columns.
-pub static BLOCK32: Code8 = Code8 { name: "code8-block32", block: Some(32) };
 
 impl Code8 {
     /// Columns of a block, a multiple of four.

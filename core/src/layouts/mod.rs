@@ -14,6 +14,7 @@
 //! lane, whatever the number of tokens: a token's result does not depend on its neighbours.
 
 pub mod code8;
+pub mod coded;
 pub mod page;
 pub mod panels;
 pub mod tile;
@@ -85,6 +86,10 @@ pub trait Layout: Sync + core::fmt::Debug {
     fn pack(&self, columns: usize, rows: &[f32], tile: &mut [u8]) -> Result<(), NotFinite>;
     /// One row of a tile as float32.
     fn unpack(&self, columns: usize, tile: &[u8], row: usize, out: &mut [f32]);
+    /// Itself, where it takes codes.
+    fn coded(&self) -> Option<&coded::Coded> {
+        None
+    }
     /// What `multiply` wants its input prepared as.
     fn form(&self, precision: Precision, cpu: Cpu) -> Form;
     /// Multiplies one tile with all tokens of `x`, into rows `first_row..` of the sink.
@@ -104,7 +109,33 @@ pub trait Layout: Sync + core::fmt::Debug {
 }
 
 /// Every layout, for tests and benches that visit all.
-pub static LAYOUTS: &[&dyn Layout] = &[&wide::F32, &wide::BF16, &wide::F16, &code8::ROW, &code8::BLOCK32];
+pub static LAYOUTS: &[&dyn Layout] = &[
+    &wide::F32,
+    &wide::BF16,
+    &wide::F16,
+    &code8::ROW,
+    &coded::NF4_64,
+    &coded::NF4_32,
+    &coded::FP4_64,
+    &coded::FP4_32,
+    &coded::MXFP4,
+    &coded::AROUND_8_32,
+    &coded::COUNT4_16,
+    &coded::COUNT4_32,
+    &coded::COUNT4_64,
+    &coded::COUNT4_128,
+    &coded::AROUND_32_16,
+    &coded::AROUND_128_32,
+    &coded::COUNT8_16,
+    &coded::COUNT8_32,
+    &coded::COUNT8_128,
+    &coded::NF4_EXACT,
+    &coded::FP4_EXACT,
+    &coded::COUNT4_EXACT_32,
+    &coded::COUNT4_EXACT_16,
+    &coded::COUNT8_EXACT_32,
+    &coded::COUNT8_EXACT_16,
+];
 
 /// For float32 weights.
 pub static FLOAT32: &dyn Layout = &wide::F32;

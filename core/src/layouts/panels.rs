@@ -108,16 +108,19 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// Prepares group `index` of `tokens` tokens, whose rows `row` gives, into `memory`.
+/// Prepares group `index` of `tokens` tokens, whose rows `row` gives, into `memory`. Where there is an `order`, column
+/// `i` is the row's column `order[i]`.
 ///
 /// # Safety
 /// No other thread may touch this group's part of `memory`.
+#[allow(clippy::too_many_arguments, reason = "the form, the rows, the group, the memory")]
 pub unsafe fn fill_group<'x>(
     form: Form,
     cpu: Cpu,
     columns: usize,
     tokens: usize,
     row: impl Fn(usize) -> &'x [f32],
+    order: Option<&[u32]>,
     index: usize,
     memory: &Shared<'_, u32>,
 ) {
@@ -131,15 +134,21 @@ pub unsafe fn fill_group<'x>(
         let row = &row(token)[..columns];
         let slots = panel[member..].iter_mut().step_by(count);
         match form {
-            Form::Float => slots.zip(row).for_each(|(word, x)| *word = x.to_bits()),
-            Form::Bf16 => fill_bf16(row, slots),
+            Form::Float => match order {
+                None => slots.zip(row).for_each(|(word, x)| *word = x.to_bits()),
+                Some(order) => slots.zip(order).for_each(|(word, &i)| *word = row[i as usize].to_bits()),
+            },
+            Form::Bf16 => {
+                assert!(order.is_none(), "only codes have an order");
+                fill_bf16(row, slots);
+            }
             Form::Int8 { block } => {
                 let blocks = form.blocks(columns);
                 let sums_at = tokens * words + tokens + token * blocks;
                 // SAFETY: as above.
                 let (scale, sums) =
                     unsafe { (memory.part(tokens * words + token, 1), memory.part(sums_at, blocks)) };
-                scale[0] = fill_int8(row, block, slots, sums).to_bits();
+                scale[0] = fill_int8(row, order, block, slots, sums).to_bits();
             }
         }
     }
@@ -167,6 +176,7 @@ fn bf16(x: f32) -> u32 {
 /// Codes of one token, the sums of its blocks; returns its scale, the largest magnitude over 127.
 fn fill_int8<'a>(
     row: &[f32],
+    order: Option<&[u32]>,
     block: usize,
     slots: impl Iterator<Item = &'a mut u32>,
     sums: &mut [u32],
@@ -175,16 +185,23 @@ fn fill_int8<'a>(
     let scale = peak / 127.0;
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     let mut slots = slots;
-    for (columns, sum) in row.chunks(block).zip(sums) {
+    for (number, sum) in sums.iter_mut().enumerate() {
+        let first = number.saturating_mul(block);
+        let end = row.len().min(first.saturating_add(block));
         let mut total = 0i32;
-        let mut quads = columns.chunks(4);
+        let mut columns = first;
         for word in slots.by_ref().take(block / 4) {
             let mut bytes = [0u8; 4];
-            for (byte, x) in bytes.iter_mut().zip(quads.next().unwrap_or(&[])) {
+            for (byte, i) in bytes.iter_mut().zip(columns..end) {
+                let x = match order {
+                    None => row[i],
+                    Some(order) => row[order[i] as usize],
+                };
                 let code = round_even(x * inverse);
                 total += code;
                 *byte = code as i8 as u8;
             }
+            columns += 4;
             *word = u32::from_le_bytes(bytes);
         }
         *sum = total as u32;
@@ -239,7 +256,7 @@ mod tests {
         let shared = Shared::new(&mut memory);
         for index in (0..tokens.div_ceil(group(cpu))).rev() {
             // SAFETY: one group after the other.
-            unsafe { fill_group(form, cpu, columns, tokens, |t| &x[t * columns..], index, &shared) };
+            unsafe { fill_group(form, cpu, columns, tokens, |t| &x[t * columns..], None, index, &shared) };
         }
         let panels = Panels::new(form, cpu, columns, tokens, &memory);
         for index in 0..panels.groups() {
@@ -279,7 +296,7 @@ mod tests {
         let mut memory = vec![1; Form::Int8 { block: 4 }.memory_words(8, 1)];
         let (form, shared) = (Form::Int8 { block: 4 }, Shared::new(&mut memory));
         // SAFETY: the only thread.
-        unsafe { fill_group(form, Cpu::PORTABLE, 8, 1, |_| &[0.0; 8], 0, &shared) };
+        unsafe { fill_group(form, Cpu::PORTABLE, 8, 1, |_| &[0.0; 8], None, 0, &shared) };
         assert!(memory.iter().all(|&word| word == 0), "{memory:?}");
     }
 }

@@ -73,7 +73,8 @@ impl Case {
         let tokens = x.len() / self.shape.columns;
         let form = self.layout.form(precision, cpu);
         let mut panels = aligned(panel_bytes(form, self.shape.columns, tokens));
-        let output = Output { layout: self.layout, shape: self.shape, tiles: self.tiles(), bias, out, add };
+        let Case { layout, shape, .. } = *self;
+        let output = Output { layout, shape, tiles: self.tiles(), order: None, bias, out, add };
         let input = Input { x, columns: self.shape.columns, order: None };
         let panels = bytemuck::cast_slice_mut(&mut panels);
         multiply(cpu, precision, &Serial, input, &[[0, 0, tokens as u32]], panels, &mut [output]);
@@ -179,7 +180,9 @@ fn check_stack(layout: &'static dyn Layout, columns: usize, counts: &[usize], or
             let panels = bytemuck::cast_slice_mut(&mut panels);
             let mut out = vec![0.0; places * rows];
             let (shape, tiles) = (Shape { rows, columns }, &bytemuck::cast_slice(&stack)[..bytes.len()]);
-            let output = Output { layout, shape, tiles, bias: Some(&bias), out: &mut out, add: false };
+            let biases = Some(&bias[..]);
+            let output =
+                Output { layout, shape, tiles, order: None, bias: biases, out: &mut out, add: false };
             let input = Input { x: &x, columns, order: Some(&order[..places]) };
             multiply(cpu, precision, &Serial, input, &segments, panels, &mut [output]);
             for &[matrix, first, count] in &segments {
@@ -229,7 +232,7 @@ fn wide_layouts_keep_what_they_can_hold() {
 fn code8_rounds_to_within_half_a_step() {
     let mut next = noise(3);
     let row: Vec<f32> = (0..100).map(|_| next()).collect();
-    for layout in [&code8::ROW, &code8::BLOCK32] {
+    for layout in [INT8_ROWS, &coded::AROUND_128_32] {
         let mut tile = aligned(layout.tile_bytes(100));
         layout.pack(100, &row, bytemuck::cast_slice_mut(&mut tile)).expect("finite");
         let mut out = vec![0.0; 100];
@@ -248,5 +251,69 @@ fn a_weight_that_is_no_number_is_found() {
         let mut tile = aligned(layout.tile_bytes(10));
         let found = layout.pack(10, &rows, bytemuck::cast_slice_mut(&mut tile));
         assert_eq!(found, Err(NotFinite { row: 2, column: 3 }), "{layout:?}");
+    }
+}
+
+/// Codes come back as the values that they stand for, and an order is the same as a shuffled input.
+#[test]
+fn codes_are_kept_and_orders_followed() {
+    let (rows, columns) = (37, 256);
+    for layout in LAYOUTS.iter().filter_map(|layout| layout.coded()) {
+        let mut next = noise(11);
+        let blocks = layout.blocks(columns);
+        let book = layout.book();
+        let top = if layout.name().contains("code4") { 16.0 } else { 256.0 };
+        let codes: Vec<u8> = (0..rows * columns).map(|_| ((next() + 1.0) * top / 2.0) as u8).collect();
+        let scales: Vec<f32> = (0..rows * blocks).map(|i| libm::scalbnf(1.0, i as i32 % 7 - 9)).collect();
+        let zeros: Vec<f32> = (0..rows * blocks).map(|i| (i % 9) as f32).collect();
+        let mut tiles = aligned(2 * layout.tile_bytes(columns));
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut tiles);
+        for (tile, bytes) in bytes.chunks_exact_mut(layout.tile_bytes(columns)).enumerate() {
+            let of = |width: usize| tile * 32 * width..rows.min(tile * 32 + 32) * width;
+            let coded = coded::CodedRows {
+                codes: &codes[of(columns)],
+                scales: &scales[of(blocks)],
+                zeros: &zeros[of(blocks)],
+            };
+            layout.pack_codes(columns, coded, bytes).expect("finite");
+        }
+        let case = Case { layout, shape: Shape { rows, columns }, tiles };
+        for row in 0..rows {
+            let values = case.row(row);
+            for (column, value) in values.iter().enumerate() {
+                let block = row * blocks + column / layout.block();
+                let zero = if layout.name().contains("zero") || layout.name().contains("f32") {
+                    zeros[block]
+                } else {
+                    0.0
+                };
+                let want = (book.value(codes[row * columns + column]) - zero) * scales[block];
+                assert_eq!(*value, want, "{} {row} {column}", layout.name());
+            }
+        }
+        follow(&case, columns);
+    }
+}
+
+fn follow(case: &Case, columns: usize) {
+    let mut next = noise(5);
+    let x: Vec<f32> = (0..3 * columns).map(|_| next()).collect();
+    let order: Vec<u32> = (0..columns as u32).map(|i| i * 5 % columns as u32).collect();
+    let shuffled: Vec<f32> = x.chunks(columns).flat_map(|x| order.iter().map(|&i| x[i as usize])).collect();
+    for precision in [Precision::Exact, Precision::Fast] {
+        let cpu = Cpu::detect();
+        let mut want = vec![0.0; 3 * case.shape.rows];
+        case.multiply(cpu, precision, &shuffled, None, &mut want, false);
+        let mut out = want.clone();
+        out.fill(0.0);
+        let Case { layout, shape, .. } = *case;
+        let mut panels = aligned(panel_bytes(layout.form(precision, cpu), columns, 3));
+        let order = Some(&order[..]);
+        let output =
+            Output { layout, shape, tiles: case.tiles(), order, bias: None, out: &mut out, add: false };
+        let input = Input { x: &x, columns, order: None };
+        let panels = bytemuck::cast_slice_mut(&mut panels);
+        multiply(cpu, precision, &Serial, input, &[[0, 0, 3]], panels, &mut [output]);
+        assert_eq!(out, want, "{}", layout.name());
     }
 }

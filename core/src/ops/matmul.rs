@@ -19,6 +19,8 @@ pub struct Output<'a> {
     pub shape: Shape,
     /// The tiles of all.
     pub tiles: &'a [u8],
+    /// Which column of the input is which of the matrix's, `shape.columns` per matrix; see [`IN_ORDER`].
+    pub order: Option<&'a [u32]>,
     /// Added to every row, `shape.rows` values per matrix.
     pub bias: Option<&'a [f32]>,
     /// `rows x shape.rows` values.
@@ -26,6 +28,9 @@ pub struct Output<'a> {
     /// Whether to add to `out`.
     pub add: bool,
 }
+
+/// Instead of the first column of an order: columns are as they are.
+pub const IN_ORDER: u32 = u32::MAX;
 
 /// The rows of a product's input.
 #[derive(Clone, Copy, Debug)]
@@ -55,14 +60,14 @@ pub fn panel_bytes(form: Form, columns: usize, tokens: usize) -> usize {
 
 /// `out = x * matrix^T (+ bias) (+ out)` for every output; all share the input. Segments follow one another without
 /// gaps; every row of the product is in one.
-pub fn multiply<P: Pool>(
+pub fn multiply<'a, P: Pool>(
     cpu: Cpu,
     precision: Precision,
     pool: &P,
     input: Input,
     segments: &[Segment],
     panels: &mut [f32],
-    outputs: &mut [Output],
+    outputs: &mut [Output<'a>],
 ) {
     let columns = input.columns;
     assert!(outputs.len() <= 3 && outputs.iter().all(|output| output.shape.columns == columns));
@@ -72,21 +77,36 @@ pub fn multiply<P: Pool>(
         next + count as usize
     });
     let panels: &mut [u32] = bytemuck::cast_slice_mut(panels);
-    let mut done: heapless::Vec<Form, 3> = heapless::Vec::new();
+    let mut done: heapless::Vec<(Form, Option<&[u32]>), 3> = heapless::Vec::new();
     for i in 0..outputs.len() {
-        let form = outputs[i].layout.form(precision, cpu);
-        if done.contains(&form) {
+        let key = |output: &Output<'a>| (output.layout.form(precision, cpu), order(output));
+        let (form, order) = key(&outputs[i]);
+        if done.contains(&(form, order)) {
             continue;
         }
-        prepare(cpu, pool, form, &input, segments, panels);
+        prepare(cpu, pool, form, &input, order, segments, panels);
         let prepared = Prepared { form, cpu, columns, memory: panels, segments };
-        let same = |output: &&mut Output| output.layout.form(precision, cpu) == form;
+        let same = |output: &&mut Output<'a>| key(output) == (form, order);
         share_tiles(pool, &prepared, outputs.iter_mut().filter(same));
-        let _ = done.push(form);
+        let _ = done.push((form, order));
     }
 }
 
-fn prepare<P: Pool>(cpu: Cpu, pool: &P, form: Form, input: &Input, segments: &[Segment], panels: &mut [u32]) {
+/// Where a matrix of the stack has an order other than its own.
+fn order<'a>(output: &Output<'a>) -> Option<&'a [u32]> {
+    let columns = output.shape.columns;
+    output.order.filter(|order| order.iter().step_by(columns).any(|&first| first != IN_ORDER))
+}
+
+fn prepare<P: Pool>(
+    cpu: Cpu,
+    pool: &P,
+    form: Form,
+    input: &Input,
+    order: Option<&[u32]>,
+    segments: &[Segment],
+    panels: &mut [u32],
+) {
     let groups_of = |segment: &Segment| (segment[2] as usize).div_ceil(group(cpu));
     let groups: usize = segments.iter().map(groups_of).sum();
     let token_words = form.memory_words(input.columns, 1);
@@ -94,12 +114,14 @@ fn prepare<P: Pool>(cpu: Cpu, pool: &P, form: Form, input: &Input, segments: &[S
     let work = |index: usize| {
         let mut index = index;
         for segment in segments {
-            let [_, first, count] = segment.map(|word| word as usize);
+            let [matrix, first, count] = segment.map(|word| word as usize);
             if index < groups_of(segment) {
                 let memory = memory.narrow(first * token_words, count * token_words);
                 let row = |token| input.row(first + token);
+                let order = order.map(|order| &order[matrix * input.columns..][..input.columns]);
+                let order = order.filter(|order| order[0] != IN_ORDER);
                 // SAFETY: every group of every segment is filled by one task.
-                unsafe { fill_group(form, cpu, input.columns, count, row, index, &memory) }
+                unsafe { fill_group(form, cpu, input.columns, count, row, order, index, &memory) }
                 return;
             }
             index -= groups_of(segment);
@@ -214,7 +236,8 @@ mod tests {
         let layout = FLOAT32;
         let tiles = std::vec![0; 2 * layout.tile_bytes(1)];
         let (mut out, mut panels) = ([0.0; 2], [0.0; 64]);
-        let output = Output { layout, shape, tiles: &tiles, bias: None, out: &mut out, add: false };
+        let output =
+            Output { layout, shape, tiles: &tiles, order: None, bias: None, out: &mut out, add: false };
         let input = Input { x: &[1.0, 2.0], columns: 1, order: None };
         let segments = [[0, 0, 1], [1, 0, 1]];
         let cpu = Cpu::detect();

@@ -98,6 +98,7 @@ pub fn group(cpu: Cpu) -> usize {
 /// registers; the number in front is the most that `N` can be. A loop leaves that to the compiler's patience, and a
 /// closure that the compiler does not inline loses the vector unit: its intrinsics become calls.
 macro_rules! unroll {
+    (2: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1] $i $n, $body) };
     (4: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1 2 3] $i $n, $body) };
     (6: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1 2 3 4 5] $i $n, $body) };
     (8: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1 2 3 4 5 6 7] $i $n, $body) };
@@ -113,6 +114,13 @@ pub(crate) use unroll;
 /// Four lanes in plain Rust, which the compiler turns into the target's baseline vectors.
 #[derive(Clone, Copy, Debug)]
 pub struct Portable([f32; 4]);
+
+impl From<[f32; 4]> for Portable {
+    #[inline(always)]
+    fn from(lanes: [f32; 4]) -> Self {
+        Portable(lanes)
+    }
+}
 
 impl Portable {
     #[inline(always)]

@@ -140,6 +140,11 @@ impl Header {
         self.rows.is_empty()
     }
 
+    /// The text that it was read from.
+    pub(crate) fn text(&self) -> &str {
+        &self.texts.document
+    }
+
     /// Length of the header's text in bytes.
     pub fn bytes(&self) -> u64 {
         self.data_start - PREFIX_BYTES

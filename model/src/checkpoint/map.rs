@@ -3,10 +3,11 @@
 //! It knows nothing of what the files hold. It is the crate's only file with `unsafe`.
 #![allow(unsafe_code)]
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut, MmapOptions};
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 
 /// Why a file was not opened.
@@ -136,7 +137,7 @@ pub(crate) fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>, MapError>
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
     len: u64,
-    modified: Option<std::time::SystemTime>,
+    modified: Option<SystemTime>,
     #[cfg(unix)]
     inode: (u64, u64),
 }
@@ -152,6 +153,11 @@ impl Identity {
             inode: (metadata.dev(), metadata.ino()),
         }
     }
+}
+
+/// Since 1970. Files from before, or after 2262, have no time.
+pub(crate) fn nanoseconds(time: SystemTime) -> Option<i64> {
+    i64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
 }
 
 /// A regular file, mapped read-only.
@@ -177,9 +183,25 @@ impl Map {
         Ok((Self { map, path: path.into(), identity }, file))
     }
 
+    /// A part of the file as memory that is ours: what is written to it stays in this process. Nothing is read or
+    /// copied before it is touched.
+    pub(crate) fn image(&self, file: &File, offset: u64, bytes: usize) -> Result<Image, MapError> {
+        let end = offset.checked_add(bytes as u64);
+        assert!(end.is_some_and(|end| end <= self.identity.len), "a part of the file");
+        // SAFETY: as in `open`. These are weights and nothing else: numbers of any bit pattern, and no bounds.
+        let map = unsafe { MmapOptions::new().offset(offset).len(bytes).map_copy(file) };
+        let map = map.map_err(|source| MapError::Io { path: self.path.clone(), source })?;
+        Ok(Image { watch: Watch::over(&map), map })
+    }
+
     /// The file's bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// When the file was last changed, in nanoseconds since 1970; `None` where the system does not tell.
+    pub(crate) fn modified_ns(&self) -> Option<i64> {
+        self.identity.modified.and_then(nanoseconds)
     }
 
     /// The path as it was given.
@@ -190,5 +212,188 @@ impl Map {
     /// Whether the path still names the same file, of the same size and time of change.
     pub(crate) fn unchanged(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|now| Identity::of(&now) == self.identity)
+    }
+}
+
+/// A part of a file, mapped as private memory.
+#[derive(Debug)]
+pub(crate) struct Image {
+    /// Whether the file has failed since. It stands before the memory, to be dropped first.
+    pub(crate) watch: Watch,
+    /// The memory.
+    pub(crate) map: MmapMut,
+}
+
+impl Image {
+    /// Asks the system to read ahead, `step` bytes at a time, and tells how many were asked for. It costs nothing
+    /// where the file is in memory already; where not, the first user waits for a few long reads instead of a million
+    /// short ones.
+    pub(crate) fn ask_for(&self, step: usize, tell: &mut dyn FnMut(usize)) {
+        #[cfg(target_os = "linux")]
+        {
+            // Large pages where the file system has them.
+            let _ = self.map.advise(memmap2::Advice::HugePage);
+            for start in (0..self.map.len()).step_by(step) {
+                let bytes = step.min(self.map.len() - start);
+                let _ = self.map.advise_range(memmap2::Advice::WillNeed, start, bytes);
+                tell(start + bytes);
+            }
+        }
+        let _ = step;
+        tell(self.map.len());
+    }
+}
+
+/// Notices when mapped memory can no longer be read, because its file was cut or the disk fails. The system then raises
+/// SIGBUS, which would end the process; here whoever reads gets zeros, and the owner can ask.
+#[derive(Debug)]
+pub(crate) struct Watch(Option<&'static faults::Range>);
+
+impl Watch {
+    fn over(map: &MmapMut) -> Watch {
+        Watch(faults::watch(map.as_ptr() as usize, map.len()))
+    }
+
+    /// Whether zeros were read in the place of what the file had.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.is_some_and(|range| range.has_failed())
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(range) = self.0 {
+            range.free();
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod faults {
+    //! Elsewhere faults end the process.
+
+    #[derive(Debug)]
+    pub(super) struct Range;
+
+    impl Range {
+        pub(super) fn has_failed(&self) -> bool {
+            false
+        }
+
+        pub(super) fn free(&self) {}
+    }
+
+    pub(super) fn watch(_: usize, _: usize) -> Option<&'static Range> {
+        None
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod faults {
+    //! The handler of SIGBUS. It touches atomics and makes one system call, as a handler may.
+
+    use std::ffi::{c_int, c_void};
+    use std::mem::MaybeUninit;
+    use std::ptr;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+    /// Memory that is watched, from `start` to `end`; `end` is 0 while it is not.
+    #[derive(Debug)]
+    pub(super) struct Range {
+        taken: AtomicBool,
+        start: AtomicUsize,
+        end: AtomicUsize,
+        failed: AtomicBool,
+    }
+
+    /// More models than a process has at once. One too many is not watched.
+    static RANGES: [Range; 64] = [const {
+        Range {
+            taken: AtomicBool::new(false),
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+        }
+    }; 64];
+
+    /// What was done about the signal before: the standard library tells an overflowing stack by it.
+    static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
+    impl Range {
+        pub(super) fn has_failed(&self) -> bool {
+            self.failed.load(SeqCst)
+        }
+
+        pub(super) fn free(&self) {
+            self.end.store(0, SeqCst);
+            self.taken.store(false, SeqCst);
+        }
+    }
+
+    pub(super) fn watch(start: usize, bytes: usize) -> Option<&'static Range> {
+        let is_there = BEFORE.get().is_some() || install();
+        let free = |range: &&Range| range.taken.compare_exchange(false, true, SeqCst, SeqCst).is_ok();
+        let range = RANGES.iter().filter(|_| is_there).find(free)?;
+        range.failed.store(false, SeqCst);
+        range.start.store(start, SeqCst);
+        range.end.store(start + bytes, SeqCst);
+        Some(range)
+    }
+
+    fn install() -> bool {
+        let mut before = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: the first call only asks, and writes a whole `sigaction` when it succeeds. The second installs a
+        // function of the type that SA_SIGINFO asks for, with an empty mask; all-zero is a valid `sigaction`. What was
+        // there before is stored first, so the handler always finds it. Two threads that come here at once install the
+        // same handler; the one that comes second keeps what the first has stored.
+        unsafe {
+            if libc::sigaction(libc::SIGBUS, ptr::null(), before.as_mut_ptr()) != 0 {
+                return false;
+            }
+            let before = before.assume_init();
+            let handler = on_fault as extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+            if before.sa_sigaction == handler as usize {
+                return true;
+            }
+            let _ = BEFORE.set(before);
+            let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+            action.sa_sigaction = handler as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            libc::sigaction(libc::SIGBUS, &action, ptr::null_mut()) == 0
+        }
+    }
+
+    extern "C" fn on_fault(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+        // SAFETY: the system passes a valid `siginfo_t` to a handler with SA_SIGINFO, with an address for SIGBUS.
+        let at = unsafe { (*info).si_addr() } as usize;
+        let holding = RANGES.iter().find_map(|range| {
+            let (start, end) = (range.start.load(SeqCst), range.end.load(SeqCst));
+            (start..end).contains(&at).then_some((range, end))
+        });
+        if let Some((range, end)) = holding
+            && zeros(at, end)
+        {
+            range.failed.store(true, SeqCst);
+        } else if let Some(before) = BEFORE.get() {
+            // SAFETY: `before` came from `sigaction`. The fault is raised again and goes where it went before us.
+            unsafe { libc::sigaction(libc::SIGBUS, before, ptr::null_mut()) };
+        }
+    }
+
+    /// Puts zeros in the place of a map from the page of `at` to the end: what lies behind a hole is of no use either,
+    /// and one by one the pages would be more maps than a process may have.
+    fn zeros(at: usize, end: usize) -> bool {
+        // SAFETY: `at` was touched, so it lies in memory that is mapped; `watch` was given the whole of a private map
+        // whose owner frees the range before the map, so all pages from there to the end are that map's and are
+        // replaced by pages of the same length and protection. References into it stay valid, and weights are numbers
+        // of any bit pattern.
+        unsafe {
+            let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
+            let start = at / page * page;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(start as *mut c_void, end - start, protection, flags, -1, 0) != libc::MAP_FAILED
+        }
     }
 }

@@ -295,6 +295,16 @@ impl Checkpoint {
         self.index.as_deref().into_iter().chain(mapped)
     }
 
+    /// Header, map and file of every shard, in their order; `None` for one that is carried in the program.
+    pub(crate) fn parts(&self) -> Option<Vec<(&Header, &Map, &File)>> {
+        let mut parts = Vec::with_capacity(self.shards.len());
+        for shard in &self.shards {
+            let Bytes::Mapped(map, file) = &shard.bytes else { return None };
+            parts.push((&shard.header, map, file));
+        }
+        Some(parts)
+    }
+
     /// Size of all files, headers included.
     pub fn file_bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.bytes.get().len() as u64).sum()

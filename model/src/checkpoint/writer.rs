@@ -38,6 +38,9 @@ pub enum WriteError {
 /// A tensor to write: name, dtype, shape and bytes.
 pub type Tensor<'a> = (&'a str, Dtype, &'a [usize], &'a [u8]);
 
+/// A tensor without its bytes: name, dtype and shape.
+pub type Outline<'a> = (&'a str, Dtype, &'a [usize]);
+
 /// Whether [`write_safetensors`] would replace what stands at `path`: nothing, or a regular file. The rename that
 /// ends the writing would put a file in the place of a device, a FIFO or a link as well.
 pub fn check_place(path: &Path) -> Result<(), WriteError> {
@@ -56,14 +59,59 @@ pub fn write_safetensors(
     metadata: &[(&str, &str)],
 ) -> Result<(), WriteError> {
     check_place(path)?;
+    for &(name, dtype, shape, data) in tensors {
+        check_size(path, &(name, dtype, shape), data.len() as u64)?;
+    }
+    let plain: Vec<Outline<'_>> =
+        tensors.iter().map(|&(name, dtype, shape, _)| (name, dtype, shape)).collect();
+    write_streamed(path, &plain, metadata, |index, out| out.write_all(tensors[index].3))
+}
+
+/// The same for tensors that need not be in memory: `write` is asked for the bytes of one after another, by its place
+/// in `tensors`.
+pub fn write_streamed(
+    path: &Path,
+    tensors: &[Outline<'_>],
+    metadata: &[(&str, &str)],
+    mut write: impl FnMut(usize, &mut dyn Write) -> io::Result<()>,
+) -> Result<(), WriteError> {
+    check_place(path)?;
     // Wide types first, then by name, as the reference implementation does: then every offset is aligned.
-    let mut tensors = tensors.to_vec();
-    tensors.sort_by_key(|&(name, dtype, ..)| (std::cmp::Reverse(dtype.bytes()), name));
-    let prefix = prefix(path, &tensors, metadata)?;
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|&index| (std::cmp::Reverse(tensors[index].1.bytes()), tensors[index].0));
+    let sorted: Vec<Outline<'_>> = order.iter().map(|&index| tensors[index]).collect();
+    let prefix = prefix(path, &sorted, metadata)?;
     let io_error = |source| WriteError::Io { path: path.into(), source };
     let (temporary, file) = Temporary::create(path)?;
-    write_all(file, &prefix, &tensors).map_err(io_error)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    out.write_all(&prefix).map_err(io_error)?;
+    for index in order {
+        let mut counted = Counted { out: &mut out, bytes: 0 };
+        write(index, &mut counted).map_err(io_error)?;
+        let bytes = counted.bytes;
+        check_size(path, &tensors[index], bytes)?;
+    }
+    let file = out.into_inner().map_err(io::IntoInnerError::into_error).map_err(io_error)?;
+    file.sync_all().map_err(io_error)?;
     temporary.rename(path).map_err(io_error)
+}
+
+/// Knows how many bytes passed through it.
+struct Counted<'a, W> {
+    out: &'a mut W,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Counted<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// Writes any file as carefully: whole or not at all, replacing the regular file that was there.
@@ -75,8 +123,23 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     temporary.rename(path).map_err(io_error)
 }
 
+/// Bytes that a tensor has by its shape.
+fn size_bytes(path: &Path, &(name, dtype, shape): &Outline<'_>) -> Result<u64, WriteError> {
+    let dimensions: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
+    let bytes = header::size_bytes(&dimensions, dtype).filter(|_| name != "__metadata__");
+    bytes.ok_or_else(|| WriteError::Tensor { path: path.into(), tensor: quote(name) })
+}
+
+fn check_size(path: &Path, tensor: &Outline<'_>, found: u64) -> Result<(), WriteError> {
+    let expected = size_bytes(path, tensor)?;
+    if expected == found {
+        return Ok(());
+    }
+    Err(WriteError::Size { path: path.into(), tensor: quote(tensor.0), expected, found })
+}
+
 /// The header with its length, checked by our own reader: what we write we can read.
-fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Result<Vec<u8>, WriteError> {
+fn prefix(path: &Path, tensors: &[Outline<'_>], metadata: &[(&str, &str)]) -> Result<Vec<u8>, WriteError> {
     let mut text = String::from("{");
     if !metadata.is_empty() {
         let pairs: Vec<_> =
@@ -84,16 +147,9 @@ fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Res
         text += &format!("\"__metadata__\":{{{}}},", pairs.join(","));
     }
     let mut start = 0u64;
-    for &(name, dtype, shape, data) in tensors {
-        let dimensions: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
-        let expected = header::size_bytes(&dimensions, dtype).filter(|_| name != "__metadata__");
-        let expected =
-            expected.ok_or_else(|| WriteError::Tensor { path: path.into(), tensor: quote(name) })?;
-        let found = data.len() as u64;
-        if expected != found {
-            return Err(WriteError::Size { path: path.into(), tensor: quote(name), expected, found });
-        }
-        let (key, end) = (json(name), start + found);
+    for tensor in tensors {
+        let &(name, dtype, shape) = tensor;
+        let (key, end) = (json(name), start + size_bytes(path, tensor)?);
         text += &format!(
             "{key}:{{\"dtype\":\"{}\",\"shape\":{shape:?},\"data_offsets\":[{start},{end}]}},",
             dtype.name()
@@ -114,7 +170,7 @@ fn prefix(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Res
 }
 
 /// A string as JSON spells it.
-fn json(text: &str) -> String {
+pub(crate) fn json(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {
@@ -127,24 +183,15 @@ fn json(text: &str) -> String {
     out
 }
 
-fn write_all(file: File, prefix: &[u8], tensors: &[Tensor<'_>]) -> io::Result<()> {
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    out.write_all(prefix)?;
-    for (.., data) in tensors {
-        out.write_all(data)?;
-    }
-    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-}
-
 /// A file under a name nobody looks for; removed unless it is renamed.
-struct Temporary {
+pub(crate) struct Temporary {
     path: Option<PathBuf>,
 }
 
 impl Temporary {
     /// In the same folder, because a rename across file systems is a copy. A name that is taken belongs to a
     /// process that was killed, perhaps with our own id: in a container every run has the same one.
-    fn create(path: &Path) -> Result<(Self, File), WriteError> {
+    pub(crate) fn create(path: &Path) -> Result<(Self, File), WriteError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         const TRIES: u32 = 1000;
         let name =
@@ -164,7 +211,7 @@ impl Temporary {
         Err(io_error(io::ErrorKind::AlreadyExists.into()))
     }
 
-    fn rename(mut self, to: &Path) -> io::Result<()> {
+    pub(crate) fn rename(mut self, to: &Path) -> io::Result<()> {
         let from = self.path.as_ref().expect("taken only below");
         fs::rename(from, to)?;
         self.path = None;
@@ -254,6 +301,27 @@ mod tests {
         let no_folder = write_safetensors(&folder.join("none/x.safetensors"), &[], &[]).unwrap_err();
         assert!(no_folder.to_string().contains("nothing was written"));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_is_made_on_the_way_is_counted() {
+        let folder = folder("streamed");
+        let path = folder.join("model.safetensors");
+        let outlines: [Outline<'_>; 2] = [("narrow", Dtype::U8, &[3]), ("wide", Dtype::F32, &[2])];
+        write_streamed(&path, &outlines, &[], |index, out| {
+            (0..[3, 8][index]).try_for_each(|byte| out.write_all(&[byte]))
+        })
+        .unwrap();
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        assert_eq!(checkpoint.tensor("wide").unwrap().data, [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(checkpoint.tensor("narrow").unwrap().data, [0, 1, 2]);
+        fs::remove_file(&path).unwrap();
+        let short = write_streamed(&path, &outlines, &[], |_, out| out.write_all(&[0; 3])).unwrap_err();
+        assert!(short.to_string().contains("\"wide\": expected 8 bytes"), "{short}");
+        let full = |_: usize, _: &mut dyn Write| Err(io::ErrorKind::StorageFull.into());
+        assert!(write_streamed(&path, &outlines, &[], full).is_err());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "nothing is left");
         fs::remove_dir_all(folder).unwrap();
     }
 

@@ -16,8 +16,12 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::{COUNT, Coding};
 
-use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, code, floats, group_size, word};
+use super::{
+    CodeRow, Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, code, floats, group_size,
+    word,
+};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
@@ -100,6 +104,11 @@ struct Decoder {
 const PLACES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 impl Decode for Decoder {
+    fn coding(&self, shape: Shape) -> Option<Coding> {
+        let run = if self.group == shape.columns { WHOLE_ROW } else { self.group };
+        Some(Coding { book: &COUNT, bits: 4, run })
+    }
+
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         let scales = floats(2, self.scales, bytes[2])?;
         let (outputs, group) = (shape.rows, self.group);
@@ -128,6 +137,16 @@ impl Rows for Matrix<'_> {
             *value = scale * (code(self.words, input) - code(self.zeros, group));
         }
     }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        let (width, shift) = (self.outputs.div_ceil(8), 4 * PLACES[row % 8]);
+        let code = |words: &[u8], line: usize| (word(words, line * width + row / 8) >> shift & 15) as u8;
+        let scale = |input: usize| {
+            let group = input / self.group;
+            (self.scales[group * self.outputs + row], f32::from(code(self.zeros, group)))
+        };
+        out.fill(|input| code(self.words, input), scale);
+    }
 }
 
 struct ByOutput<'a> {
@@ -149,5 +168,16 @@ impl Rows for ByOutput<'_> {
             let zero = code(4, group, zeros) as f32;
             *value = self.scales[row * self.width * 8 + group] * (code(4, input, stored) as f32 - zero);
         }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        let words = out.codes.len().div_ceil(8);
+        let stored = |at: usize| word(self.words, row * words + at);
+        let zeros = |at: usize| word(self.zeros, row * self.width + at);
+        let scale = |input: usize| {
+            let group = input / self.group;
+            (self.scales[row * self.width * 8 + group], code(4, group, zeros) as f32)
+        };
+        out.fill(|input| code(4, input, stored) as u8, scale);
     }
 }

@@ -12,8 +12,9 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::{COUNT, Coding};
 
-use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, floats};
+use super::{CodeRow, Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, floats};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
@@ -60,6 +61,10 @@ struct Decoder {
 }
 
 impl Decode for Decoder {
+    fn coding(&self, _: Shape) -> Option<Coding> {
+        Some(Coding { book: &COUNT, bits: 4, run: WHOLE_ROW })
+    }
+
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         let scale = floats(1, self.scale, bytes[1])?[0];
         if scale == 0.0 && !self.times {
@@ -90,5 +95,11 @@ impl Rows for Ternary<'_> {
         for (value, byte) in out.iter_mut().zip(&self.codes[line * self.columns..]) {
             *value = self.values[usize::from(byte >> shift & 3)];
         }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        let (line, shift) = (row % self.lines, row / self.lines * 2);
+        let codes = &self.codes[line * self.columns..];
+        out.fill(|input| codes[input] >> shift & 3, |_| (self.values[2], 1.0));
     }
 }

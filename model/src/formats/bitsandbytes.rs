@@ -20,9 +20,10 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::{AROUND_128, Book, Coding, FP4, NF4};
 use serde_json::Value;
 
-use super::{Decode, Packed, Reader, Refusal, Rows, Tensors, floats};
+use super::{CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, floats, run_of_flat};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::foreign::clipped;
@@ -72,6 +73,7 @@ fn find_codes(tensors: &Tensors, module: &str, shape: Shape, absmax: &Stored) ->
     let Some((state, json)) = found else {
         return Err(PlanError::MissingTensor { tensor: state[0].clone(), expected: Vec::new() });
     };
+    let json_is_nf4 = state.ends_with("nf4");
     tensors.need(state, &[Dtype::U8], &[json.shape.first().map_or(1, |&len| len.min(STATE_MAX))])?;
     let weight = name("weight");
     let stored = tensors.get(&weight);
@@ -97,7 +99,11 @@ fn find_codes(tensors: &Tensors, module: &str, shape: Shape, absmax: &Stored) ->
         tensors.need(&scales, &[Dtype::F32], &[blocks])?;
         names.extend([map, scales]);
     }
-    Ok(Packed::new(module, shape, names, Codes { nested }))
+    let book = if json_is_nf4 { &NF4 } else { &FP4 };
+    // The length of blocks, a power of two, before the JSON can be read.
+    let blocks = absmax.shape.iter().product::<usize>().max(1);
+    let block = (shape.rows * shape.columns).div_ceil(blocks).next_power_of_two();
+    Ok(Packed::new(module, shape, names, Codes { nested, book, block }))
 }
 
 /// What codes may be disguised as.
@@ -110,6 +116,9 @@ const STATE_MAX: usize = 1 << 14;
 struct Codes {
     /// Whether scales are quantized again.
     nested: bool,
+    book: &'static Book,
+    /// Values under one scale.
+    block: usize,
 }
 
 /// Places among the tensors.
@@ -121,9 +130,18 @@ const NESTED_MAP: usize = 4;
 const NESTED_ABSMAX: usize = 5;
 
 impl Decode for Codes {
+    fn coding(&self, shape: Shape) -> Option<Coding> {
+        Some(Coding { book: self.book, bits: 4, run: run_of_flat(self.block, shape.columns) })
+    }
+
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         let state = State::read(bytes[STATE], shape)?;
         let blocks = (shape.rows * shape.columns).div_ceil(state.block);
+        if blocks > 1 && state.block != self.block {
+            let (wanted, found) = (self.block, state.block);
+            let reason = format!("expected blocksize {wanted}, as many scales there are, found {found}");
+            return Err(Refusal { tensor: STATE, reason });
+        }
         let wrong = |tensor, found: usize, wanted: usize| {
             let reason = format!("expected {wanted} values, one per block, found {found}");
             Err(Refusal { tensor, reason })
@@ -151,6 +169,12 @@ impl Decode for Codes {
             Ok(map) => map,
             Err(map) => return wrong(QUANT_MAP, map.len(), 16),
         };
+        let far = |code: u8| (map[usize::from(code)] - self.book.value(code)).abs() > 1e-6;
+        if let Some(code) = (0..16).find(|&code| far(code)) {
+            let (wanted, found) = (self.book.value(code), map[usize::from(code)]);
+            let reason = format!("expected the tool's code book, {wanted} for code {code}, found {found}");
+            return Err(Refusal { tensor: QUANT_MAP, reason });
+        }
         Ok(Box::new(Blocks { codes: bytes[WEIGHT], columns: shape.columns, block: state.block, scales, map }))
     }
 }
@@ -170,6 +194,15 @@ impl Rows for Blocks<'_> {
             let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
             *value = self.map[usize::from(code)] * self.scales[i / self.block];
         }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        let first = row * self.columns;
+        let code = |input: usize| {
+            let i = first + input;
+            self.codes[i / 2] >> (4 * ((i + 1) % 2)) & 15
+        };
+        out.fill(code, |input| (self.scales[(first + input) / self.block], 0.0));
     }
 }
 
@@ -216,6 +249,10 @@ impl State {
 struct Int8;
 
 impl Decode for Int8 {
+    fn coding(&self, _: Shape) -> Option<Coding> {
+        Some(Coding { book: &AROUND_128, bits: 8, run: WHOLE_ROW })
+    }
+
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         let mut scales = floats(1, Dtype::F32, bytes[1])?;
         scales.iter_mut().for_each(|scale| *scale /= 127.0);
@@ -235,5 +272,10 @@ impl Rows for ByRow<'_> {
         for (value, &code) in out.iter_mut().zip(&self.codes[row * self.columns..]) {
             *value = f32::from(code as i8) * scale;
         }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        let codes = &self.codes[row * self.columns..];
+        out.fill(|input| codes[input].wrapping_add(128), |_| (self.scales[row], 128.0));
     }
 }

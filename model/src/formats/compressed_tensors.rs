@@ -15,9 +15,13 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::{COUNT, Coding};
 use serde_json::Value;
 
-use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, code, floats, group_size, word};
+use super::{
+    CodeRow, Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, code, floats, group_size,
+    in_groups, word,
+};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
@@ -114,6 +118,15 @@ struct Decoder {
 }
 
 impl Decode for Decoder {
+    fn coding(&self, _: Shape) -> Option<Coding> {
+        let bits = if self.settings.bits > 4 { 8 } else { 4 };
+        Some(Coding { book: &COUNT, bits, run: self.settings.group.unwrap_or(WHOLE_ROW) })
+    }
+
+    fn ordered(&self) -> bool {
+        self.mixed
+    }
+
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         let Settings { bits, group, .. } = self.settings;
         let Shape { rows: outputs, columns: inputs } = shape;
@@ -146,7 +159,8 @@ impl Decode for Decoder {
             return Err(Refusal { tensor: bytes.len() - 1, reason });
         }
         let (codes, packed) = (bytes[0], self.packed);
-        Ok(Box::new(Matrix { bits, packed, codes, inputs, groups, group_of, zeros, scales }))
+        let order = in_groups(bytes.len() - 1, &group_of, group)?;
+        Ok(Box::new(Matrix { bits, packed, codes, inputs, groups, group_of, order, zeros, scales }))
     }
 }
 
@@ -157,6 +171,7 @@ struct Matrix<'a> {
     inputs: usize,
     groups: usize,
     group_of: Vec<usize>,
+    order: Option<Vec<u32>>,
     zeros: Vec<f32>,
     scales: Vec<f32>,
 }
@@ -174,5 +189,21 @@ impl Rows for Matrix<'_> {
             let at = row * self.groups + self.group_of[input];
             *value = (number - self.zeros[at]) * self.scales[at];
         }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        let words = (self.inputs * self.bits).div_ceil(32);
+        let stored = |at: usize| word(self.codes, row * words + at);
+        let half = 1u8 << (self.bits - 1);
+        let code = |input: usize| match self.packed {
+            true => code(self.bits, input, stored) as u8,
+            false => self.codes[row * self.inputs + input].wrapping_add(half),
+        };
+        let at = |input: usize| row * self.groups + self.group_of[input];
+        out.fill(code, |input| (self.scales[at(input)], self.zeros[at(input)] + f32::from(half)));
+    }
+
+    fn order(&self) -> Option<&[u32]> {
+        self.order.as_deref()
     }
 }

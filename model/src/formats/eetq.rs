@@ -14,8 +14,9 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::{AROUND_128, Coding};
 
-use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, floats};
+use super::{CodeRow, Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, floats};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
@@ -55,6 +56,10 @@ struct Decoder {
 }
 
 impl Decode for Decoder {
+    fn coding(&self, _: Shape) -> Option<Coding> {
+        Some(Coding { book: &AROUND_128, bits: 8, run: WHOLE_ROW })
+    }
+
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         let scales = floats(1, self.scales, bytes[1])?;
         Ok(Box::new(Matrix { codes: bytes[0], inputs: shape.columns, scales }))
@@ -72,13 +77,24 @@ const PLACES: [usize; 16] = [0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 1
 /// Where each of four bytes went.
 const SWAPPED: [usize; 4] = [0, 2, 1, 3];
 
+impl Matrix<'_> {
+    /// A code, counted from 128.
+    #[inline(always)]
+    fn code(&self, row: usize, input: usize) -> u8 {
+        let input = input / 16 * 16 + PLACES[input % 16];
+        let at = row / 2 * 2 * self.inputs + input / 64 * 128 + row % 2 * 64 + input % 64;
+        self.codes[at / 4 * 4 + SWAPPED[at % 4]]
+    }
+}
+
 impl Rows for Matrix<'_> {
     fn row(&self, row: usize, out: &mut [f32]) {
         for (input, value) in out.iter_mut().enumerate() {
-            let input = input / 16 * 16 + PLACES[input % 16];
-            let at = row / 2 * 2 * self.inputs + input / 64 * 128 + row % 2 * 64 + input % 64;
-            let code = self.codes[at / 4 * 4 + SWAPPED[at % 4]].wrapping_sub(128) as i8;
-            *value = f32::from(code) * self.scales[row];
+            *value = f32::from(self.code(row, input).wrapping_sub(128) as i8) * self.scales[row];
         }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        out.fill(|input| self.code(row, input), |_| (self.scales[row], 128.0));
     }
 }

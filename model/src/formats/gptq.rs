@@ -15,9 +15,13 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::{COUNT, Coding};
 use serde_json::Value;
 
-use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, code, floats, group_size, word};
+use super::{
+    CodeRow, Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, code, floats, group_size,
+    in_groups, word,
+};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
@@ -68,11 +72,12 @@ impl Reader for Gptq {
         tensors.need(&name("qzeros"), &[Dtype::I32], &[groups, words(outputs)])?;
         let scales = tensors.need(&name("scales"), FLOATS, &[groups, outputs])?.dtype;
         let mut names = vec![name("qweight"), name("qzeros"), name("scales")];
-        if tensors.get(&name("g_idx")).is_some() {
+        let indexed = tensors.get(&name("g_idx")).is_some();
+        if indexed {
             tensors.need(&name("g_idx"), &[Dtype::I32], &[inputs])?;
             names.push(name("g_idx"));
         }
-        Ok(Some(Packed::new(module, shape, names, Decoder { settings: *self, scales })))
+        Ok(Some(Packed::new(module, shape, names, Decoder { settings: *self, scales, indexed })))
     }
 }
 
@@ -81,6 +86,8 @@ struct Decoder {
     settings: Gptq,
     /// The type of the scales.
     scales: Dtype,
+    /// Whether every input says which group is its.
+    indexed: bool,
 }
 
 /// Places among the tensors.
@@ -90,6 +97,15 @@ const SCALES: usize = 2;
 const G_IDX: usize = 3;
 
 impl Decode for Decoder {
+    fn coding(&self, _: Shape) -> Option<Coding> {
+        let bits = if self.settings.bits > 4 { 8 } else { 4 };
+        Some(Coding { book: &COUNT, bits, run: self.settings.group.unwrap_or(WHOLE_ROW) })
+    }
+
+    fn ordered(&self) -> bool {
+        self.indexed
+    }
+
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         let Gptq { bits, group, zeros_plus } = self.settings;
         let Shape { rows: outputs, columns: inputs } = shape;
@@ -115,7 +131,8 @@ impl Decode for Decoder {
             let stored = |at: usize| word(bytes[QZEROS], group * words + at).wrapping_add(zeros_plus[at % 3]);
             zeros.extend((0..outputs).map(|output| code(bits, output, stored) as f32));
         }
-        Ok(Box::new(Matrix { bits, words: bytes[QWEIGHT], outputs, group_of, zeros, scales }))
+        let order = in_groups(G_IDX.min(bytes.len() - 1), &group_of, group)?;
+        Ok(Box::new(Matrix { bits, words: bytes[QWEIGHT], outputs, group_of, order, zeros, scales }))
     }
 }
 
@@ -124,6 +141,7 @@ struct Matrix<'a> {
     words: &'a [u8],
     outputs: usize,
     group_of: Vec<usize>,
+    order: Option<Vec<u32>>,
     /// By group and output, as the scales.
     zeros: Vec<f32>,
     scales: Vec<f32>,
@@ -136,5 +154,16 @@ impl Rows for Matrix<'_> {
             let at = self.group_of[input] * self.outputs + row;
             *value = self.scales[at] * (code(self.bits, input, stored) as f32 - self.zeros[at]);
         }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        let stored = |at: usize| word(self.words, at * self.outputs + row);
+        let at = |input: usize| self.group_of[input] * self.outputs + row;
+        let code = |input: usize| code(self.bits, input, stored) as u8;
+        out.fill(code, |input| (self.scales[at(input)], self.zeros[at(input)]));
+    }
+
+    fn order(&self) -> Option<&[u32]> {
+        self.order.as_deref()
     }
 }

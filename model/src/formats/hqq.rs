@@ -15,9 +15,12 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::{COUNT, Coding};
 use serde_json::Value;
 
-use super::{Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, floats, word};
+use super::{
+    CodeRow, Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, floats, run_of_flat, word,
+};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
@@ -126,6 +129,13 @@ struct Decoder {
 }
 
 impl Decode for Decoder {
+    fn coding(&self, shape: Shape) -> Option<Coding> {
+        let Hqq { bits, group, axis } = self.settings;
+        let run = group.map_or(WHOLE_ROW, |group| run_of_flat(group, shape.columns));
+        let bits = if bits > 4 { 8 } else { 4 };
+        (axis == 1).then_some(Coding { book: &COUNT, bits, run })
+    }
+
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         let scales = floats(1, self.dtypes[0], bytes[1])?;
         let zeros = floats(2, self.dtypes[1], bytes[2])?;
@@ -151,20 +161,34 @@ struct Groups<'a> {
     zeros: Vec<f32>,
 }
 
-impl Rows for Groups<'_> {
-    fn row(&self, row: usize, out: &mut [f32]) {
-        let Hqq { bits, axis, .. } = self.settings;
+impl Groups<'_> {
+    /// The code of value `i` of the whole matrix.
+    #[inline(always)]
+    fn code(&self, i: usize) -> u32 {
+        let bits = self.settings.bits;
         let [rows, columns] = self.cut;
         let together = self.settings.together();
         let stored_rows = rows.div_ceil(together);
+        let (number, within) = (i / columns, i % columns);
+        let at = number % stored_rows * columns + within;
+        let shift = bits * (together - 1 - number / stored_rows);
+        let stored = if bits == 3 { word(self.codes, at) } else { u32::from(self.codes[at]) };
+        stored >> shift & ((1 << bits) - 1)
+    }
+}
+
+impl Rows for Groups<'_> {
+    fn row(&self, row: usize, out: &mut [f32]) {
+        let (axis, columns) = (self.settings.axis, self.cut[1]);
         for (i, value) in (row * self.columns..).zip(out) {
-            let (number, within) = (i / columns, i % columns);
-            let at = number % stored_rows * columns + within;
-            let shift = bits * (together - 1 - number / stored_rows);
-            let stored = if bits == 3 { word(self.codes, at) } else { u32::from(self.codes[at]) };
-            let code = stored >> shift & ((1 << bits) - 1);
-            let group = if axis == 0 { within } else { number };
-            *value = (code as f32 - self.zeros[group]) * self.scales[group];
+            let group = if axis == 0 { i % columns } else { i / columns };
+            *value = (self.code(i) as f32 - self.zeros[group]) * self.scales[group];
         }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        let group = |input: usize| (row * self.columns + input) / self.cut[1];
+        let code = |input: usize| self.code(row * self.columns + input) as u8;
+        out.fill(code, |input| (self.scales[group(input)], self.zeros[group(input)]));
     }
 }

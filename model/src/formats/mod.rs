@@ -10,16 +10,19 @@ mod bitnet;
 mod bitsandbytes;
 mod compressed_tensors;
 mod eetq;
+pub mod encode;
 pub(crate) mod gguf;
 mod gptq;
 mod hqq;
 mod mxfp4;
+pub mod on_load;
 
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::Coding;
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, Dtype, TensorView};
@@ -52,12 +55,14 @@ const METHOD_NAMES: &str =
     "aqlm, awq, bitnet, bitsandbytes, compressed-tensors, eetq, gguf, gptq, hqq, mxfp4";
 
 impl Format {
-    /// Reads `quantization_config`, where there is one.
-    pub(crate) fn read(config: Config) -> Result<Format, ConfigError> {
-        let Some(settings) = config.object("quantization_config")? else {
-            return Ok(Format(None));
+    /// Reads `quantization_config`, where there is one; else it is the family's method, if that has one.
+    pub(crate) fn read(config: Config, default: Option<&str>) -> Result<Format, ConfigError> {
+        let none = serde_json::Map::new();
+        let (settings, method) = match (config.object("quantization_config")?, default) {
+            (Some(settings), _) => (settings, settings.text("quant_method")?.unwrap_or("")),
+            (None, Some(method)) => (Config(&none), method),
+            (None, None) => return Ok(Format(None)),
         };
-        let method = settings.text("quant_method")?.unwrap_or("");
         match METHODS.iter().find(|(name, _)| *name == method) {
             Some((_, read)) => Ok(Format(Some(read(settings)?))),
             None => Err(ConfigError::Unsupported {
@@ -112,7 +117,7 @@ pub fn decode(
 ) -> Result<Option<Vec<f32>>, String> {
     let config: Value = serde_json::from_slice(config).map_err(|error| error.to_string())?;
     let config = serde_json::Map::from_iter([("quantization_config".to_owned(), config)]);
-    let format = Format::read(Config(&config)).map_err(|error| error.to_string())?;
+    let format = Format::read(Config(&config), None).map_err(|error| error.to_string())?;
     let find = |name: &str| tensors.iter().find(|(found, ..)| *found == name);
     let stored = |name: &str| find(name).map(|(_, stored, _)| stored.clone());
     let found = format.find(&Tensors(&stored), module, shape).map_err(|error| error.to_string())?;
@@ -206,6 +211,14 @@ impl Packed {
 
 /// How the bytes of a matrix's tensors become rows.
 pub(crate) trait Decode: Debug + Send + Sync {
+    /// How its codes lie, where its rows are codes with scales: see [`Rows::codes`].
+    fn coding(&self, _: Shape) -> Option<Coding> {
+        None
+    }
+    /// Whether its inputs may have to be taken in an order of their own: see [`Rows::order`].
+    fn ordered(&self) -> bool {
+        false
+    }
     /// Looks at the bytes, and refuses what must not be there: scales that are no numbers, indices that lead nowhere.
     /// The reason says which tensor, by its place among them, what was expected and what was found.
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal>;
@@ -224,6 +237,58 @@ pub(crate) struct Refusal {
 pub trait Rows: Sync {
     /// One output row, as many values as there are inputs.
     fn row(&self, row: usize, out: &mut [f32]);
+    /// The same as codes. Only asked of formats that say how they lie.
+    fn codes(&self, _: usize, _: &mut CodeRow) {
+        unreachable!("a format without a coding has no codes");
+    }
+    /// The inputs in the order in which those of a group stand together, where that is not theirs.
+    fn order(&self) -> Option<&[u32]> {
+        None
+    }
+}
+
+/// A run that every block divides: a whole row.
+pub(crate) const WHOLE_ROW: usize = 1 << 20;
+
+/// The columns under one scale, where blocks of `block` values follow one another over all rows.
+pub(crate) fn run_of_flat(block: usize, columns: usize) -> usize {
+    let (mut a, mut b) = (block, columns);
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+/// One row of codes, to be filled in.
+#[derive(Debug)]
+pub struct CodeRow<'a> {
+    /// Columns that share a scale.
+    pub block: usize,
+    /// One per column.
+    pub codes: &'a mut [u8],
+    /// One per block.
+    pub scales: &'a mut [f32],
+    /// One per block.
+    pub zeros: &'a mut [f32],
+    /// Which input is which column, where they have an order.
+    pub order: Option<&'a [u32]>,
+}
+
+impl CodeRow<'_> {
+    /// Fills in the code of every input, and scale and zero of every block's first.
+    #[inline(always)]
+    pub(crate) fn fill(&mut self, code: impl Fn(usize) -> u8, scale: impl Fn(usize) -> (f32, f32)) {
+        match self.order {
+            None => self.codes.iter_mut().enumerate().for_each(|(input, out)| *out = code(input)),
+            Some(order) => {
+                self.codes.iter_mut().zip(order).for_each(|(out, &input)| *out = code(input as usize));
+            }
+        }
+        for (number, out) in self.scales.iter_mut().zip(&mut *self.zeros).enumerate() {
+            let column = number * self.block;
+            (*out.0, *out.1) = scale(self.order.map_or(column, |order| order[column] as usize));
+        }
+    }
 }
 
 /// The tensors of a checkpoint, as far as headers tell.
@@ -264,6 +329,25 @@ fn group_size(config: Config, default: Option<usize>) -> Result<Option<usize>, C
         Some(Some(-1)) => Ok(None),
         Some(_) => config.size("group_size", 1 << 20),
     }
+}
+
+/// The inputs sorted by group, where they are not. Groups follow one another, all of one size but for the last.
+pub(crate) fn in_groups(
+    tensor: usize,
+    group_of: &[usize],
+    group: Option<usize>,
+) -> Result<Option<Vec<u32>>, Refusal> {
+    let mut order: Vec<u32> = (0..group_of.len() as u32).collect();
+    order.sort_by_key(|&input| group_of[input as usize]);
+    let wanted = |place: usize| group.map_or(0, |group| place / group);
+    if let Some(place) = (0..order.len()).find(|&place| group_of[order[place] as usize] != wanted(place)) {
+        let (group, wanted) = (group.unwrap_or(order.len()), wanted(place));
+        let found = group_of.iter().filter(|&&of| of == wanted).count();
+        let reason =
+            format!("expected {group} inputs in every group but the last, found {found} in group {wanted}");
+        return Err(Refusal { tensor, reason });
+    }
+    Ok((!group_of.is_sorted()).then_some(order))
 }
 
 /// Types of scales.

@@ -5,21 +5,21 @@
 //! M_scales  uint8 [experts, outputs, inputs / 32]       value = book[code] * 2^(scale - 127)
 //! ```
 //!
+//! Its makers spell it `M.blocks` and `M.scales`, and no configuration then says so.
+//!
 //! The book: 0, 0.5, 1, 1.5, 2, 3, 4, 6, then the same negative.
 
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::{Coding, E2M1, E2M1_VALUES as BOOK};
 
-use super::{Decode, Packed, Reader, Refusal, Rows, Tensors};
+use super::encode::MX_BLOCK as BLOCK;
+use super::{CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
 
-/// Inputs under one scale.
-const BLOCK: usize = 32;
-const BOOK: [f32; 16] =
-    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 /// The scale that is no number.
 const NAN: u8 = 255;
 
@@ -29,6 +29,9 @@ pub(super) fn read(_: Config) -> Result<Arc<dyn Reader>, ConfigError> {
 
 #[derive(Debug)]
 struct Mxfp4;
+
+/// How the tensors' names end.
+const SPELLINGS: [[&str; 2]; 2] = [["_blocks", "_scales"], [".blocks", ".scales"]];
 
 impl Reader for Mxfp4 {
     fn find(&self, _: &Tensors, _: &str, _: Shape) -> Result<Option<Packed>, PlanError> {
@@ -42,10 +45,10 @@ impl Reader for Mxfp4 {
         experts: usize,
         shape: Shape,
     ) -> Result<Option<Vec<Packed>>, PlanError> {
-        let names = [format!("{name}_blocks"), format!("{name}_scales")];
-        if tensors.get(&names[0]).is_none() {
+        let spelled = SPELLINGS.map(|endings| endings.map(|ending| format!("{name}{ending}")));
+        let Some(names) = spelled.into_iter().find(|names| tensors.get(&names[0]).is_some()) else {
             return Ok(None);
-        }
+        };
         let blocks = shape.columns / BLOCK;
         tensors.need(&names[0], &[Dtype::U8], &[experts, shape.rows, blocks, BLOCK / 2])?;
         tensors.need(&names[1], &[Dtype::U8], &[experts, shape.rows, blocks])?;
@@ -69,6 +72,10 @@ impl Reader for Mxfp4 {
 struct Decoder;
 
 impl Decode for Decoder {
+    fn coding(&self, _: Shape) -> Option<Coding> {
+        Some(Coding { book: &E2M1, bits: 4, run: BLOCK })
+    }
+
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         if let Some(at) = bytes[1].iter().position(|&scale| scale == NAN) {
             let reason = format!("expected scales from 0 to 254, found {NAN} at element {at} of an expert");
@@ -95,6 +102,13 @@ impl Rows for Blocks<'_> {
                 pair[1] = BOOK[usize::from(byte >> 4)] * scale;
             }
         }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        let codes = &self.codes[row * self.columns / 2..];
+        let scales = &self.scales[row * self.columns / BLOCK..];
+        let code = |input: usize| codes[input / 2] >> (4 * (input % 2)) & 15;
+        out.fill(code, |input| (power_of_two(scales[input / BLOCK]), 0.0));
     }
 }
 

@@ -70,7 +70,8 @@ pub(super) fn family(head: &Container) -> Result<&'static Family, GgufError> {
         },
     };
     let mut families = FAMILIES.iter().rev();
-    match families.find(|family| family.gguf.architecture == found && is_marked(family)) {
+    match families.find(|family| family.gguf.architecture == found && !found.is_empty() && is_marked(family))
+    {
         Some(family) => Ok(family),
         None => head.wrong(key, &architectures()),
     }
@@ -78,6 +79,7 @@ pub(super) fn family(head: &Container) -> Result<&'static Family, GgufError> {
 
 fn architectures() -> String {
     let mut names: Vec<&str> = FAMILIES.iter().map(|family| family.gguf.architecture).collect();
+    names.retain(|name| !name.is_empty());
     names.dedup();
     format!("one of the architectures {}", names.join(", "))
 }

@@ -10,6 +10,7 @@ use bantam_core::{Cpu, KvCache, KvKind, Matrix, Norm, Precision, Region, Rope, S
 
 use crate::checkpoint::Dtype;
 use crate::formats::Packed;
+use crate::formats::on_load::OnLoad;
 use crate::sampler::Sampler;
 use crate::spec::ModelSpec;
 use planner::Planner;
@@ -29,8 +30,10 @@ pub struct Options {
     pub kv: KvKind,
     /// How floating point is done.
     pub precision: Precision,
-    /// Whether matrices of layers are stored as int8 with a scale per row.
-    pub int8: bool,
+    /// How matrices of layers are quantized that are not yet.
+    pub quantization: Option<&'static OnLoad>,
+    /// The same for the head.
+    pub head: Option<&'static OnLoad>,
 }
 
 /// How a tensor stands in a checkpoint.
@@ -195,6 +198,9 @@ impl std::fmt::Display for Cut {
         if self.start > 0 {
             write!(f, "[{}..]", self.start)?;
         }
+        if let Some(all) = self.pairs {
+            write!(f, "[pairs of {all}]")?;
+        }
         let rows = if self.turned.is_some() { "columns" } else { "rows" };
         match (self.run == self.every, self.first) {
             (true, 0) if self.turned.is_none() => Ok(()),
@@ -234,6 +240,8 @@ pub enum Fill {
         origin: Origin,
         /// Which rows.
         cut: Cut,
+        /// How it is quantized on the way.
+        encode: Option<&'static OnLoad>,
     },
     /// A float32 vector from a tensor's elements, chosen like rows.
     Vector {

@@ -2,12 +2,13 @@
 
 use bantam_core::arena::Layouter;
 use bantam_core::layouts::page::PageShape;
-use bantam_core::layouts::{BFLOAT16, FLOAT16, FLOAT32, INT8_ROWS, Layout, Shape};
+use bantam_core::layouts::{BFLOAT16, FLOAT16, FLOAT32, Layout, Shape};
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_core::{Choice, Cpu, KvCache, Matrix, Norm, Precision, Region, Rope, Slot};
 
 use crate::checkpoint::Dtype;
 use crate::families::{Part, Rows, Stack};
+use crate::formats::on_load::OnLoad;
 use crate::formats::{Packed, Tensors};
 use crate::plan::{
     Cut, Fill, LayerWeights, Line, Linear, Options, Origin, PlanError, Stored, Weights, WorkSlots,
@@ -28,6 +29,22 @@ pub(crate) struct Planner<'a> {
     panel_bytes: usize,
     /// Bytes of experts that a token is not sent to.
     pub(crate) unread_bytes: usize,
+}
+
+/// How a matrix is held in memory.
+#[derive(Clone, Copy)]
+struct Held {
+    layout: &'static dyn Layout,
+    /// Whether it may have an order of columns.
+    ordered: bool,
+    /// How it is quantized on the way there.
+    encode: Option<&'static OnLoad>,
+}
+
+impl Held {
+    fn is(&self, other: &Held) -> bool {
+        self.layout.name() == other.layout.name() && self.ordered == other.ordered
+    }
 }
 
 /// A matrix of the plan, on its way from names to slots.
@@ -133,52 +150,85 @@ impl<'a> Planner<'a> {
         stored: usize,
         shape: Shape,
     ) -> Result<Matrix, PlanError> {
-        let (dtype, origin) = self.origin(tensor, Shape { rows: stored, columns: shape.columns })?;
+        let stored = Shape { rows: stored, columns: shape.columns };
+        let (held, origin) = self.origin(line, tensor, stored)?;
         let tokens = if line == "head" { self.options.logits_rows } else { self.options.chunk };
-        let matrix = self.stack(line, dtype, shape, 1, tokens)?;
-        self.fills.push(Fill::Matrix { matrix, origin, cut });
+        let matrix = self.stack(line, held, shape, 1, tokens)?;
+        self.fills.push(Fill::Matrix { matrix, origin, cut, encode: held.encode });
         Ok(matrix)
     }
 
-    /// Where a matrix stands, and the type that it is held in.
-    fn origin(&self, tensor: String, shape: Shape) -> Result<(Dtype, Origin), PlanError> {
+    /// Where a matrix stands, and how it is held.
+    fn origin(&self, line: &str, tensor: String, shape: Shape) -> Result<(Held, Origin), PlanError> {
         let tensors = |name: &str| (self.stored)(name, &[]);
         let module = tensor.strip_suffix(".weight").unwrap_or(&tensor);
         if let Some(packed) = self.spec.format.find(&Tensors(&tensors), module, shape)? {
-            return Ok((self.unpacked_dtype(), Origin::Packed(Box::new(packed))));
+            return Ok((self.held_codes(line, &packed), Origin::Packed(Box::new(packed))));
         }
-        Ok((self.stored_as(&tensor, &[shape.rows, shape.columns])?, Origin::Tensor(tensor)))
+        let dtype = self.stored_as(&tensor, &[shape.rows, shape.columns])?;
+        Ok((self.held_floats(line, dtype, shape), Origin::Tensor(tensor)))
+    }
+
+    /// How a tensor of floating point is held.
+    fn held_floats(&self, line: &str, dtype: Dtype, shape: Shape) -> Held {
+        // Routers stay as they are, and an embedding that is not the head too.
+        let head = line == "head" || line == "embedding" && self.spec.tied;
+        let way = match line.starts_with("layers") {
+            true => self.options.quantization,
+            false => self.options.head.filter(|_| head),
+        };
+        if let Some((way, layout)) =
+            way.and_then(|way| Some((way, way.layout(shape, self.options.precision)?)))
+        {
+            let encode = layout.coded().map(|_| way);
+            return Held { layout, ordered: false, encode };
+        }
+        let layout: &'static dyn Layout = match dtype {
+            Dtype::Bf16 => BFLOAT16,
+            Dtype::F16 => FLOAT16,
+            _ => FLOAT32,
+        };
+        Held { layout, ordered: false, encode: None }
+    }
+
+    /// How a quantized matrix is held: in its codes, where a layout takes them; else in floating point, in as many bits
+    /// as the precision asks for.
+    fn held_codes(&self, line: &str, packed: &Packed) -> Held {
+        let coding = packed.decode.coding(packed.shape).filter(|_| packed.divisors.is_none());
+        match coding.and_then(|coding| coding.layout(self.options.precision)) {
+            Some(layout) => Held { layout, ordered: packed.decode.ordered(), encode: None },
+            None => self.held_floats(line, self.unpacked_dtype(), packed.shape),
+        }
     }
 
     /// Memory for `count` matrices of one shape, and for the prepared input that `tokens` rows need.
     fn stack(
         &mut self,
         line: &str,
-        dtype: Dtype,
+        held: Held,
         shape: Shape,
         count: usize,
         tokens: usize,
     ) -> Result<Matrix, PlanError> {
-        let layout: &'static dyn Layout = match dtype {
-            Dtype::Bf16 => BFLOAT16,
-            Dtype::F16 => FLOAT16,
-            _ => FLOAT32,
-        };
-        // Embedding, head and routers stay as they are; layers may be stored in eight bits, as long as the sum of a
-        // row's products (at most 255 * 127 each) fits into 32 bits.
-        let int8 = self.options.int8 && line.starts_with("layers") && shape.columns <= 1 << 16;
-        let layout = if int8 { INT8_ROWS } else { layout };
+        let Held { layout, ordered, .. } = held;
         let times = if count > 1 { format!("{count} x ") } else { String::new() };
         let text = format!("{times}{}x{} {}", shape.rows, shape.columns, layout.name());
         let bytes = Matrix::bytes(layout, shape).and_then(|bytes| bytes.checked_mul(count));
         let slot = self.slot(Region::Weights, line, text, bytes)?;
+        let order = match ordered {
+            true => {
+                let bytes = shape.columns.checked_mul(4 * count);
+                Some(self.slot(Region::Weights, "orders of columns", "u32 vectors".to_owned(), bytes)?)
+            }
+            false => None,
+        };
         let form = layout.form(self.options.precision, self.cpu);
         // Prepared input grows by the same for every token.
         let bytes = panel_bytes(form, shape.columns, 1)
             .checked_mul(tokens)
             .ok_or_else(|| PlanError::TooLarge { what: "prepared input".to_owned() })?;
         self.panel_bytes = self.panel_bytes.max(bytes);
-        Ok(Matrix { layout, shape, slot })
+        Ok(Matrix { layout, shape, slot, order })
     }
 
     fn vector(
@@ -196,7 +246,13 @@ impl<'a> Planner<'a> {
     }
 
     fn norm(&mut self, module: &str, norm: &NormSpec, width: usize) -> Result<Norm, PlanError> {
-        let weight = self.vector("norms", format!("{module}.weight"), Cut::WHOLE, &[width], width)?;
+        let weight = self.vector(
+            "norms",
+            format!("{module}.{}", self.spec.names.norm_weight),
+            Cut::WHOLE,
+            &[width],
+            width,
+        )?;
         let bias = match norm.bias {
             true => Some(self.vector("norms", format!("{module}.bias"), Cut::WHOLE, &[width], width)?),
             false => None,
@@ -366,44 +422,47 @@ impl<'a> Planner<'a> {
         Ok((router, linears))
     }
 
-    /// Where the matrices of experts stand, and the type that all are held in.
+    /// Where the matrices of experts stand, and how all are held.
+    #[allow(clippy::too_many_arguments, reason = "what, where from, and which part of it")]
     fn expert_sources(
         &self,
+        line: &str,
         name: &dyn Fn(usize) -> String,
         cut: Cut,
         stored: usize,
         shape: Shape,
         choice: Choice,
         stack: Stack,
-    ) -> Result<(Dtype, Vec<(Origin, Cut)>), PlanError> {
+    ) -> Result<(Held, Vec<(Origin, Cut)>), PlanError> {
         Ok(match stack {
             Stack::Apart => {
                 let mut sources = Vec::with_capacity(choice.experts);
-                let mut all = None;
+                let mut all: Option<Held> = None;
                 for expert in 0..choice.experts {
                     let shape = Shape { rows: stored, columns: shape.columns };
-                    let (dtype, origin) = self.origin(format!("{}.weight", name(expert)), shape)?;
+                    let (held, origin) = self.origin(line, format!("{}.weight", name(expert)), shape)?;
                     // A stack has one layout: float32 holds whatever its matrices are stored as.
-                    all = Some(if all.is_none_or(|all| all == dtype) { dtype } else { Dtype::F32 });
+                    let same = all.is_none_or(|all| all.is(&held));
+                    all = Some(if same { held } else { self.held_floats(line, Dtype::F32, shape) });
                     sources.push((origin, cut));
                 }
-                (all.unwrap_or(Dtype::F32), sources)
+                (all.expect("a mixture has experts"), sources)
             }
-            Stack::Together | Stack::Rows => {
+            Stack::Together { matrix, turned } => {
                 let shape = Shape { rows: stored, columns: shape.columns };
-                if let Some(packed) = self.packed_stack(&name(0), choice.experts, shape)? {
+                let name = format!("{}{matrix}", name(0));
+                if let Some(packed) = self.packed_stack(&name, choice.experts, shape)? {
+                    let held = self.held_codes(line, &packed[0]);
                     let sources = packed.into_iter().map(|packed| (Origin::Packed(Box::new(packed)), cut));
-                    return Ok((self.unpacked_dtype(), sources.collect()));
+                    return Ok((held, sources.collect()));
                 }
-                let (sizes, turned) = match stack {
-                    Stack::Rows => ([choice.experts, stored, shape.columns], None),
-                    _ => ([choice.experts, shape.columns, stored], Some(stored)),
-                };
-                let dtype = self.stored_as(&name(0), &sizes)?;
-                let start = |expert| expert * shape.columns * stored;
-                let cut = |expert| Cut { start: start(expert), turned, ..cut };
-                let source = |expert| (Origin::Tensor(name(expert)), cut(expert));
-                (dtype, (0..choice.experts).map(source).collect())
+                let sides = if turned { [shape.columns, stored] } else { [stored, shape.columns] };
+                let dtype = self.stored_as(&name, &[choice.experts, sides[0], sides[1]])?;
+                let turned = turned.then_some(stored);
+                let cut = |expert| Cut { start: expert * shape.columns * stored, turned, ..cut };
+                let source = |expert| (Origin::Tensor(name.clone()), cut(expert));
+                let held = self.held_floats(line, dtype, shape);
+                (held, (0..choice.experts).map(source).collect())
             }
         })
     }
@@ -438,18 +497,22 @@ impl<'a> Planner<'a> {
         let line = &format!("{line}, experts");
         let (cut, stored) = self.cut(part.rows, shape.rows, sections);
         let name = |expert: usize| format!("{prefix}{}", part.module.replace("{}", &expert.to_string()));
-        let (dtype, sources) = self.expert_sources(&name, cut, stored, shape, choice, stack)?;
+        let (held, sources) = self.expert_sources(line, &name, cut, stored, shape, choice, stack)?;
         let tokens = self.options.chunk.saturating_mul(choice.chosen);
-        let matrix = self.stack(line, dtype, shape, choice.experts, tokens)?;
+        let matrix = self.stack(line, held, shape, choice.experts, tokens)?;
         let bytes = matrix.slot.bytes / choice.experts;
         self.unread_bytes += (choice.experts - choice.chosen) * bytes;
         for (expert, (origin, cut)) in sources.into_iter().enumerate() {
-            let slot = Slot { offset: matrix.slot.offset + expert * bytes, bytes, ..matrix.slot };
-            self.fills.push(Fill::Matrix { matrix: Matrix { slot, ..matrix }, origin, cut });
+            let part = |slot: Slot| {
+                let bytes = slot.bytes / choice.experts;
+                Slot { offset: slot.offset + expert * bytes, bytes, ..slot }
+            };
+            let matrix = Matrix { slot: part(matrix.slot), order: matrix.order.map(part), ..matrix };
+            self.fills.push(Fill::Matrix { matrix, origin, cut, encode: held.encode });
         }
         let bias = match (bias, stack) {
             (false, _) => None,
-            (true, Stack::Together | Stack::Rows) => {
+            (true, Stack::Together { .. }) => {
                 let (len, stored) = (choice.experts * shape.rows, [choice.experts, stored]);
                 Some(self.vector("biases", format!("{}_bias", name(0)), cut, &stored, len)?)
             }

@@ -8,23 +8,37 @@ use serde_json::Value;
 use crate::config::{Config, ConfigError};
 use crate::families::{Bend, FAMILIES, Family, KvHeads, Windowed};
 use crate::formats::Format;
-use crate::rope::RopeSpec;
+use crate::rope::{RopeSpec, Scaling};
 use crate::spec::{AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, Residual};
 
 /// Sizes beyond these are no model's.
 const WIDTH_MAX: usize = 1 << 20;
+const CONTEXT_MAX: usize = 1 << 24;
 const EXPERTS_MAX: usize = 1 << 12;
 /// Of all layers together: a plan has a line for each in its lists, and is to be refused within 100 ms.
 const ALL_EXPERTS_MAX: usize = 1 << 15;
 
 impl Config<'_> {
     pub(crate) fn family(self) -> Result<&'static Family, ConfigError> {
-        let found = self
-            .text("model_type")?
+        let found = self.text("model_type")?;
+        let is_told = |family: &&Family| {
+            let is_named = found.is_none_or(|found| found == family.name);
+            let all = family.told_by.iter().all(|key| self.get(key).is_some());
+            is_named && all && !family.told_by.is_empty()
+        };
+        if let Some(family) = FAMILIES.iter().find(is_told) {
+            return Ok(family);
+        }
+        let found = found
             .ok_or(ConfigError::Missing { key: "model_type".to_owned(), expected: "the family's name" })?;
         FAMILIES.iter().find(|family| family.name == found).ok_or_else(|| ConfigError::UnknownFamily {
             found: found.chars().take(64).collect(),
-            known: FAMILIES.iter().map(|family| family.name).collect::<Vec<_>>().join(", "),
+            known: FAMILIES
+                .iter()
+                .filter(|family| family.told_by.is_empty())
+                .map(|family| family.name)
+                .collect::<Vec<_>>()
+                .join(", "),
         })
     }
 
@@ -32,13 +46,13 @@ impl Config<'_> {
         self.refuse_what_is_not_there(family)?;
         let hidden = self.needed_size("hidden_size", WIDTH_MAX)?;
         let layers = self.needed_size("num_hidden_layers", 4096)?;
-        let format = Format::read(self)?;
+        let format = Format::read(self, family.quant_method)?;
         let (names, weight_shift) = match format.is_gguf() {
             true => (family.gguf.names.as_ref().unwrap_or(&family.names), 0.0),
             false => (&family.names, family.weight_shift),
         };
         let vocab = self.needed_size("vocab_size", 1 << 24)?;
-        let context = self.size("max_position_embeddings", 1 << 24)?.unwrap_or(family.context);
+        let context = self.context(family)?;
         let norm = NormSpec {
             kind: family.norm,
             epsilon: self.first_number(&[family.epsilon.0], family.epsilon.1)? as f32,
@@ -75,6 +89,25 @@ impl Config<'_> {
             eos: self.eos()?,
             format,
         })
+    }
+
+    fn context(self, family: &Family) -> Result<usize, ConfigError> {
+        let told = self.size("max_position_embeddings", CONTEXT_MAX)?;
+        match (told, family.yarn) {
+            (Some(told), _) => Ok(told),
+            (None, None) => Ok(family.context),
+            (None, Some(keys)) => {
+                let original = self.first_number(&[keys.original.0], keys.original.1)?;
+                let factor = self.first_number(&[keys.factor.0], keys.factor.1)?.max(1.0);
+                match (original * factor) as usize {
+                    context @ 1..=CONTEXT_MAX => Ok(context),
+                    _ => self.wrong(
+                        keys.original.0,
+                        format!("1 to {CONTEXT_MAX} positions with {}", keys.factor.0),
+                    ),
+                }
+            }
+        }
     }
 
     fn refuse_what_is_not_there(self, family: &Family) -> Result<(), ConfigError> {
@@ -255,8 +288,10 @@ impl Config<'_> {
         let base = self.first_number(family.rope_base.0, family.rope_base.1)?;
         let usual = of_kind("full_attention")?.or(settings);
         let mut first = self.rope(family, usual, base, head_width, context)?;
-        if let (Some(scaling), false) = (family.rope_scaling, told) {
-            first.scaling = scaling.clone();
+        match (family.rope_scaling, family.yarn) {
+            (Some(scaling), _) if !told => first.scaling = scaling.clone(),
+            (_, Some(keys)) if !told => first.scaling = Scaling::beside(self, &keys)?,
+            _ => {}
         }
         let mut ropes = vec![first];
         if let Some((key, default)) = family.rope_base_windowed {

@@ -2,6 +2,7 @@
 #![no_main]
 
 use bantam_core::{Cpu, KvKind, Precision};
+use bantam_model::formats::on_load::way;
 use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::synthetic_plan;
 use bantam_model::plan::Options;
@@ -20,7 +21,8 @@ fuzz_target!(|input: &[u8]| {
         logits_rows: 1,
         kv: KvKind::F16,
         precision: Precision::Fast,
-        int8: input.len() % 2 == 0,
+        quantization: way("int8").filter(|_| input.len() % 2 == 0),
+        head: None,
     };
     // The lists of a plan grow with layers and experts, as they should.
     let experts = spec.layers.first().and_then(|layer| layer.mlp.experts).map_or(1, |e| e.choice.experts);

@@ -227,6 +227,7 @@ fn at_a_terminal_keys_work_as_people_expect() {
         format!("{bantam} chat {model} --ignore-eos --hide-thinking {}; echo status $?.", LONG.join(" "));
     let mut command = Command::new("script");
     command.args(["-qfc", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR");
+    command.env("XDG_CACHE_HOME", crate::cache());
     command.env("XDG_STATE_HOME", folder.path("state")).stdin(Stdio::piped()).stdout(Stdio::piped());
     let Ok(mut child) = command.spawn() else {
         println!("skipped: no `script` to make a terminal with");

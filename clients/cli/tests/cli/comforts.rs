@@ -32,6 +32,7 @@ fn the_doctor_tells_what_fits_and_how_fast() {
 fn the_doctor_minds_the_limit_of_a_shell() {
     let mut command = std::process::Command::new("sh");
     command.args(["-c", "ulimit -v 700000 && exec \"$0\" doctor --json", env!("CARGO_BIN_EXE_bantam")]);
+    command.env("XDG_CACHE_HOME", crate::cache());
     let report: serde_json::Value = serde_json::from_str(&answer(command.output().unwrap())).unwrap();
     assert_eq!(report["memory"]["limit_bytes"], 700_000 << 10);
     assert!(report["memory"]["available_bytes"].as_u64().unwrap() < 700_000 << 10);

@@ -5,11 +5,13 @@
 mod answers;
 mod chats;
 mod comforts;
+mod native;
 mod refusals;
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
@@ -27,9 +29,20 @@ fn golden(model: &str) -> String {
     repository(&format!("tests/goldens/models/{model}"))
 }
 
+/// A folder for native files, empty when the tests begin: none may be left by an earlier state of the program, and
+/// none may lie where the user's are.
+fn cache() -> &'static Path {
+    static CACHE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+        let _ = std::fs::remove_dir_all(&folder);
+        folder
+    });
+    &CACHE
+}
+
 fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bantam"));
-    command.args(arguments).stdin(Stdio::null());
+    command.args(arguments).stdin(Stdio::null()).env("XDG_CACHE_HOME", cache());
     command
 }
 

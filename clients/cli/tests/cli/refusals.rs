@@ -344,7 +344,7 @@ fn a_bench_judges_its_model_before_it_measures_the_machine() {
     let refuses = |status: i32, arguments: &[&str], words: &[&str]| {
         let mut command = std::process::Command::new("sh");
         command.args(["-c", "ulimit -v 900000 && exec \"$0\" bench \"$@\"", env!("CARGO_BIN_EXE_bantam")]);
-        let output = command.args(arguments).output().unwrap();
+        let output = command.args(arguments).env("XDG_CACHE_HOME", crate::cache()).output().unwrap();
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(status), "{message}");
         assert!(words.iter().all(|word| message.contains(word)), "{message}");

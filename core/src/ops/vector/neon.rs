@@ -11,6 +11,25 @@ use core::arch::aarch64::*;
 #[derive(Clone, Copy, Debug)]
 pub struct F32x4(float32x4_t);
 
+impl From<float32x4_t> for F32x4 {
+    #[inline(always)]
+    fn from(lanes: float32x4_t) -> Self {
+        F32x4(lanes)
+    }
+}
+
+impl F32x4 {
+    /// Four float16.
+    #[inline(always)]
+    pub(crate) unsafe fn from_f16(bits: uint16x4_t) -> Self {
+        let mut halves = [0u16; 4];
+        unsafe {
+            vst1_u16(halves.as_mut_ptr(), bits);
+            Self::load_f16(halves.as_ptr())
+        }
+    }
+}
+
 impl Vector for F32x4 {
     const LANES: usize = 4;
     const GROUP: usize = 6;

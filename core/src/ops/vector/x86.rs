@@ -29,6 +29,13 @@ pub unsafe fn launch_avx512<K: Kernel>(kernel: K) -> K::Output {
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2(__m256);
 
+impl From<__m256> for Avx2 {
+    #[inline(always)]
+    fn from(lanes: __m256) -> Self {
+        Avx2(lanes)
+    }
+}
+
 impl Vector for Avx2 {
     const LANES: usize = 8;
     const GROUP: usize = 6;

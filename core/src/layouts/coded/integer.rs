@@ -1,0 +1,580 @@
+//! Products of codes with int8 activations.
+//!
+//! Few tokens: codes are turned into bytes in registers, beside the dot products that they go into. Many tokens: a
+//! piece of the tile is turned into bytes once, small enough for the nearest cache, and meets all tokens there.
+//! Both do the same arithmetic in the same order.
+
+use core::marker::PhantomData;
+
+use super::quads::{Plain, Quads};
+use super::{Book, Coded, Side};
+use crate::cpu::Cpu;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::Level;
+use crate::layouts::panels::Panels;
+use crate::layouts::tile::emit;
+use crate::layouts::{Sink, TILE_ROWS};
+use crate::ops::vector::{Vector, unroll};
+
+/// A tile and what it is multiplied with, sizes checked.
+pub(super) struct Job<'a> {
+    pub(super) layout: &'a Coded,
+    pub(super) columns: usize,
+    pub(super) tile: &'a [u32],
+    pub(super) x: &'a Panels<'a>,
+    pub(super) sink: &'a Sink<'a>,
+    pub(super) first_row: usize,
+}
+
+/// # Safety
+/// As for `Layout::multiply`, for the form that the layout asks for in fast precision.
+pub(super) unsafe fn multiply(cpu: Cpu, job: &Job) {
+    // SAFETY: each arm's instruction set is proven by the level; passed on otherwise.
+    unsafe {
+        match cpu.level() {
+            #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
+            Level::Avx512 if cpu.vnni() => x86::vnni512(job),
+            #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
+            Level::Avx512 | Level::Avx2 if cpu.avx_vnni() => x86::vnni256(job),
+            #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
+            Level::Avx512 | Level::Avx2 => x86::avx2(job),
+            #[cfg(target_arch = "aarch64")]
+            _ if cpu.i8mm() => run::<super::quads::neon::Mixed>(job),
+            #[cfg(target_arch = "aarch64")]
+            _ if cpu.dotprod() => run::<super::quads::neon::Dotprod>(job),
+            #[cfg(target_arch = "aarch64")]
+            _ => run::<super::quads::neon::Widening>(job),
+            #[cfg(not(target_arch = "aarch64"))]
+            _ => run::<Plain>(job),
+        }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
+mod x86 {
+    use super::super::quads::x86::{Madd, Vnni256, Vnni512};
+    use super::{Job, run};
+
+    /// # Safety
+    /// The processor must have AVX-512 F, BW, DQ, VL and VNNI; otherwise as for `Layout::multiply`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    pub(super) unsafe fn vnni512(job: &Job) {
+        // SAFETY: the features of this function are those that the kernel needs.
+        unsafe { run::<Vnni512>(job) }
+    }
+
+    /// # Safety
+    /// The processor must have AVX2, FMA, F16C and AVX-VNNI; otherwise as for `Layout::multiply`.
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    pub(super) unsafe fn vnni256(job: &Job) {
+        // SAFETY: as above.
+        unsafe { run::<Vnni256>(job) }
+    }
+
+    /// # Safety
+    /// The processor must have AVX2, FMA and F16C; otherwise as for `Layout::multiply`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn avx2(job: &Job) {
+        // SAFETY: as above.
+        unsafe { run::<Madd>(job) }
+    }
+}
+
+/// How codes become bytes.
+trait Kind {
+    /// Four bits, chosen from the book's bytes; four bits that are bytes; eight bits.
+    const BITS: usize;
+    const TABLE: bool;
+    /// No byte is above 127.
+    const SMALL: bool;
+}
+
+struct Wide4;
+impl Kind for Wide4 {
+    const BITS: usize = 4;
+    const TABLE: bool = true;
+    const SMALL: bool = false;
+}
+
+struct Small4;
+impl Kind for Small4 {
+    const BITS: usize = 4;
+    const TABLE: bool = true;
+    const SMALL: bool = true;
+}
+
+struct Count4;
+impl Kind for Count4 {
+    const BITS: usize = 4;
+    const TABLE: bool = false;
+    const SMALL: bool = true;
+}
+
+struct Count8;
+impl Kind for Count8 {
+    const BITS: usize = 8;
+    const TABLE: bool = false;
+    const SMALL: bool = false;
+}
+
+/// What a unit's side words hold.
+trait Sides {
+    const BLOCKS: usize;
+    const ZERO: bool;
+    /// The scale of a block.
+    ///
+    /// # Safety
+    /// The instruction set is proven.
+    unsafe fn scale<Q: Quads>(side: Q::Lanes, member: usize) -> Q::Floats;
+}
+
+struct Pair;
+impl Sides for Pair {
+    const BLOCKS: usize = 2;
+    const ZERO: bool = false;
+    #[inline(always)]
+    unsafe fn scale<Q: Quads>(side: Q::Lanes, member: usize) -> Q::Floats {
+        // SAFETY: passed on.
+        unsafe { Q::half(side, 16 * member as u32) }
+    }
+}
+
+struct Zero;
+impl Sides for Zero {
+    const BLOCKS: usize = 1;
+    const ZERO: bool = true;
+    #[inline(always)]
+    unsafe fn scale<Q: Quads>(side: Q::Lanes, _: usize) -> Q::Floats {
+        // SAFETY: passed on.
+        unsafe { Q::half(side, 0) }
+    }
+}
+
+struct Exponents;
+impl Sides for Exponents {
+    const BLOCKS: usize = 4;
+    const ZERO: bool = false;
+    #[inline(always)]
+    unsafe fn scale<Q: Quads>(side: Q::Lanes, member: usize) -> Q::Floats {
+        // SAFETY: passed on.
+        unsafe { Q::power(side, 8 * member as u32) }
+    }
+}
+
+/// # Safety
+/// The instruction set of `Q` is proven; otherwise as for `Layout::multiply`.
+#[inline(always)]
+unsafe fn run<Q: Quads>(job: &Job) {
+    let Coded { bits, side, book, .. } = *job.layout;
+    let small = book.table.is_some_and(|(_, bytes)| bytes.iter().all(|&byte| byte < 128));
+    // SAFETY: passed on.
+    unsafe {
+        match (bits, side, book.table.is_some()) {
+            (4, Side::Pair, true) => Product::<Q, Wide4, Pair>::new(job).run(),
+            (4, Side::Pair, false) => Product::<Q, Count4, Pair>::new(job).run(),
+            (4, Side::Exponents, true) if small => Product::<Q, Small4, Exponents>::new(job).run(),
+            (4, Side::Zero, false) => Product::<Q, Count4, Zero>::new(job).run(),
+            (8, Side::Pair, false) => Product::<Q, Count8, Pair>::new(job).run(),
+            (8, Side::Zero, false) => Product::<Q, Count8, Zero>::new(job).run(),
+            _ => panic!("{} has no integer kernel", job.layout.name),
+        }
+    }
+}
+
+/// Columns that are turned into bytes at once: with their bytes and a group's activations they fit the nearest cache.
+const PIECE: usize = 256;
+/// Tokens that meet them there.
+const TOKENS: usize = 48;
+/// Blocks of a piece at most.
+const PIECE_BLOCKS: usize = PIECE / 16;
+/// With more tokens than this, codes are turned into bytes ahead.
+const FEW: usize = 4;
+
+/// A piece of a tile as bytes, scales and zeros, row beside row.
+#[repr(align(64))]
+struct Opened {
+    bytes: [u32; PIECE / 4 * TILE_ROWS],
+    scales: [f32; PIECE_BLOCKS * TILE_ROWS],
+    zeros: [f32; PIECE_BLOCKS * TILE_ROWS],
+}
+
+/// Sums under way, one row of 32 per token.
+#[repr(align(64))]
+struct Sums([f32; TOKENS * TILE_ROWS]);
+
+struct Product<'a, Q, K, S> {
+    job: &'a Job<'a>,
+    book: &'a Book,
+    block: usize,
+    blocks: usize,
+    of: PhantomData<(Q, K, S)>,
+}
+
+impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
+    #[inline(always)]
+    fn new(job: &'a Job<'a>) -> Self {
+        let Coded { block, book, .. } = *job.layout;
+        Product { job, book, block, blocks: job.columns.div_ceil(block), of: PhantomData }
+    }
+
+    /// Words of a block in the tile.
+    #[inline(always)]
+    fn words(&self) -> usize {
+        self.block * K::BITS / 32
+    }
+
+    /// # Safety
+    /// As for [`run`].
+    #[inline(always)]
+    unsafe fn run(&self) {
+        let x = self.job.x;
+        let groups = x.groups();
+        // SAFETY: passed on.
+        unsafe {
+            if x.tokens <= FEW {
+                // Few tokens are one group, whatever the processor.
+                let (_, count, panel) = x.group(0);
+                self.few(0, count, panel.as_ptr(), count);
+                return;
+            }
+            let at_once = TOKENS / x.group;
+            for group in (0..groups).step_by(at_once) {
+                self.many(group, groups.min(group + at_once));
+            }
+        }
+    }
+
+    /// Up to four tokens from `first`, `stride` words apart from one word of a token to its next.
+    #[inline(always)]
+    unsafe fn few(&self, first: usize, count: usize, panel: *const u32, stride: usize) {
+        // SAFETY: passed on; a tile has 32 rows.
+        unsafe {
+            match count {
+                1 => match TILE_ROWS / Q::Floats::LANES {
+                    2 => self.fused::<1, 2>(first, panel, stride, 0),
+                    4 => self.fused::<1, 4>(first, panel, stride, 0),
+                    _ => self.fused::<1, 8>(first, panel, stride, 0),
+                },
+                2 => self.halves::<2>(first, panel, stride),
+                3 => self.halves::<3>(first, panel, stride),
+                _ => self.halves::<4>(first, panel, stride),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halves<const G: usize>(&self, first: usize, panel: *const u32, stride: usize) {
+        let step = 2 * Q::Floats::LANES;
+        for lane in (0..TILE_ROWS).step_by(step) {
+            // SAFETY: passed on.
+            unsafe { self.fused::<G, 2>(first, panel, stride, lane) }
+        }
+    }
+
+    /// Sum of the activations' codes of a token and block.
+    #[inline(always)]
+    fn sum(&self, token: usize, block: usize) -> i32 {
+        self.job.x.sums[token * self.blocks + block]
+    }
+
+    /// What the dot product of a block begins with, so that its bytes count from the book's zero.
+    #[inline(always)]
+    fn start(&self, sum: i32) -> i32 {
+        let offset = if K::SMALL { 0 } else { Q::OFFSET };
+        (offset - i32::from(self.book.bias)) * sum
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sum: Q::Lanes, bytes: Q::Lanes, x: *const u32) -> Q::Lanes {
+        // SAFETY: passed on.
+        unsafe { if K::SMALL { Q::dot_small(sum, bytes, x) } else { Q::dot(sum, bytes, x) } }
+    }
+
+    #[inline(always)]
+    unsafe fn table(&self) -> Q::Table {
+        // SAFETY: passed on.
+        unsafe { Q::table(self.book.table.map_or(&[0; 16], |(_, bytes)| bytes)) }
+    }
+
+    /// The two words of activations that a word of codes meets, as bytes.
+    #[inline(always)]
+    unsafe fn open(table: Q::Table, words: Q::Lanes) -> [Q::Lanes; 2] {
+        // SAFETY: passed on.
+        unsafe {
+            let [low, high] = Q::halves(words);
+            if K::TABLE { [Q::choose(table, low), Q::choose(table, high)] } else { [low, high] }
+        }
+    }
+
+    /// All blocks for `G` tokens and `N` vectors of rows from row `lane`.
+    ///
+    /// # Safety
+    /// As for [`run`]; `panel` holds the group that begins with token `first`.
+    #[inline(always)]
+    unsafe fn fused<const G: usize, const N: usize>(
+        &self,
+        first: usize,
+        panel: *const u32,
+        stride: usize,
+        lane: usize,
+    ) {
+        let lanes = Q::Floats::LANES;
+        let words = self.words();
+        // SAFETY: the tile holds all blocks and the panel all words of them: checked when the job was made.
+        unsafe {
+            let table = self.table();
+            let mut sums = [[Q::Floats::splat(0.0); N]; G];
+            let mut at = self.job.tile.as_ptr().add(lane);
+            let mut x = panel;
+            for unit in (0..self.blocks).step_by(S::BLOCKS) {
+                let side = at;
+                at = at.add(TILE_ROWS);
+                for block in unit..self.blocks.min(unit + S::BLOCKS) {
+                    // One token has a second row of sums, so that dot products do not wait for one another.
+                    let mut dots = [[Q::splat(0); N]; G];
+                    let mut others = [[Q::splat(0); N]; G];
+                    unroll!(4: g < G, {
+                        let start = Q::splat(self.start(self.sum(first + g, block)));
+                        unroll!(8: v < N, { dots[g][v] = start; });
+                    });
+                    for _ in 0..words {
+                        prefetch::<G>(at);
+                        unroll!(8: v < N, {
+                            let word = Q::load(at.add(v * lanes));
+                            if K::BITS == 8 {
+                                unroll!(4: g < G, { dots[g][v] = Self::dot(dots[g][v], word, x.add(g)); });
+                            } else {
+                                let [low, high] = Self::open(table, word);
+                                unroll!(4: g < G, {
+                                    dots[g][v] = Self::dot(dots[g][v], low, x.add(g));
+                                    let next = x.add(stride + g);
+                                    if G == 1 {
+                                        others[g][v] = Self::dot(others[g][v], high, next);
+                                    } else {
+                                        dots[g][v] = Self::dot(dots[g][v], high, next);
+                                    }
+                                });
+                            }
+                        });
+                        at = at.add(TILE_ROWS);
+                        x = x.add(stride * 8 / K::BITS);
+                    }
+                    unroll!(8: v < N, {
+                        let side = Q::load(side.add(v * lanes));
+                        let scale = S::scale::<Q>(side, block - unit);
+                        unroll!(4: g < G, {
+                            let dot = if G == 1 { Q::add(dots[g][v], others[g][v]) } else { dots[g][v] };
+                            let mut dot = Q::floats(dot);
+                            if S::ZERO {
+                                let sum = Q::Floats::splat(self.sum(first + g, block) as f32);
+                                dot = dot.sub(Q::half(side, 16).mul(sum));
+                            }
+                            sums[g][v] = sums[g][v].add(dot.mul(scale));
+                        });
+                    });
+                }
+            }
+            let done = sums;
+            for (g, sums) in done.into_iter().enumerate() {
+                self.emit::<N>(first + g, lane, sums);
+            }
+        }
+    }
+
+    /// Multiplies by the rows' multiples and the token's scale, and writes.
+    #[inline(always)]
+    unsafe fn emit<const N: usize>(&self, token: usize, lane: usize, mut sums: [Q::Floats; N]) {
+        let job = self.job;
+        let multiples = &job.tile[job.tile.len() - TILE_ROWS + lane..];
+        // SAFETY: `lane` and N vectors stay inside the 32 rows; the sink's rows are the caller's.
+        unsafe {
+            let (unit, scale) = (Q::Floats::splat(self.book.unit), Q::Floats::splat(job.x.scales[token]));
+            unroll!(8: v < N, {
+                let multiple = Q::Floats::load(multiples.as_ptr().add(v * Q::Floats::LANES).cast());
+                sums[v] = sums[v].mul(multiple.mul(unit)).mul(scale);
+            });
+            emit::<Q::Floats, N>(job.sink, token, job.first_row + lane, sums);
+        }
+    }
+
+    /// Groups `from..to` of tokens, piece by piece.
+    #[inline(always)]
+    unsafe fn many(&self, from: usize, to: usize) {
+        let x = self.job.x;
+        let mut opened = core::mem::MaybeUninit::<Opened>::uninit();
+        let mut sums = Sums([0.0; TOKENS * TILE_ROWS]);
+        let piece = PIECE / self.block;
+        // SAFETY: every float and byte of `opened` that is read was written by `open_piece` just before; passed on.
+        unsafe {
+            let opened = opened.as_mut_ptr();
+            for block in (0..self.blocks).step_by(piece) {
+                let count = piece.min(self.blocks - block);
+                self.open_piece(block, count, opened);
+                let mut rest = sums.0.as_mut_ptr();
+                for group in from..to {
+                    let (first, tokens, panel) = x.group(group);
+                    self.meet(opened, block, count, first, tokens, panel.as_ptr(), rest);
+                    rest = rest.add(tokens * TILE_ROWS);
+                }
+            }
+            let first = from * x.group;
+            for token in first..x.tokens.min(to * x.group) {
+                let sums = sums.0.as_ptr().add((token - first) * TILE_ROWS);
+                for lane in (0..TILE_ROWS).step_by(Q::Floats::LANES) {
+                    self.emit::<1>(token, lane, [Q::Floats::load(sums.add(lane))]);
+                }
+            }
+        }
+    }
+
+    /// Writes `count` blocks from `block` as bytes, with their scales and zeros.
+    #[inline(always)]
+    unsafe fn open_piece(&self, block: usize, count: usize, opened: *mut Opened) {
+        let lanes = Q::Floats::LANES;
+        // SAFETY: as for `fused`; a piece has at most as many blocks and words as `Opened` holds.
+        unsafe {
+            let table = self.table();
+            let mut bytes = (&raw mut (*opened).bytes).cast::<u32>();
+            let scales = (&raw mut (*opened).scales).cast::<f32>();
+            let zeros = (&raw mut (*opened).zeros).cast::<f32>();
+            for b in 0..count {
+                let place = self.job.layout.place(block + b);
+                let side = self.job.tile.as_ptr().add(place.side);
+                for lane in (0..TILE_ROWS).step_by(lanes) {
+                    let side = Q::load(side.add(lane));
+                    S::scale::<Q>(side, place.member).store(scales.add(b * TILE_ROWS + lane));
+                    if S::ZERO {
+                        Q::half(side, 16).store(zeros.add(b * TILE_ROWS + lane));
+                    }
+                }
+                let mut codes = self.job.tile.as_ptr().add(place.codes);
+                for _ in 0..self.words() {
+                    for lane in (0..TILE_ROWS).step_by(lanes) {
+                        let word = Q::load(codes.add(lane));
+                        if K::BITS == 8 {
+                            Q::store(word, bytes.add(lane));
+                        } else {
+                            let [low, high] = Self::open(table, word);
+                            Q::store(low, bytes.add(lane));
+                            Q::store(high, bytes.add(TILE_ROWS + lane));
+                        }
+                    }
+                    codes = codes.add(TILE_ROWS);
+                    bytes = bytes.add(TILE_ROWS * 8 / K::BITS);
+                }
+            }
+        }
+    }
+
+    /// Adds an opened piece's products with one group to its sums.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "a piece, a group, and where they meet")]
+    unsafe fn meet(
+        &self,
+        opened: *const Opened,
+        block: usize,
+        count: usize,
+        first: usize,
+        tokens: usize,
+        panel: *const u32,
+        sums: *mut f32,
+    ) {
+        let mut g = 0;
+        // SAFETY: the panel holds all words of its tokens; passed on.
+        unsafe {
+            let panel = panel.add(block * self.block / 4 * tokens);
+            while g < tokens {
+                let left = tokens - g;
+                let piece = Piece { opened, block, count, first: first + g, x: panel.add(g), stride: tokens };
+                let sums = sums.add(g * TILE_ROWS);
+                g += match (left, Q::Floats::GROUP) {
+                    (12.., 12) => self.meet_rows::<12>(&piece, sums),
+                    (6.., 6 | 12) => self.meet_rows::<6>(&piece, sums),
+                    (4.., _) => self.meet_rows::<4>(&piece, sums),
+                    (2.., _) => self.meet_rows::<2>(&piece, sums),
+                    _ => self.meet_rows::<1>(&piece, sums),
+                };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn meet_rows<const G: usize>(&self, piece: &Piece, sums: *mut f32) -> usize {
+        for lane in (0..TILE_ROWS).step_by(2 * Q::Floats::LANES) {
+            // SAFETY: passed on; two vectors from `lane` stay inside the 32 rows.
+            unsafe { self.meet_lanes::<G>(piece, lane, sums.add(lane)) }
+        }
+        G
+    }
+
+    /// `G` tokens and two vectors of rows.
+    #[inline(always)]
+    unsafe fn meet_lanes<const G: usize>(&self, piece: &Piece, lane: usize, sums: *mut f32) {
+        let lanes = Q::Floats::LANES;
+        // SAFETY: `Opened` holds the piece, the panel its words for all tokens, `sums` 32 rows of each.
+        unsafe {
+            let mut bytes = (&raw const (*piece.opened).bytes).cast::<u32>().add(lane);
+            let scales = (&raw const (*piece.opened).scales).cast::<f32>().add(lane);
+            let zeros = (&raw const (*piece.opened).zeros).cast::<f32>().add(lane);
+            let mut x = piece.x;
+            for b in 0..piece.count {
+                let mut dots = [[Q::splat(0); 2]; G];
+                unroll!(12: g < G, {
+                    let start = Q::splat(self.start(self.sum(piece.first + g, piece.block + b)));
+                    dots[g] = [start; 2];
+                });
+                for _ in 0..self.block / 4 {
+                    let words = [Q::load(bytes), Q::load(bytes.add(lanes))];
+                    unroll!(12: g < G, {
+                        dots[g][0] = Self::dot(dots[g][0], words[0], x.add(g));
+                        dots[g][1] = Self::dot(dots[g][1], words[1], x.add(g));
+                    });
+                    bytes = bytes.add(TILE_ROWS);
+                    x = x.add(piece.stride);
+                }
+                unroll!(2: v < 2, {
+                    let at = b * TILE_ROWS + v * lanes;
+                    let scale = Q::Floats::load(scales.add(at));
+                    let zero = if S::ZERO { Q::Floats::load(zeros.add(at)) } else { scale };
+                    unroll!(12: g < G, {
+                        let mut dot = Q::floats(dots[g][v]);
+                        if S::ZERO {
+                            let sum = self.sum(piece.first + g, piece.block + b) as f32;
+                            dot = dot.sub(zero.mul(Q::Floats::splat(sum)));
+                        }
+                        let sums = sums.add(g * TILE_ROWS + v * lanes);
+                        Q::Floats::load(sums).add(dot.mul(scale)).store(sums);
+                    });
+                });
+            }
+        }
+    }
+}
+
+/// An opened piece and the tokens that it meets.
+struct Piece {
+    opened: *const Opened,
+    /// Its first block, and how many it has.
+    block: usize,
+    count: usize,
+    /// The first token.
+    first: usize,
+    /// The first token's first word, and how far its next is.
+    x: *const u32,
+    stride: usize,
+}
+
+/// Asks for what one token reads soon: a tile is read once, in order, and the next one follows.
+#[inline(always)]
+fn prefetch<const G: usize>(at: *const u32) {
+    #[cfg(target_arch = "x86_64")]
+    if G == 1 {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, at whatever address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2560).cast());
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2576).cast());
+        }
+    }
+    let _ = at;
+}

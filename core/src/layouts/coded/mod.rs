@@ -1,0 +1,508 @@
+//! Codes of four or eight bits in blocks that share a scale: `code4` and `code8`.
+//!
+//! A row is cut into blocks of columns, blocks into units that share side words, one word of each of the 32 rows:
+//!
+//! ```text
+//! unit    side words   scales (and zeros) of the unit's blocks
+//!         code words   block after block
+//! ...                  the last unit has as many blocks as are left
+//! 32 x f32             what the scales of a row are multiples of, a power of two
+//!
+//! code word, 8 bits    byte j                column 4w + j
+//! code word, 4 bits    byte j, low half      column 8w + j         high half   column 8w + 4 + j
+//!
+//! side words           scale                 zero
+//!   Float              float32               float32 in a second word
+//!   Pair               float16 of block 2u in the low half, of 2u + 1 in the high half
+//!   Zero               float16, low half     float16, high half
+//!   Exponents          byte k is block 4u + k's power of two, 127 for the row's largest
+//! ```
+//!
+//! A weight is `(value of the code - zero) * scale`. Codes stand for values by a [`Book`].
+//!
+//! In fast precision the book is one of bytes, activations are int8, and a block's dot product is exact in integers,
+//! hence the same on every processor; then `sum += (dot - zero * sum of activations) * scale`, block by block, in plain
+//! unfused float32.
+
+mod float;
+mod integer;
+mod nearest;
+mod quads;
+
+use super::panels::{Form, Panels};
+use super::{Layout, NotFinite, Precision, Sink, TILE_ROWS, check_rows};
+use crate::cpu::Cpu;
+use half::f16;
+use integer::Job;
+
+/// What codes stand for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Book {
+    /// Values of sixteen codes, and the bytes that stand for them in integers; none where a code is its own byte.
+    table: Option<(&'static [f32; 16], &'static [u8; 16])>,
+    /// The byte that stands for zero.
+    bias: u8,
+    /// The value of one step of a byte.
+    unit: f32,
+}
+
+impl Book {
+    /// The largest magnitude of a value.
+    fn largest(&self) -> f32 {
+        let most = |values: &[f32; 16]| values.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        self.table.map_or(255.0, |(values, _)| most(values))
+    }
+
+    /// The value of a code.
+    pub fn value(&self, code: u8) -> f32 {
+        match self.table {
+            Some((values, _)) => values[usize::from(code)],
+            None => f32::from(code) - f32::from(self.bias),
+        }
+    }
+}
+
+/// bitsandbytes' NF4: quantiles of a normal distribution.
+pub static NF4_VALUES: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+/// To the nearest of 127 steps.
+static NF4_BYTES: [u8; 16] = [1, 40, 61, 78, 92, 105, 116, 128, 138, 148, 159, 171, 184, 199, 220, 255];
+/// bitsandbytes' FP4, the largest value being one.
+pub static FP4_VALUES: [f32; 16] = [
+    0.0,
+    0.005_208_333_5,
+    0.666_666_7,
+    1.0,
+    0.333_333_34,
+    0.5,
+    0.166_666_67,
+    0.25,
+    0.0,
+    -0.005_208_333_5,
+    -0.666_666_7,
+    -1.0,
+    -0.333_333_34,
+    -0.5,
+    -0.166_666_67,
+    -0.25,
+];
+/// In steps of 1/96 all but the second are exact; that one is half a step.
+static FP4_BYTES: [u8; 16] = [96, 96, 160, 192, 128, 144, 112, 120, 96, 96, 32, 0, 64, 48, 80, 72];
+/// MXFP4's and NVFP4's E2M1.
+pub static E2M1_VALUES: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+/// Twice the value, exactly.
+static E2M1_BYTES: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
+/// See [`NF4_VALUES`].
+pub static NF4: Book = Book { table: Some((&NF4_VALUES, &NF4_BYTES)), bias: 128, unit: 1.0 / 127.0 };
+/// See [`FP4_VALUES`].
+pub static FP4: Book = Book { table: Some((&FP4_VALUES, &FP4_BYTES)), bias: 96, unit: 1.0 / 96.0 };
+/// See [`E2M1_VALUES`].
+pub static E2M1: Book = Book { table: Some((&E2M1_VALUES, &E2M1_BYTES)), bias: 12, unit: 0.5 };
+/// Codes count from zero.
+pub static COUNT: Book = Book { table: None, bias: 0, unit: 1.0 };
+/// Four bits around eight.
+pub static AROUND_8: Book = Book { table: None, bias: 8, unit: 1.0 };
+/// Six bits around 32.
+pub static AROUND_32: Book = Book { table: None, bias: 32, unit: 1.0 };
+/// Eight bits around 128.
+pub static AROUND_128: Book = Book { table: None, bias: 128, unit: 1.0 };
+
+/// What stands beside the codes of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Float,
+    Pair,
+    Zero,
+    Exponents,
+}
+
+impl Side {
+    /// Blocks of a unit.
+    const fn blocks(self) -> usize {
+        match self {
+            Side::Float | Side::Zero => 1,
+            Side::Pair => 2,
+            Side::Exponents => 4,
+        }
+    }
+
+    /// Side words of a unit.
+    const fn words(self) -> usize {
+        match self {
+            Side::Float => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// A layout of codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Coded {
+    name: &'static str,
+    /// Of a code.
+    bits: usize,
+    /// Columns under one scale, a multiple of 16.
+    block: usize,
+    book: &'static Book,
+    side: Side,
+}
+
+/// Up to [`TILE_ROWS`] rows as formats hand them over, whole rows one after another.
+#[derive(Clone, Copy, Debug)]
+pub struct CodedRows<'a> {
+    /// One byte per column.
+    pub codes: &'a [u8],
+    /// One per block, ragged last blocks included.
+    pub scales: &'a [f32],
+    /// The same; not looked at where the layout has none.
+    pub zeros: &'a [f32],
+}
+
+macro_rules! layouts {
+    ($($(#[$doc:meta])* $id:ident = $name:literal, $bits:literal, $block:literal, $book:ident, $side:ident;)*) => {
+        $($(#[$doc])* pub static $id: Coded =
+            Coded { name: $name, bits: $bits, block: $block, book: &$book, side: Side::$side };)*
+        /// Every layout of codes.
+        static ALL: &[&Coded] = &[$(&$id),*];
+    };
+}
+
+layouts! {
+    /// NF4 with a scale per 64.
+    NF4_64 = "code4-nf4-64", 4, 64, NF4, Pair;
+    /// NF4 with a scale per 32.
+    NF4_32 = "code4-nf4-32", 4, 32, NF4, Pair;
+    /// FP4 with a scale per 64.
+    FP4_64 = "code4-fp4-64", 4, 64, FP4, Pair;
+    /// FP4 with a scale per 32.
+    FP4_32 = "code4-fp4-32", 4, 32, FP4, Pair;
+    /// E2M1 under powers of two.
+    MXFP4 = "code4-mxfp4", 4, 32, E2M1, Exponents;
+    /// Four bits around eight.
+    AROUND_8_32 = "code4-around8-32", 4, 32, AROUND_8, Pair;
+    /// Four bits and a zero per 16.
+    COUNT4_16 = "code4-zero-16", 4, 16, COUNT, Zero;
+    /// Four bits and a zero per 32.
+    COUNT4_32 = "code4-zero-32", 4, 32, COUNT, Zero;
+    /// Four bits and a zero per 64.
+    COUNT4_64 = "code4-zero-64", 4, 64, COUNT, Zero;
+    /// Four bits and a zero per 128.
+    COUNT4_128 = "code4-zero-128", 4, 128, COUNT, Zero;
+    /// Six bits around 32.
+    AROUND_32_16 = "code8-around32-16", 8, 16, AROUND_32, Pair;
+    /// Eight bits around 128.
+    AROUND_128_32 = "code8-around128-32", 8, 32, AROUND_128, Pair;
+    /// Eight bits and a zero per 16.
+    COUNT8_16 = "code8-zero-16", 8, 16, COUNT, Zero;
+    /// Eight bits and a zero per 32.
+    COUNT8_32 = "code8-zero-32", 8, 32, COUNT, Zero;
+    /// Eight bits and a zero per 128.
+    COUNT8_128 = "code8-zero-128", 8, 128, COUNT, Zero;
+    /// NF4 for float32 arithmetic.
+    NF4_EXACT = "code4-nf4-32-f32", 4, 32, NF4, Float;
+    /// FP4 for float32 arithmetic.
+    FP4_EXACT = "code4-fp4-32-f32", 4, 32, FP4, Float;
+    /// Four bits and a zero per 32, for float32 arithmetic.
+    COUNT4_EXACT_32 = "code4-zero-32-f32", 4, 32, COUNT, Float;
+    /// Four bits and a zero per 16, for float32 arithmetic.
+    COUNT4_EXACT_16 = "code4-zero-16-f32", 4, 16, COUNT, Float;
+    /// Eight bits and a zero per 32, for float32 arithmetic.
+    COUNT8_EXACT_32 = "code8-zero-32-f32", 8, 32, COUNT, Float;
+    /// Eight bits and a zero per 16, for float32 arithmetic.
+    COUNT8_EXACT_16 = "code8-zero-16-f32", 8, 16, COUNT, Float;
+}
+
+/// How the codes of a format lie, as far as a layout must know.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Coding {
+    /// What they stand for.
+    pub book: &'static Book,
+    /// Of a code: 4 or 8.
+    pub bits: usize,
+    /// Columns that share a scale, from the first column on.
+    pub run: usize,
+}
+
+impl Coding {
+    /// The layout that holds them in the fewest bytes, where one holds them at all.
+    pub fn layout(&self, precision: Precision) -> Option<&'static Coded> {
+        let exact = precision == Precision::Exact;
+        // What stands around a number may have that number for a zero.
+        let counts = self.book.table.is_none();
+        let fits = |layout: &&&Coded| {
+            let kind = layout.side == Side::Exponents || exact == (layout.side == Side::Float);
+            let book = *layout.book == *self.book || counts && *layout.book == COUNT;
+            kind && book && layout.bits == self.bits && self.run.is_multiple_of(layout.block)
+        };
+        let bits = |layout: &&&Coded| layout.side.words() * 32 * 128 / (layout.side.blocks() * layout.block);
+        ALL.iter().filter(fits).min_by_key(bits).copied()
+    }
+}
+
+/// Where a block lies, and where its unit's side words are; in words from the tile's start.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    side: usize,
+    /// Its number within the unit.
+    member: usize,
+    codes: usize,
+}
+
+impl Coded {
+    /// Columns that share a scale.
+    pub fn block(&self) -> usize {
+        self.block
+    }
+
+    /// What its codes stand for.
+    pub fn book(&self) -> &'static Book {
+        self.book
+    }
+
+    /// Blocks of a row, the last one filled up.
+    pub fn blocks(&self, columns: usize) -> usize {
+        columns.div_ceil(self.block)
+    }
+
+    /// Words of a row's block.
+    fn block_words(&self) -> usize {
+        self.block * self.bits / 32
+    }
+
+    fn place(&self, block: usize) -> Place {
+        let (unit, member) = (block / self.side.blocks(), block % self.side.blocks());
+        let unit_words = self.side.words() + self.side.blocks() * self.block_words();
+        let side = unit * unit_words;
+        let codes = side + self.side.words() + member * self.block_words();
+        Place { side: side * TILE_ROWS, member, codes: codes * TILE_ROWS }
+    }
+
+    /// Words of a tile before the row's multiples.
+    fn words(&self, columns: usize) -> usize {
+        let blocks = self.blocks(columns);
+        let units = blocks.div_ceil(self.side.blocks());
+        (units * self.side.words() + blocks * self.block_words()) * TILE_ROWS
+    }
+
+    /// Packs up to [`TILE_ROWS`] rows of codes. Powers of two are taken as given where the layout holds only those.
+    pub fn pack_codes(&self, columns: usize, rows: CodedRows, tile: &mut [u8]) -> Result<(), NotFinite> {
+        let blocks = self.blocks(columns);
+        let count = rows.codes.len() / columns;
+        assert!(count <= TILE_ROWS && rows.codes.len() == count * columns, "whole rows, at most one tile");
+        assert!(rows.scales.len() == count * blocks && tile.len() == self.tile_bytes(columns));
+        let words: &mut [u32] = bytemuck::cast_slice_mut(tile);
+        words.fill(0);
+        for r in 0..count {
+            let scales = &rows.scales[r * blocks..][..blocks];
+            let zeros = if self.has_zeros() { &rows.zeros[r * blocks..][..blocks] } else { &[] };
+            let bad = |&b: &usize| {
+                let zero = zeros.get(b).copied().unwrap_or(0.0);
+                !((self.book.largest() + zero.abs()) * scales[b]).is_finite()
+            };
+            if let Some(bad) = (0..blocks).find(bad) {
+                return Err(NotFinite { row: r, column: bad * self.block });
+            }
+            let row = Row { codes: &rows.codes[r * columns..][..columns], scales, zeros };
+            self.pack_row(&row, r, words);
+        }
+        Ok(())
+    }
+
+    fn has_zeros(&self) -> bool {
+        matches!(self.side, Side::Float | Side::Zero)
+    }
+
+    fn pack_row(&self, row: &Row, r: usize, words: &mut [u32]) {
+        let zero = |b: usize| row.zeros.get(b).copied().unwrap_or(0.0);
+        let scales = row.scales.iter().enumerate().map(|(b, &scale)| self.storable(scale, zero(b)).0);
+        let multiple = self.multiple(scales.fold(0.0f32, |most, scale| most.max(scale.abs())));
+        let last = words.len() - TILE_ROWS;
+        words[last + r] = multiple.to_bits();
+        for (b, codes) in row.codes.chunks(self.block).enumerate() {
+            let zeros = row.zeros.get(b..=b).unwrap_or(&[]);
+            let block = Row { codes, scales: &row.scales[b..=b], zeros };
+            self.pack_block_of(&block, b, multiple, r, words);
+        }
+    }
+
+    /// Packs block `b` of row `r`; `block` is a row of that block alone.
+    fn pack_block_of(&self, block: &Row, b: usize, multiple: f32, r: usize, words: &mut [u32]) {
+        let place = self.place(b);
+        let zero = block.zeros.first().copied().unwrap_or(0.0);
+        let (scale, zero, flat) = self.storable(block.scales[0], zero);
+        let side = &mut words[place.side + r..];
+        match self.side {
+            Side::Float => {
+                side[0] = scale.to_bits();
+                side[TILE_ROWS] = zero.to_bits();
+            }
+            Side::Pair => side[0] |= u32::from(half(scale, multiple)) << (16 * place.member),
+            Side::Zero => {
+                let zero = f16::from_f32(zero).to_bits();
+                side[0] = u32::from(half(scale, multiple)) | u32::from(zero) << 16;
+            }
+            Side::Exponents => {
+                let power = (127 + exponent(scale) - exponent(multiple)).max(0) as u32;
+                side[0] |= power << (8 * place.member);
+            }
+        }
+        if !flat {
+            self.pack_block(block.codes, r, &mut words[place.codes..]);
+        }
+    }
+
+    fn pack_block(&self, codes: &[u8], r: usize, words: &mut [u32]) {
+        let per_word = 32 / self.bits;
+        for (word, codes) in words[r..].iter_mut().step_by(TILE_ROWS).zip(codes.chunks(per_word)) {
+            for (j, &code) in codes.iter().enumerate() {
+                let shift = if self.bits == 8 { 8 * j } else { 8 * (j % 4) + 4 * (j / 4) };
+                *word |= (u32::from(code) & ((1 << self.bits) - 1)) << shift;
+            }
+        }
+    }
+
+    /// Scale and zero of a block. A zero beyond float16 leaves nothing of the codes: the block is one constant.
+    fn storable(&self, scale: f32, zero: f32) -> (f32, f32, bool) {
+        match self.side {
+            Side::Zero if zero.abs() > ZERO_MAX => (scale * zero.abs(), zero.signum(), true),
+            _ => (scale, zero, false),
+        }
+    }
+
+    /// What a row's scales are stored as multiples of, given the largest: so that it uses float16 well, or is 2^0.
+    fn multiple(&self, most: f32) -> f32 {
+        match self.side {
+            Side::Float => 1.0,
+            _ if most == 0.0 => 1.0,
+            Side::Exponents => libm::scalbnf(1.0, exponent(most)),
+            Side::Pair | Side::Zero => libm::scalbnf(1.0, (exponent(most) - 14).max(-126)),
+        }
+    }
+
+    /// Scale and zero of a row's block, as stored.
+    fn scale(&self, words: &[u32], place: Place, row: usize) -> (f32, f32) {
+        let side = words[place.side + row];
+        let wide = |bits: u32| f16::from_bits(bits as u16).to_f32();
+        let (scale, zero) = match self.side {
+            Side::Float => (f32::from_bits(side), f32::from_bits(words[place.side + TILE_ROWS + row])),
+            Side::Pair => (wide(side >> (16 * place.member)), 0.0),
+            Side::Zero => (wide(side), wide(side >> 16)),
+            Side::Exponents => (f32::from_bits((side >> (8 * place.member) & 0xff) << 23), 0.0),
+        };
+        (scale * f32::from_bits(words[words.len() - TILE_ROWS + row]), zero)
+    }
+}
+
+/// A row on its way into a tile.
+struct Row<'a> {
+    codes: &'a [u8],
+    scales: &'a [f32],
+    zeros: &'a [f32],
+}
+
+/// The largest zero, well within float16.
+const ZERO_MAX: f32 = 32768.0;
+
+/// The exponent of a positive number, subnormal ones included; far below all others for zero.
+fn exponent(x: f32) -> i32 {
+    if x == 0.0 { -1000 } else { libm::ilogbf(x) }
+}
+
+/// The bits of a scale as a multiple.
+fn half(scale: f32, multiple: f32) -> u16 {
+    f16::from_f32(scale / multiple).to_bits()
+}
+
+impl Layout for Coded {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn tile_bytes(&self, columns: usize) -> usize {
+        (self.words(columns) + TILE_ROWS) * 4
+    }
+
+    fn pack(&self, columns: usize, rows: &[f32], tile: &mut [u8]) -> Result<(), NotFinite> {
+        check_rows(columns, rows)?;
+        assert_eq!(tile.len(), self.tile_bytes(columns));
+        let words: &mut [u32] = bytemuck::cast_slice_mut(tile);
+        words.fill(0);
+        for (r, row) in rows.chunks_exact(columns).enumerate() {
+            nearest::pack_row(self, row, r, words);
+        }
+        Ok(())
+    }
+
+    fn unpack(&self, columns: usize, tile: &[u8], row: usize, out: &mut [f32]) {
+        assert!(row < TILE_ROWS && out.len() == columns);
+        let words: &[u32] = bytemuck::cast_slice(tile);
+        let per_word = 32 / self.bits;
+        for (b, out) in out.chunks_mut(self.block).enumerate() {
+            let place = self.place(b);
+            let (scale, zero) = self.scale(words, place, row);
+            let codes = words[place.codes + row..].iter().step_by(TILE_ROWS);
+            for (word, out) in codes.zip(out.chunks_mut(per_word)) {
+                for (j, x) in out.iter_mut().enumerate() {
+                    let shift = if self.bits == 8 { 8 * j } else { 8 * (j % 4) + 4 * (j / 4) };
+                    let code = (word >> shift & ((1 << self.bits) - 1)) as u8;
+                    *x = (self.book.value(code) - zero) * scale;
+                }
+            }
+        }
+    }
+
+    fn form(&self, precision: Precision, _: Cpu) -> Form {
+        match (precision, self.side) {
+            (Precision::Exact, _) | (_, Side::Float) => Form::Float,
+            _ => Form::Int8 { block: self.block },
+        }
+    }
+
+    fn coded(&self) -> Option<&Coded> {
+        Some(self)
+    }
+
+    unsafe fn multiply(
+        &self,
+        cpu: Cpu,
+        columns: usize,
+        tile: &[u8],
+        x: &Panels,
+        sink: &Sink,
+        first_row: usize,
+    ) {
+        let tile: &[u32] = bytemuck::cast_slice(tile);
+        assert!(tile.len() * 4 == self.tile_bytes(columns), "a tile of {} bytes", tile.len() * 4);
+        let job = Job { layout: self, columns, tile, x, sink, first_row };
+        // SAFETY: passed on from the caller.
+        unsafe {
+            match x.form {
+                Form::Float => float::multiply(cpu, &job),
+                Form::Int8 { block } => {
+                    let blocks = self.blocks(columns);
+                    assert!(block == self.block && x.words == blocks * block / 4);
+                    integer::multiply(cpu, &job);
+                }
+                Form::Bf16 => panic!("{} does not take activations as bfloat16", self.name),
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Words of four bytes, lane by lane, and their dot products: what differs between instruction sets in the integer
+//! kernels.
+//!
+//! One contract for all methods: the instruction set is proven, pointers are valid for all lanes.
+
+use crate::ops::vector::{Portable, Vector};
+
+/// Lanes of 32 bits, one output row each.
+#[allow(clippy::missing_safety_doc, missing_docs)] // One contract for all, stated above.
+pub(super) trait Quads {
+    /// The same lanes as float32.
+    type Floats: Vector;
+    /// Lanes of integers, or of four bytes.
+    type Lanes: Copy;
+    /// Sixteen bytes to choose from.
+    type Table: Copy;
+    /// What [`Quads::dot`] takes off every byte.
+    const OFFSET: i32;
+
+    unsafe fn splat(x: i32) -> Self::Lanes;
+    unsafe fn load(from: *const u32) -> Self::Lanes;
+    unsafe fn store(lanes: Self::Lanes, to: *mut u32);
+    unsafe fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    /// The low half of every byte; the high half.
+    unsafe fn halves(words: Self::Lanes) -> [Self::Lanes; 2];
+    unsafe fn table(bytes: &[u8; 16]) -> Self::Table;
+    /// The table's bytes at indices below 16.
+    unsafe fn choose(table: Self::Table, indices: Self::Lanes) -> Self::Lanes;
+    /// `sum + dot(bytes - OFFSET, x)`, where `x` is four int8, the same for all lanes, none of them -128.
+    unsafe fn dot(sum: Self::Lanes, bytes: Self::Lanes, x: *const u32) -> Self::Lanes;
+    /// `sum + dot(bytes, x)` of bytes up to 127.
+    unsafe fn dot_small(sum: Self::Lanes, bytes: Self::Lanes, x: *const u32) -> Self::Lanes;
+    /// Integers as float32.
+    unsafe fn floats(lanes: Self::Lanes) -> Self::Floats;
+    /// The float16 at bit `shift`.
+    unsafe fn half(words: Self::Lanes, shift: u32) -> Self::Floats;
+    /// Two to the power of the byte at bit `shift`, less 127; zero for zero.
+    unsafe fn power(words: Self::Lanes, shift: u32) -> Self::Floats;
+    /// The value at the index in the low four bits above bit `shift`.
+    unsafe fn value(table: &[f32; 16], words: Self::Lanes, shift: u32) -> Self::Floats;
+    /// The number in the `bits` bits above bit `shift`.
+    unsafe fn number(words: Self::Lanes, shift: u32, bits: usize) -> Self::Floats;
+}
+
+/// The definition, four lanes of plain Rust.
+pub(super) struct Plain;
+
+impl Quads for Plain {
+    type Floats = Portable;
+    type Lanes = [u32; 4];
+    type Table = [u8; 16];
+    const OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn splat(x: i32) -> Self::Lanes {
+        [x as u32; 4]
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const u32) -> Self::Lanes {
+        // SAFETY: the caller's pointer is valid for four lanes.
+        unsafe { from.cast::<[u32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(lanes: Self::Lanes, to: *mut u32) {
+        // SAFETY: the caller's pointer is valid for four lanes.
+        unsafe { to.cast::<[u32; 4]>().write_unaligned(lanes) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        core::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    unsafe fn halves(words: Self::Lanes) -> [Self::Lanes; 2] {
+        [words.map(|w| w & 0x0f0f_0f0f), words.map(|w| w >> 4 & 0x0f0f_0f0f)]
+    }
+    #[inline(always)]
+    unsafe fn table(bytes: &[u8; 16]) -> Self::Table {
+        *bytes
+    }
+    #[inline(always)]
+    unsafe fn choose(table: Self::Table, indices: Self::Lanes) -> Self::Lanes {
+        let byte = |index: u8| table[usize::from(index & 15)];
+        indices.map(|w| u32::from_le_bytes(w.to_le_bytes().map(byte)))
+    }
+    #[inline(always)]
+    unsafe fn dot(sum: Self::Lanes, bytes: Self::Lanes, x: *const u32) -> Self::Lanes {
+        // SAFETY: the caller's pointer is valid.
+        let x = unsafe { x.read() }.to_le_bytes();
+        core::array::from_fn(|i| {
+            let term = |j: usize| i32::from(bytes[i].to_le_bytes()[j]) * i32::from(x[j] as i8);
+            sum[i].wrapping_add((0..4).map(term).sum::<i32>() as u32)
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_small(sum: Self::Lanes, bytes: Self::Lanes, x: *const u32) -> Self::Lanes {
+        // SAFETY: passed on.
+        unsafe { Self::dot(sum, bytes, x) }
+    }
+    #[inline(always)]
+    unsafe fn floats(lanes: Self::Lanes) -> Self::Floats {
+        Portable::from(lanes.map(|x| x as i32 as f32))
+    }
+    #[inline(always)]
+    unsafe fn half(words: Self::Lanes, shift: u32) -> Self::Floats {
+        Portable::from(words.map(|w| half::f16::from_bits((w >> shift) as u16).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn power(words: Self::Lanes, shift: u32) -> Self::Floats {
+        Portable::from(words.map(|w| f32::from_bits((w >> shift & 0xff) << 23)))
+    }
+    #[inline(always)]
+    unsafe fn value(table: &[f32; 16], words: Self::Lanes, shift: u32) -> Self::Floats {
+        Portable::from(words.map(|w| table[(w >> shift & 15) as usize]))
+    }
+    #[inline(always)]
+    unsafe fn number(words: Self::Lanes, shift: u32, bits: usize) -> Self::Floats {
+        Portable::from(words.map(|w| (w >> shift & ((1 << bits) - 1)) as f32))
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
+pub(super) mod x86;
+
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;

@@ -99,7 +99,7 @@ fn logits_are_those_of_the_decoded_weights() {
             continue;
         };
         let tokens = ids(&case.golden, &input);
-        let mut engine = source.load(options(), Cpu::detect(), 2, &mut |_| {}).unwrap();
+        let mut engine = source.load(options(), Cpu::detect(), 2, None, &mut |_| {}).unwrap();
         check_close(
             &case.name,
             &last(&mut engine, &tokens),

@@ -46,7 +46,7 @@ fn refusal(bytes: &[u8]) -> Option<String> {
         Ok(source) => source,
         Err(error) => return Some(error.to_string()),
     };
-    if let Err(error) = source.load(options(), Cpu::detect(), 1, &mut |_| {}) {
+    if let Err(error) = source.load(options(), Cpu::detect(), 1, None, &mut |_| {}) {
         return Some(error.to_string());
     }
     source.text().err().map(|error| error.to_string())

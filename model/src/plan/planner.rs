@@ -284,6 +284,7 @@ impl<'a> Planner<'a> {
                 (Cut { first: index * head, run: head, every: of * head, ..Cut::WHOLE }, count * of)
             }
             Rows::Single { index, of } => (Cut { first: index, every: of, ..Cut::WHOLE }, count * of),
+            Rows::Pairs => (Cut { pairs: Some(head), ..Cut::WHOLE }, count),
             Rows::Section(index) => {
                 (Cut { first: sections[..index].iter().sum(), ..Cut::WHOLE }, sections.iter().sum())
             }

@@ -18,6 +18,7 @@ const SMALL: Kind = Kind {
     values: 32,
     bytes: 18,
     group: 32,
+    bits: 4,
     level: Level::Less(8),
     has_minima: false,
     halves: &[0],
@@ -36,9 +37,10 @@ pub(super) static KINDS: &[Kind] = &[
         split: q4_1,
         ..SMALL
     },
-    Kind { dtype: Dtype::Q5x0, bytes: 22, level: Level::Less(16), split: q5_0, ..SMALL },
+    Kind { dtype: Dtype::Q5x0, bits: 8, bytes: 22, level: Level::Less(16), split: q5_0, ..SMALL },
     Kind {
         dtype: Dtype::Q5x1,
+        bits: 8,
         bytes: 24,
         level: Level::Less(0),
         has_minima: true,
@@ -46,10 +48,11 @@ pub(super) static KINDS: &[Kind] = &[
         split: q5_1,
         ..SMALL
     },
-    Kind { dtype: Dtype::Q8x0, bytes: 34, level: Level::Less(128), split: q8_0, ..SMALL },
+    Kind { dtype: Dtype::Q8x0, bits: 8, bytes: 34, level: Level::Less(128), split: q8_0, ..SMALL },
     Kind { dtype: Dtype::Mxfp4, bytes: 17, level: Level::Book(&BOOK), halves: &[], split: mxfp4, ..SMALL },
     Kind {
         dtype: Dtype::Q2K,
+        bits: 4,
         values: 256,
         bytes: 84,
         group: 16,
@@ -60,6 +63,7 @@ pub(super) static KINDS: &[Kind] = &[
     },
     Kind {
         dtype: Dtype::Q3K,
+        bits: 4,
         values: 256,
         bytes: 110,
         group: 16,
@@ -80,6 +84,7 @@ pub(super) static KINDS: &[Kind] = &[
     },
     Kind {
         dtype: Dtype::Q5K,
+        bits: 8,
         values: 256,
         bytes: 176,
         level: Level::Less(0),
@@ -90,6 +95,7 @@ pub(super) static KINDS: &[Kind] = &[
     },
     Kind {
         dtype: Dtype::Q6K,
+        bits: 8,
         values: 256,
         bytes: 210,
         group: 16,

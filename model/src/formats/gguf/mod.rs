@@ -11,8 +11,9 @@ mod blocks;
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::{AROUND_8, AROUND_32, AROUND_128, COUNT, Coding, E2M1};
 
-use super::{Decode, Packed, Reader, Refusal, Rows, Tensors};
+use super::{CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors};
 use crate::checkpoint::{Dtype, f16_to_f32};
 use crate::config::{Config, ConfigError};
 use crate::plan::{PlanError, Stored};
@@ -20,6 +21,9 @@ use crate::plan::{PlanError, Stored};
 /// Values of the largest block, and its groups.
 const VALUES_MAX: usize = 256;
 const GROUPS_MAX: usize = 16;
+
+/// In units of the scale, minima of this size leave nothing of the codes in float32.
+const ZERO_MAX: f32 = 1e8;
 
 /// A block taken apart.
 struct Parts {
@@ -50,6 +54,8 @@ pub(crate) struct Kind {
     pub(crate) bytes: usize,
     /// Values that share a scale.
     group: usize,
+    /// Of a code, or the next of 4 and 8.
+    bits: usize,
     level: Level,
     has_minima: bool,
     /// Where in it 16-bit floats stand, all of which must be numbers.
@@ -77,6 +83,23 @@ impl Kind {
                 if self.has_minima {
                     *value += parts.minima[group];
                 }
+            }
+        }
+    }
+
+    /// Scale and zero of a group's codes: value = (code - zero) * scale, or level * scale where there is a book.
+    fn scale(&self, parts: &Parts, group: usize, codes: &mut [u8]) -> (f32, f32) {
+        let (scale, minimum) = (parts.scales[group], parts.minima[group]);
+        match self.level {
+            Level::Book(_) => (2.0 * scale, 0.0),
+            Level::Less(zero) if !self.has_minima => (scale, f32::from(zero)),
+            Level::Less(_) if minimum.abs() <= scale.abs() * ZERO_MAX => {
+                (scale, if scale == 0.0 { 0.0 } else { -minimum / scale })
+            }
+            // Beside such a minimum codes are nothing, and all values are the minimum.
+            Level::Less(_) => {
+                codes.fill(0);
+                (minimum.abs(), -minimum.signum())
             }
         }
     }
@@ -149,6 +172,18 @@ impl Reader for Gguf {
 struct Decoder(&'static Kind);
 
 impl Decode for Decoder {
+    fn coding(&self, _: Shape) -> Option<Coding> {
+        let Kind { bits, group: run, .. } = *self.0;
+        let book = match self.0.level {
+            Level::Book(_) => &E2M1,
+            Level::Less(8) => &AROUND_8,
+            Level::Less(32) => &AROUND_32,
+            Level::Less(128) => &AROUND_128,
+            Level::Less(_) => &COUNT,
+        };
+        Some(Coding { book, bits, run })
+    }
+
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
         let blocks = bytes[0].chunks_exact(self.0.bytes).enumerate();
         if let Some((at, (byte, scale))) =
@@ -175,6 +210,22 @@ impl Rows for Blocks<'_> {
         let mut parts = Parts { codes: [0; _], scales: [0.0; _], minima: [0.0; _] };
         for (block, out) in blocks.zip(out.chunks_exact_mut(values)) {
             self.kind.block(block, &mut parts, out);
+        }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        let Kind { values, bytes, split, .. } = *self.kind;
+        let blocks = self.blocks[row * self.row_bytes..].chunks_exact(bytes);
+        let mut parts = Parts { codes: [0; _], scales: [0.0; _], minima: [0.0; _] };
+        let per_block = values / out.block;
+        let scales = out.scales.chunks_exact_mut(per_block).zip(out.zeros.chunks_exact_mut(per_block));
+        for ((block, codes), (scales, zeros)) in blocks.zip(out.codes.chunks_exact_mut(values)).zip(scales) {
+            split(block, &mut parts);
+            codes.copy_from_slice(&parts.codes[..values]);
+            for (i, codes) in codes.chunks_exact_mut(out.block).enumerate() {
+                let group = i * out.block / self.kind.group;
+                (scales[i], zeros[i]) = self.kind.scale(&parts, group, codes);
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ pub enum Level {
 pub struct Cpu {
     level: Level,
     vnni: bool,
+    vbmi: bool,
     bf16: bool,
     bytes: Bytes,
 }
@@ -39,7 +40,8 @@ enum Bytes {
 
 impl Cpu {
     /// The level that every processor reaches.
-    pub const PORTABLE: Cpu = Cpu { level: Level::Portable, vnni: false, bf16: false, bytes: Bytes::None };
+    pub const PORTABLE: Cpu =
+        Cpu { level: Level::Portable, vnni: false, vbmi: false, bf16: false, bytes: Bytes::None };
 
     /// Asks the processor. Costs a few `cpuid` instructions; call it once and pass the value down.
     pub fn detect() -> Self {
@@ -54,6 +56,11 @@ impl Cpu {
     /// AVX-512 VNNI: four 8-bit products summed into 32 bits.
     pub fn vnni(self) -> bool {
         self.vnni
+    }
+
+    /// AVX-512 VBMI: bytes chosen from 64.
+    pub fn vbmi(self) -> bool {
+        self.vbmi
     }
 
     /// AVX-512 BF16: two bfloat16 products summed into float32.
@@ -80,12 +87,12 @@ impl Cpu {
     pub fn variants(self) -> heapless::Vec<Cpu, 8> {
         let plain = Cpu { bytes: Bytes::None, ..self };
         let signed = if self.i8mm() { Cpu { bytes: Bytes::Dotprod, ..self } } else { self };
-        let avx2 = Cpu { level: self.level.min(Level::Avx2), vnni: false, bf16: false, ..self };
+        let avx2 = Cpu { level: self.level.min(Level::Avx2), vnni: false, vbmi: false, bf16: false, ..self };
         let lesser = [
             self,
             signed,
-            Cpu { bf16: false, ..self },
-            Cpu { vnni: false, bf16: false, ..self },
+            Cpu { vbmi: false, bf16: false, ..self },
+            Cpu { vnni: false, vbmi: false, bf16: false, ..self },
             avx2,
             Cpu { bytes: Bytes::None, ..avx2 },
             plain,
@@ -116,6 +123,7 @@ impl Cpu {
         add(self.level >= Level::Avx2, "F16C");
         add(self.level >= Level::Avx512, "AVX-512 (F, BW, DQ, VL)");
         add(self.vnni, "AVX-512 VNNI");
+        add(self.vbmi, "AVX-512 VBMI");
         add(self.bf16, "AVX-512 BF16");
         add(self.avx_vnni(), "AVX-VNNI");
         add(self.dotprod(), "DOTPROD");
@@ -133,8 +141,10 @@ impl Cpu {
             (Level::Avx2, ..) if self.avx_vnni() => "avx2+vnni",
             (Level::Avx2, ..) => "avx2",
             (Level::Avx512, false, false) => "avx512",
+            (Level::Avx512, true, false) if self.vbmi => "avx512+vnni+vbmi",
             (Level::Avx512, true, false) => "avx512+vnni",
             (Level::Avx512, false, true) => "avx512+bf16",
+            (Level::Avx512, true, true) if self.vbmi => "avx512+vnni+vbmi+bf16",
             (Level::Avx512, true, true) => "avx512+vnni+bf16",
         }
     }
@@ -168,14 +178,15 @@ fn detect() -> Cpu {
     let more = if extended.eax >= 1 { __cpuid_count(7, 1).eax } else { 0 };
     let bytes = if bit(more, 4) { Bytes::AvxVnni } else { Bytes::None };
     if !wide {
-        return Cpu { level: Level::Avx2, vnni: false, bf16: false, bytes };
+        return Cpu { level: Level::Avx2, vnni: false, vbmi: false, bf16: false, bytes };
     }
-    Cpu { level: Level::Avx512, vnni: bit(extended.ecx, 11), bf16: bit(more, 5), bytes }
+    let (vnni, vbmi) = (bit(extended.ecx, 11), bit(extended.ecx, 1));
+    Cpu { level: Level::Avx512, vnni, vbmi, bf16: bit(more, 5), bytes }
 }
 
 #[cfg(target_arch = "aarch64")]
 fn detect() -> Cpu {
-    Cpu { level: Level::Neon, vnni: false, bf16: false, bytes: bytes() }
+    Cpu { level: Level::Neon, vnni: false, vbmi: false, bf16: false, bytes: bytes() }
 }
 
 /// Linux lets programs read the registers that say so.

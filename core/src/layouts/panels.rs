@@ -12,7 +12,7 @@
 
 use crate::cpu::Cpu;
 use crate::ops::share::Shared;
-use crate::ops::vector::group;
+use crate::ops::vector::{Kernel, Vector, group, launch};
 
 /// What a 32-bit word of a panel holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,8 @@ pub unsafe fn fill_group<'x>(
                 // SAFETY: as above.
                 let (scale, sums) =
                     unsafe { (memory.part(tokens * words + token, 1), memory.part(sums_at, blocks)) };
-                scale[0] = fill_int8(row, order, block, slots, sums).to_bits();
+                let slots = &mut panel[member..];
+                scale[0] = launch(cpu, FillInt8 { row, order, block, slots, count, sums }).to_bits();
             }
         }
     }
@@ -174,39 +175,70 @@ fn bf16(x: f32) -> u32 {
 }
 
 /// Codes of one token, the sums of its blocks; returns its scale, the largest magnitude over 127.
-fn fill_int8<'a>(
-    row: &[f32],
-    order: Option<&[u32]>,
+struct FillInt8<'a, 'p> {
+    row: &'a [f32],
+    order: Option<&'a [u32]>,
     block: usize,
-    slots: impl Iterator<Item = &'a mut u32>,
-    sums: &mut [u32],
-) -> f32 {
-    let peak = row.iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
-    let scale = peak / 127.0;
-    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-    let mut slots = slots;
-    for (number, sum) in sums.iter_mut().enumerate() {
-        let first = number.saturating_mul(block);
-        let end = row.len().min(first.saturating_add(block));
-        let mut total = 0i32;
-        let mut columns = first;
-        for word in slots.by_ref().take(block / 4) {
-            let mut bytes = [0u8; 4];
-            for (byte, i) in bytes.iter_mut().zip(columns..end) {
-                let x = match order {
-                    None => row[i],
-                    Some(order) => row[order[i] as usize],
-                };
-                let code = round_even(x * inverse);
-                total += code;
-                *byte = code as i8 as u8;
+    /// The token's words, `count` apart.
+    slots: &'p mut [u32],
+    count: usize,
+    sums: &'p mut [u32],
+}
+
+/// Columns that are rounded at once.
+const ROUNDED: usize = 64;
+
+impl Kernel for FillInt8<'_, '_> {
+    type Output = f32;
+
+    /// Plain loops, of which the compiler makes the level's vectors.
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> f32 {
+        let FillInt8 { row, order, block, slots, count, sums } = self;
+        let mut peaks = [0.0f32; 16];
+        let sixteens = row.chunks_exact(16);
+        let rest = sixteens.remainder().iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
+        for values in sixteens {
+            for (peak, x) in peaks.iter_mut().zip(values) {
+                *peak = if x.abs() > *peak { x.abs() } else { *peak };
             }
-            columns += 4;
-            *word = u32::from_le_bytes(bytes);
         }
-        *sum = total as u32;
+        let peak = peaks.into_iter().fold(rest, f32::max);
+        let scale = peak / 127.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let mut slots = slots.iter_mut().step_by(count);
+        for (number, sum) in sums.iter_mut().enumerate() {
+            let first = number.saturating_mul(block);
+            let end = row.len().min(first.saturating_add(block));
+            let mut total = 0i32;
+            for at in (first..first.saturating_add(block).min(row.len().next_multiple_of(4).max(end)))
+                .step_by(ROUNDED)
+            {
+                let mut values = [0.0f32; ROUNDED];
+                let here = ROUNDED.min(end.saturating_sub(at));
+                match order {
+                    None => values[..here].copy_from_slice(&row[at..at + here]),
+                    Some(order) => {
+                        let columns = order[at..at + here].iter();
+                        values.iter_mut().zip(columns).for_each(|(value, &i)| *value = row[i as usize]);
+                    }
+                }
+                let codes = values.map(|x| round_even(x * inverse));
+                total += codes.iter().sum::<i32>();
+                let words = ROUNDED.min(block.saturating_sub(at - first)).min(here.next_multiple_of(4)) / 4;
+                for (codes, word) in codes.chunks_exact(4).zip(slots.by_ref().take(words)) {
+                    *word = codes.iter().rev().fold(0, |word, &code| word << 8 | code as u32 & 0xff);
+                }
+            }
+            // Beyond the row there is nothing, up to the block's end.
+            if block != usize::MAX {
+                let written = (end - first).next_multiple_of(4) / 4;
+                slots.by_ref().take(block / 4 - written).for_each(|word| *word = 0);
+            }
+            *sum = total as u32;
+        }
+        scale
     }
-    scale
 }
 
 /// To the nearest integer, ties to even, for magnitudes below 2^22: adding and subtracting 1.5 * 2^23 rounds.

@@ -33,6 +33,8 @@ pub(super) unsafe fn multiply(cpu: Cpu, job: &Job) {
     unsafe {
         match cpu.level() {
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
+            Level::Avx512 if cpu.vnni() && cpu.vbmi() => x86::vbmi512(job),
+            #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
             Level::Avx512 if cpu.vnni() => x86::vnni512(job),
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
             Level::Avx512 | Level::Avx2 if cpu.avx_vnni() => x86::vnni256(job),
@@ -52,8 +54,16 @@ pub(super) unsafe fn multiply(cpu: Cpu, job: &Job) {
 
 #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
 mod x86 {
-    use super::super::quads::x86::{Madd, Vnni256, Vnni512};
+    use super::super::quads::x86::{Madd, Vbmi512, Vnni256, Vnni512};
     use super::{Job, run};
+
+    /// # Safety
+    /// The processor must have AVX-512 F, BW, DQ, VL, VNNI and VBMI; otherwise as for `Layout::multiply`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")]
+    pub(super) unsafe fn vbmi512(job: &Job) {
+        // SAFETY: the features of this function are those that the kernel needs.
+        unsafe { run::<Vbmi512>(job) }
+    }
 
     /// # Safety
     /// The processor must have AVX-512 F, BW, DQ, VL and VNNI; otherwise as for `Layout::multiply`.
@@ -205,6 +215,8 @@ struct Sums([f32; TOKENS * TILE_ROWS]);
 struct Product<'a, Q, K, S> {
     job: &'a Job<'a>,
     book: &'a Book,
+    /// The byte that stands for zero.
+    bias: i32,
     block: usize,
     blocks: usize,
     of: PhantomData<(Q, K, S)>,
@@ -214,7 +226,9 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
     #[inline(always)]
     fn new(job: &'a Job<'a>) -> Self {
         let Coded { block, book, .. } = *job.layout;
-        Product { job, book, block, blocks: job.columns.div_ceil(block), of: PhantomData }
+        let blocks = job.columns.div_ceil(block);
+        assert!(job.x.sums.len() == blocks * job.x.tokens, "a sum for every token and block");
+        Product { job, book, bias: i32::from(book.bias), block, blocks, of: PhantomData }
     }
 
     /// Words of a block in the tile.
@@ -256,7 +270,10 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     _ => self.fused::<1, 8>(first, panel, stride, 0),
                 },
                 2 => self.halves::<2>(first, panel, stride),
-                3 => self.halves::<3>(first, panel, stride),
+                3 => {
+                    self.halves::<2>(first, panel, stride);
+                    self.few(first + 2, 1, panel.add(2), stride);
+                }
                 _ => self.halves::<4>(first, panel, stride),
             }
         }
@@ -272,16 +289,31 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
     }
 
     /// Sum of the activations' codes of a token and block.
+    ///
+    /// # Safety
+    /// There are such.
     #[inline(always)]
-    fn sum(&self, token: usize, block: usize) -> i32 {
-        self.job.x.sums[token * self.blocks + block]
+    unsafe fn sum(&self, token: usize, block: usize) -> *const i32 {
+        let at = token.wrapping_mul(self.blocks).wrapping_add(block);
+        debug_assert!(at < self.job.x.sums.len());
+        // SAFETY: the caller's.
+        unsafe { self.job.x.sums.as_ptr().add(at) }
     }
 
     /// What the dot product of a block begins with, so that its bytes count from the book's zero.
+    ///
+    /// # Safety
+    /// As for [`Product::sum`].
     #[inline(always)]
-    fn start(&self, sum: i32) -> i32 {
+    unsafe fn start(&self, token: usize, block: usize) -> Q::Lanes {
         let offset = if K::SMALL { 0 } else { Q::OFFSET };
-        (offset - i32::from(self.book.bias)) * sum
+        // SAFETY: passed on.
+        unsafe {
+            match offset - self.bias {
+                0 => Q::splat(0),
+                factor => Q::product(self.sum(token, block), factor),
+            }
+        }
     }
 
     #[inline(always)]
@@ -300,10 +332,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
     #[inline(always)]
     unsafe fn open(table: Q::Table, words: Q::Lanes) -> [Q::Lanes; 2] {
         // SAFETY: passed on.
-        unsafe {
-            let [low, high] = Q::halves(words);
-            if K::TABLE { [Q::choose(table, low), Q::choose(table, high)] } else { [low, high] }
-        }
+        unsafe { if K::TABLE { Q::choose(table, words) } else { Q::halves(words) } }
     }
 
     /// All blocks for `G` tokens and `N` vectors of rows from row `lane`.
@@ -334,7 +363,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     let mut dots = [[Q::splat(0); N]; G];
                     let mut others = [[Q::splat(0); N]; G];
                     unroll!(4: g < G, {
-                        let start = Q::splat(self.start(self.sum(first + g, block)));
+                        let start = self.start(first + g, block);
                         unroll!(8: v < N, { dots[g][v] = start; });
                     });
                     for _ in 0..words {
@@ -366,7 +395,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                             let dot = if G == 1 { Q::add(dots[g][v], others[g][v]) } else { dots[g][v] };
                             let mut dot = Q::floats(dot);
                             if S::ZERO {
-                                let sum = Q::Floats::splat(self.sum(first + g, block) as f32);
+                                let sum = Q::Floats::splat(self.sum(first + g, block).read() as f32);
                                 dot = dot.sub(Q::half(side, 16).mul(sum));
                             }
                             sums[g][v] = sums[g][v].add(dot.mul(scale));
@@ -520,7 +549,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
             for b in 0..piece.count {
                 let mut dots = [[Q::splat(0); 2]; G];
                 unroll!(12: g < G, {
-                    let start = Q::splat(self.start(self.sum(piece.first + g, piece.block + b)));
+                    let start = self.start(piece.first + g, piece.block + b);
                     dots[g] = [start; 2];
                 });
                 for _ in 0..self.block / 4 {
@@ -539,7 +568,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     unroll!(12: g < G, {
                         let mut dot = Q::floats(dots[g][v]);
                         if S::ZERO {
-                            let sum = self.sum(piece.first + g, piece.block + b) as f32;
+                            let sum = self.sum(piece.first + g, piece.block + b).read() as f32;
                             dot = dot.sub(zero.mul(Q::Floats::splat(sum)));
                         }
                         let sums = sums.add(g * TILE_ROWS + v * lanes);

@@ -24,8 +24,10 @@ pub(super) trait Quads {
     /// The low half of every byte; the high half.
     unsafe fn halves(words: Self::Lanes) -> [Self::Lanes; 2];
     unsafe fn table(bytes: &[u8; 16]) -> Self::Table;
-    /// The table's bytes at indices below 16.
-    unsafe fn choose(table: Self::Table, indices: Self::Lanes) -> Self::Lanes;
+    /// The table's bytes at the low half of every byte; at the high half.
+    unsafe fn choose(table: Self::Table, words: Self::Lanes) -> [Self::Lanes; 2];
+    /// A number times a factor, in all lanes.
+    unsafe fn product(x: *const i32, factor: i32) -> Self::Lanes;
     /// `sum + dot(bytes - OFFSET, x)`, where `x` is four int8, the same for all lanes, none of them -128.
     unsafe fn dot(sum: Self::Lanes, bytes: Self::Lanes, x: *const u32) -> Self::Lanes;
     /// `sum + dot(bytes, x)` of bytes up to 127.
@@ -78,9 +80,16 @@ impl Quads for Plain {
         *bytes
     }
     #[inline(always)]
-    unsafe fn choose(table: Self::Table, indices: Self::Lanes) -> Self::Lanes {
+    unsafe fn choose(table: Self::Table, words: Self::Lanes) -> [Self::Lanes; 2] {
         let byte = |index: u8| table[usize::from(index & 15)];
-        indices.map(|w| u32::from_le_bytes(w.to_le_bytes().map(byte)))
+        // SAFETY: passed on.
+        let halves = unsafe { Self::halves(words) };
+        halves.map(|half| half.map(|w| u32::from_le_bytes(w.to_le_bytes().map(byte))))
+    }
+    #[inline(always)]
+    unsafe fn product(x: *const i32, factor: i32) -> Self::Lanes {
+        // SAFETY: the caller's pointer is valid.
+        [unsafe { x.read() }.wrapping_mul(factor) as u32; 4]
     }
     #[inline(always)]
     unsafe fn dot(sum: Self::Lanes, bytes: Self::Lanes, x: *const u32) -> Self::Lanes {

@@ -45,8 +45,17 @@ macro_rules! four_lanes {
             unsafe { vld1q_u8(bytes.as_ptr()) }
         }
         #[inline(always)]
-        unsafe fn choose(table: uint8x16_t, indices: uint32x4_t) -> uint32x4_t {
-            unsafe { vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(indices))) }
+        unsafe fn choose(table: uint8x16_t, words: uint32x4_t) -> [uint32x4_t; 2] {
+            unsafe {
+                let [low, high] = Self::halves(words);
+                let low = vqtbl1q_u8(table, vreinterpretq_u8_u32(low));
+                let high = vqtbl1q_u8(table, vreinterpretq_u8_u32(high));
+                [vreinterpretq_u32_u8(low), vreinterpretq_u32_u8(high)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn product(x: *const i32, factor: i32) -> uint32x4_t {
+            unsafe { vdupq_n_u32(x.read().wrapping_mul(factor) as u32) }
         }
         #[inline(always)]
         unsafe fn floats(lanes: uint32x4_t) -> F32x4 {

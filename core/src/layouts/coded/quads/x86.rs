@@ -8,87 +8,117 @@ use super::Quads;
 use crate::ops::vector::x86::{Avx2, Avx512};
 use core::arch::x86_64::*;
 
+/// What AVX-512 has with VBMI and without.
+macro_rules! sixteen_lanes {
+    () => {
+        type Floats = Avx512;
+        type Lanes = __m512i;
+        type Table = __m512i;
+        const OFFSET: i32 = 0;
+
+        #[inline(always)]
+        unsafe fn splat(x: i32) -> __m512i {
+            unsafe { _mm512_set1_epi32(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const u32) -> __m512i {
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn store(lanes: __m512i, to: *mut u32) {
+            unsafe { _mm512_storeu_si512(to.cast(), lanes) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m512i, b: __m512i) -> __m512i {
+            unsafe { _mm512_add_epi32(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn halves(words: __m512i) -> [__m512i; 2] {
+            unsafe {
+                let mask = _mm512_set1_epi8(15);
+                [_mm512_and_si512(words, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(words), mask)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn table(bytes: &[u8; 16]) -> __m512i {
+            unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        unsafe fn product(x: *const i32, factor: i32) -> __m512i {
+            unsafe { _mm512_mullo_epi32(_mm512_set1_epi32(x.read()), _mm512_set1_epi32(factor)) }
+        }
+        #[inline(always)]
+        unsafe fn dot(sum: __m512i, bytes: __m512i, x: *const u32) -> __m512i {
+            unsafe { _mm512_dpbusd_epi32(sum, bytes, _mm512_set1_epi32(x.read() as i32)) }
+        }
+        #[inline(always)]
+        unsafe fn dot_small(sum: __m512i, bytes: __m512i, x: *const u32) -> __m512i {
+            unsafe { Self::dot(sum, bytes, x) }
+        }
+        #[inline(always)]
+        unsafe fn floats(lanes: __m512i) -> Avx512 {
+            unsafe { _mm512_cvtepi32_ps(lanes).into() }
+        }
+        #[inline(always)]
+        unsafe fn half(words: __m512i, shift: u32) -> Avx512 {
+            unsafe {
+                let words = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
+                _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)).into()
+            }
+        }
+        #[inline(always)]
+        unsafe fn power(words: __m512i, shift: u32) -> Avx512 {
+            unsafe {
+                let words = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
+                let byte = _mm512_and_si512(words, _mm512_set1_epi32(0xff));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(byte)).into()
+            }
+        }
+        #[inline(always)]
+        unsafe fn value(table: &[f32; 16], words: __m512i, shift: u32) -> Avx512 {
+            unsafe {
+                // The permutation looks at the low four bits only.
+                let indices = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
+                _mm512_permutexvar_ps(indices, _mm512_loadu_ps(table.as_ptr())).into()
+            }
+        }
+        #[inline(always)]
+        unsafe fn number(words: __m512i, shift: u32, bits: usize) -> Avx512 {
+            unsafe {
+                let words = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
+                let mask = _mm512_set1_epi32((1 << bits) - 1);
+                _mm512_cvtepi32_ps(_mm512_and_si512(words, mask)).into()
+            }
+        }
+    };
+}
+
 /// AVX-512 F, BW, DQ, VL and VNNI.
 pub(in super::super) struct Vnni512;
 
 impl Quads for Vnni512 {
-    type Floats = Avx512;
-    type Lanes = __m512i;
-    type Table = __m512i;
-    const OFFSET: i32 = 0;
+    sixteen_lanes!();
 
     #[inline(always)]
-    unsafe fn splat(x: i32) -> __m512i {
-        unsafe { _mm512_set1_epi32(x) }
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const u32) -> __m512i {
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store(lanes: __m512i, to: *mut u32) {
-        unsafe { _mm512_storeu_si512(to.cast(), lanes) }
-    }
-    #[inline(always)]
-    unsafe fn add(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_add_epi32(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn halves(words: __m512i) -> [__m512i; 2] {
+    unsafe fn choose(table: __m512i, words: __m512i) -> [__m512i; 2] {
         unsafe {
-            let mask = _mm512_set1_epi8(15);
-            [_mm512_and_si512(words, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(words), mask)]
+            let [low, high] = Self::halves(words);
+            [_mm512_shuffle_epi8(table, low), _mm512_shuffle_epi8(table, high)]
         }
     }
+}
+
+/// The same and VBMI, whose permutation looks at six bits: a table that is there four times needs no mask.
+pub(in super::super) struct Vbmi512;
+
+impl Quads for Vbmi512 {
+    sixteen_lanes!();
+
     #[inline(always)]
-    unsafe fn table(bytes: &[u8; 16]) -> __m512i {
-        unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast())) }
-    }
-    #[inline(always)]
-    unsafe fn choose(table: __m512i, indices: __m512i) -> __m512i {
-        unsafe { _mm512_shuffle_epi8(table, indices) }
-    }
-    #[inline(always)]
-    unsafe fn dot(sum: __m512i, bytes: __m512i, x: *const u32) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sum, bytes, _mm512_set1_epi32(x.read() as i32)) }
-    }
-    #[inline(always)]
-    unsafe fn dot_small(sum: __m512i, bytes: __m512i, x: *const u32) -> __m512i {
-        unsafe { Self::dot(sum, bytes, x) }
-    }
-    #[inline(always)]
-    unsafe fn floats(lanes: __m512i) -> Avx512 {
-        unsafe { _mm512_cvtepi32_ps(lanes).into() }
-    }
-    #[inline(always)]
-    unsafe fn half(words: __m512i, shift: u32) -> Avx512 {
+    unsafe fn choose(table: __m512i, words: __m512i) -> [__m512i; 2] {
         unsafe {
-            let words = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
-            _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)).into()
-        }
-    }
-    #[inline(always)]
-    unsafe fn power(words: __m512i, shift: u32) -> Avx512 {
-        unsafe {
-            let words = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
-            let byte = _mm512_and_si512(words, _mm512_set1_epi32(0xff));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(byte)).into()
-        }
-    }
-    #[inline(always)]
-    unsafe fn value(table: &[f32; 16], words: __m512i, shift: u32) -> Avx512 {
-        unsafe {
-            // The permutation looks at the low four bits only.
-            let indices = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
-            _mm512_permutexvar_ps(indices, _mm512_loadu_ps(table.as_ptr())).into()
-        }
-    }
-    #[inline(always)]
-    unsafe fn number(words: __m512i, shift: u32, bits: usize) -> Avx512 {
-        unsafe {
-            let words = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
-            let mask = _mm512_set1_epi32((1 << bits) - 1);
-            _mm512_cvtepi32_ps(_mm512_and_si512(words, mask)).into()
+            let high = _mm512_srli_epi16::<4>(words);
+            [_mm512_permutexvar_epi8(words, table), _mm512_permutexvar_epi8(high, table)]
         }
     }
 }
@@ -128,8 +158,15 @@ macro_rules! eight_lanes {
             unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast())) }
         }
         #[inline(always)]
-        unsafe fn choose(table: __m256i, indices: __m256i) -> __m256i {
-            unsafe { _mm256_shuffle_epi8(table, indices) }
+        unsafe fn choose(table: __m256i, words: __m256i) -> [__m256i; 2] {
+            unsafe {
+                let [low, high] = Self::halves(words);
+                [_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(table, high)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn product(x: *const i32, factor: i32) -> __m256i {
+            unsafe { _mm256_set1_epi32(x.read().wrapping_mul(factor)) }
         }
         #[inline(always)]
         unsafe fn floats(lanes: __m256i) -> Avx2 {

@@ -4,9 +4,9 @@
 //! Untrained models (`goldens.rs`) cannot tell this: their distributions are almost flat.
 
 use bantam_core::{Cpu, KvKind, Precision};
-use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::{Chunk, Engine};
+use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::plan::Options;
 use bantam_tests::{carried, floats, ids, load, repository};
 
@@ -39,6 +39,7 @@ fn options(kv: KvKind, precision: Precision, quantization: Option<&'static OnLoa
         precision,
         quantization,
         head: None,
+        experts: None,
     }
 }
 

@@ -13,6 +13,7 @@ use bantam_core::{
 };
 use bantam_model::decoder::Decoder;
 use bantam_model::engine::{Chunk, stored};
+use bantam_model::formats::on_load::way;
 use bantam_model::plan::{Fill, Options, Plan};
 use bantam_tests::{MODELS, Noise, load, model_folder, open, options, repository};
 
@@ -331,10 +332,13 @@ fn a_read_before_its_write_is_found() {
 fn memory_full_of_nan_changes_no_logit() {
     for model in MODELS {
         for cpu in Cpu::detect().variants() {
-            for (precision, int8) in
-                [(Precision::Exact, false), (Precision::Fast, false), (Precision::Fast, true)]
-            {
-                let options = Options { kv: KvKind::F16, precision, int8, ..options() };
+            for (precision, quantization) in [
+                (Precision::Exact, None),
+                (Precision::Fast, None),
+                (Precision::Fast, way("int8")),
+                (Precision::Fast, way("nf4")),
+            ] {
+                let options = Options { kv: KvKind::F16, precision, quantization, ..options() };
                 let mut engine = load(&model_folder(model), options, cpu, 2);
                 let prompt = Noise::new(9).tokens(70, engine.spec().vocab);
                 let mut run = |poisoned: bool| {
@@ -357,7 +361,8 @@ fn memory_full_of_nan_changes_no_logit() {
                     logits
                 };
                 let (clean, poisoned) = (run(false), run(true));
-                let what = format!("{model}, {precision:?}, int8 {int8}, {}", cpu.name());
+                let way = quantization.map_or("as it is", |way| way.name);
+                let what = format!("{model}, {precision:?}, {way}, {}", cpu.name());
                 assert!(clean.iter().all(|logit| logit.is_finite()), "{what}: logits that are no numbers");
                 let same = clean.iter().zip(&poisoned).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same, "{what}: something was read that the step had not written");

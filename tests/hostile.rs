@@ -301,7 +301,8 @@ fn folders_without_one_clear_checkpoint_are_refused() {
     folder.write("pytorch_model.bin", "\u{80}\u{2}canary");
     check(&folder.0, &["pytorch_model.bin", "never read", "safetensors"]);
     check(&folder.0.join("pytorch_model.bin"), &["pytorch_model.bin", "never read"]);
-    check(&folder.write("model.gguf", "GGUF"), &["model.gguf", "safetensors"]);
+    check(&folder.write("model.gguf", "GGUF"), &["model.gguf", "end of the file"]);
+    fs::remove_file(folder.0.join("model.gguf")).unwrap();
     check(&folder.write("config.json", "{}"), &["config.json", "ending in .safetensors"]);
     folder.shard("one.safetensors", &["w"]);
     assert!(Checkpoint::open(&folder.0).is_ok(), "one safetensors file is clear, whatever its name");

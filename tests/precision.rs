@@ -29,6 +29,9 @@ const FAST: Bounds = Bounds { divergence: 1e-3, perplexity: 5e-3 };
 /// over the whole text; a few windows scatter around that.
 const INT8_WEIGHTS: Bounds = Bounds { divergence: 2e-3, perplexity: 5e-3 };
 
+/// Rounding all matrices to four bits, of a model as small as this.
+const FOUR_BIT_WEIGHTS: Bounds = Bounds { divergence: 2.5e-2, perplexity: 2.5e-2 };
+
 fn options(kv: KvKind, precision: Precision, quantization: Option<&'static OnLoad>) -> Options {
     Options {
         context: WINDOW,
@@ -171,9 +174,13 @@ fn cheaper_arithmetic_stays_within_its_bounds() {
     let cpu = Cpu::detect();
     let fast = |kv, way| options(kv, Precision::Fast, way);
     let ways = [
-        ("fast, f16 cache", fast(KvKind::F16, false), FAST),
-        ("fast, int8 cache", fast(KvKind::Int8, false), FAST),
-        ("fast, int8 weights", fast(KvKind::F16, true), INT8_WEIGHTS),
+        ("fast, f16 cache", fast(KvKind::F16, None), FAST),
+        ("fast, int8 cache", fast(KvKind::Int8, None), FAST),
+        ("fast, int8 weights", fast(KvKind::F16, way("int8")), INT8_WEIGHTS),
+        ("fast, nf4 weights", fast(KvKind::F16, way("nf4")), FOUR_BIT_WEIGHTS),
+        ("exact, nf4 weights", options(KvKind::F32, Precision::Exact, way("nf4")), FOUR_BIT_WEIGHTS),
+        ("fast, mxfp4 weights", fast(KvKind::F16, way("mxfp4")), FOUR_BIT_WEIGHTS),
+        ("fast, gptq weights", fast(KvKind::F16, way("gptq")), FOUR_BIT_WEIGHTS),
         ("exact, int8 weights", options(KvKind::F32, Precision::Exact, way("int8")), INT8_WEIGHTS),
     ];
     for (what, options, bounds) in &ways {

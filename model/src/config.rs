@@ -52,6 +52,19 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// The key that it is about.
+    pub(crate) fn key(&self) -> Option<&str> {
+        match self {
+            ConfigError::NotAnObject { .. } => None,
+            ConfigError::UnknownFamily { .. } => Some("model_type"),
+            ConfigError::Missing { key, .. }
+            | ConfigError::Value { key, .. }
+            | ConfigError::Unsupported { key, .. } => Some(key),
+        }
+    }
+}
+
 pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

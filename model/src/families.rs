@@ -71,6 +71,23 @@ pub struct Family {
     pub quant_method: Option<&'static str>,
     /// Tensor names.
     pub names: Names,
+    /// How it stands in GGUF files.
+    pub gguf: Gguf,
+}
+
+/// How a family stands in GGUF files. Norm weights have their shift added there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Gguf {
+    /// `general.architecture`; where families share one, the last of the table whose `mark` is there is meant.
+    pub architecture: &'static str,
+    /// A key, without the architecture, that is there and neither 0 nor false.
+    pub mark: Option<&'static str>,
+    /// Names for the house, where matrices are put together otherwise than in `Family::names`.
+    pub names: Option<Names>,
+    /// Names in the file of what those name, role by role.
+    pub stored: Names,
+    /// Layers of the size whose heads are scaled by the stream's share of a head, not by their own width.
+    pub odd_scale: Option<usize>,
 }
 
 /// Whether projections have a bias.
@@ -247,6 +264,8 @@ pub enum Rows {
     },
     /// Projections follow one another; this is its number.
     Section(usize),
+    /// In every head, the rows of its two halves alternate: those that are turned together stand together.
+    Pairs,
 }
 
 /// How rotary frequencies are bent; the arithmetic is in `rope.rs`.
@@ -286,6 +305,10 @@ const fn single(module: &'static str, index: usize) -> Part {
     Part { module, rows: Rows::Single { index, of: 2 } }
 }
 
+const fn pairs(module: &'static str) -> Part {
+    Part { module, rows: Rows::Pairs }
+}
+
 const fn section(module: &'static str, index: usize) -> Part {
     Part { module, rows: Rows::Section(index) }
 }
@@ -311,6 +334,85 @@ const USUAL_NAMES: Names = Names {
     down: whole("mlp.down_proj"),
     experts: None,
 };
+
+/// Names of the family that was first here.
+const NEOX_NAMES: Names = Names {
+    embedding: "gpt_neox.embed_in",
+    head: "embed_out",
+    final_norm: "gpt_neox.final_layer_norm",
+    layer: "gpt_neox.layers.{}.",
+    query: heads("attention.query_key_value", 0),
+    key: heads("attention.query_key_value", 1),
+    value: heads("attention.query_key_value", 2),
+    output: whole("attention.dense"),
+    gate: None,
+    up: whole("mlp.dense_h_to_4h"),
+    down: whole("mlp.dense_4h_to_h"),
+    ..USUAL_NAMES
+};
+
+/// Names of a mixture whose experts are stored apart.
+const MIXTRAL_NAMES: Names = Names {
+    gate: Some(whole("block_sparse_moe.experts.{}.w1")),
+    up: whole("block_sparse_moe.experts.{}.w3"),
+    down: whole("block_sparse_moe.experts.{}.w2"),
+    experts: Some(("block_sparse_moe.gate", Stack::Apart)),
+    ..USUAL_NAMES
+};
+
+/// Names of a mixture whose experts are stored together, with sinks.
+const SINK_NAMES: Names = Names {
+    sinks: Some("self_attn.sinks"),
+    gate: Some(single("mlp.experts.gate_up_proj", 0)),
+    up: single("mlp.experts.gate_up_proj", 1),
+    down: whole("mlp.experts.down_proj"),
+    experts: Some(("mlp.router", Stack::Together { matrix: "", turned: true })),
+    ..USUAL_NAMES
+};
+
+/// Names in GGUF files, which are the same for all families.
+const GGUF_NAMES: Names = Names {
+    embedding: "token_embd",
+    head: "output",
+    final_norm: "output_norm",
+    norm_weight: "weight",
+    layer: "blk.{}.",
+    attention_norm: "attn_norm",
+    mlp_norm: "ffn_norm",
+    post_norms: Some(["post_attention_norm", "post_ffw_norm"]),
+    head_norms: Some(["attn_q_norm", "attn_k_norm"]),
+    query: whole("attn_q"),
+    key: whole("attn_k"),
+    value: whole("attn_v"),
+    output: whole("attn_output"),
+    sinks: Some("attn_sinks.weight"),
+    gate: Some(whole("ffn_gate")),
+    up: whole("ffn_up"),
+    down: whole("ffn_down"),
+    experts: None,
+};
+
+/// The same where query, key and value are one matrix.
+const GGUF_FUSED: Names =
+    Names { query: whole("attn_qkv"), key: whole("attn_qkv"), value: whole("attn_qkv"), ..GGUF_NAMES };
+
+/// The same of mixtures.
+const GGUF_EXPERTS: Names = Names {
+    gate: Some(whole("ffn_gate_exps")),
+    up: whole("ffn_up_exps"),
+    down: whole("ffn_down_exps"),
+    experts: Some(("ffn_gate_inp", Stack::Together { matrix: "", turned: false })),
+    ..GGUF_NAMES
+};
+
+/// A family that stands in GGUF files as in others.
+const fn gguf(architecture: &'static str) -> Gguf {
+    Gguf { architecture, mark: None, names: None, stored: GGUF_NAMES, odd_scale: None }
+}
+
+/// Queries and keys of the first family that GGUF files were made for, and of those like it.
+const PAIRED: Names =
+    Names { query: pairs("self_attn.q_proj"), key: pairs("self_attn.k_proj"), ..USUAL_NAMES };
 
 /// What most families share.
 const USUAL: Family = Family {
@@ -344,6 +446,7 @@ const USUAL: Family = Family {
     mlp_bias: Bias::No,
     quant_method: None,
     names: USUAL_NAMES,
+    gguf: gguf(""),
 };
 
 /// A window of `sliding_window` positions in all layers.
@@ -370,19 +473,16 @@ pub static FAMILIES: &[Family] = &[
         input_bias: Bias::Key("attention_bias", true),
         output_bias: Bias::Key("attention_bias", true),
         mlp_bias: Bias::Yes,
-        names: Names {
-            embedding: "gpt_neox.embed_in",
-            head: "embed_out",
-            final_norm: "gpt_neox.final_layer_norm",
-            layer: "gpt_neox.layers.{}.",
-            query: heads("attention.query_key_value", 0),
-            key: heads("attention.query_key_value", 1),
-            value: heads("attention.query_key_value", 2),
-            output: whole("attention.dense"),
-            gate: None,
-            up: whole("mlp.dense_h_to_4h"),
-            down: whole("mlp.dense_4h_to_h"),
-            ..USUAL_NAMES
+        names: NEOX_NAMES,
+        gguf: Gguf {
+            names: Some(Names {
+                query: section("attention.query_key_value", 0),
+                key: section("attention.query_key_value", 1),
+                value: section("attention.query_key_value", 2),
+                ..NEOX_NAMES
+            }),
+            stored: GGUF_FUSED,
+            ..gguf("gptneox")
         },
         ..USUAL
     },
@@ -392,6 +492,7 @@ pub static FAMILIES: &[Family] = &[
         input_bias: Bias::Key("attention_bias", false),
         output_bias: Bias::Key("attention_bias", false),
         mlp_bias: Bias::Key("mlp_bias", false),
+        gguf: Gguf { names: Some(PAIRED), ..gguf("llama") },
         ..USUAL
     },
     Family {
@@ -399,6 +500,7 @@ pub static FAMILIES: &[Family] = &[
         context: 32_768,
         window: listed(4096, Some("use_sliding_window"), Windowed::From("max_window_layers", 28)),
         input_bias: Bias::Yes,
+        gguf: gguf("qwen2"),
         ..USUAL
     },
     Family {
@@ -410,6 +512,7 @@ pub static FAMILIES: &[Family] = &[
         input_bias: Bias::Key("attention_bias", false),
         output_bias: Bias::Key("attention_bias", false),
         names: Names { head_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]), ..USUAL_NAMES },
+        gguf: gguf("qwen3"),
         ..USUAL
     },
     Family {
@@ -417,6 +520,7 @@ pub static FAMILIES: &[Family] = &[
         context: 131_072,
         window: window(Some(4096)),
         kv_heads: KvHeads::Grouped(Some(8)),
+        gguf: Gguf { mark: Some("attention.sliding_window"), names: Some(PAIRED), ..gguf("llama") },
         ..USUAL
     },
     Family {
@@ -431,12 +535,16 @@ pub static FAMILIES: &[Family] = &[
         rope_base: (&["rope_theta"], 1e6),
         window: window(None),
         kv_heads: KvHeads::Grouped(Some(8)),
-        names: Names {
-            gate: Some(whole("block_sparse_moe.experts.{}.w1")),
-            up: whole("block_sparse_moe.experts.{}.w3"),
-            down: whole("block_sparse_moe.experts.{}.w2"),
-            experts: Some(("block_sparse_moe.gate", Stack::Apart)),
-            ..USUAL_NAMES
+        names: MIXTRAL_NAMES,
+        gguf: Gguf {
+            mark: Some("expert_count"),
+            names: Some(Names {
+                query: pairs("self_attn.q_proj"),
+                key: pairs("self_attn.k_proj"),
+                ..MIXTRAL_NAMES
+            }),
+            stored: GGUF_EXPERTS,
+            ..gguf("llama")
         },
         ..USUAL
     },
@@ -455,6 +563,7 @@ pub static FAMILIES: &[Family] = &[
             up: section("mlp.gate_up_proj", 1),
             ..USUAL_NAMES
         },
+        gguf: Gguf { stored: Names { gate: Some(whole("ffn_up")), ..GGUF_FUSED }, ..gguf("phi3") },
         ..USUAL
     },
     Family {
@@ -478,6 +587,7 @@ pub static FAMILIES: &[Family] = &[
             post_norms: Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
             ..USUAL_NAMES
         },
+        gguf: Gguf { odd_scale: Some(46), ..gguf("gemma2") },
         ..USUAL
     },
     Family {
@@ -503,6 +613,7 @@ pub static FAMILIES: &[Family] = &[
             head_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
             ..USUAL_NAMES
         },
+        gguf: Gguf { odd_scale: Some(62), ..gguf("gemma3") },
         ..USUAL
     },
     Family {
@@ -531,13 +642,16 @@ pub static FAMILIES: &[Family] = &[
         input_bias: Bias::Key("attention_bias", true),
         output_bias: Bias::Key("attention_bias", true),
         mlp_bias: Bias::Yes,
-        names: Names {
-            sinks: Some("self_attn.sinks"),
-            gate: Some(single("mlp.experts.gate_up_proj", 0)),
-            up: single("mlp.experts.gate_up_proj", 1),
-            down: whole("mlp.experts.down_proj"),
-            experts: Some(("mlp.router", Stack::Together { matrix: "", turned: true })),
-            ..USUAL_NAMES
+        names: SINK_NAMES,
+        gguf: Gguf {
+            names: Some(Names {
+                gate: Some(whole("mlp.experts.gate_proj")),
+                up: whole("mlp.experts.up_proj"),
+                experts: Some(("mlp.router", Stack::Together { matrix: "", turned: false })),
+                ..SINK_NAMES
+            }),
+            stored: Names { mlp_norm: "post_attention_norm", ..GGUF_EXPERTS },
+            ..gguf("gpt-oss")
         },
         ..USUAL
     },
@@ -587,6 +701,139 @@ pub static FAMILIES: &[Family] = &[
             ..USUAL_NAMES
         },
         ..USUAL
+    },
+];
+
+/// What GGUF files call a vocabulary with merges, and one with scores.
+pub(crate) const MERGED: &str = "gpt2";
+pub(crate) const SCORED: &str = "llama";
+
+/// Spellings of tokens that end a reply, and whether they do so where one of [`ENDS_UNLESS`] is there, too: then they
+/// end one of several messages of a reply.
+pub(crate) static ENDS: &[(&str, bool)] = &[
+    ("<|eot_id|>", true),
+    ("<|eom_id|>", true),
+    ("<|im_end|>", true),
+    ("<end_of_turn>", true),
+    ("<|return|>", true),
+    ("<|call|>", true),
+    ("<|end|>", false),
+];
+pub(crate) static ENDS_UNLESS: &[&str] = &["<|return|>"];
+
+/// How text is split before a vocabulary with merges is applied.
+pub(crate) struct Split {
+    /// What GGUF files call it.
+    pub(crate) names: &'static [&'static str],
+    /// One after another, each splitting what the one before has left.
+    pub(crate) patterns: &'static [&'static str],
+    /// Whether characters are composed first (NFC).
+    pub(crate) composed: bool,
+    /// Whether a piece that is a token stays one, whatever the merges make of it.
+    pub(crate) ignore_merges: bool,
+    /// Whether a text begins with a token of its own where the file does not say.
+    pub(crate) bos: bool,
+}
+
+/// The first of all such patterns.
+pub(crate) const SPLIT_PLAIN: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const SPLIT_DIGITS_3: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+const SPLIT_DIGITS_1: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+const SPLIT_CAPITALS: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+const SPLIT_CAPITALS_DIGITS_1: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|",
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
+const SPLIT: Split =
+    Split { names: &[], patterns: &[SPLIT_PLAIN], composed: false, ignore_merges: false, bos: false };
+
+/// Every such way.
+pub(crate) static SPLITS: &[Split] = &[
+    Split {
+        names: &["default"],
+        patterns: &[r"[\p{P}\$\+<=>\^~\|]+", SPLIT_PLAIN, r"\p{N}+", "[0-9][0-9][0-9]"],
+        ..SPLIT
+    },
+    Split {
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
+        patterns: &[SPLIT_DIGITS_3],
+        ignore_merges: true,
+        bos: true,
+        ..SPLIT
+    },
+    Split { names: &["dbrx", "smaug-bpe"], patterns: &[SPLIT_DIGITS_3], ..SPLIT },
+    Split {
+        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"],
+        patterns: &[SPLIT_DIGITS_1],
+        composed: true,
+        ..SPLIT
+    },
+    Split { names: &["gpt-4o"], patterns: &[SPLIT_CAPITALS], ignore_merges: true, ..SPLIT },
+    Split {
+        names: &["tekken"],
+        patterns: &[SPLIT_CAPITALS_DIGITS_1],
+        ignore_merges: true,
+        bos: true,
+        ..SPLIT
+    },
+    Split { names: &["gpt-2", "phi-2", "mpt", "exaone4"], ..SPLIT },
+    Split { names: &["olmo", "gptneox", "gpt-neox"], composed: true, ..SPLIT },
+    Split {
+        names: &["smollm", "starcoder", "refact", "codeshell", "minerva-7b"],
+        patterns: &[r"\p{N}", SPLIT_PLAIN],
+        ..SPLIT
+    },
+    Split {
+        names: &["deepseek-llm"],
+        patterns: &[
+            r"[\r\n]",
+            concat!(
+                "\\s?[",
+                "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-\u{293}\u{295}-\u{2af}\u{370}-\u{373}\u{376}\u{377}\u{37b}-\u{37d}\u{37f}",
+                "\u{386}\u{388}-\u{38a}\u{38c}\u{38e}-\u{3a1}\u{3a3}-\u{3f5}\u{3f7}-\u{481}\u{48a}-\u{52f}\u{531}-",
+                "\u{556}\u{10a0}-\u{10c5}\u{13a0}-\u{13f5}\u{13f8}-\u{13fd}\u{1c90}-\u{1cba}\u{1cbd}-\u{1cbf}\u{1d00}",
+                "-\u{1d2b}\u{1d6b}-\u{1d77}\u{1d79}-\u{1d9a}\u{1e00}-\u{1f15}\u{1f18}-\u{1f1d}\u{1f20}-\u{1f45}",
+                "\u{1f48}-\u{1f4d}\u{1f50}-\u{1f57}\u{1f59}\u{1f5b}\u{1f5d}\u{1f5f}-\u{1f7d}\u{1f80}-\u{1fb4}\u{1fb6}",
+                "-\u{1fbc}\u{1fbe}\u{1fc2}-\u{1fc4}\u{1fc6}-\u{1fcc}\u{1fd0}-\u{1fd3}\u{1fd6}-\u{1fdb}\u{1fe0}-",
+                "\u{1fec}\u{1ff2}-\u{1ff4}\u{1ff6}-\u{1ffc}\u{2102}\u{2107}\u{210a}-\u{2113}\u{2115}\u{2119}-\u{211d}",
+                "\u{2124}\u{2126}\u{2128}\u{212a}-\u{212d}\u{212f}-\u{2134}\u{2139}\u{213c}-\u{213f}\u{2145}-\u{2149}",
+                "\u{214e}\u{2183}\u{2184}\u{2c00}-\u{2c7b}\u{2c7e}-\u{2ce4}\u{2ceb}-\u{2cee}\u{2cf2}\u{2cf3}\u{a640}-",
+                "\u{a66d}\u{a680}-\u{a69b}\u{a722}-\u{a76f}\u{a771}-\u{a787}\u{a78b}-\u{a78e}\u{ab70}-\u{abbf}",
+                "\u{fb00}-\u{fb06}\u{fb13}-\u{fb17}\u{ff21}-\u{ff3a}\u{ff41}-\u{ff5a}\u{10400}-\u{1044f}\u{104b0}-",
+                "\u{104d3}\u{104d8}-\u{104fb}\u{10c80}-\u{10cb2}\u{10cc0}-\u{10cf2}\u{118a0}-\u{118df}\u{1e900}-",
+                "\u{1e943}",
+                "]+",
+            ),
+            "\\s?[!-/:-~\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3000}-\u{3002}]+",
+            r"\s+$",
+            "[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]+",
+            r"\p{N}",
+        ],
+        ..SPLIT
+    },
+    Split {
+        names: &["deepseek-coder"],
+        patterns: &[
+            r"[\r\n]",
+            r"\s?\p{L}+",
+            r"\s?\p{P}+",
+            "[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]+",
+            r"\p{N}",
+        ],
+        ..SPLIT
     },
 ];
 

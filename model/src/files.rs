@@ -1,13 +1,17 @@
 //! What a model folder holds beside its weights: the JSON files and the chat template, as bytes.
 //!
-//! It parses none of them and opens no weights. It opens these files (and
+//! It parses none of them and opens no weights, unless these are a GGUF file, which holds what the others say. It opens
+//! these files (and
 //! `additional_chat_templates/*.jinja`) and no others: Python code in a model folder, and whatever `auto_map` names, is
 //! never touched.
 
 use crate::checkpoint::map::{self, MapError};
+use crate::checkpoint::{CheckpointError, folder};
+use crate::gguf::{GgufError, Metadata};
 use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Why a file of the folder could not be had.
@@ -15,15 +19,19 @@ use thiserror::Error;
 #[allow(missing_docs, reason = "the messages name every field")]
 pub enum FilesError {
     #[error("{}: no model there; looked for a folder with config.json, tokenizer.json and \
-        model.safetensors, or for one .safetensors file: check the path", .path.display())]
+        model.safetensors, or for one .safetensors or .gguf file: check the path", .path.display())]
     NoPath { path: PathBuf },
-    #[error("{}: expected a model folder or a .safetensors file, found something else: give the folder \
+    #[error("{}: expected a model folder or a .safetensors or .gguf file, found something else: give the folder \
         that holds config.json", .path.display())]
     NotAModel { path: PathBuf },
     #[error("{}: expected {name}, found none; {advice}", .folder.display())]
     Missing { folder: PathBuf, name: &'static str, advice: &'static str },
     #[error(transparent)]
     File(#[from] MapError),
+    #[error(transparent)]
+    Weights(#[from] CheckpointError),
+    #[error("{}: {source}; if others read the file, report it; if not, it is damaged: download it again", .file.display())]
+    Gguf { file: PathBuf, source: GgufError },
 }
 
 /// The files, by name, with the most that each may hold. A published tokenizer of 260,000 tokens has 35 MB.
@@ -60,20 +68,32 @@ pub struct EmbeddedFiles {
 pub struct ModelFiles {
     /// The folder, or what stands for it in messages.
     folder: PathBuf,
-    embedded: Option<EmbeddedFiles>,
+    home: Home,
+}
+
+#[derive(Clone, Debug)]
+enum Home {
+    Folder,
+    Program(EmbeddedFiles),
+    Gguf(Arc<Metadata>),
 }
 
 type Bytes<'a> = Result<Option<Cow<'a, [u8]>>, FilesError>;
 
 impl ModelFiles {
-    /// The files at `path`: a folder, or a `.safetensors` file (or its index) whose folder holds the rest.
+    /// The files at `path`: a folder, or a `.safetensors` file (or its index) whose folder holds the rest, or a GGUF
+    /// file, alone or in a folder without safetensors.
     pub fn open(path: &Path) -> Result<Self, FilesError> {
         let metadata = fs::metadata(path).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => FilesError::NoPath { path: path.into() },
             _ => FilesError::File(MapError::Io { path: path.into(), source }),
         })?;
+        if let Some(file) = folder::gguf(path) {
+            let home = Home::Gguf(Arc::new(Metadata::open(&file)?));
+            return Ok(Self { folder: file, home });
+        }
         if metadata.is_dir() {
-            return Ok(Self { folder: path.into(), embedded: None });
+            return Ok(Self { folder: path.into(), home: Home::Folder });
         }
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         if !metadata.is_file()
@@ -82,15 +102,15 @@ impl ModelFiles {
             return Err(FilesError::NotAModel { path: path.into() });
         }
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Ok(Self { folder: folder.into(), embedded: None })
+        Ok(Self { folder: folder.into(), home: Home::Folder })
     }
 
     /// The files carried in the program; `label` stands for their folder in messages.
     pub fn embedded(label: &str, files: EmbeddedFiles) -> Self {
-        Self { folder: label.into(), embedded: Some(files) }
+        Self { folder: label.into(), home: Home::Program(files) }
     }
 
-    /// The folder, or the label of embedded files: for messages.
+    /// The folder or the GGUF file, or the label of embedded files: for messages.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -99,45 +119,53 @@ impl ModelFiles {
     pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
         let kinds =
             [CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, CHAT_TEMPLATE];
-        let kinds = if self.embedded.is_none() { &kinds[..] } else { &[] };
-        kinds.iter().map(|kind| self.folder.join(kind.name)).collect::<Vec<_>>().into_iter()
+        let paths = match &self.home {
+            Home::Folder => kinds.iter().map(|kind| self.folder.join(kind.name)).collect(),
+            Home::Program(_) => Vec::new(),
+            Home::Gguf(metadata) => vec![metadata.path().to_owned()],
+        };
+        paths.into_iter()
     }
 
     /// `config.json`.
     pub fn config(&self) -> Bytes<'_> {
-        self.get(CONFIG, |files| files.config)
+        self.get(CONFIG, |files| files.config, |metadata| metadata.config().map(Some))
     }
 
     /// `generation_config.json`.
     pub fn generation_config(&self) -> Bytes<'_> {
-        self.get(GENERATION_CONFIG, |files| files.generation_config)
+        self.get(GENERATION_CONFIG, |files| files.generation_config, |_| Ok(None))
     }
 
     /// `tokenizer.json`.
     pub fn tokenizer(&self) -> Bytes<'_> {
-        self.get(TOKENIZER, |files| files.tokenizer)
+        self.get(TOKENIZER, |files| files.tokenizer, Metadata::tokenizer)
     }
 
     /// `tokenizer_config.json`.
     pub fn tokenizer_config(&self) -> Bytes<'_> {
-        self.get(TOKENIZER_CONFIG, |files| files.tokenizer_config)
+        self.get(
+            TOKENIZER_CONFIG,
+            |files| files.tokenizer_config,
+            |metadata| metadata.tokenizer_config().map(Some),
+        )
     }
 
     /// `special_tokens_map.json`.
     pub fn special_tokens_map(&self) -> Bytes<'_> {
-        self.get(SPECIAL_TOKENS_MAP, |files| files.special_tokens_map)
+        self.get(SPECIAL_TOKENS_MAP, |files| files.special_tokens_map, |_| Ok(None))
     }
 
     /// `chat_template.jinja`. Older models keep the template inside `tokenizer_config.json`.
     pub fn chat_template(&self) -> Bytes<'_> {
-        self.get(CHAT_TEMPLATE, |files| files.chat_template)
+        self.get(CHAT_TEMPLATE, |files| files.chat_template, |_| Ok(None))
     }
 
     /// The templates of `additional_chat_templates/`, by name without `.jinja`, sorted.
     pub fn additional_chat_templates(&self) -> Result<Vec<(String, Vec<u8>)>, FilesError> {
         let folder = self.folder.join(ADDITIONAL_TEMPLATES);
         // A folder that cannot be listed holds nothing for us: most models have none.
-        let Some(entries) = fs::read_dir(&folder).ok().filter(|_| self.embedded.is_none()) else {
+        let Some(entries) = fs::read_dir(&folder).ok().filter(|_| matches!(self.home, Home::Folder)) else {
             return Ok(Vec::new());
         };
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -169,9 +197,28 @@ impl ModelFiles {
         FilesError::Missing { folder: self.folder.clone(), name: kind.name, advice }
     }
 
-    fn get(&self, kind: Kind, pick: impl Fn(&EmbeddedFiles) -> Option<&'static [u8]>) -> Bytes<'_> {
-        if let Some(files) = &self.embedded {
-            return Ok(pick(files).map(Cow::Borrowed));
+    /// The key of a GGUF file's metadata that one of `config.json` was made of.
+    pub(crate) fn origin(&self, key: &str) -> Option<String> {
+        match &self.home {
+            Home::Gguf(metadata) => metadata.origin(key),
+            _ => None,
+        }
+    }
+
+    fn get(
+        &self,
+        kind: Kind,
+        pick: impl Fn(&EmbeddedFiles) -> Option<&'static [u8]>,
+        make: impl Fn(&Metadata) -> Result<Option<Vec<u8>>, GgufError>,
+    ) -> Bytes<'_> {
+        match &self.home {
+            Home::Folder => {}
+            Home::Program(files) => return Ok(pick(files).map(Cow::Borrowed)),
+            Home::Gguf(metadata) => {
+                let made = make(metadata)
+                    .map_err(|source| FilesError::Gguf { file: self.folder.clone(), source })?;
+                return Ok(made.map(Cow::Owned));
+            }
         }
         match map::read_regular(&self.folder.join(kind.name), kind.bytes_max) {
             Ok(bytes) => Ok(Some(Cow::Owned(bytes))),

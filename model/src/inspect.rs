@@ -7,7 +7,7 @@ use bantam_core::layouts::Shape;
 
 use crate::checkpoint::{Checkpoint, Dtype, TensorView};
 use crate::formats::Packed;
-use crate::plan::{Fill, Plan};
+use crate::plan::{Cut, Fill, Origin, Plan};
 use crate::weights::{Unpacked, WeightsError, check_notes};
 
 /// Tensors of one element type.
@@ -133,6 +133,12 @@ pub fn unquantized<'a>(
 ) -> Result<Option<Unquantized<'a>>, WeightsError> {
     let module = name.strip_suffix(".weight").unwrap_or(name);
     let packed = || plan.fills.iter().filter_map(Fill::packed);
+    // Where the rows of heads are stored in pairs, they are told in the order that they have everywhere else.
+    let order = plan.fills.iter().find_map(|fill| match fill {
+        Fill::Matrix { origin: Origin::Packed(packed), cut, .. } if packed.module == module => cut.pairs,
+        _ => None,
+    });
+    let order = Cut { pairs: order, ..Cut::WHOLE };
     let experts = packed().filter_map(|packed| {
         let number = packed.module.strip_prefix(module)?.strip_prefix('.')?;
         Some((number.parse::<usize>().ok()?, packed))
@@ -155,7 +161,7 @@ pub fn unquantized<'a>(
         let read = Unpacked::read(packed, &sources)?;
         let rows = read.rows()?;
         for output in 0..outputs {
-            rows.row(output, &mut row);
+            rows.row(order.source_row(output), &mut row);
             for (input, value) in row.iter().enumerate() {
                 let at = if count.is_some() { input * outputs + output } else { output * inputs + input };
                 data[at * 4..at * 4 + 4].copy_from_slice(&value.to_le_bytes());

@@ -12,6 +12,7 @@ mod foreign;
 pub mod formats;
 pub mod generate;
 pub mod generation;
+pub mod gguf;
 pub mod inspect;
 pub mod memory;
 pub mod native;

@@ -37,6 +37,16 @@ pub enum SourceError {
         /// What is wrong.
         source: ConfigError,
     },
+    /// The same, where it was made of a GGUF file's metadata.
+    #[error("{}: key {origin}, as part of a configuration: {source}", .file.display())]
+    Metadata {
+        /// The model.
+        file: PathBuf,
+        /// The key in the file.
+        origin: Box<str>,
+        /// What is wrong.
+        source: Box<ConfigError>,
+    },
     /// Configuration, weights and options do not go together.
     #[error("{}: {source}", .folder.display())]
     Plan {
@@ -103,7 +113,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens the model at `path`: a folder in Hugging Face's form, or a weights file in such a folder.
+    /// Opens the model at `path`: a folder in Hugging Face's form, a weights file in such a folder, or a GGUF file.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let files = ModelFiles::open(path)?;
         let spec = read_spec(&files)?;
@@ -212,6 +222,11 @@ impl Source {
 fn read_spec(files: &ModelFiles) -> Result<ModelSpec, SourceError> {
     ModelSpec::parse(&files.require_config()?).map_err(|source| {
         let folder = files.folder().into();
-        SourceError::Spec { folder, source }
+        match source.key().and_then(|key| files.origin(key)) {
+            Some(origin) => {
+                SourceError::Metadata { file: folder, origin: origin.into(), source: Box::new(source) }
+            }
+            None => SourceError::Spec { folder, source },
+        }
     })
 }

@@ -143,7 +143,7 @@ impl<P: Pool> To<'_, P> {
         let read = |first: usize, count: usize, rows: &mut [f32], bytes: &mut Vec<u8>| {
             let (from, to) = (cut.source_row(first), cut.source_row(first + count - 1));
             // Rows that follow one another in the file are read at once.
-            let run = if to - from == count - 1 { count } else { 1 };
+            let run = if to - from == count - 1 && cut.pairs.is_none() { count } else { 1 };
             for (i, rows) in rows.chunks_exact_mut(run * columns).enumerate() {
                 let at = cut.start + cut.source_row(first + i * run) * columns;
                 source.load_f32(at, rows, bytes).map_err(|error| unreadable(source, error))?;

@@ -113,6 +113,7 @@ impl<'a> Panels<'a> {
 ///
 /// # Safety
 /// No other thread may touch this group's part of `memory`.
+#[allow(clippy::too_many_arguments, reason = "the form, the rows, the group, the memory")]
 pub unsafe fn fill_group<'x>(
     form: Form,
     cpu: Cpu,

@@ -1,6 +1,8 @@
 //! The element types of a checkpoint and their widening to f32.
 //!
-//! It is not a quantisation format: formats give codes a meaning, a dtype only says how a number is spelled.
+//! It is not a quantisation format: formats give codes a meaning, a dtype only says how a number is spelled. Where a
+//! file has blocks of quantized values, their bytes are the elements, and a dtype only tells blocks of one kind from
+//! another.
 
 /// How one element is stored, always little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,10 +23,23 @@ pub enum Dtype {
     Bool,
     F8E4m3,
     F8E5m2,
+    Q4x0,
+    Q4x1,
+    Q5x0,
+    Q5x1,
+    Q8x0,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    Tq1x0,
+    Tq2x0,
+    Mxfp4,
 }
 
 /// Every dtype with its name in a safetensors header and its size.
-const TABLE: [(Dtype, &str, usize); 15] = [
+const TABLE: [(Dtype, &str, usize); 28] = [
     (Dtype::F64, "F64", 8),
     (Dtype::F32, "F32", 4),
     (Dtype::F16, "F16", 2),
@@ -40,7 +55,23 @@ const TABLE: [(Dtype, &str, usize); 15] = [
     (Dtype::Bool, "BOOL", 1),
     (Dtype::F8E4m3, "F8_E4M3", 1),
     (Dtype::F8E5m2, "F8_E5M2", 1),
+    (Dtype::Q4x0, "Q4_0", 1),
+    (Dtype::Q4x1, "Q4_1", 1),
+    (Dtype::Q5x0, "Q5_0", 1),
+    (Dtype::Q5x1, "Q5_1", 1),
+    (Dtype::Q8x0, "Q8_0", 1),
+    (Dtype::Q2K, "Q2_K", 1),
+    (Dtype::Q3K, "Q3_K", 1),
+    (Dtype::Q4K, "Q4_K", 1),
+    (Dtype::Q5K, "Q5_K", 1),
+    (Dtype::Q6K, "Q6_K", 1),
+    (Dtype::Tq1x0, "TQ1_0", 1),
+    (Dtype::Tq2x0, "TQ2_0", 1),
+    (Dtype::Mxfp4, "MXFP4", 1),
 ];
+
+/// How many of them safetensors files have; the others are blocks.
+const PLAIN: usize = 15;
 
 impl Dtype {
     /// Size of one element in bytes.
@@ -48,19 +79,24 @@ impl Dtype {
         TABLE[self as usize].2
     }
 
-    /// The name a safetensors header uses.
+    /// The name that its files use.
     pub fn name(self) -> &'static str {
         TABLE[self as usize].1
     }
 
     /// The dtype of that name in a safetensors header.
     pub fn from_name(name: &str) -> Option<Self> {
-        TABLE.iter().find(|row| row.1 == name).map(|row| row.0)
+        TABLE[..PLAIN].iter().find(|row| row.1 == name).map(|row| row.0)
     }
 
-    /// Every dtype.
+    /// Every dtype of plain numbers.
     pub fn all() -> impl Iterator<Item = Self> {
-        TABLE.iter().map(|row| row.0)
+        TABLE[..PLAIN].iter().map(|row| row.0)
+    }
+
+    /// Whether elements are bytes of blocks, and no numbers.
+    pub fn is_blocks(self) -> bool {
+        self as usize >= PLAIN
     }
 
     /// Whether a value may be NaN or infinite.
@@ -83,11 +119,12 @@ impl Dtype {
             Self::U64 => each(data, out, |b| u64::from_le_bytes(b) as f32),
             Self::U32 => each(data, out, |b| u32::from_le_bytes(b) as f32),
             Self::U16 => each(data, out, |b| f32::from(u16::from_le_bytes(b))),
-            Self::U8 => each(data, out, |[b]: [u8; 1]| f32::from(b)),
             Self::Bool => each(data, out, |[b]: [u8; 1]| f32::from(u8::from(b != 0))),
             Self::F8E4m3 => each(data, out, |[b]: [u8; 1]| e4m3_to_f32(b)),
             // E5M2 is the upper half of an F16.
             Self::F8E5m2 => each(data, out, |[b]: [u8; 1]| f16_to_f32(u16::from(b) << 8)),
+            // Of blocks, the bytes.
+            _ => each(data, out, |[b]: [u8; 1]| f32::from(b)),
         }
     }
 }
@@ -103,7 +140,7 @@ fn each<const N: usize>(data: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32
 
 /// F16 to f32 without a branch, so that the compiler turns the loop into SIMD: shifted into place, an F16 is an f32
 /// whose exponent is 112 too small, and the multiplication mends normals and subnormals alike, exactly.
-fn f16_to_f32(bits: u16) -> f32 {
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
     let magnitude = u32::from(bits & 0x7FFF);
     let finite = f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23);
     let special = 0x7F80_0000 | magnitude << 13;
@@ -135,10 +172,11 @@ mod tests {
 
     #[test]
     fn the_table_is_in_the_order_of_the_enum() {
-        for dtype in Dtype::all() {
-            assert_eq!(TABLE[dtype as usize].0, dtype);
-            assert_eq!(Dtype::from_name(dtype.name()), Some(dtype));
+        for (at, row) in TABLE.iter().enumerate() {
+            assert_eq!(row.0 as usize, at);
+            assert_eq!(Dtype::from_name(row.1), (!row.0.is_blocks()).then_some(row.0));
         }
+        assert_eq!(Dtype::all().last(), Some(Dtype::F8E5m2));
         assert_eq!(Dtype::from_name("F4"), None);
     }
 

@@ -12,14 +12,24 @@ const SINGLE_NAME: &str = "model.safetensors";
 /// A hostile folder may hold millions of names; the first thousands are enough to say what is wrong.
 const NAMES_MAX: usize = 10_000;
 
-/// Endings of weight files that are not safetensors: pickles can run code, and GGUF is another project's format.
-const FOREIGN: [&str; 6] = ["bin", "pt", "pth", "ckpt", "pkl", "gguf"];
+/// Endings of weight files that are not read: pickles can run code.
+const FOREIGN: [&str; 5] = ["bin", "pt", "pth", "ckpt", "pkl"];
 
 /// What was found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Weights {
     Single(PathBuf),
     Sharded(PathBuf),
+    /// The first file of one or several.
+    Gguf(PathBuf),
+}
+
+/// The GGUF file that is the model at `path`, if one is.
+pub(crate) fn gguf(path: &Path) -> Option<PathBuf> {
+    match find(path) {
+        Ok(Weights::Gguf(file)) => Some(file),
+        _ => None,
+    }
 }
 
 /// Finds the checkpoint at `path`, a folder or one file.
@@ -44,6 +54,9 @@ fn find_file(path: &Path) -> Result<Weights, CheckpointError> {
     if path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".safetensors.index.json")) {
         return Ok(Weights::Sharded(path.into()));
     }
+    if has_extension(path, &["gguf"]) {
+        return Ok(Weights::Gguf(path.into()));
+    }
     if has_extension(path, &FOREIGN) {
         let found = path.file_name().map(|name| name.to_string_lossy().into_owned()).into_iter().collect();
         return Err(CheckpointError::Foreign { path: path.into(), found });
@@ -66,12 +79,24 @@ fn find_in_folder(folder: &Path) -> Result<Weights, CheckpointError> {
         names.iter().filter(|name| has_extension(Path::new(name), endings)).cloned().collect()
     };
     let (safetensors, foreign) = (ending(&["safetensors"]), ending(&FOREIGN));
+    let gguf: Vec<String> = ending(&["gguf"]).into_iter().filter(|name| !is_later_part(name)).collect();
     match safetensors.as_slice() {
         [name] => Ok(Weights::Single(folder.join(name))),
+        [] if gguf.len() == 1 => Ok(Weights::Gguf(folder.join(&gguf[0]))),
+        [] if !gguf.is_empty() => Err(CheckpointError::Ambiguous { folder: folder.into(), found: gguf }),
         [] if !foreign.is_empty() => Err(CheckpointError::Foreign { path: folder.into(), found: foreign }),
         [] => Err(CheckpointError::NoWeights { folder: folder.into() }),
         _ => Err(CheckpointError::Ambiguous { folder: folder.into(), found: safetensors }),
     }
+}
+
+/// `…-00002-of-00003.gguf`: a part that is found through the first.
+fn is_later_part(name: &str) -> bool {
+    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+    let Some((rest, count)) = stem.rsplit_once("-of-") else { return false };
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = rest.rsplit_once('-').map_or("", |(_, number)| number);
+    is_number(count) && is_number(number) && number != "00001"
 }
 
 fn has_extension(path: &Path, endings: &[&str]) -> bool {

@@ -5,7 +5,7 @@
 //! tensors cover the data section without gap or overlap, so a file has one meaning only.
 
 use super::dtype::Dtype;
-use super::json::{JsonError, Reader, Text, Texts, quote};
+use super::json::{Joined, JsonError, Reader, Text, Texts, quote};
 use std::collections::HashSet;
 use thiserror::Error;
 
@@ -173,6 +173,24 @@ impl Header {
     /// The pairs of `__metadata__`, in the order of the file.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
         self.metadata.iter().map(|&(key, value)| (self.texts.get(key), self.texts.get(value)))
+    }
+
+    /// Of tensors that another container's head lists, `head_bytes` long, all of which was checked.
+    pub(crate) fn from_entries<'a>(head_bytes: u64, entries: impl Iterator<Item = Entry<'a>>) -> Self {
+        let (mut names, mut rows, mut dims) = (Joined::default(), Vec::new(), Vec::new());
+        for entry in entries {
+            let dims_start = u32::try_from(dims.len()).expect("TENSORS_MAX of DIMS_MAX at most");
+            dims.extend_from_slice(entry.shape);
+            rows.push(Row {
+                name: names.push(entry.name),
+                dims_start,
+                dims: u8::try_from(entry.shape.len()).expect("DIMS_MAX at most"),
+                dtype: entry.dtype,
+                start: entry.start - head_bytes,
+                end: entry.end - head_bytes,
+            });
+        }
+        Self { texts: names.into_texts(), rows, dims, metadata: Vec::new(), data_start: head_bytes }
     }
 
     /// Reads the header's text. `file_len` is the size of the whole file, `tensors_max` what is left of

@@ -90,6 +90,22 @@ impl Text {
     }
 }
 
+/// Texts one after another as a document, which is read by nobody.
+#[derive(Debug, Default)]
+pub(crate) struct Joined(String);
+
+impl Joined {
+    pub(crate) fn push(&mut self, text: &str) -> Text {
+        let start = self.0.len();
+        self.0.push_str(text);
+        Text::new(start, self.0.len(), false)
+    }
+
+    pub(crate) fn into_texts(self) -> Texts {
+        Texts { document: self.0.into(), decoded: Box::default() }
+    }
+}
+
 /// The document and the decoded strings, kept together for as long as a [`Text`] of them is in use.
 #[derive(Debug, Default)]
 pub(crate) struct Texts {

@@ -1,11 +1,11 @@
-//! A checkpoint: the named tensors of one safetensors file, of several shards, or of bytes in the program itself.
+//! A checkpoint: the named tensors of one safetensors or GGUF file, of several, or of bytes in the program itself.
 //!
 //! It is not a model: it neither knows which tensors an architecture needs nor what they mean. Everything a file
 //! claims is checked when it is opened, at the cost of its headers alone; from then on a [`TensorView`] cannot be
 //! wrong. Tensor data stays in the file's map until somebody reads it.
 
 mod dtype;
-mod folder;
+pub(crate) mod folder;
 pub mod header;
 pub mod index;
 pub mod json;
@@ -13,7 +13,9 @@ pub mod map;
 pub mod writer;
 
 pub use dtype::Dtype;
+pub(crate) use dtype::f16_to_f32;
 
+use crate::gguf::{self, GgufError, Part};
 use folder::Weights;
 use header::{Entry, HEADER_BYTES_MAX, Header, HeaderError, PREFIX_BYTES, TENSORS_MAX};
 use index::{INDEX_BYTES_MAX, IndexError, ShardIndex};
@@ -32,27 +34,28 @@ const HEADERS_BYTES_MAX: u64 = 32 << 20;
 #[derive(Debug, Error)]
 #[allow(missing_docs, reason = "the messages name every field")]
 pub enum CheckpointError {
-    #[error("{}: nothing there; expected a model folder or a .safetensors file: check the \
+    #[error("{}: nothing there; expected a model folder or a .safetensors or .gguf file: check the \
         path", .path.display())]
     NoPath { path: PathBuf },
     #[error("{}: {source}; check the permissions and the disk", .path.display())]
     Folder { path: PathBuf, source: io::Error },
-    #[error("{}: no weights; looked for model.safetensors, {} and any one .safetensors file: download \
+    #[error("{}: no weights; looked for model.safetensors, {} and any one .safetensors or .gguf file: download \
         the model again, with its weights", .folder.display(), index::INDEX_NAME)]
     NoWeights { folder: PathBuf },
-    #[error("{}: expected one .safetensors file or a {}, found {}: add the index, or give the path of \
+    #[error("{}: expected one .safetensors or .gguf file or a {}, found {}: add the index, or give the path of \
         one file", .folder.display(), index::INDEX_NAME, list(.found))]
     Ambiguous { folder: PathBuf, found: Vec<String> },
-    #[error("{}: expected safetensors, found {}; pickles can run code and are never read, GGUF is not \
-        read: fetch the model's safetensors, or convert it with transformers' \
-        save_pretrained", .path.display(), list(.found))]
+    #[error("{}: expected safetensors or GGUF, found {}; pickles can run code and are never read: fetch the \
+        model's safetensors, or convert it with transformers' save_pretrained", .path.display(), list(.found))]
     Foreign { path: PathBuf, found: Vec<String> },
-    #[error("{}: expected a folder or a file ending in .safetensors", .path.display())]
+    #[error("{}: expected a folder or a file ending in .safetensors or .gguf", .path.display())]
     NotSafetensors { path: PathBuf },
     #[error(transparent)]
     File(#[from] MapError),
     #[error("{}: {source}; the file is damaged or incomplete: download or convert it again", .file.display())]
     Header { file: PathBuf, source: HeaderError },
+    #[error("{}: {source}; if others read the file, report it; if not, it is damaged: download it again", .file.display())]
+    Gguf { file: PathBuf, source: GgufError },
     #[error("{}: expected the weights themselves, found {found}; {advice}", .file.display())]
     StandIn { file: PathBuf, found: &'static str, advice: &'static str },
     #[error("{}: {source}; the index is damaged or not from this model: download it again", .file.display())]
@@ -218,6 +221,7 @@ impl Checkpoint {
         match folder::find(path)? {
             Weights::Single(file) => Ok(Self::new(None, vec![open_shard(&file, &mut limits)?])),
             Weights::Sharded(file) => open_sharded(&file, &mut limits),
+            Weights::Gguf(file) => open_gguf(&file),
         }
     }
 
@@ -366,7 +370,7 @@ const STAND_IN_BYTES: u64 = 24;
 
 /// What a download often leaves in the place of the weights. Only asked of files whose header was refused: text reads
 /// as a header length far beyond any.
-fn stand_in(path: &Path, start: &[u8]) -> Option<CheckpointError> {
+pub(crate) fn stand_in(path: &Path, start: &[u8]) -> Option<CheckpointError> {
     let is_text = start.iter().take(8).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
     let (found, advice) = if start.starts_with(b"version https://git-lfs") {
         ("a Git LFS pointer", "run `git lfs pull` in the model's folder, or download the file itself")
@@ -376,6 +380,17 @@ fn stand_in(path: &Path, start: &[u8]) -> Option<CheckpointError> {
         return None;
     };
     Some(CheckpointError::StandIn { file: path.into(), found, advice })
+}
+
+fn open_gguf(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let parts = gguf::open(path)?;
+    let headers = gguf::named(&parts);
+    let headers = headers.map_err(|source| CheckpointError::Gguf { file: path.into(), source })?;
+    let shards = parts.into_iter().zip(headers).map(|(part, header)| {
+        let Part { map, file, .. } = part;
+        Shard { bytes: Bytes::Mapped(map, file), header }
+    });
+    Ok(Checkpoint::new(None, shards.collect()))
 }
 
 fn open_sharded(file: &Path, limits: &mut Limits) -> Result<Checkpoint, CheckpointError> {

@@ -11,6 +11,7 @@ mod bitsandbytes;
 mod compressed_tensors;
 mod eetq;
 pub mod encode;
+pub(crate) mod gguf;
 mod gptq;
 mod hqq;
 mod mxfp4;
@@ -43,13 +44,15 @@ static METHODS: &[(&str, Read)] = &[
     ("bitsandbytes", bitsandbytes::read),
     ("compressed-tensors", compressed_tensors::read),
     ("eetq", eetq::read),
+    ("gguf", gguf::read),
     ("gptq", gptq::read),
     ("hqq", hqq::read),
     ("mxfp4", mxfp4::read),
 ];
 
 /// The same for an error message.
-const METHOD_NAMES: &str = "aqlm, awq, bitnet, bitsandbytes, compressed-tensors, eetq, gptq, hqq, mxfp4";
+const METHOD_NAMES: &str =
+    "aqlm, awq, bitnet, bitsandbytes, compressed-tensors, eetq, gguf, gptq, hqq, mxfp4";
 
 impl Format {
     /// Reads `quantization_config`, where there is one; else it is the family's method, if that has one.
@@ -68,6 +71,11 @@ impl Format {
                 supported: METHOD_NAMES.to_owned(),
             }),
         }
+    }
+
+    /// Whether all is as in a GGUF file: see `families::Gguf`.
+    pub(crate) fn is_gguf(&self) -> bool {
+        self.0.as_ref().is_some_and(|reader| reader.is_gguf())
     }
 
     /// The matrix of a module, `shape.rows` outputs of `shape.columns` inputs; `None` where it stands as it is.
@@ -134,6 +142,10 @@ pub fn decode(
 pub(crate) trait Reader: Debug + Send + Sync {
     /// See [`Format::find`].
     fn find(&self, tensors: &Tensors, module: &str, shape: Shape) -> Result<Option<Packed>, PlanError>;
+    /// See [`Format::is_gguf`].
+    fn is_gguf(&self) -> bool {
+        false
+    }
     /// See [`Format::find_stack`].
     fn find_stack(
         &self,

@@ -176,14 +176,20 @@ pub struct Cut {
     pub every: usize,
     /// Where rows stand as columns: the elements from one row of the tensor to the next.
     pub turned: Option<usize>,
+    /// Of so many rows, those of the first half and those of the second alternate in the tensor.
+    pub pairs: Option<usize>,
 }
 
 impl Cut {
     /// The tensor as it is.
-    pub const WHOLE: Cut = Cut { start: 0, first: 0, run: 1, every: 1, turned: None };
+    pub const WHOLE: Cut = Cut { start: 0, first: 0, run: 1, every: 1, turned: None, pairs: None };
 
     /// The row of the tensor's part that becomes row `row` of the matrix.
     pub fn source_row(&self, row: usize) -> usize {
+        let row = match self.pairs {
+            None => row,
+            Some(all) => row / all * all + row % all % (all / 2) * 2 + row % all / (all / 2),
+        };
         self.first + row / self.run * self.every + row % self.run
     }
 }
@@ -193,6 +199,9 @@ impl std::fmt::Display for Cut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.start > 0 {
             write!(f, "[{}..]", self.start)?;
+        }
+        if let Some(all) = self.pairs {
+            write!(f, "[pairs of {all}]")?;
         }
         let rows = if self.turned.is_some() { "columns" } else { "rows" };
         match (self.run == self.every, self.first) {

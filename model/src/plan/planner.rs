@@ -286,6 +286,7 @@ impl<'a> Planner<'a> {
                 (Cut { first: index * head, run: head, every: of * head, ..Cut::WHOLE }, count * of)
             }
             Rows::Single { index, of } => (Cut { first: index, every: of, ..Cut::WHOLE }, count * of),
+            Rows::Pairs => (Cut { pairs: Some(head), ..Cut::WHOLE }, count),
             Rows::Section(index) => {
                 (Cut { first: sections[..index].iter().sum(), ..Cut::WHOLE }, sections.iter().sum())
             }
@@ -424,6 +425,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Where the matrices of experts stand, and how all are held.
+    #[allow(clippy::too_many_arguments, reason = "what, where from, and which part of it")]
     fn expert_sources(
         &self,
         line: &str,

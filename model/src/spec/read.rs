@@ -46,12 +46,17 @@ impl Config<'_> {
         self.refuse_what_is_not_there(family)?;
         let hidden = self.needed_size("hidden_size", WIDTH_MAX)?;
         let layers = self.needed_size("num_hidden_layers", 4096)?;
+        let format = Format::read(self, family.quant_method)?;
+        let (names, weight_shift) = match format.is_gguf() {
+            true => (family.gguf.names.as_ref().unwrap_or(&family.names), 0.0),
+            false => (&family.names, family.weight_shift),
+        };
         let vocab = self.needed_size("vocab_size", 1 << 24)?;
         let context = self.context(family)?;
         let norm = NormSpec {
             kind: family.norm,
             epsilon: self.first_number(&[family.epsilon.0], family.epsilon.1)? as f32,
-            weight_shift: family.weight_shift,
+            weight_shift,
             bias: family.norm == NormKind::Layer,
         };
         let attention = self.attention(family, hidden)?;
@@ -71,7 +76,7 @@ impl Config<'_> {
             .collect::<Result<_, ConfigError>>()?;
         Ok(ModelSpec {
             family: family.name,
-            names: &family.names,
+            names,
             hidden,
             vocab,
             context,
@@ -82,7 +87,7 @@ impl Config<'_> {
             logits_cap: self.cap(family.logits_cap)?,
             tied: self.flag("tie_word_embeddings", family.tied)?,
             eos: self.eos()?,
-            format: Format::read(self, family.quant_method)?,
+            format,
         })
     }
 

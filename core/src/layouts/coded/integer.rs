@@ -479,10 +479,10 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
         panel: *const u32,
         sums: *mut f32,
     ) {
-        let panel = unsafe { panel.add(block * self.block / 4 * tokens) };
         let mut g = 0;
-        // SAFETY: passed on.
+        // SAFETY: the panel holds all words of its tokens; passed on.
         unsafe {
+            let panel = panel.add(block * self.block / 4 * tokens);
             while g < tokens {
                 let left = tokens - g;
                 let piece = Piece { opened, block, count, first: first + g, x: panel.add(g), stride: tokens };

@@ -160,8 +160,17 @@ fn hold(model: &str, precision: Precision, way: Option<&'static OnLoad>) {
         for (i, kv) in KINDS.into_iter().enumerate() {
             let (context, sequences, chunk, quantization) = (128, 4, CHUNK, way);
             let logits_rows = CHUNK;
-            let options =
-                Options { context, sequences, chunk, logits_rows, kv, precision, quantization, head: way };
+            let options = Options {
+                context,
+                sequences,
+                chunk,
+                logits_rows,
+                kv,
+                precision,
+                quantization,
+                head: way,
+                experts: None,
+            };
             let threads = THREADS[(round + level + i) % THREADS.len()];
             let begin = |threads| load(&model_folder(model), options, cpu, threads);
             let engine = begin(1);

@@ -120,7 +120,17 @@ fn check_heap<T>(what: &str, most: usize, make: impl FnOnce() -> T) -> T {
 
 fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
     let quantization = way("int8").filter(|_| int8);
-    Options { context: 256, sequences: 3, chunk: 64, logits_rows: 3, kv, precision, quantization, head: None }
+    Options {
+        context: 256,
+        sequences: 3,
+        chunk: 64,
+        logits_rows: 3,
+        kv,
+        precision,
+        quantization,
+        head: None,
+        experts: None,
+    }
 }
 
 fn text_of(folder: &Path) -> (Tokenizer, Arc<ByteTable>) {

@@ -35,6 +35,11 @@ pub fn total() -> Option<u64> {
     meminfo("MemTotal:")
 }
 
+/// The most memory that this process has had at once, in bytes, mapped files included; `None` where it cannot be told.
+pub fn peak() -> Option<u64> {
+    kibibytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
 /// What this process and those beside it may take at most, where that is less than all memory: the limit of a
 /// container or service, or of the shell (`ulimit -v`, `ulimit -d`).
 pub fn limit() -> Option<u64> {

@@ -3,10 +3,10 @@
 use std::sync::Mutex;
 
 use bantam_core::layouts::coded::{Coded, CodedRows};
-use bantam_core::layouts::{NotFinite, TILE_ROWS};
+use bantam_core::layouts::{Layout, NotFinite, TILE_ROWS};
 use bantam_core::ops::matmul::IN_ORDER;
 use bantam_core::ops::share::each_row;
-use bantam_core::{Arena, Matrix, Pool, Slot};
+use bantam_core::{Arena, Matrix, Pool};
 use memmap2::MmapMut;
 
 use crate::checkpoint::{Checkpoint, TensorView};
@@ -410,27 +410,44 @@ fn room(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 /// Fills the weights with small reproducible noise: for measuring speed, where only sizes count.
 pub fn synthesize(plan: &Plan, arena: &mut Arena<MmapMut>, pool: &impl Pool) {
-    let buffers = Buffers::default();
+    let mut models: Vec<(&str, usize, Vec<u32>)> = Vec::new();
     for fill in &plan.fills {
         match fill {
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
             Fill::Vector { slot, .. } => noise(7, 1.0, arena.floats_mut(*slot)),
-            Fill::Matrix { matrix, .. } => synthesize_matrix(matrix, arena, pool, &buffers),
+            Fill::Matrix { matrix: Matrix { layout, shape, slot, .. }, .. } => {
+                let kind = (layout.name(), shape.columns);
+                let known = models.iter().position(|(name, columns, _)| (*name, *columns) == kind);
+                let at = known.unwrap_or_else(|| {
+                    models.push((kind.0, kind.1, model_tile(*layout, shape.columns)));
+                    models.len() - 1
+                });
+                let model: &[u8] = bytemuck::cast_slice(&models[at].2);
+                let first = slot.offset / slot.bytes.max(1);
+                let copy = |tile: usize, out: &mut [u8]| copy_turned(model, first + tile, out);
+                each_row(pool, arena.write(*slot), model.len(), 2, copy);
+            }
         }
     }
 }
 
-fn synthesize_matrix(matrix: &Matrix, arena: &mut Arena<MmapMut>, pool: &impl Pool, buffers: &Buffers) {
-    let columns = matrix.shape.columns;
-    let Slot { offset, .. } = matrix.slot;
-    let scale = 1.0 / (columns as f32).sqrt();
-    let tile_bytes = matrix.layout.tile_bytes(columns);
-    each_row(pool, arena.write(matrix.slot), tile_bytes, 2, |tile, out| {
-        buffers.lend(TILE_ROWS * columns, |rows, _| {
-            noise((offset + tile) as u64, scale, rows);
-            matrix.layout.pack(columns, rows, out).expect("noise is finite");
-        });
-    });
+/// A tile of noise. The nearest codes of noise are slow to find, so that one tile is the model of many.
+fn model_tile(layout: &dyn Layout, columns: usize) -> Vec<u32> {
+    let mut rows = vec![0.0; TILE_ROWS * columns];
+    noise(columns as u64, 1.0 / (columns as f32).sqrt(), &mut rows);
+    let mut tile = vec![0; layout.tile_bytes(columns) / 4];
+    layout.pack(columns, &rows, bytemuck::cast_slice_mut(&mut tile)).expect("noise is finite");
+    tile
+}
+
+/// Copies a tile, each row to a place `by` further on. In every layout a tile is words with the rows side by side.
+fn copy_turned(tile: &[u8], by: usize, out: &mut [u8]) {
+    const WORDS: usize = TILE_ROWS * 4;
+    let at = by % TILE_ROWS * 4;
+    for (from, to) in tile.chunks_exact(WORDS).zip(out.chunks_exact_mut(WORDS)) {
+        to[at..].copy_from_slice(&from[..WORDS - at]);
+        to[..at].copy_from_slice(&from[WORDS - at..]);
+    }
 }
 
 /// Uniform values in -scale..scale.
@@ -441,5 +458,31 @@ fn noise(seed: u64, scale: f32, out: &mut [f32]) {
         state ^= state >> 7;
         state ^= state << 17;
         *x = ((state >> 40) as f32 / (1u32 << 23) as f32 - 1.0) * scale;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bantam_core::layouts::LAYOUTS;
+
+    use super::*;
+
+    #[test]
+    fn a_turned_tile_holds_the_same_rows() {
+        for (&layout, columns) in LAYOUTS.iter().zip([64, 96, 200].into_iter().cycle()) {
+            let tile = model_tile(layout, columns);
+            let mut turned = vec![0u32; tile.len()];
+            copy_turned(bytemuck::cast_slice(&tile), 3, bytemuck::cast_slice_mut(&mut turned));
+            let unpacked = |tile: &[u32], row| {
+                let mut out = vec![0.0; columns];
+                layout.unpack(columns, bytemuck::cast_slice(tile), row, &mut out);
+                out
+            };
+            for row in 0..TILE_ROWS {
+                let same = unpacked(&tile, row) == unpacked(&turned, (row + 3) % TILE_ROWS);
+                assert!(same, "{}, row {row}", layout.name());
+            }
+            assert_ne!(unpacked(&tile, 0), unpacked(&tile, 1), "{}", layout.name());
+        }
     }
 }

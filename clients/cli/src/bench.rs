@@ -3,8 +3,11 @@
 //! Machine and model are measured in turns, because the machine's speed drifts with whatever else runs on it; every
 //! round's fraction is taken from that round's own bandwidth.
 
+use std::time::Instant;
+
 use bantam_core::Cpu;
 use bantam_model::engine::{Engine, synthetic_plan};
+use bantam_model::memory;
 use bantam_model::plan::Options;
 use bantam_model::source::Source;
 use bantam_model::spec::ModelSpec;
@@ -58,6 +61,26 @@ enum Subject {
     Model(Source),
 }
 
+/// All that is known in the end.
+struct Found {
+    name: String,
+    engine: Engine,
+    cpu: Cpu,
+    ceilings: Ceilings,
+    start: Start,
+    rounds: Vec<Round>,
+}
+
+/// What a start costs.
+struct Start {
+    /// Seconds until weights are there, or mapped: headers read, planned, loaded.
+    ready: f64,
+    /// The same and one token, which waits for pages that are only mapped.
+    first_token: f64,
+    /// The most memory of the whole run, without the block that bandwidth is measured on.
+    peak_bytes: Option<u64>,
+}
+
 /// One measurement of everything.
 struct Round {
     read: f64,
@@ -72,7 +95,9 @@ impl Bench {
         }
         let cpu = Cpu::detect();
         let threads = self.engine.threads();
+        let began = Instant::now();
         let subject = self.subject(cpu)?;
+        let opened = began.elapsed().as_secs_f64();
         let machine = Machine::new(cpu, threads, BLOCK_BYTES)
             .map_err(|error| refused(format!("1 GiB of memory or {threads} threads: {error}")))?;
         let progress = Progress::waiting("measuring this machine".to_owned());
@@ -84,11 +109,18 @@ impl Bench {
                 false => Ok(output::line(&ceilings.as_text(cpu, threads))?),
             };
         };
+        let began = Instant::now();
         let (name, mut engine) = self.load(subject, cpu, threads)?;
+        let ready = opened + began.elapsed().as_secs_f64();
+        prefill(&mut engine, 1)?;
+        let first_token = opened + began.elapsed().as_secs_f64();
         let rounds = self.rounds(&machine, &mut engine)?;
+        let peak_bytes = memory::peak().map(|peak| peak.saturating_sub(BLOCK_BYTES as u64));
+        let found =
+            Found { name, engine, cpu, ceilings, start: Start { ready, first_token, peak_bytes }, rounds };
         match self.json {
-            true => output::json(&self.as_json(&name, &ceilings, &engine, cpu, &rounds))?,
-            false => output::line(&self.as_text(&name, &ceilings, &engine, cpu, &rounds))?,
+            true => output::json(&self.as_json(&found))?,
+            false => output::line(&self.as_text(&found))?,
         }
         Ok(())
     }
@@ -143,16 +175,28 @@ impl Bench {
             .collect()
     }
 
-    fn as_json(&self, name: &str, ceilings: &Ceilings, engine: &Engine, cpu: Cpu, rounds: &[Round]) -> Value {
+    fn as_json(&self, found: &Found) -> Value {
+        let Found { name, engine, cpu, ceilings, start, rounds } = found;
         let options = engine.plan().options;
         let bytes = engine.plan().bytes_per_token as f64;
         json!({
-            "machine": ceilings.as_json(cpu, engine.threads()),
+            "machine": ceilings.as_json(*cpu, engine.threads()),
             "model": name,
             "precision": precision_name(options.precision),
             "kv": kv_name(options.kv),
             "bytes_per_token": engine.plan().bytes_per_token,
             "memory_bytes": engine.memory_bytes(),
+            "weight_bytes": engine.plan().weight_bytes,
+            "cache_bytes": engine.plan().cache_bytes,
+            "peak_bytes": start.peak_bytes,
+            "is_mapped": engine.is_mapped(),
+            "seconds_to_ready": start.ready,
+            "seconds_to_first_token": start.first_token,
+            "quantization": {
+                "layers": options.quantization.map(|way| way.name),
+                "experts": options.experts.map(|way| way.name),
+                "head": options.head.map(|way| way.name),
+            },
             "prompt_tokens": self.prompt_tokens,
             "read_gb_per_s": spread(rounds, |round| round.read / 1e9),
             "decode_tokens_per_s": spread(rounds, |round| round.decode),
@@ -163,14 +207,8 @@ impl Bench {
         })
     }
 
-    fn as_text(
-        &self,
-        name: &str,
-        ceilings: &Ceilings,
-        engine: &Engine,
-        cpu: Cpu,
-        rounds: &[Round],
-    ) -> String {
+    fn as_text(&self, found: &Found) -> String {
+        let Found { name, engine, cpu, ceilings, start, rounds } = found;
         let options = engine.plan().options;
         let bytes = engine.plan().bytes_per_token as f64;
         let row = |what: String, spread: Spread, digits: usize| {
@@ -186,14 +224,19 @@ impl Bench {
             row("decode, fraction of read".to_owned(), of(&|round| round.decode * bytes / round.read), 2),
             row(format!("prefill {}, tokens/s", self.prompt_tokens), of(&|round| round.prefill), 1),
         ];
+        let peak =
+            start.peak_bytes.map_or(String::new(), |bytes| format!(", {} at most", output::bytes(bytes)));
         format!(
-            "{}\n\n{name}, {} precision, keys and values {}, {} per token, {} in all; {} rounds\n\n{}",
-            ceilings.as_text(cpu, engine.threads()),
+            "{}\n\n{name}, {} precision, keys and values {}, {} per token, {} in all; {} rounds\n\
+             ready in {:.2} s, first token after {:.2} s{peak}\n\n{}",
+            ceilings.as_text(*cpu, engine.threads()),
             precision_name(options.precision),
             kv_name(options.kv),
             output::bytes(engine.plan().bytes_per_token as u64),
             output::bytes(engine.memory_bytes() as u64),
             rounds.len(),
+            start.ready,
+            start.first_token,
             output::table(&rows, &[false, true, true, true]),
         )
     }

@@ -90,7 +90,17 @@ fn options(spec: &ModelSpec, quantization: Option<&'static OnLoad>) -> Options {
     let context = engine_flags::usual_context(spec);
     let (chunk, kv) = (engine_flags::CHUNK.min(context), KvKind::F16);
     let precision = Precision::Fast;
-    Options { context, sequences: 1, chunk, logits_rows: 1, kv, precision, quantization, head: None }
+    Options {
+        context,
+        sequences: 1,
+        chunk,
+        logits_rows: 1,
+        kv,
+        precision,
+        quantization,
+        head: None,
+        experts: None,
+    }
 }
 
 /// The published shapes, each in two forms.

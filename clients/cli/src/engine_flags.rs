@@ -51,6 +51,9 @@ pub(crate) struct EngineFlags {
     /// The same for the head, which otherwise stays as it is
     #[arg(long, value_parser = way_of, value_name = "TYPE")]
     head: Option<&'static OnLoad>,
+    /// The same for the experts of a mixture [default: as --quantization]
+    #[arg(long, value_parser = way_of, value_name = "TYPE")]
+    experts: Option<&'static OnLoad>,
     /// Threads that compute [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=THREADS_MAX))]
     threads: Option<u64>,
@@ -120,6 +123,7 @@ impl EngineFlags {
             precision,
             quantization: self.quantization,
             head: self.head,
+            experts: self.experts,
         }
     }
 

@@ -33,6 +33,7 @@ const SMALLEST: Options = Options {
     precision: Precision::Fast,
     quantization: None,
     head: None,
+    experts: None,
 };
 
 /// Shows what a model is: family, shapes, types, bits per weight

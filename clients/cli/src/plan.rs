@@ -127,6 +127,7 @@ fn as_json(plan: &Plan, available: Option<u64>, native: Option<&Native>) -> Valu
             "precision": precision_name(options.precision),
             "quantization": options.quantization.map(|way| way.name),
             "head": options.head.map(|way| way.name),
+            "experts": options.experts.map(|way| way.name),
         },
     })
 }

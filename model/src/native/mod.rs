@@ -20,7 +20,7 @@ use crate::checkpoint::map::Image;
 use crate::checkpoint::writer::{self, Temporary, WriteError};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::engine::Engine;
-use crate::plan::Plan;
+use crate::plan::{Options, Plan};
 use crate::source::Source;
 
 use form::{Form, Origins};
@@ -90,8 +90,9 @@ impl Native {
     /// `None` where none would be worth its bytes, or nothing tells a changed model from an unchanged one, as for a
     /// model that the program carries.
     pub fn of(source: &Source, plan: &Plan, store: &Store) -> Option<Native> {
-        let is_quantized =
-            plan.options.quantization.is_some() || plan.fills.iter().any(|fill| fill.packed().is_some());
+        let Options { quantization, head, experts, .. } = plan.options;
+        let is_quantized = [quantization, head, experts].iter().any(Option::is_some)
+            || plan.fills.iter().any(|fill| fill.packed().is_some());
         if !is_quantized && plan.weight_bytes < BYTES_MIN {
             return None;
         }

@@ -34,6 +34,8 @@ pub struct Options {
     pub quantization: Option<&'static OnLoad>,
     /// The same for the head.
     pub head: Option<&'static OnLoad>,
+    /// The same for experts; `None` is as `quantization` says.
+    pub experts: Option<&'static OnLoad>,
 }
 
 /// How a tensor stands in a checkpoint.

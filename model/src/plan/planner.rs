@@ -173,9 +173,11 @@ impl<'a> Planner<'a> {
     fn held_floats(&self, line: &str, dtype: Dtype, shape: Shape) -> Held {
         // Routers stay as they are, and an embedding that is not the head too.
         let head = line == "head" || line == "embedding" && self.spec.tied;
-        let way = match line.starts_with("layers") {
-            true => self.options.quantization,
-            false => self.options.head.filter(|_| head),
+        let Options { quantization, head: of_head, experts, .. } = self.options;
+        let way = match (line.starts_with("layers"), line.ends_with("experts")) {
+            (true, true) => experts.or(quantization),
+            (true, false) => quantization,
+            (false, _) => of_head.filter(|_| head),
         };
         if let Some((way, layout)) =
             way.and_then(|way| Some((way, way.layout(shape, self.options.precision)?)))

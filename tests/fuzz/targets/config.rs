@@ -22,7 +22,7 @@ fuzz_target!(|input: &[u8]| {
         kv: KvKind::F16,
         precision: Precision::Fast,
         quantization: way("int8").filter(|_| input.len() % 2 == 0),
-        head: None,
+        head: None, experts: None,
     };
     // The lists of a plan grow with layers and experts, as they should.
     let experts = spec.layers.first().and_then(|layer| layer.mlp.experts).map_or(1, |e| e.choice.experts);

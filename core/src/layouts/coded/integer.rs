@@ -601,8 +601,8 @@ fn prefetch<const G: usize>(at: *const u32) {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint, at whatever address.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2560).cast());
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2576).cast());
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(1024).cast());
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(1040).cast());
         }
     }
     let _ = at;

@@ -211,11 +211,9 @@ impl Kernel for FillInt8<'_, '_> {
             let first = number.saturating_mul(block);
             let end = row.len().min(first.saturating_add(block));
             let mut total = 0i32;
-            for at in (first..first.saturating_add(block).min(row.len().next_multiple_of(4).max(end)))
-                .step_by(ROUNDED)
-            {
+            for at in (first..end).step_by(ROUNDED) {
                 let mut values = [0.0f32; ROUNDED];
-                let here = ROUNDED.min(end.saturating_sub(at));
+                let here = ROUNDED.min(end - at);
                 match order {
                     None => values[..here].copy_from_slice(&row[at..at + here]),
                     Some(order) => {
@@ -225,14 +223,14 @@ impl Kernel for FillInt8<'_, '_> {
                 }
                 let codes = values.map(|x| round_even(x * inverse));
                 total += codes.iter().sum::<i32>();
-                let words = ROUNDED.min(block.saturating_sub(at - first)).min(here.next_multiple_of(4)) / 4;
+                let words = here.div_ceil(4);
                 for (codes, word) in codes.chunks_exact(4).zip(slots.by_ref().take(words)) {
                     *word = codes.iter().rev().fold(0, |word, &code| word << 8 | code as u32 & 0xff);
                 }
             }
             // Beyond the row there is nothing, up to the block's end.
             if block != usize::MAX {
-                let written = (end - first).next_multiple_of(4) / 4;
+                let written = (end - first).div_ceil(4);
                 slots.by_ref().take(block / 4 - written).for_each(|word| *word = 0);
             }
             *sum = total as u32;

@@ -4,7 +4,7 @@ use super::integer::Job;
 use super::quads::{Plain, Quads};
 use super::{Coded, Side};
 use crate::cpu::Cpu;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(all(target_arch = "x86_64", not(target_os = "none")), target_arch = "aarch64"))]
 use crate::cpu::Level;
 use crate::layouts::TILE_ROWS;
 use crate::layouts::tile::emit;
@@ -21,8 +21,7 @@ pub(super) unsafe fn multiply(cpu: Cpu, job: &Job) {
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
             Level::Avx2 => x86::avx2(job),
             #[cfg(target_arch = "aarch64")]
-            _ => run::<super::quads::neon::Widening>(job),
-            #[cfg(not(target_arch = "aarch64"))]
+            Level::Neon => run::<super::quads::neon::Widening>(job),
             _ => run::<Plain>(job),
         }
     }

@@ -9,7 +9,7 @@ use core::marker::PhantomData;
 use super::quads::{Plain, Quads};
 use super::{Book, Coded, Side};
 use crate::cpu::Cpu;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(all(target_arch = "x86_64", not(target_os = "none")), target_arch = "aarch64"))]
 use crate::cpu::Level;
 use crate::layouts::panels::Panels;
 use crate::layouts::tile::emit;
@@ -41,12 +41,11 @@ pub(super) unsafe fn multiply(cpu: Cpu, job: &Job) {
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
             Level::Avx512 | Level::Avx2 => x86::avx2(job),
             #[cfg(target_arch = "aarch64")]
-            _ if cpu.i8mm() => run::<super::quads::neon::Mixed>(job),
+            Level::Neon if cpu.i8mm() => run::<super::quads::neon::Mixed>(job),
             #[cfg(target_arch = "aarch64")]
-            _ if cpu.dotprod() => run::<super::quads::neon::Dotprod>(job),
+            Level::Neon if cpu.dotprod() => run::<super::quads::neon::Dotprod>(job),
             #[cfg(target_arch = "aarch64")]
-            _ => run::<super::quads::neon::Widening>(job),
-            #[cfg(not(target_arch = "aarch64"))]
+            Level::Neon => run::<super::quads::neon::Widening>(job),
             _ => run::<Plain>(job),
         }
     }

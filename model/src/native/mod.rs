@@ -28,7 +28,7 @@ pub use store::{Details, Kept, State, Store};
 
 /// To be raised whenever the same checkpoint becomes other bytes: a layout's words, a format's decoding, the rules of
 /// this module. Files of other versions are not used.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Weights smaller than this are repacked in less time than anybody notices, unless they are quantized.
 const BYTES_MIN: usize = 64 << 20;

@@ -103,6 +103,10 @@ fn the_second_run_maps_what_the_first_has_written_and_computes_the_same() {
     place.score(&["--quantization", "int8"]);
     place.score(&["--quantization", "int8", "--kv", "f32"]);
     assert_eq!(place.files().len(), 2);
+    // Nothing that is another in every process, as an address is, goes into a file's key.
+    place.score(&["--quantization", "nf4"]);
+    place.score(&["--quantization", "nf4"]);
+    assert_eq!(place.files().len(), 3);
 }
 
 #[test]

@@ -10,7 +10,8 @@
 //! value = scale * (code - zero). Three bits are a stream over three words: ten codes, one cut 2+1, ten, one cut 1+2,
 //! ten. In the first version of the format (`gptq`, not `gptq_v2`) zeros are stored one too small, subtracted from
 //! whole words: the borrow of a zero goes to its neighbour, so the one is added to whole words again. For three bits
-//! the tools differ in which word gets which constant; the configuration says who wrote the file.
+//! GPTQModel does it with the constants of the first and the last word exchanged, and AutoGPTQ code by code; the
+//! configuration says who wrote the file.
 
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ struct Gptq {
     group: Option<usize>,
     /// What is added to the words of zeros, by their place in a unit of bits.
     zeros_plus: [u32; 3],
+    /// What is added to every zero.
+    zero_plus: f32,
 }
 
 pub(super) fn read(config: Config) -> Result<Arc<dyn Reader>, ConfigError> {
@@ -51,12 +54,13 @@ pub(super) fn read(config: Config) -> Result<Arc<dyn Reader>, ConfigError> {
         ("gptq_v2", _) => [0; 3],
         ("gptq", 2) => [0x5555_5555; 3],
         ("gptq", 3) if by_gptqmodel => [0x2492_4924, 0x9249_2492, 0x4924_9249],
-        ("gptq", 3) => [0x4924_9249, 0x9249_2492, 0x2492_4924],
+        ("gptq", 3) => [0; 3],
         ("gptq", 4) => [0x1111_1111; 3],
         ("gptq", _) => [0x0101_0101; 3],
         _ => return config.wrong("checkpoint_format", "gptq or gptq_v2"),
     };
-    Ok(Arc::new(Gptq { bits, group, zeros_plus }))
+    let zero_plus = if form == "gptq" && zeros_plus == [0; 3] { 1.0 } else { 0.0 };
+    Ok(Arc::new(Gptq { bits, group, zeros_plus, zero_plus }))
 }
 
 impl Reader for Gptq {
@@ -107,7 +111,7 @@ impl Decode for Decoder {
     }
 
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
-        let Gptq { bits, group, zeros_plus } = self.settings;
+        let Gptq { bits, group, zeros_plus, zero_plus } = self.settings;
         let Shape { rows: outputs, columns: inputs } = shape;
         let scales = floats(SCALES, self.scales, bytes[SCALES])?;
         let groups = scales.len() / outputs;
@@ -129,7 +133,7 @@ impl Decode for Decoder {
         let mut zeros = Vec::with_capacity(groups * outputs);
         for group in 0..groups {
             let stored = |at: usize| word(bytes[QZEROS], group * words + at).wrapping_add(zeros_plus[at % 3]);
-            zeros.extend((0..outputs).map(|output| code(bits, output, stored) as f32));
+            zeros.extend((0..outputs).map(|output| code(bits, output, stored) as f32 + zero_plus));
         }
         let order = in_groups(G_IDX.min(bytes.len() - 1), &group_of, group)?;
         Ok(Box::new(Matrix { bits, words: bytes[QWEIGHT], outputs, group_of, order, zeros, scales }))

@@ -95,7 +95,8 @@ pub fn load(
                     }
                     (Origin::Packed(packed), _) => {
                         check_notes(packed, checkpoint)?;
-                        match matrix.layout.coded() {
+                        // What is quantized on the way is decoded first: its layout is for other codes.
+                        match matrix.layout.coded().filter(|_| encode.is_none()) {
                             Some(layout) => to.pack_codes(layout, packed, checkpoint, cut, arena)?,
                             None => {
                                 to.pack_quantized(packed, checkpoint, cut, arena.write(matrix.slot))?;

@@ -47,6 +47,9 @@ impl Held {
     }
 }
 
+/// Where an expert's matrix stands, which part of it is meant, and how it is quantized on the way.
+type Source = (Origin, Cut, Option<&'static OnLoad>);
+
 /// A matrix of the plan, on its way from names to slots.
 struct Wanted<'a> {
     /// Its line in the table.
@@ -435,35 +438,37 @@ impl<'a> Planner<'a> {
         shape: Shape,
         choice: Choice,
         stack: Stack,
-    ) -> Result<(Held, Vec<(Origin, Cut)>), PlanError> {
+    ) -> Result<(Held, Vec<Source>), PlanError> {
         Ok(match stack {
             Stack::Apart => {
-                let mut sources = Vec::with_capacity(choice.experts);
-                let mut all: Option<Held> = None;
-                for expert in 0..choice.experts {
-                    let shape = Shape { rows: stored, columns: shape.columns };
-                    let (held, origin) = self.origin(line, format!("{}.weight", name(expert)), shape)?;
-                    // A stack has one layout: float32 holds whatever its matrices are stored as.
-                    let same = all.is_none_or(|all| all.is(&held));
-                    all = Some(if same { held } else { self.held_floats(line, Dtype::F32, shape) });
-                    sources.push((origin, cut));
-                }
-                (all.expect("a mixture has experts"), sources)
+                let shape = Shape { rows: stored, columns: shape.columns };
+                let found = (0..choice.experts)
+                    .map(|expert| self.origin(line, format!("{}.weight", name(expert)), shape))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let first = found.first().expect("a mixture has experts").0;
+                // A stack has one layout: float32 holds whatever its matrices are stored as.
+                let mixed = !found.iter().all(|(held, _)| held.is(&first));
+                let all = if mixed { self.held_floats(line, Dtype::F32, shape) } else { first };
+                let source = |(held, origin): (Held, Origin)| {
+                    let encode = if mixed { all.encode } else { held.encode };
+                    (origin, cut, encode)
+                };
+                (all, found.into_iter().map(source).collect())
             }
             Stack::Together { matrix, turned } => {
                 let shape = Shape { rows: stored, columns: shape.columns };
                 let name = format!("{}{matrix}", name(0));
                 if let Some(packed) = self.packed_stack(&name, choice.experts, shape)? {
                     let held = self.held_codes(line, &packed[0]);
-                    let sources = packed.into_iter().map(|packed| (Origin::Packed(Box::new(packed)), cut));
-                    return Ok((held, sources.collect()));
+                    let source = |packed| (Origin::Packed(Box::new(packed)), cut, held.encode);
+                    return Ok((held, packed.into_iter().map(source).collect()));
                 }
                 let sides = if turned { [shape.columns, stored] } else { [stored, shape.columns] };
                 let dtype = self.stored_as(&name, &[choice.experts, sides[0], sides[1]])?;
                 let turned = turned.then_some(stored);
                 let cut = |expert| Cut { start: expert * shape.columns * stored, turned, ..cut };
-                let source = |expert| (Origin::Tensor(name.clone()), cut(expert));
                 let held = self.held_floats(line, dtype, shape);
+                let source = |expert| (Origin::Tensor(name.clone()), cut(expert), held.encode);
                 (held, (0..choice.experts).map(source).collect())
             }
         })
@@ -504,13 +509,13 @@ impl<'a> Planner<'a> {
         let matrix = self.stack(line, held, shape, choice.experts, tokens)?;
         let bytes = matrix.slot.bytes / choice.experts;
         self.unread_bytes += (choice.experts - choice.chosen) * bytes;
-        for (expert, (origin, cut)) in sources.into_iter().enumerate() {
+        for (expert, (origin, cut, encode)) in sources.into_iter().enumerate() {
             let part = |slot: Slot| {
                 let bytes = slot.bytes / choice.experts;
                 Slot { offset: slot.offset + expert * bytes, bytes, ..slot }
             };
             let matrix = Matrix { slot: part(matrix.slot), order: matrix.order.map(part), ..matrix };
-            self.fills.push(Fill::Matrix { matrix, origin, cut, encode: held.encode });
+            self.fills.push(Fill::Matrix { matrix, origin, cut, encode });
         }
         let bias = match (bias, stack) {
             (false, _) => None,

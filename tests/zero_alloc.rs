@@ -284,9 +284,9 @@ fn main() {
 fn loaded(what: &str, model: &str, options: Options, threads: usize) -> Engine {
     let folder = if model == "carried" { carried() } else { model_folder(model) };
     let (spec, checkpoint) = open(&folder);
-    // Some 60 tensors of 400 bytes each, layer by layer; a page number takes four bytes, a token of a chunk too.
+    // Some 60 tensors of 450 bytes each, layer by layer; a page number takes four bytes, a token of a chunk too.
     let tensors = checkpoint.tensors().len();
-    let most = 8192 + 720 * tensors + 4 * options.chunk;
+    let most = 8192 + 840 * tensors + 4 * options.chunk;
     let make = || Engine::load(spec, &checkpoint, options, Cpu::detect(), threads).expect("the model loads");
     let engine = check_heap(&format!("{what}: loading"), most, make);
     assert_eq!(engine.threads(), threads);

@@ -269,10 +269,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     _ => self.fused::<1, 8>(first, panel, stride, 0),
                 },
                 2 => self.halves::<2>(first, panel, stride),
-                3 => {
-                    self.halves::<2>(first, panel, stride);
-                    self.few(first + 2, 1, panel.add(2), stride);
-                }
+                3 => self.halves::<3>(first, panel, stride),
                 _ => self.halves::<4>(first, panel, stride),
             }
         }
@@ -348,6 +345,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
     ) {
         let lanes = Q::Floats::LANES;
         let words = self.words();
+        let stride = if G == 1 { 1 } else { stride };
         // SAFETY: the tile holds all blocks and the panel all words of them: checked when the job was made.
         unsafe {
             let table = self.table();
@@ -357,7 +355,11 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
             for unit in (0..self.blocks).step_by(S::BLOCKS) {
                 let side = at;
                 at = at.add(TILE_ROWS);
-                for block in unit..self.blocks.min(unit + S::BLOCKS) {
+                unroll!(4: member < S::BLOCKS, {
+                    let block = unit + member;
+                    if block >= self.blocks {
+                        break;
+                    }
                     // One token has a second row of sums, so that dot products do not wait for one another.
                     let mut dots = [[Q::splat(0); N]; G];
                     let mut others = [[Q::splat(0); N]; G];
@@ -389,7 +391,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     }
                     unroll!(8: v < N, {
                         let side = Q::load(side.add(v * lanes));
-                        let scale = S::scale::<Q>(side, block - unit);
+                        let scale = S::scale::<Q>(side, member);
                         unroll!(4: g < G, {
                             let dot = if G == 1 { Q::add(dots[g][v], others[g][v]) } else { dots[g][v] };
                             let mut dot = Q::floats(dot);
@@ -400,7 +402,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                             sums[g][v] = sums[g][v].add(dot.mul(scale));
                         });
                     });
-                }
+                });
             }
             let done = sums;
             for (g, sums) in done.into_iter().enumerate() {

@@ -2,9 +2,9 @@
 #![no_main]
 
 use bantam_core::{Cpu, KvKind, Precision};
-use bantam_model::formats::on_load::way;
 use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::synthetic_plan;
+use bantam_model::formats::on_load::way;
 use bantam_model::plan::Options;
 use bantam_model::spec::ModelSpec;
 use libfuzzer_sys::fuzz_target;
@@ -22,7 +22,8 @@ fuzz_target!(|input: &[u8]| {
         kv: KvKind::F16,
         precision: Precision::Fast,
         quantization: way("int8").filter(|_| input.len() % 2 == 0),
-        head: None, experts: None,
+        head: None,
+        experts: None,
     };
     // The lists of a plan grow with layers and experts, as they should.
     let experts = spec.layers.first().and_then(|layer| layer.mlp.experts).map_or(1, |e| e.choice.experts);

@@ -518,7 +518,6 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                 let piece = Piece { opened, block, count, first: first + g, x: panel.add(g), stride: tokens };
                 let sums = sums.add(g * TILE_ROWS);
                 g += match (left, Q::Floats::GROUP) {
-                    (12.., 12) => self.meet_rows::<12>(&piece, sums),
                     (6.., 6 | 12) => self.meet_rows::<6>(&piece, sums),
                     (4.., _) => self.meet_rows::<4>(&piece, sums),
                     (2.., _) => self.meet_rows::<2>(&piece, sums),
@@ -547,6 +546,13 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
             let scales = (&raw const (*piece.opened).scales).cast::<f32>().add(lane);
             let zeros = (&raw const (*piece.opened).zeros).cast::<f32>().add(lane);
             let mut x = piece.x;
+            let mut kept = [[Q::Floats::splat(0.0); 2]; G];
+            if Self::keeps::<G>() {
+                unroll!(12: g < G, {
+                    let sums = sums.add(g * TILE_ROWS);
+                    kept[g] = [Q::Floats::load(sums), Q::Floats::load(sums.add(lanes))];
+                });
+            }
             for b in 0..piece.count {
                 let mut dots = [[Q::splat(0); 2]; G];
                 unroll!(12: g < G, {
@@ -572,12 +578,29 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                             let sum = self.sum(piece.first + g, piece.block + b).read() as f32;
                             dot = dot.sub(zero.mul(Q::Floats::splat(sum)));
                         }
-                        let sums = sums.add(g * TILE_ROWS + v * lanes);
-                        Q::Floats::load(sums).add(dot.mul(scale)).store(sums);
+                        if Self::keeps::<G>() {
+                            kept[g][v] = kept[g][v].add(dot.mul(scale));
+                        } else {
+                            let sums = sums.add(g * TILE_ROWS + v * lanes);
+                            Q::Floats::load(sums).add(dot.mul(scale)).store(sums);
+                        }
                     });
                 });
             }
+            if Self::keeps::<G>() {
+                let done = kept;
+                unroll!(12: g < G, {
+                    let sums = sums.add(g * TILE_ROWS);
+                    done[g][0].store(sums);
+                    done[g][1].store(sums.add(lanes));
+                });
+            }
         }
+    }
+
+    /// Whether the sums of two vectors of rows fit into registers beside their dot products: of 32 registers, not 16.
+    const fn keeps<const G: usize>() -> bool {
+        Q::Floats::LANES == 16 && G <= 6
     }
 }
 

@@ -312,6 +312,19 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
         }
     }
 
+    /// A block's dot product as a number, less its zero times the sum of the activations' codes.
+    #[inline(always)]
+    unsafe fn less_zero(&self, dot: Q::Lanes, zero: Q::Floats, token: usize, block: usize) -> Q::Floats {
+        // SAFETY: passed on.
+        unsafe {
+            let dot = Q::floats(dot);
+            match S::ZERO {
+                true => dot.sub(zero.mul(Q::Floats::splat(self.sum(token, block).read() as f32))),
+                false => dot,
+            }
+        }
+    }
+
     #[inline(always)]
     unsafe fn dot(sum: Q::Lanes, bytes: Q::Lanes, x: *const u32) -> Q::Lanes {
         // SAFETY: passed on.
@@ -343,8 +356,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
         stride: usize,
         lane: usize,
     ) {
-        let lanes = Q::Floats::LANES;
-        let words = self.words();
+        let (lanes, words) = (Q::Floats::LANES, self.words());
         let stride = if G == 1 { 1 } else { stride };
         // SAFETY: the tile holds all blocks and the panel all words of them: checked when the job was made.
         unsafe {
@@ -392,13 +404,10 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     unroll!(8: v < N, {
                         let side = Q::load(side.add(v * lanes));
                         let scale = S::scale::<Q>(side, member);
+                        let zero = if S::ZERO { Q::half(side, 16) } else { scale };
                         unroll!(4: g < G, {
                             let dot = if G == 1 { Q::add(dots[g][v], others[g][v]) } else { dots[g][v] };
-                            let mut dot = Q::floats(dot);
-                            if S::ZERO {
-                                let sum = Q::Floats::splat(self.sum(first + g, block).read() as f32);
-                                dot = dot.sub(Q::half(side, 16).mul(sum));
-                            }
+                            let dot = self.less_zero(dot, zero, first + g, block);
                             sums[g][v] = sums[g][v].add(dot.mul(scale));
                         });
                     });
@@ -573,11 +582,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     let scale = Q::Floats::load(scales.add(at));
                     let zero = if S::ZERO { Q::Floats::load(zeros.add(at)) } else { scale };
                     unroll!(12: g < G, {
-                        let mut dot = Q::floats(dots[g][v]);
-                        if S::ZERO {
-                            let sum = self.sum(piece.first + g, piece.block + b).read() as f32;
-                            dot = dot.sub(zero.mul(Q::Floats::splat(sum)));
-                        }
+                        let dot = self.less_zero(dots[g][v], zero, piece.first + g, piece.block + b);
                         if Self::keeps::<G>() {
                             kept[g][v] = kept[g][v].add(dot.mul(scale));
                         } else {

@@ -1,4 +1,4 @@
-//! Eight-bit weights with a scale per row, or per block of a row. Four columns in a word:
+//! Eight-bit weights with a scale per row, which is one block. Four columns in a word:
 //!
 //! ```text
 //! bits 31..24  column 4w + 3   ...   bits 7..0  column 4w        byte = code + 128, code in -127..=127
@@ -20,17 +20,15 @@ use crate::ops::vector::{Kernel, Vector, launch};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Code8 {
     name: &'static str,
-    /// Columns per scale; `None` for a whole row.
-    block: Option<usize>,
 }
 
 /// One scale per row.
-pub static ROW: Code8 = Code8 { name: "code8-row", block: None };
+pub static ROW: Code8 = Code8 { name: "code8-row" };
 
 impl Code8 {
     /// Columns of a block, a multiple of four.
     fn block(&self, columns: usize) -> usize {
-        self.block.unwrap_or(columns.next_multiple_of(4))
+        columns.next_multiple_of(4)
     }
 
     fn blocks(&self, columns: usize) -> usize {
@@ -98,7 +96,7 @@ impl Layout for Code8 {
         match precision {
             Precision::Exact => Form::Float,
             // A whole row is one block, whatever its length; the panel pads it to whole words.
-            Precision::Fast => Form::Int8 { block: self.block.unwrap_or(usize::MAX) },
+            Precision::Fast => Form::Int8 { block: usize::MAX },
         }
     }
 

@@ -15,12 +15,12 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
-use bantam_core::layouts::coded::{COUNT, Coding};
+use bantam_core::layouts::coded::Coding;
 use serde_json::Value;
 
 use super::{
-    CodeRow, Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, code, floats, group_size,
-    in_groups, word,
+    CodeRow, Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, code, counting, floats,
+    group_size, in_groups, word,
 };
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
@@ -119,8 +119,7 @@ struct Decoder {
 
 impl Decode for Decoder {
     fn coding(&self, _: Shape) -> Option<Coding> {
-        let bits = if self.settings.bits > 4 { 8 } else { 4 };
-        Some(Coding { book: &COUNT, bits, run: self.settings.group.unwrap_or(WHOLE_ROW) })
+        Some(counting(self.settings.bits, self.settings.group.unwrap_or(WHOLE_ROW)))
     }
 
     fn ordered(&self) -> bool {

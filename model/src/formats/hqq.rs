@@ -15,11 +15,12 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
-use bantam_core::layouts::coded::{COUNT, Coding};
+use bantam_core::layouts::coded::Coding;
 use serde_json::Value;
 
 use super::{
-    CodeRow, Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, floats, run_of_flat, word,
+    CodeRow, Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, counting, floats,
+    run_of_flat, word,
 };
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
@@ -132,8 +133,7 @@ impl Decode for Decoder {
     fn coding(&self, shape: Shape) -> Option<Coding> {
         let Hqq { bits, group, axis } = self.settings;
         let run = group.map_or(WHOLE_ROW, |group| run_of_flat(group, shape.columns));
-        let bits = if bits > 4 { 8 } else { 4 };
-        (axis == 1).then_some(Coding { book: &COUNT, bits, run })
+        (axis == 1).then_some(counting(bits, run))
     }
 
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {

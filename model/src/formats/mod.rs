@@ -22,7 +22,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
-use bantam_core::layouts::coded::Coding;
+use bantam_core::layouts::coded::{COUNT, Coding};
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, Dtype, TensorView};
@@ -245,6 +245,11 @@ pub trait Rows: Sync {
     fn order(&self) -> Option<&[u32]> {
         None
     }
+}
+
+/// Codes that count from zero: those of less than four bits lie in four, others in eight.
+pub(crate) fn counting(bits: usize, run: usize) -> Coding {
+    Coding { book: &COUNT, bits: if bits > 4 { 8 } else { 4 }, run }
 }
 
 /// A run that every block divides: a whole row.

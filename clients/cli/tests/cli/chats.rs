@@ -223,8 +223,11 @@ fn at_a_terminal_keys_work_as_people_expect() {
     let (model, file) = (folder.path(""), folder.path("chat.json"));
     let bantam = env!("CARGO_BIN_EXE_bantam");
     // The status is written down where it is fresh: what `script` makes of it differs between its versions.
-    let line =
-        format!("{bantam} chat {model} --ignore-eos --hide-thinking {}; echo status $?.", LONG.join(" "));
+    // Ctrl-C reaches the shell too; without a trap some shells end there (dash), others go on (bash).
+    let line = format!(
+        "trap : INT; {bantam} chat {model} --ignore-eos --hide-thinking {}; echo status $?.",
+        LONG.join(" ")
+    );
     let mut command = Command::new("script");
     command.args(["-qfc", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR");
     command.env("XDG_CACHE_HOME", crate::cache());

@@ -15,20 +15,22 @@ use source::Source;
 const ARROWS: &[(&str, &[&str])] = &[
     ("bantam-core", &[]),
     ("bantam-model", &["bantam-core"]),
-    ("bantam", &["bantam-core", "bantam-model"]),
+    ("bantam-proto", &[]),
+    ("bantam-daemon", &["bantam-core", "bantam-model", "bantam-proto"]),
+    ("bantam", &["bantam-core", "bantam-model", "bantam-proto", "bantam-daemon"]),
     // The leaves: nothing may depend on these.
     ("bantam-tests", &["bantam-core", "bantam-model"]),
     ("bantam-no-std-probe", &["bantam-core"]),
-    ("bantam-benches", &["bantam-core", "bantam-model"]),
+    ("bantam-benches", &["bantam-core", "bantam-model", "bantam-proto", "bantam-daemon"]),
     ("xtask", &[]),
 ];
 
 /// (a) Crates that only the named packages may meet, directly or through others.
 const KEPT: &[(&str, &[&str])] = &[
-    ("tokio", &["bantam-daemon", "bantam"]),
-    ("tonic", &["bantam-daemon", "bantam-proto", "bantam"]),
-    ("hyper", &["bantam-daemon", "bantam"]),
-    ("axum", &["bantam-daemon", "bantam"]),
+    ("tokio", &["bantam-daemon", "bantam-proto", "bantam", "bantam-benches"]),
+    ("tonic", &["bantam-daemon", "bantam-proto", "bantam", "bantam-benches"]),
+    ("hyper", &["bantam-daemon", "bantam-proto", "bantam", "bantam-benches"]),
+    ("axum", &["bantam-daemon", "bantam-proto", "bantam", "bantam-benches"]),
 ];
 
 /// (a) Crates that only the named packages may declare, behind a feature or not.

@@ -3667,7 +3667,8 @@ pub mod model_service_client {
     /// Codes of all services: INVALID_ARGUMENT names the field, what was expected, what was found (google.rpc.BadRequest).
     /// NOT_FOUND names the model (google.rpc.ResourceInfo). RESOURCE_EXHAUSTED says which bytes or places are missing
     /// (google.rpc.QuotaFailure) and, where waiting helps, when to try again (google.rpc.RetryInfo). FAILED_PRECONDITION
-    /// says what has to be changed first. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
+    /// says what has to be changed first, in a checkpoint too. DATA_LOSS is a model whose file or memory broke while it was
+    /// loaded. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
     #[derive(Debug, Clone)]
     pub struct ModelServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -4007,7 +4008,8 @@ pub mod model_service_server {
     /// Codes of all services: INVALID_ARGUMENT names the field, what was expected, what was found (google.rpc.BadRequest).
     /// NOT_FOUND names the model (google.rpc.ResourceInfo). RESOURCE_EXHAUSTED says which bytes or places are missing
     /// (google.rpc.QuotaFailure) and, where waiting helps, when to try again (google.rpc.RetryInfo). FAILED_PRECONDITION
-    /// says what has to be changed first. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
+    /// says what has to be changed first, in a checkpoint too. DATA_LOSS is a model whose file or memory broke while it was
+    /// loaded. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
     #[derive(Debug)]
     pub struct ModelServiceServer<T> {
         inner: Arc<T>,

@@ -1,6 +1,6 @@
 //! A loaded model: a decoder on the processor, with its sequences. After loading, nothing here allocates.
 
-use bantam_core::{Backend, Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
+use bantam_core::{Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
 use memmap2::MmapMut;
 
 use crate::checkpoint::map::{Image, Watch};
@@ -10,6 +10,7 @@ use crate::memory;
 use crate::plan::{Options, Plan, PlanError, Stored};
 use crate::pool::Threads;
 use crate::spec::ModelSpec;
+use crate::turn::Limits;
 use crate::weights::{self, WeightsError};
 
 /// Why a model could not be loaded.
@@ -222,6 +223,11 @@ impl Engine {
         &self.decoder.spec
     }
 
+    /// What it sets to a turn in a sequence that [`Engine::open`] gave.
+    pub fn limits(&self) -> Limits {
+        Limits { context: self.plan.options.context, vocab: self.spec().vocab }
+    }
+
     /// Bytes of the memory that was taken.
     pub fn memory_bytes(&self) -> usize {
         self.backend.arena().bytes()
@@ -397,12 +403,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Logits of some rows of the last step, one after another; at most [`Options::logits_rows`] of them.
-    pub fn logits(&mut self, rows: &[usize]) -> &[f32] {
+    /// Logits of some rows of the last step, one after another; at most [`Options::logits_rows`] of them. They are the
+    /// caller's to overwrite: the next call computes them anew.
+    pub fn logits(&mut self, rows: &[usize]) -> &mut [f32] {
         assert!(rows.len() <= self.plan.options.logits_rows, "more rows of logits than were planned");
         assert!(rows.iter().all(|&row| row < self.tokens.len()), "a row that the last step did not have");
         let slot = self.decoder.logits(&mut self.backend, rows);
-        self.backend.read(slot)
+        self.backend.arena_mut().floats_mut(slot)
     }
 
     /// Fills memory with bytes that are NaN in every type of float: tests find reads of what nobody has written.

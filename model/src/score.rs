@@ -1,6 +1,7 @@
 //! Logits of given tokens, and what a model thinks of a text: perplexity. Nothing here chooses tokens.
 
 use crate::engine::{Chunk, Engine, StepError};
+use crate::likelihood::LogSoftmax;
 
 /// Why a text was not scored.
 #[derive(Debug, thiserror::Error)]
@@ -139,29 +140,10 @@ fn score_windows(engine: &mut Engine, windows: &[&[u32]], begin: usize) -> Resul
             let vocab = logits.len() / rows.len();
             for (row, &(_, position, token)) in logits.chunks_exact(vocab).zip(targets) {
                 check_finite(row, position)?;
-                nats += surprise(row, token);
+                nats -= LogSoftmax::of(row).log_probability(row[token as usize]);
             }
         }
     }
     sequences.iter().for_each(|&sequence| engine.close(sequence));
     Ok(nats)
-}
-
-/// Minus the logarithm of a token's probability.
-fn surprise(logits: &[f32], token: u32) -> f64 {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - most).exp()).sum();
-    sum.ln() - f64::from(logits[token as usize] - most)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn surprise_is_minus_the_logarithm_of_the_softmax() {
-        assert!((surprise(&[1.0; 8], 3) - 8f64.ln()).abs() < 1e-12);
-        assert!((surprise(&[2f32.ln(), 0.0], 1) - 3f64.ln()).abs() < 1e-6);
-        assert!((surprise(&[1000.0, 0.0], 1) - 1000.0).abs() < 1e-9);
-    }
 }

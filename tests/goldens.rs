@@ -40,13 +40,12 @@ fn greedy(engine: &mut Engine, prompt: &[u32], count: usize) -> (Vec<u32>, Vec<f
 
 #[test]
 fn hidden_states_and_embeddings_match_transformers() {
-    for model in MODELS {
+    // transformers takes a GPU for the other one.
+    for model in MODELS.iter().filter(|model| **model != "gpt_oss-mxfp4") {
         let folder = model_folder(model);
         let open = |name: &str| Checkpoint::open(&folder.join(name)).expect("the golden is sound");
         let tokens = ids(&open("golden.safetensors"), "prompt0.input_ids");
-        let hidden = open("hidden.safetensors");
-        let name = hidden.tensors().next().expect("the states after the last layer").name.to_owned();
-        let wanted = floats(&hidden, &name);
+        let wanted = floats(&open("hidden.safetensors"), "prompt0.last_hidden_state");
         let mut engine = load(&folder, options(), Cpu::detect(), 2);
         let width = engine.spec().hidden;
         let sequence = engine.open().expect("a free sequence");

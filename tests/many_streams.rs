@@ -71,7 +71,8 @@ impl Crowd<'_> {
         };
         let embedding = Embedding::new(*pooling, tokens.len(), self.engine.spec().hidden);
         let embedding = embedding.expect("a text has tokens");
-        let scoring = Scoring::new(tokens, *prompt_tokens);
+        let scoring = Scoring::new(tokens, *prompt_tokens, self.engine.spec().vocab);
+        let scoring = scoring.expect("the vocabulary's tokens");
         self.running.push(Running { text, sequence, scoring, embedding });
     }
 
@@ -123,7 +124,7 @@ impl Crowd<'_> {
             let wanted = rows(running.embedding.positions(first, count));
             running.embedding.take(self.engine.hidden(&wanted));
             let wanted = rows(running.scoring.positions(first, count));
-            running.scoring.take(self.engine.logits(&wanted), vocab).expect("finite logits");
+            running.scoring.take(self.engine.logits(&wanted)).expect("finite logits");
             let found = &*self.engine.logits(&rows(first..first + count));
             let alone = &self.texts[running.text].logits[first * vocab..][..count * vocab];
             let same = found.iter().zip(alone).all(|(a, b)| a.to_bits() == b.to_bits());

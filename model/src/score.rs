@@ -93,16 +93,21 @@ pub struct Scoring {
     tokens: Vec<u32>,
     /// The first token that is scored.
     from: usize,
+    vocab: usize,
     log_probabilities: Vec<f64>,
 }
 
 impl Scoring {
     /// Scores the tokens from number `from` on, all before being what they continue. The very first token has nothing
     /// before it and is never scored.
-    pub fn new(tokens: &[u32], from: usize) -> Self {
+    pub fn new(tokens: &[u32], from: usize, vocab: usize) -> Result<Self, StepError> {
+        // Also the last one, which no step will see.
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+            return Err(StepError::UnknownToken { token, vocab });
+        }
         let from = from.clamp(1, tokens.len().max(1));
         let log_probabilities = Vec::with_capacity(tokens.len().saturating_sub(from));
-        Scoring { tokens: tokens.to_vec(), from, log_probabilities }
+        Ok(Scoring { tokens: tokens.to_vec(), from, vocab, log_probabilities })
     }
 
     /// What a sequence has to read: all but the last token, after which nothing is asked.
@@ -117,8 +122,8 @@ impl Scoring {
     }
 
     /// Takes the logits of the next of these, one row after another.
-    pub fn take(&mut self, rows: &[f32], vocab: usize) -> Result<(), ScoreError> {
-        for row in rows.chunks_exact(vocab) {
+    pub fn take(&mut self, rows: &[f32]) -> Result<(), ScoreError> {
+        for row in rows.chunks_exact(self.vocab) {
             let position = self.from - 1 + self.log_probabilities.len();
             check_finite(row, position)?;
             let logit = row[self.tokens[position + 1] as usize];
@@ -141,12 +146,12 @@ impl Scoring {
 /// Log-probabilities of the tokens from number `from` on, after those before.
 pub fn log_probabilities(engine: &mut Engine, tokens: &[u32], from: usize) -> Result<Vec<f64>, ScoreError> {
     let (options, vocab) = (engine.plan().options, engine.spec().vocab);
-    let mut scoring = Scoring::new(tokens, from);
+    let mut scoring = Scoring::new(tokens, from, vocab)?;
     let history = scoring.history().to_vec();
     let sequence = engine.open().ok_or(StepError::Sequence(options.sequences))?;
     let read = engine.prefill(sequence, &history, |engine, first, count| {
         let rows: Vec<usize> = scoring.positions(first, count).map(|position| position - first).collect();
-        rows.chunks(options.logits_rows).try_for_each(|rows| scoring.take(engine.logits(rows), vocab))
+        rows.chunks(options.logits_rows).try_for_each(|rows| scoring.take(engine.logits(rows)))
     });
     engine.close(sequence);
     read.map(|()| scoring.log_probabilities)
@@ -193,9 +198,10 @@ pub fn perplexity(
 /// Sums the surprise of some windows of equal width, which advance together; the first begins at token `begin`.
 fn score_windows(engine: &mut Engine, windows: &[&[u32]], begin: usize) -> Result<f64, ScoreError> {
     let (options, vocab) = (engine.plan().options, engine.spec().vocab);
+    let scorings = windows.iter().map(|window| Scoring::new(window, 1, vocab));
+    let mut scorings = scorings.collect::<Result<Vec<_>, _>>()?;
     let sequences = windows.iter().map(|_| engine.open()).collect::<Option<Vec<_>>>();
     let sequences = sequences.ok_or(StepError::Sequence(options.sequences))?;
-    let mut scorings: Vec<Scoring> = windows.iter().map(|window| Scoring::new(window, 1)).collect();
     let width = scorings.first().map_or(0, |scoring| scoring.history().len());
     for &sequence in &sequences {
         engine.announce(sequence, width)?;
@@ -214,7 +220,7 @@ fn score_windows(engine: &mut Engine, windows: &[&[u32]], begin: usize) -> Resul
             let logits = engine.logits(rows).chunks_exact(vocab);
             for (logits, row) in logits.zip(rows) {
                 let window = row / (end - first);
-                let taken = scorings[window].take(logits, vocab);
+                let taken = scorings[window].take(logits);
                 taken.map_err(|error| error.moved(begin + window * windows[window].len()))?;
             }
         }
@@ -240,11 +246,11 @@ mod tests {
         let wanted = |position: usize| LogSoftmax::of(&row(position)).log_probability(position as f32);
         for from in 0..5 {
             for cut in [vec![3], vec![4], vec![1, 1, 1], vec![2, 2], vec![1, 3]] {
-                let (mut scoring, mut first) = (Scoring::new(&tokens, from), 0);
+                let (mut scoring, mut first) = (Scoring::new(&tokens, from, 4).unwrap(), 0);
                 assert_eq!(scoring.history(), &tokens[..3]);
                 for count in cut {
                     let positions = scoring.positions(first, count);
-                    positions.for_each(|position| scoring.take(&row(position), 4).unwrap());
+                    positions.for_each(|position| scoring.take(&row(position)).unwrap());
                     first += count;
                 }
                 let wanted: Vec<f64> = (from.max(1)..4).map(|token| wanted(token - 1)).collect();
@@ -255,8 +261,10 @@ mod tests {
                 );
             }
         }
-        assert!(Scoring::new(&[], 0).is_over() && Scoring::new(&[5], 0).is_over());
-        let broken = Scoring::new(&tokens, 1).take(&[0.0, f32::NAN, 0.0, 0.0], 4).unwrap_err();
+        let scoring = |tokens: &[u32]| Scoring::new(tokens, 1, 4);
+        assert!(scoring(&[]).unwrap().is_over() && scoring(&[3]).unwrap().is_over());
+        assert_eq!(scoring(&[0, 4]).unwrap_err(), StepError::UnknownToken { token: 4, vocab: 4 });
+        let broken = scoring(&tokens).unwrap().take(&[0.0, f32::NAN, 0.0, 0.0]).unwrap_err();
         assert!(matches!(broken.moved(40), ScoreError::NotFinite { position: 40, id: 1, .. }));
     }
 }

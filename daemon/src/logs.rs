@@ -1,5 +1,5 @@
-//! Log lines on standard error, as text or JSON. Prompts, tokens (of both kinds) and generated text are never logged, at
-//! any level: what a line needs is a request's number, a model's name, counts and times.
+//! Log lines on standard error, as text or JSON. Prompts, tokens (of both kinds) and generated text are never logged,
+//! at any level: what a line needs is a request's number, a model's name, counts and times.
 
 use std::io::{IsTerminal, stderr};
 

@@ -28,7 +28,10 @@ pub enum TlsError {
         found: String,
     },
     /// The private key can be read by everybody.
-    #[error("tls.key: {}: expected a file that others cannot read, found mode {mode:03o}; chmod 600 it", path.display())]
+    #[error(
+        "tls.key: {}: expected a file that others cannot read, found mode {mode:03o}; chmod 600 it",
+        path.display()
+    )]
     OpenKey {
         /// The file.
         path: PathBuf,

@@ -1,5 +1,5 @@
-//! `GET /metrics` over the smallest HTTP that Prometheus and curl understand: one request per connection, on loopback or
-//! a unix socket. It is no web server: everything else is refused in one line.
+//! `GET /metrics` over the smallest HTTP that Prometheus and curl understand: one request per connection, on loopback
+//! or a unix socket. It is no web server: everything else is refused in one line.
 
 use std::path::PathBuf;
 use std::sync::Arc;

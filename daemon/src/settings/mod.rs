@@ -1,5 +1,5 @@
 //! What the daemon is told: a file, then the environment, then flags; the last that names a key decides.
-//! `table.rs` describes every key once. No clock and no socket here; files that settings name are opened by their users.
+//! `table.rs` describes every key once. No clock and no socket here; files that settings name are opened elsewhere.
 
 mod file;
 mod print;

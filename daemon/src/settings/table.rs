@@ -1,5 +1,5 @@
-//! The one table of settings: each row is a field, its description, its key in the file, its default and what it may be.
-//! The struct, the keys, their variables (`BANTAM_` and the key in capitals) and flags follow from it.
+//! The one table of settings: each row is a field, its description, its key in the file, its default and what it may
+//! be. The struct, the keys, their variables (`BANTAM_` and the key in capitals) and flags follow from it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

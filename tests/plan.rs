@@ -38,6 +38,7 @@ fn small(kv: KvKind) -> Options {
         precision: Precision::Fast,
         quantization: way("int8"),
         head: None,
+        cache_positions: None,
         experts: None,
     }
 }

@@ -129,6 +129,7 @@ fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
         precision,
         quantization,
         head: None,
+        cache_positions: None,
         experts: None,
     }
 }

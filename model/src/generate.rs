@@ -25,8 +25,8 @@ pub enum GenerateError {
         "the prompt has no tokens; give at least one (a model without a begin-of-text token needs some text)"
     )]
     EmptyPrompt,
-    /// All sequences are in use.
-    #[error("all {0} sequences are in use")]
+    /// All sequences are in use, or the cache is.
+    #[error("all {0} sequences are in use, or too little of the cache is free; end one")]
     NoSequence(usize),
     /// More alternatives to a token than are kept.
     #[error("expected at most {ALTERNATIVES_MAX} alternatives to a token, found {asked}; ask for fewer")]

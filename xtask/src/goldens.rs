@@ -95,6 +95,11 @@ fn copy_folder(from: &Path, to: &Path, below: &Path, names: &[&str], tally: &mut
         let path = below.join(&name);
         let bytes = fs::read(from.join(&path)).with_context(|| format!("cannot read {}", path.display()))?;
         let is_model = below.starts_with("models");
+        if is_model && name == "golden.safetensors" {
+            let last = last_hidden(&bytes).and_then(|last| without_tensors(&bytes, |name| name != last));
+            let last = last.with_context(|| format!("{} has no hidden states", path.display()))?;
+            write_changed(to, below.join("hidden.safetensors"), last, tally)?;
+        }
         let compact = match name.as_str() {
             "golden.safetensors" if is_model => without_tensors(&bytes, |name| name.contains("hidden"))
                 .with_context(|| format!("{} is not a safetensors file", path.display()))?,
@@ -105,13 +110,34 @@ fn copy_folder(from: &Path, to: &Path, below: &Path, names: &[&str], tally: &mut
             }
             _ => bytes,
         };
-        tally.files += 1;
-        if fs::read(to.join(&path)).ok().as_ref() != Some(&compact) {
-            fs::write(to.join(&path), compact).with_context(|| format!("cannot write {}", path.display()))?;
-            tally.changed.push(path);
-        }
+        write_changed(to, path, compact, tally)?;
     }
     Ok(())
+}
+
+fn write_changed(to: &Path, path: PathBuf, bytes: Vec<u8>, tally: &mut Tally) -> Result<()> {
+    tally.files += 1;
+    if fs::read(to.join(&path)).ok().as_ref() != Some(&bytes) {
+        fs::write(to.join(&path), bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        tally.changed.push(path);
+    }
+    Ok(())
+}
+
+/// The name of the first prompt's hidden states after the last layer and norm.
+fn last_hidden(file: &[u8]) -> Result<String> {
+    const NAME: &str = "prompt0.hidden.";
+    let (header, _) = header(file)?;
+    let tensors = tensors(header)?;
+    let layers = tensors.iter().filter_map(|tensor| tensor.name.strip_prefix(NAME)?.parse::<usize>().ok());
+    Ok(format!("{NAME}{}", layers.max().context("no tensor of that name")?))
+}
+
+/// The header of a safetensors file, and what follows it.
+fn header(file: &[u8]) -> Result<(&[u8], &[u8])> {
+    let (length, rest) = file.split_first_chunk::<8>().context("shorter than its length field")?;
+    let length = usize::try_from(u64::from_le_bytes(*length))?;
+    rest.split_at_checked(length).context("shorter than its header")
 }
 
 /// JSON without the spaces between its tokens, and with letters where it has `\uXXXX` for them. Nothing else
@@ -157,9 +183,7 @@ fn letters(escape: &str) -> Option<String> {
 
 /// The same safetensors file without some tensors; the others keep their order and their bytes.
 fn without_tensors(file: &[u8], is_dropped: impl Fn(&str) -> bool) -> Result<Vec<u8>> {
-    let (length, rest) = file.split_first_chunk::<8>().context("shorter than its length field")?;
-    let length = usize::try_from(u64::from_le_bytes(*length))?;
-    let (header, data) = rest.split_at_checked(length).context("shorter than its header")?;
+    let (header, data) = header(file)?;
     let mut tensors = tensors(header)?;
     tensors.retain(|tensor| !is_dropped(&tensor.name));
     let mut entries = Vec::new();

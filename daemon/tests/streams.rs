@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_daemon::scheduler::{
-    ClientId, Desk, Embed, Event, Options, Piece, Pooling, Request, Score, Steps, Timings, Work, Worker,
+    ClientId, Desk, Embed, Event, Options, Piece, Request, Score, Steps, Timings, Work, Worker,
 };
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::detokenizer::ByteTable;
+use bantam_model::embedding::{Pooling, embed};
 use bantam_model::engine::Engine;
 use bantam_model::generate::Generation;
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags, GenerationSettings};
 use bantam_model::plan;
 use bantam_model::reply::reader::Reader;
+use bantam_model::score::log_probabilities;
 use bantam_model::spec::ModelSpec;
 use bantam_model::tokenizer::Tokenizer;
 use bantam_model::turn::{Limits, Turn};
@@ -32,6 +34,7 @@ fn engine(sequences: usize) -> Engine {
     let options = plan::Options {
         context: 128,
         sequences,
+        cache_positions: None,
         chunk: 128,
         logits_rows: sequences.min(24),
         kv: KvKind::F32,
@@ -161,19 +164,19 @@ fn scores_and_vectors_do_not_depend_on_who_runs_beside_them() {
                 .map(|i| Turn::new(turns, Some(text.reader()), settings(i), &text.prompt(i), None).unwrap())
                 .map(|turn| tokio::spawn(listen(worker.desk().clone(), Work::Generate(turn))))
                 .collect();
-            let score = Score::new(&limits, ids.clone(), 3).unwrap();
-            let embed = |pooling| Work::Embed(Embed::new(&limits, ids.clone(), pooling).unwrap());
+            let score = Score::new(&limits, &ids, 3).unwrap();
+            let embedded = |pooling| Work::Embed(Embed::new(&limits, ids.clone(), pooling).unwrap());
             let (score, mean, last) = tokio::join!(
                 listen(worker.desk().clone(), Work::Score(score)),
-                listen(worker.desk().clone(), embed(Pooling::Mean)),
-                listen(worker.desk().clone(), embed(Pooling::Last)),
+                listen(worker.desk().clone(), embedded(Pooling::Mean)),
+                listen(worker.desk().clone(), embedded(Pooling::Last)),
             );
             for stream in beside {
                 stream.await.unwrap();
             }
             [score.1, mean.1, last.1].map(|work| match work {
                 Work::Score(score) => score.log_probabilities().to_vec(),
-                Work::Embed(embed) => embed.vector().to_vec(),
+                Work::Embed(mut embed) => embed.vector().unwrap().iter().map(|&x| f64::from(x)).collect(),
                 Work::Generate(_) => panic!("another work"),
             })
         })
@@ -182,6 +185,10 @@ fn scores_and_vectors_do_not_depend_on_who_runs_beside_them() {
     assert_eq!(alone[0].len(), ids.len() - 3);
     assert!(alone[0].iter().all(|value| *value < 0.0) && alone[1] != alone[2]);
     assert_eq!(alone, crowd(12));
+    let mut engine = engine(1);
+    assert_eq!(alone[0], log_probabilities(&mut engine, &ids, 3).unwrap());
+    let mean = embed(&mut engine, &ids, Pooling::Mean).unwrap();
+    assert_eq!(alone[1], mean.into_iter().map(f64::from).collect::<Vec<_>>());
 }
 
 #[test]

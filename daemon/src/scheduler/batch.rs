@@ -123,7 +123,7 @@ impl<S: Steps> Batch<S> {
     /// Sends away all who wait.
     fn dismiss_waiting(&mut self) {
         let phase = self.phase;
-        let failure = || match phase {
+        let failure = |_| match phase {
             Phase::Broken(error) => Failure::Step(error),
             _ => Failure::Draining,
         };
@@ -133,16 +133,17 @@ impl<S: Steps> Batch<S> {
     fn leave_queue(
         &self,
         mut next: impl FnMut(&mut State) -> Option<(Wish, Job)>,
-        mut failure: impl FnMut() -> Failure,
+        failure: impl Fn(Duration) -> Failure,
     ) {
         while self.shared.cells.waiting.load(Ordering::Relaxed) > 0 {
             let mut state = self.shared.lock();
             let Some((wish, mut job)) = next(&mut state) else { return };
             set(&self.shared.cells.waiting, state.waiting.len());
             drop(state);
-            job.ended.timings.queue = self.shared.clock.now().saturating_sub(wish.arrived);
+            let waited = self.shared.clock.now().saturating_sub(wish.arrived);
+            job.ended.timings.queue = waited;
             add(&self.shared.cells.failed, 1);
-            job.end(Err(failure()));
+            job.end(Err(failure(waited)));
         }
     }
 
@@ -167,7 +168,7 @@ impl<S: Steps> Batch<S> {
         }
         let deadline = |state: &mut State| state.waiting.expired(now);
         let state = "while it waited for a place";
-        self.leave_queue(deadline, || Failure::Deadline { waited: Duration::ZERO, state });
+        self.leave_queue(deadline, |waited| Failure::Deadline { waited, state });
     }
 
     /// Gives free sequences to who waits.
@@ -210,18 +211,19 @@ impl<S: Steps> Batch<S> {
     /// How far everybody is; ends those whose readers are too slow.
     fn look(&mut self, now: Duration) {
         for i in (0..self.runs.len()).rev() {
-            if let Some(failure) = self.stall(i, now) {
+            let run = &self.runs[i];
+            let (sequence, length) = (run.sequence, run.job.wanted().len());
+            if self.steps.must_restart(sequence, length) {
+                self.steps.rewind(sequence, 0);
+            }
+            let announced = self.steps.announce(sequence, length).err().map(Failure::Step);
+            if let Some(failure) = announced.or_else(|| self.stall(i, now)) {
                 self.end(i, Err(failure), now);
             }
         }
         self.views.clear();
         for run in &self.runs {
-            let length = run.job.wanted().len();
-            if self.steps.must_restart(run.sequence, length) {
-                self.steps.rewind(run.sequence, 0);
-            }
-            self.steps.announce(run.sequence, length);
-            let unread = length - self.steps.length(run.sequence);
+            let unread = run.job.wanted().len() - self.steps.length(run.sequence);
             let (is_replying, is_paused) = (run.first_result.is_some(), run.stalled.is_some());
             self.views.push(View { unread, is_replying, is_paused });
         }
@@ -415,7 +417,7 @@ impl<S: Steps> Drop for Batch<S> {
         let mut state = self.shared.lock();
         state.phase = Phase::Stopped;
         drop(state);
-        self.leave_queue(|state| state.waiting.dismissed(), || Failure::Gone);
+        self.leave_queue(|state| state.waiting.dismissed(), |_| Failure::Gone);
         set(&self.shared.cells.running, 0);
         set(&self.shared.cells.paused, 0);
     }

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 /// A bell that one thread listens to.
 #[derive(Debug, Default)]
-pub struct Bell {
+pub(super) struct Bell {
     listener: OnceLock<Thread>,
     is_rung: AtomicBool,
 }
 
 impl Bell {
     /// The calling thread is the one to be woken.
-    pub fn listen(&self) {
+    pub(super) fn listen(&self) {
         let _ = self.listener.set(thread::current());
     }
 
     /// Wakes the listener, now or when it next waits.
-    pub fn ring(&self) {
+    pub(super) fn ring(&self) {
         if !self.is_rung.swap(true, Ordering::AcqRel)
             && let Some(listener) = self.listener.get()
         {
@@ -28,7 +28,7 @@ impl Bell {
     }
 
     /// Sleeps until it rings, or for at most `most`. One ring is enough for all that rang before it was heard.
-    pub fn wait(&self, most: Option<Duration>) {
+    pub(super) fn wait(&self, most: Option<Duration>) {
         if self.is_rung.swap(false, Ordering::AcqRel) {
             return;
         }

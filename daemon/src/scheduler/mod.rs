@@ -34,5 +34,5 @@ pub use figures::Figures;
 pub use queue::ClientId;
 pub use ring::{Ended, Event, Head, Message, Piece, Timings};
 pub use steps::{StepLimits, Steps};
-pub use work::{Embed, Failure, Pooling, Score, Work, WorkError};
+pub use work::{Embed, Failure, Score, Work, WorkError};
 pub use worker::{Worker, pair};

@@ -155,7 +155,10 @@ impl Steps for Paced {
         false
     }
 
-    fn announce(&mut self, _sequence: usize, _length: usize) {}
+    fn announce(&mut self, sequence: usize, length: usize) -> Result<(), StepError> {
+        let context = self.sequences[sequence].map_or(0, |open| open.reserved);
+        if length > context { Err(StepError::ContextFull { asked: length, context }) } else { Ok(()) }
+    }
 
     fn step(&mut self, chunks: &[Chunk]) -> Result<(), StepError> {
         self.admit(chunks)?;

@@ -12,32 +12,32 @@ use std::time::Duration;
 pub struct ClientId(pub u64);
 
 /// How often later requests may pass one that does not fit yet.
-pub const PASSES_MAX: usize = 16;
+pub(super) const PASSES_MAX: usize = 16;
 
 /// What is known of a request that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wish {
+pub(super) struct Wish {
     /// Its number; numbers rise.
-    pub id: u64,
+    pub(super) id: u64,
     /// Whose it is.
-    pub client: ClientId,
+    pub(super) client: ClientId,
     /// Positions of the cache that it needs.
-    pub positions: usize,
+    pub(super) positions: usize,
     /// When it came.
-    pub arrived: Duration,
+    pub(super) arrived: Duration,
     /// When it is too late.
-    pub deadline: Option<Duration>,
+    pub(super) deadline: Option<Duration>,
 }
 
 /// Which bound a request met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Full {
+pub(super) struct Full {
     /// Requests that wait.
-    pub waiting: usize,
+    pub(super) waiting: usize,
     /// How many may.
-    pub bound: usize,
+    pub(super) bound: usize,
     /// Whether both numbers are this client's own.
-    pub is_own: bool,
+    pub(super) is_own: bool,
 }
 
 #[derive(Debug)]
@@ -51,7 +51,7 @@ struct Entry<T> {
 
 /// The queue.
 #[derive(Debug)]
-pub struct Waiting<T> {
+pub(super) struct Waiting<T> {
     /// By turn, then number.
     entries: Vec<Entry<T>>,
     bound: usize,
@@ -61,22 +61,17 @@ pub struct Waiting<T> {
 
 impl<T> Waiting<T> {
     /// A queue of at most `bound`, of which one client may have `client_bound`.
-    pub fn new(bound: usize, client_bound: usize) -> Self {
+    pub(super) fn new(bound: usize, client_bound: usize) -> Self {
         Waiting { entries: Vec::with_capacity(bound), bound, client_bound, next_turn: 0 }
     }
 
     /// How many wait.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether nobody waits.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// Whether one more of this client may come.
-    pub fn admits(&self, client: ClientId) -> Result<(), Full> {
+    pub(super) fn admits(&self, client: ClientId) -> Result<(), Full> {
         if self.entries.len() >= self.bound {
             return Err(Full { waiting: self.entries.len(), bound: self.bound, is_own: false });
         }
@@ -88,7 +83,7 @@ impl<T> Waiting<T> {
     }
 
     /// Joins the queue and says how many stand before it now.
-    pub fn join(&mut self, wish: Wish, item: T) -> Result<usize, Full> {
+    pub(super) fn join(&mut self, wish: Wish, item: T) -> Result<usize, Full> {
         self.admits(wish.client)?;
         let own = self.entries.iter().find(|entry| entry.wish.client == wish.client);
         let turn = own.map(|entry| entry.turn).unwrap_or_else(|| self.fresh_turn());
@@ -103,32 +98,32 @@ impl<T> Waiting<T> {
     }
 
     /// Leaves the queue, wherever it stands.
-    pub fn leave(&mut self, id: u64) -> Option<(Wish, T)> {
+    pub(super) fn leave(&mut self, id: u64) -> Option<(Wish, T)> {
         let place = self.entries.iter().position(|entry| entry.wish.id == id)?;
         let entry = self.entries.remove(place);
         Some((entry.wish, entry.item))
     }
 
     /// Gives back one that is too late.
-    pub fn expired(&mut self, now: Duration) -> Option<(Wish, T)> {
+    pub(super) fn expired(&mut self, now: Duration) -> Option<(Wish, T)> {
         let is_late = |entry: &Entry<T>| entry.wish.deadline.is_some_and(|deadline| deadline <= now);
         let id = self.entries.iter().find(|entry| is_late(entry))?.wish.id;
         self.leave(id)
     }
 
     /// Gives back whoever is first: for when nobody will be served any more.
-    pub fn dismissed(&mut self) -> Option<(Wish, T)> {
+    pub(super) fn dismissed(&mut self) -> Option<(Wish, T)> {
         let id = self.entries.first()?.wish.id;
         self.leave(id)
     }
 
     /// When somebody will be too late.
-    pub fn next_deadline(&self) -> Option<Duration> {
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.entries.iter().filter_map(|entry| entry.wish.deadline).min()
     }
 
     /// Serves the next for whom there is room; `fits` is asked with the positions that are needed.
-    pub fn take(&mut self, mut fits: impl FnMut(usize) -> bool) -> Option<(Wish, T)> {
+    pub(super) fn take(&mut self, mut fits: impl FnMut(usize) -> bool) -> Option<(Wish, T)> {
         let mut place = None;
         for (index, entry) in self.entries.iter().enumerate() {
             if fits(entry.wish.positions) {
@@ -185,6 +180,41 @@ mod tests {
             order.push(queue.take(|_| true).unwrap().0.client.0);
         }
         assert_eq!(order.iter().filter(|&&client| client == 1).count(), 6, "every other one: {order:?}");
+    }
+
+    #[test]
+    fn between_two_of_a_client_stands_at_most_one_of_each_other() {
+        let mut random = 7_u64;
+        let mut below = |end: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % end
+        };
+        let mut queue = Waiting::new(64, 32);
+        let mut since = std::collections::HashMap::<ClientId, Vec<ClientId>>::new();
+        let mut served = 0;
+        for id in 0..100_000 {
+            // One client asks for half of everything.
+            let client = ClientId(below(12).saturating_sub(6));
+            if queue.join(wish(id, client.0, 1), ()).is_ok() {
+                since.entry(client).or_default();
+            }
+            if below(8) == 0 {
+                continue;
+            }
+            let Some((wish, ())) = queue.take(|_| true) else { continue };
+            served += 1;
+            for (client, others) in &mut since {
+                let before = others.len();
+                others.push(wish.client);
+                let is_fair = *client == wish.client || !others[..before].contains(&wish.client);
+                assert!(is_fair, "{:?} twice before {client:?}", wish.client);
+            }
+            since.remove(&wish.client);
+            if queue.entries.iter().any(|entry| entry.wish.client == wish.client) {
+                since.insert(wish.client, Vec::new());
+            }
+        }
+        assert!(served > 80_000);
     }
 
     #[test]

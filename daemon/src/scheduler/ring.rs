@@ -142,20 +142,20 @@ struct Ring {
 
 /// What a stream may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub(super) struct Room {
     /// Pieces.
-    pub tokens: usize,
+    pub(super) tokens: usize,
     /// Bytes of words that one piece may have.
-    pub piece_bytes: usize,
+    pub(super) piece_bytes: usize,
     /// Alternatives of one piece.
-    pub alternatives: usize,
+    pub(super) alternatives: usize,
 }
 
 /// Bytes that are held for each piece beside room for one longest: tokens are seldom longer.
 const BYTES_PER_TOKEN: usize = 32;
 
 /// Makes a queue. The bell is rung when the reader has made room, or has gone.
-pub fn ring(room: Room, bell: Arc<Bell>) -> (Writer, Reader) {
+pub(super) fn ring(room: Room, bell: Arc<Bell>) -> (Writer, Reader) {
     let tokens = room.tokens.max(1);
     let bytes = room.piece_bytes + tokens * BYTES_PER_TOKEN;
     let inner = Inner {
@@ -214,13 +214,13 @@ impl Inner {
 
 /// The engine's side. Dropped without an end, it says that the engine is gone.
 #[derive(Debug)]
-pub struct Writer {
+pub(super) struct Writer {
     ring: Arc<Ring>,
 }
 
 /// Whether a stream can take a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flow {
+pub(super) enum Flow {
     /// It can.
     Open,
     /// It cannot: so many wait, and so many were taken since the beginning.
@@ -234,7 +234,7 @@ pub enum Flow {
 
 impl Writer {
     /// Whether the next piece has room. Once it had none, half of the queue must be empty.
-    pub fn flow(&self) -> Flow {
+    pub(super) fn flow(&self) -> Flow {
         let mut inner = self.ring.lock();
         inner.is_paused |= !inner.has_room(&self.ring);
         match inner.is_paused {
@@ -244,12 +244,12 @@ impl Writer {
     }
 
     /// Whether the reader has gone.
-    pub fn is_dropped(&self) -> bool {
+    pub(super) fn is_dropped(&self) -> bool {
         self.ring.is_dropped.load(Ordering::Acquire)
     }
 
     /// Hands a token over. There must be room, or memory is taken.
-    pub fn push(&self, token: &Token, at: Duration) {
+    pub(super) fn push(&self, token: &Token, at: Duration) {
         let waker = {
             let mut inner = self.ring.lock();
             let part = token.part.map(|part| inner.take_part(&part));
@@ -264,7 +264,7 @@ impl Writer {
     }
 
     /// The last word; the work goes with it, so that the reader's side frees its memory.
-    pub fn end(self, ended: Box<Ended>) {
+    pub(super) fn end(self, ended: Box<Ended>) {
         let mut inner = self.ring.lock();
         inner.ended = Some(ended);
         self.close(inner);
@@ -306,14 +306,14 @@ impl Inner {
 
 /// The reader's side. Dropping it cancels the request.
 #[derive(Debug)]
-pub struct Reader {
+pub(super) struct Reader {
     ring: Arc<Ring>,
     bell: Arc<Bell>,
 }
 
 /// What a reader finds.
 #[derive(Debug)]
-pub enum Found {
+pub(super) enum Found {
     /// A piece or the end.
     Event(Event),
     /// The engine went away without an end.
@@ -322,7 +322,7 @@ pub enum Found {
 
 impl Reader {
     /// The next event; the task is woken when there is one.
-    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Found> {
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Found> {
         let mut inner = self.ring.lock();
         if let Some(piece) = inner.pop() {
             // The engine sleeps while all its streams are paused.
@@ -351,6 +351,114 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.ring.is_dropped.store(true, Ordering::Release);
-        self.bell.ring();
+        if !self.ring.lock().is_over {
+            self.bell.ring();
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failure is a failed test.
+mod tests {
+    use super::*;
+
+    const ROOM: Room = Room { tokens: 4, piece_bytes: 40, alternatives: 2 };
+
+    fn made() -> (Writer, Reader) {
+        ring(ROOM, Arc::new(Bell::default()))
+    }
+
+    fn part(begins: bool) -> Part<'static> {
+        Part {
+            message: 1,
+            channel: Channel::Commentary,
+            channel_name: "commentary",
+            role: "assistant",
+            recipient: Some("functions.é"),
+            content_type: None,
+            begins,
+            ends: None,
+        }
+    }
+
+    fn push(writer: &Writer, id: u32, text: &str, part: Option<Part>) {
+        let alternatives = &[(id, -0.5), (9, -1.0)][..];
+        let log_probability = Some(-0.5);
+        let token = Token { id, text, part, finish: None, log_probability, alternatives };
+        writer.push(&token, Duration::from_secs(id.into()));
+    }
+
+    fn found(reader: &mut Reader) -> Option<Piece> {
+        match reader.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Found::Event(Event::Piece(piece))) => Some(piece),
+            Poll::Pending => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn pieces_come_out_as_they_went_in_and_no_memory_is_taken() {
+        let (writer, mut reader) = made();
+        let capacities = |writer: &Writer| {
+            let inner = writer.ring.lock();
+            (inner.slots.capacity(), inner.bytes.capacity(), inner.alternatives.capacity())
+        };
+        let before = capacities(&writer);
+        for id in 0..1000 {
+            assert_eq!(writer.flow(), Flow::Open);
+            push(&writer, id, "né", (id % 3 > 0).then(|| part(id % 3 == 1)));
+            if id % 4 < 2 {
+                continue;
+            }
+            (0..2).for_each(|_| drop(found(&mut reader).unwrap()));
+        }
+        assert_eq!(found(&mut reader), None);
+        push(&writer, 7, "", Some(part(true)));
+        let piece = found(&mut reader).unwrap();
+        let message = piece.message.unwrap();
+        let head = message.head.unwrap();
+        assert_eq!((piece.id, piece.text.as_str(), piece.at), (7, "", Duration::from_secs(7)));
+        assert_eq!(piece.alternatives, [(7, -0.5), (9, -1.0)]);
+        assert_eq!((head.role.as_str(), head.channel_name.as_str()), ("assistant", "commentary"));
+        assert_eq!((head.recipient.as_deref(), head.content_type), (Some("functions.é"), None));
+        push(&writer, 8, "né", Some(part(false)));
+        let piece = found(&mut reader).unwrap();
+        assert_eq!((piece.text.as_str(), piece.message.unwrap().head), ("né", None));
+        assert_eq!(capacities(&writer), before);
+    }
+
+    #[test]
+    fn a_full_queue_pauses_until_half_of_it_is_empty() {
+        let (writer, mut reader) = made();
+        (0..4).for_each(|id| push(&writer, id, "a", None));
+        assert_eq!(writer.flow(), Flow::Paused { tokens: 4, taken: 0 });
+        found(&mut reader).unwrap();
+        assert_eq!(writer.flow(), Flow::Paused { tokens: 3, taken: 1 });
+        found(&mut reader).unwrap();
+        assert_eq!(writer.flow(), Flow::Open);
+    }
+
+    #[test]
+    fn long_words_fill_it_too() {
+        let (writer, mut reader) = ring(Room { piece_bytes: 100, ..ROOM }, Arc::new(Bell::default()));
+        let long = "x".repeat(100);
+        (0..2).for_each(|id| push(&writer, id, &long, None));
+        assert_eq!(writer.flow(), Flow::Paused { tokens: 2, taken: 0 });
+        found(&mut reader).unwrap();
+        assert_eq!(writer.flow(), Flow::Open);
+    }
+
+    #[test]
+    fn either_side_learns_that_the_other_has_gone() {
+        let (writer, reader) = made();
+        assert!(!writer.is_dropped());
+        drop(reader);
+        assert!(writer.is_dropped());
+        let (writer, mut reader) = made();
+        push(&writer, 1, "a", None);
+        drop(writer);
+        assert!(found(&mut reader).is_some());
+        let gone = reader.poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(gone, Poll::Ready(Found::Gone)));
     }
 }

@@ -7,26 +7,26 @@
 
 /// A sequence as this decision sees it. They stand in the order of their arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct View {
+pub(super) struct View {
     /// Tokens that it has still to read before one can be chosen: at least one.
-    pub unread: usize,
+    pub(super) unread: usize,
     /// Somebody has begun to read its reply.
-    pub is_replying: bool,
+    pub(super) is_replying: bool,
     /// Its reader does not keep up: it gets nothing.
-    pub is_paused: bool,
+    pub(super) is_paused: bool,
 }
 
 /// How much a step may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Budget {
+pub(super) struct Budget {
     /// Tokens in all; at least as many as there are sequences.
-    pub chunk: usize,
+    pub(super) chunk: usize,
     /// Tokens of prompts while a reply is running.
-    pub prefill_chunk: usize,
+    pub(super) prefill_chunk: usize,
 }
 
 /// Writes to `tokens` how many each sequence reads; says how many in all.
-pub fn share(views: &[View], budget: Budget, tokens: &mut [usize]) -> usize {
+pub(super) fn share(views: &[View], budget: Budget, tokens: &mut [usize]) -> usize {
     assert_eq!(views.len(), tokens.len(), "one number for every sequence");
     assert!(views.len() <= budget.chunk, "a step holds a token of every sequence");
     tokens.fill(0);

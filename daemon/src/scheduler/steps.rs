@@ -1,5 +1,6 @@
 //! What the scheduler needs of an engine.
 
+use bantam_core::layouts::page::POSITIONS;
 use bantam_model::engine::{Chunk, Engine, StepError};
 
 /// The sizes that an engine was planned with.
@@ -38,7 +39,7 @@ pub trait Steps: Send + 'static {
     /// Whether it is to be read again from its start before it becomes `length` tokens long.
     fn must_restart(&self, sequence: usize, length: usize) -> bool;
     /// Tells how long a sequence will be when all is read that is about to be read, in however many steps.
-    fn announce(&mut self, sequence: usize, length: usize);
+    fn announce(&mut self, sequence: usize, length: usize) -> Result<(), StepError>;
     /// Appends tokens to sequences, all together. Where it fails, nothing has changed.
     fn step(&mut self, chunks: &[Chunk]) -> Result<(), StepError>;
     /// Logits of some rows of the last step, the caller's to overwrite.
@@ -53,7 +54,7 @@ impl Steps for Engine {
         StepLimits {
             chunk: options.chunk,
             context: options.context,
-            positions: options.context * options.sequences,
+            positions: self.plan().pages * POSITIONS,
             vocab: self.spec().vocab,
             sequences: options.sequences,
             logits_rows: options.logits_rows,
@@ -62,11 +63,11 @@ impl Steps for Engine {
     }
 
     fn free_positions(&self) -> usize {
-        0
+        Engine::free_positions(self)
     }
 
-    fn open_for(&mut self, _positions: usize) -> Option<usize> {
-        self.open()
+    fn open_for(&mut self, positions: usize) -> Option<usize> {
+        Engine::open_for(self, positions)
     }
 
     fn close(&mut self, sequence: usize) {
@@ -85,7 +86,9 @@ impl Steps for Engine {
         Engine::must_restart(self, sequence, length)
     }
 
-    fn announce(&mut self, _sequence: usize, _length: usize) {}
+    fn announce(&mut self, sequence: usize, length: usize) -> Result<(), StepError> {
+        Engine::announce(self, sequence, length)
+    }
 
     fn step(&mut self, chunks: &[Chunk]) -> Result<(), StepError> {
         Engine::step(self, chunks)
@@ -95,7 +98,7 @@ impl Steps for Engine {
         Engine::logits(self, rows)
     }
 
-    fn hidden(&mut self, _rows: &[usize]) -> &[f32] {
-        &[]
+    fn hidden(&mut self, rows: &[usize]) -> &[f32] {
+        Engine::hidden(self, rows)
     }
 }

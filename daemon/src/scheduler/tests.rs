@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bantam_model::embedding::Pooling;
 use bantam_model::engine::StepError;
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
 use bantam_model::turn::{Limits, Turn};
@@ -120,16 +121,16 @@ impl Client {
         self.found.push(piece.id);
     }
 
-    fn finish(&self, ended: &Ended) {
+    fn finish(&self, ended: &mut Ended) {
         match &ended.outcome {
-            Ok(()) => self.check(ended.work.as_ref().unwrap()),
+            Ok(()) => self.check(ended.work.as_mut().unwrap()),
             Err(Failure::Deadline { .. }) => assert!(self.has_timeout),
             Err(Failure::SlowReader { .. }) => assert_ne!(self.manner, Manner::Prompt),
             Err(other) => panic!("{other}"),
         }
     }
 
-    fn check(&self, work: &Work) {
+    fn check(&self, work: &mut Work) {
         match work {
             Work::Generate(turn) => {
                 assert_eq!((turn.ids(), self.found.len()), (&self.found[..], self.new_tokens));
@@ -144,9 +145,10 @@ impl Client {
             }
             Work::Embed(embed) => {
                 let mean = (self.prompt.len() - 1) as f32 / 2.0;
-                assert_eq!(embed.vector()[0], mean);
+                let vector = embed.vector().unwrap();
+                assert_eq!(vector[0], mean);
                 let sum: u32 = self.prompt.iter().sum();
-                assert!((embed.vector()[1] * self.prompt.len() as f32 - sum as f32).abs() < 0.1);
+                assert!((vector[1] * self.prompt.len() as f32 - sum as f32).abs() < 0.1);
             }
         }
     }
@@ -175,10 +177,11 @@ impl Simulation {
         let count = 1 + noise.below(if long { 200 } else { 24 });
         let prompt = noise.tokens(count);
         let kind = noise.below(10);
-        let new_tokens = if kind < 8 { noise.below(if noise.below(8) == 0 { 100 } else { 12 }) } else { 0 };
+        let most = if noise.below(8) == 0 { 100 } else { 12 };
+        let new_tokens = if kind < 8 { noise.below(most) } else { 0 };
         let new_tokens = new_tokens.min(LIMITS.context + 1 - count);
         let work = match kind {
-            8 if count > 1 => Work::Score(Score::new(&LIMITS, prompt.clone(), 1).unwrap()),
+            8 if count > 1 => Work::Score(Score::new(&LIMITS, &prompt, 1).unwrap()),
             9 => Work::Embed(Embed::new(&LIMITS, prompt.clone(), Pooling::Mean).unwrap()),
             _ => Work::Generate(turn(&prompt, new_tokens)),
         };
@@ -219,8 +222,8 @@ impl Simulation {
                 match poll(&mut client.answer) {
                     None => break,
                     Some(Event::Piece(piece)) => client.take(&piece),
-                    Some(Event::Ended(ended)) => {
-                        client.finish(&ended);
+                    Some(Event::Ended(mut ended)) => {
+                        client.finish(&mut ended);
                         assert!(poll(&mut client.answer).is_none(), "answered twice");
                         return false;
                     }
@@ -246,10 +249,10 @@ impl Simulation {
                 self.read(true, is_closing);
             }
             Advance::Idle(until) => {
-                // Nobody who could go on is left behind.
-                assert!(!self.clients.iter().any(|c| c.manner == Manner::Prompt && !c.found.is_empty()));
                 self.clock.advance(until.map_or(STEP, |until| until.saturating_sub(begun)));
                 self.read(false, is_closing);
+                // Nobody who could go on is left behind.
+                assert!(!self.clients.iter().any(|c| c.manner == Manner::Prompt && !c.found.is_empty()));
             }
             Advance::Over => panic!("nobody said so"),
         }

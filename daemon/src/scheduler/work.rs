@@ -1,8 +1,12 @@
 //! What can be asked of a model: a reply, the probabilities of given tokens, or a text as a vector. All three read tokens
 //! in the same way; they differ in what they take from the rows.
 
+use std::time::Duration;
+
+use bantam_model::embedding::{EmbedError, Embedding, Pooling};
+use bantam_model::engine::StepError;
 use bantam_model::generate::GenerateError;
-use bantam_model::likelihood::LogSoftmax;
+use bantam_model::score::{ScoreError, Scoring};
 use bantam_model::turn::Turn;
 
 use super::steps::{StepLimits, Steps};
@@ -20,7 +24,7 @@ pub enum Work {
 }
 
 /// Why given tokens are not to be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum WorkError {
     /// Too few.
     #[error("expected at least {least} tokens, found {found}; give more text")]
@@ -58,6 +62,9 @@ pub enum WorkError {
         /// What came.
         found: usize,
     },
+    /// No vector can be made.
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
 }
 
 fn check(limits: &StepLimits, tokens: &[u32], least: usize, most: usize) -> Result<(), WorkError> {
@@ -77,89 +84,45 @@ fn check(limits: &StepLimits, tokens: &[u32], least: usize, most: usize) -> Resu
 /// The log-probability of each token from some place on, given those before it.
 #[derive(Debug)]
 pub struct Score {
-    tokens: Vec<u32>,
-    first: usize,
-    found: Vec<f32>,
+    tokens: usize,
+    scoring: Scoring,
 }
 
 impl Score {
     /// Scores `tokens[first..]`.
-    pub fn new(limits: &StepLimits, tokens: Vec<u32>, first: usize) -> Result<Self, WorkError> {
+    pub fn new(limits: &StepLimits, tokens: &[u32], first: usize) -> Result<Self, WorkError> {
         // The last one is not read.
-        check(limits, &tokens, 2, limits.context + 1)?;
+        check(limits, tokens, 2, limits.context + 1)?;
         if first == 0 || first >= tokens.len() {
             return Err(WorkError::First { most: tokens.len() - 1, found: first });
         }
-        let found = Vec::with_capacity(tokens.len() - first);
-        Ok(Score { tokens, first, found })
+        Ok(Score { tokens: tokens.len(), scoring: Scoring::new(tokens, first) })
     }
 
     /// In nats, one for each token that was to be scored.
-    pub fn log_probabilities(&self) -> &[f32] {
-        &self.found
+    pub fn log_probabilities(&self) -> &[f64] {
+        self.scoring.log_probabilities()
     }
-
-    /// Takes the logits after the token at `position`.
-    fn take(&mut self, position: usize, logits: &[f32]) -> Result<(), Failure> {
-        if position + 1 < self.first {
-            return Ok(());
-        }
-        if !logits.iter().all(|logit| logit.is_finite()) {
-            return Err(Failure::NotFinite { position });
-        }
-        let id = self.tokens[position + 1] as usize;
-        self.found.push(LogSoftmax::of(logits).log_probability(logits[id]) as f32);
-        Ok(())
-    }
-}
-
-/// How the hidden states of a text become one vector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pooling {
-    /// Their mean.
-    Mean,
-    /// The last token's.
-    Last,
 }
 
 /// A text as a vector.
 #[derive(Debug)]
 pub struct Embed {
     tokens: Vec<u32>,
-    pooling: Pooling,
-    sum: Vec<f64>,
-    vector: Vec<f32>,
+    embedding: Embedding,
 }
 
 impl Embed {
     /// Reads all of `tokens`.
     pub fn new(limits: &StepLimits, tokens: Vec<u32>, pooling: Pooling) -> Result<Self, WorkError> {
         check(limits, &tokens, 1, limits.context)?;
-        let sum = vec![0.0; if pooling == Pooling::Mean { limits.hidden } else { 0 }];
-        Ok(Embed { tokens, pooling, sum, vector: vec![0.0; limits.hidden] })
+        let embedding = Embedding::new(pooling, tokens.len(), limits.hidden)?;
+        Ok(Embed { tokens, embedding })
     }
 
-    /// As long as the model is wide; not normed.
-    pub fn vector(&self) -> &[f32] {
-        &self.vector
-    }
-
-    /// Takes the state after the token at `position`. Sums run in the order of tokens, whatever the chunks.
-    fn take(&mut self, position: usize, state: &[f32]) -> Result<(), Failure> {
-        if !state.iter().all(|value| value.is_finite()) {
-            return Err(Failure::NotFinite { position });
-        }
-        self.sum.iter_mut().zip(state).for_each(|(sum, &value)| *sum += f64::from(value));
-        if position + 1 == self.tokens.len() {
-            match self.pooling {
-                Pooling::Last => self.vector.copy_from_slice(state),
-                Pooling::Mean => {
-                    let count = self.tokens.len() as f64;
-                    self.vector.iter_mut().zip(&self.sum).for_each(|(out, sum)| *out = (sum / count) as f32);
-                }
-            }
-        }
-        Ok(())
+    /// As long as the model is wide; not normed. To be asked once all was read.
+    pub fn vector(&mut self) -> Result<&[f32], EmbedError> {
+        self.embedding.finish()
     }
 }
 
@@ -168,7 +131,7 @@ impl Work {
     pub fn wanted(&self) -> &[u32] {
         match self {
             Work::Generate(turn) => turn.history(),
-            Work::Score(score) => &score.tokens[..score.tokens.len() - 1],
+            Work::Score(score) => score.scoring.history(),
             Work::Embed(embed) => &embed.tokens,
         }
     }
@@ -185,7 +148,7 @@ impl Work {
     pub fn prompt_tokens(&self) -> usize {
         match self {
             Work::Generate(turn) => turn.prompt_tokens(),
-            Work::Score(score) => score.tokens.len(),
+            Work::Score(score) => score.tokens,
             Work::Embed(embed) => embed.tokens.len(),
         }
     }
@@ -198,20 +161,17 @@ impl Work {
         }
     }
 
-    /// How many tokens a sequence that was handed out may hold already.
+    /// How many tokens a sequence that was handed out may hold already: rows that are looked at must be computed.
     pub(super) fn reusable(&self) -> usize {
         match self {
-            // The last token is read in any case: its logits are needed.
             Work::Generate(turn) => turn.history().len() - 1,
-            // Every row is looked at, or none may be missing from the mean.
-            Work::Score(score) => score.first - 1,
-            Work::Embed(embed) if embed.pooling == Pooling::Last => embed.tokens.len() - 1,
-            Work::Embed(_) => 0,
+            Work::Score(score) => score.scoring.positions(0, score.tokens).start,
+            Work::Embed(embed) => embed.embedding.positions(0, embed.tokens.len()).start,
         }
     }
 
     /// Takes what `count` rows of the last step say, from `first_row` on, the first of which is of `position`. Nothing
-    /// for a reply, whose rows are taken together with other replies'.
+    /// for a reply, whose rows are taken together with other replies'. `rows` is scratch.
     pub(super) fn take_rows(
         &mut self,
         steps: &mut impl Steps,
@@ -219,24 +179,19 @@ impl Work {
         position: usize,
         rows: &mut Vec<usize>,
     ) -> Result<(), Failure> {
-        let StepLimits { vocab, hidden, logits_rows, .. } = steps.limits();
-        for begin in (0..count).step_by(logits_rows) {
-            let some = logits_rows.min(count - begin);
-            rows.clear();
-            rows.extend(first_row + begin..first_row + begin + some);
-            let position = position + begin;
+        let StepLimits { vocab, logits_rows, .. } = steps.limits();
+        let positions = match self {
+            Work::Generate(_) => return Ok(()),
+            Work::Score(score) => score.scoring.positions(position, count),
+            Work::Embed(embed) => embed.embedding.positions(position, count),
+        };
+        rows.clear();
+        rows.extend(positions.map(|at| first_row + at - position));
+        for rows in rows.chunks(logits_rows) {
             match self {
                 Work::Generate(_) => {}
-                // Rows that nobody asked for are not multiplied with the head.
-                Work::Score(score) if position + some < score.first => {}
-                Work::Score(score) => {
-                    let values = steps.logits(rows).chunks_exact(vocab);
-                    values.enumerate().try_for_each(|(i, values)| score.take(position + i, values))?;
-                }
-                Work::Embed(embed) => {
-                    let values = steps.hidden(rows).chunks_exact(hidden);
-                    values.enumerate().try_for_each(|(i, values)| embed.take(position + i, values))?;
-                }
+                Work::Score(score) => score.scoring.take(steps.logits(rows), vocab)?,
+                Work::Embed(embed) => embed.embedding.take(steps.hidden(rows)),
             }
         }
         Ok(())
@@ -250,7 +205,7 @@ pub enum Failure {
     #[error("the deadline came after {waited:.1?}, {state}; allow more time, or ask for less")]
     Deadline {
         /// Since it arrived.
-        waited: std::time::Duration,
+        waited: Duration,
         /// How far it was.
         state: &'static str,
     },
@@ -262,7 +217,7 @@ pub enum Failure {
         /// That wait.
         tokens: usize,
         /// Since the last was taken.
-        waited: std::time::Duration,
+        waited: Duration,
     },
     /// The daemon, or this model, is about to end.
     #[error("the model is being taken down; try again later, or elsewhere")]
@@ -274,16 +229,11 @@ pub enum Failure {
     Gone,
     /// The engine refused a step.
     #[error(transparent)]
-    Step(#[from] bantam_model::engine::StepError),
+    Step(#[from] StepError),
     /// No token could be chosen.
     #[error(transparent)]
     Generate(#[from] GenerateError),
-    /// What was computed is no number.
-    #[error(
-        "position {position}: expected finite numbers, found others; the weights or the computation are broken"
-    )]
-    NotFinite {
-        /// In the given tokens.
-        position: usize,
-    },
+    /// A logit is no number.
+    #[error(transparent)]
+    Score(#[from] ScoreError),
 }

@@ -297,9 +297,17 @@ impl Engine {
     }
 
     /// Tells how long a sequence will be when all is read that is about to be read, in however many steps: its
-    /// rotary tables are chosen by that.
+    /// rotary tables are chosen by that. Refused where the sequence must restart for it.
     pub fn announce(&mut self, sequence: usize, length: usize) -> Result<(), StepError> {
+        self.check_tables(sequence, length)?;
         self.sequences.announce(sequence, length)
+    }
+
+    fn check_tables(&self, sequence: usize, length: usize) -> Result<(), StepError> {
+        match self.must_restart(sequence, self.sequences.reach(sequence, length)) {
+            true => Err(StepError::MustRestart(sequence)),
+            false => Ok(()),
+        }
     }
 
     /// Appends tokens to sequences: one step over all of them together. Row `i` of the step is the `i`-th token, in
@@ -361,11 +369,7 @@ impl Engine {
             if let Some(&token) = chunk.tokens.iter().find(|&&token| token as usize >= vocab) {
                 return Err(StepError::UnknownToken { token, vocab });
             }
-            let reach =
-                self.sequences.reach(chunk.sequence, self.length(chunk.sequence) + chunk.tokens.len());
-            if self.must_restart(chunk.sequence, reach) {
-                return Err(StepError::MustRestart(chunk.sequence));
-            }
+            self.check_tables(chunk.sequence, self.length(chunk.sequence) + chunk.tokens.len())?;
         }
         Ok(())
     }

@@ -407,7 +407,10 @@ mod tests {
         assert_eq!((at(3, 100).tokens_max(), at(3, 100).positions_max()), (6, 8));
         assert_eq!((at(8, 100).tokens_max(), at(8, 100).positions_max()), (1, 8));
         assert_eq!((at(3, 2).tokens_max(), at(3, 2).positions_max()), (2, 4));
-        let none = at(3, 0);
+        // A length that counts the prompt may leave nothing.
+        let mut settings = at(3, 1).settings;
+        settings.max_length = Some(2);
+        let none = Turn::new(LIMITS, None, settings, &[1; 3], None).unwrap();
         assert_eq!((none.finish(), none.positions_max()), (Some(Finish::Length), 3));
         let full = turn(&[1; 9], None, greedy(1)).unwrap_err().to_string();
         assert!(full.contains("9 tokens long") && full.contains("context is 8"), "{full}");

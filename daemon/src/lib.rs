@@ -5,6 +5,7 @@ pub mod doors;
 pub mod logs;
 pub mod metrics;
 pub mod residency;
+pub mod scheduler;
 pub mod server;
 pub mod settings;
 pub mod status;

@@ -4,6 +4,7 @@
 pub mod doors;
 pub mod logs;
 pub mod metrics;
+pub mod residency;
 pub mod server;
 pub mod settings;
 pub mod status;

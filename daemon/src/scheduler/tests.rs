@@ -41,13 +41,10 @@ impl Noise {
 }
 
 fn turn(prompt: &[u32], new_tokens: usize) -> Turn {
-    let flags = GenerationFlags {
-        max_new_tokens: Some(new_tokens),
-        temperature: Some(0.0),
-        ignore_eos: true,
-        ..GenerationFlags::default()
-    };
-    let settings = GenerationDefaults::default().settings(&flags, EosSources::default()).unwrap();
+    let flags = GenerationFlags { temperature: Some(0.0), ignore_eos: true, ..GenerationFlags::default() };
+    let mut settings = GenerationDefaults::default().settings(&flags, EosSources::default()).unwrap();
+    // No flag may say 0; the end of a model's `max_length` may.
+    settings.max_new_tokens = new_tokens;
     let limits = Limits { context: LIMITS.context, vocab: LIMITS.vocab };
     Turn::new(limits, None, settings, prompt, None).unwrap()
 }

@@ -149,6 +149,14 @@ impl Surroundings {
         Some(folder.join("bantam").join("bantam.toml"))
     }
 
+    /// Where native files are kept; nothing where no variable says.
+    #[must_use]
+    pub fn cache_folder(&self) -> Option<PathBuf> {
+        let folder = self.folder("XDG_CACHE_HOME").map(Path::to_owned);
+        let folder = folder.or_else(|| self.folder("HOME").map(|home| home.join(".cache")))?;
+        Some(folder.join("bantam"))
+    }
+
     /// Where the socket is when no setting says.
     #[must_use]
     pub fn usual_socket(&self) -> PathBuf {

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::fuzz;
+use crate::proto;
 use crate::steps::{self, Steps, cargo, is_installed};
 
 /// Enough for every seed and some thousand mutations of each; `cargo xtask fuzz` is the long run.
@@ -47,6 +48,10 @@ fn every_step(root: &Path, steps: &mut Steps) -> Result<()> {
     } else {
         let reason = "cargo-deny is not installed; tests/dependencies.rs holds licences, bans and sources";
         steps.skip("dependencies", reason);
+    }
+    match proto::obstacle() {
+        None => steps.step("proto", || proto::lint(root))?,
+        Some(reason) => steps.skip("proto", &reason),
     }
     match fuzz::obstacle(root) {
         None => steps.step("fuzz", || fuzz::run(root, FUZZ_SECONDS))?,

@@ -80,7 +80,7 @@ pub struct Panels<'a> {
     pub(crate) data: &'a [u32],
     /// Per token: value = code * scale (int8).
     pub(crate) scales: &'a [f32],
-    /// Per token and block: sum of codes (int8).
+    /// Sums of a block's codes (int8), group by group: a block's for all tokens of the group, then the next block's.
     pub(crate) sums: &'a [i32],
 }
 
@@ -144,12 +144,12 @@ pub unsafe fn fill_group<'x>(
             }
             Form::Int8 { block } => {
                 let blocks = form.blocks(columns);
-                let sums_at = tokens * words + tokens + token * blocks;
+                let sums_at = tokens * words + tokens + first * blocks;
                 // SAFETY: as above.
                 let (scale, sums) =
-                    unsafe { (memory.part(tokens * words + token, 1), memory.part(sums_at, blocks)) };
-                let slots = &mut panel[member..];
-                scale[0] = launch(cpu, FillInt8 { row, order, block, slots, count, sums }).to_bits();
+                    unsafe { (memory.part(tokens * words + token, 1), memory.part(sums_at, count * blocks)) };
+                let (slots, sums) = (&mut panel[member..], &mut sums[member..]);
+                scale[0] = launch(cpu, FillInt8 { row, order, block, slots, sums, count }).to_bits();
             }
         }
     }
@@ -179,10 +179,10 @@ struct FillInt8<'a, 'p> {
     row: &'a [f32],
     order: Option<&'a [u32]>,
     block: usize,
-    /// The token's words, `count` apart.
+    /// The token's words and its blocks' sums, `count` apart.
     slots: &'p mut [u32],
-    count: usize,
     sums: &'p mut [u32],
+    count: usize,
 }
 
 /// Columns that are rounded at once.
@@ -194,7 +194,7 @@ impl Kernel for FillInt8<'_, '_> {
     /// Plain loops, of which the compiler makes the level's vectors.
     #[inline(always)]
     unsafe fn run<V: Vector>(self) -> f32 {
-        let FillInt8 { row, order, block, slots, count, sums } = self;
+        let FillInt8 { row, order, block, slots, sums, count } = self;
         let mut peaks = [0.0f32; 16];
         let sixteens = row.chunks_exact(16);
         let rest = sixteens.remainder().iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
@@ -207,7 +207,7 @@ impl Kernel for FillInt8<'_, '_> {
         let scale = peak / 127.0;
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let mut slots = slots.iter_mut().step_by(count);
-        for (number, sum) in sums.iter_mut().enumerate() {
+        for (number, sum) in sums.iter_mut().step_by(count).enumerate() {
             let first = number.saturating_mul(block);
             let end = row.len().min(first.saturating_add(block));
             let mut total = 0i32;
@@ -304,7 +304,8 @@ mod tests {
                         words.iter().flat_map(|w| w.to_le_bytes()).map(|b| i32::from(b as i8)).sum()
                     };
                     let sums: Vec<i32> = blocks.map(codes).collect();
-                    assert_eq!(panels.sums[(first + member) * sums.len()..][..sums.len()], sums, "{what:?}");
+                    let kept = panels.sums[first * sums.len()..][..count * sums.len()][member..].iter();
+                    assert!(kept.step_by(count).eq(&sums), "{what:?}");
                 }
             }
         }

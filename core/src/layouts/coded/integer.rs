@@ -193,7 +193,7 @@ unsafe fn run<Q: Quads>(job: &Job) {
 /// Columns that are turned into bytes at once: with their bytes and a group's activations they fit the nearest cache.
 const PIECE: usize = 256;
 /// Tokens that meet them there.
-const TOKENS: usize = 48;
+const TOKENS: usize = 96;
 /// Blocks of a piece at most.
 const PIECE_BLOCKS: usize = PIECE / 16;
 /// With more tokens than this, codes are turned into bytes ahead.
@@ -247,7 +247,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
             if x.tokens <= FEW {
                 // Few tokens are one group, whatever the processor.
                 let (_, count, panel) = x.group(0);
-                self.few(0, count, panel.as_ptr(), count);
+                self.few(count, panel.as_ptr());
                 return;
             }
             let at_once = TOKENS / x.group;
@@ -257,69 +257,61 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
         }
     }
 
-    /// Up to four tokens from `first`, `stride` words apart from one word of a token to its next.
+    /// Up to four tokens.
     #[inline(always)]
-    unsafe fn few(&self, first: usize, count: usize, panel: *const u32, stride: usize) {
+    unsafe fn few(&self, count: usize, panel: *const u32) {
         // SAFETY: passed on; a tile has 32 rows.
         unsafe {
             match count {
                 1 => match TILE_ROWS / Q::Floats::LANES {
-                    2 => self.fused::<1, 2>(first, panel, stride, 0),
-                    4 => self.fused::<1, 4>(first, panel, stride, 0),
-                    _ => self.fused::<1, 8>(first, panel, stride, 0),
+                    2 => self.fused::<1, 2>(panel, 0),
+                    4 => self.fused::<1, 4>(panel, 0),
+                    _ => self.fused::<1, 8>(panel, 0),
                 },
-                2 => self.halves::<2>(first, panel, stride),
-                3 => self.halves::<3>(first, panel, stride),
-                _ => self.halves::<4>(first, panel, stride),
+                2 => self.halves::<2>(panel),
+                3 => self.halves::<3>(panel),
+                _ => self.halves::<4>(panel),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn halves<const G: usize>(&self, first: usize, panel: *const u32, stride: usize) {
+    unsafe fn halves<const G: usize>(&self, panel: *const u32) {
         let step = 2 * Q::Floats::LANES;
         for lane in (0..TILE_ROWS).step_by(step) {
             // SAFETY: passed on.
-            unsafe { self.fused::<G, 2>(first, panel, stride, lane) }
+            unsafe { self.fused::<G, 2>(panel, lane) }
         }
     }
 
-    /// Sum of the activations' codes of a token and block.
+    /// What the dot product of a block begins with, so that its bytes count from the book's zero. `sum` is that of the
+    /// activations' codes of a token and block.
     ///
     /// # Safety
-    /// There are such.
+    /// There is such a sum.
     #[inline(always)]
-    unsafe fn sum(&self, token: usize, block: usize) -> *const i32 {
-        let at = token.wrapping_mul(self.blocks).wrapping_add(block);
-        debug_assert!(at < self.job.x.sums.len());
-        // SAFETY: the caller's.
-        unsafe { self.job.x.sums.as_ptr().add(at) }
-    }
-
-    /// What the dot product of a block begins with, so that its bytes count from the book's zero.
-    ///
-    /// # Safety
-    /// As for [`Product::sum`].
-    #[inline(always)]
-    unsafe fn start(&self, token: usize, block: usize) -> Q::Lanes {
+    unsafe fn start(&self, sum: *const i32) -> Q::Lanes {
         let offset = if K::SMALL { 0 } else { Q::OFFSET };
         // SAFETY: passed on.
         unsafe {
             match offset - self.bias {
                 0 => Q::splat(0),
-                factor => Q::product(self.sum(token, block), factor),
+                factor => Q::product(sum, factor),
             }
         }
     }
 
     /// A block's dot product as a number, less its zero times the sum of the activations' codes.
+    ///
+    /// # Safety
+    /// As for [`Product::start`].
     #[inline(always)]
-    unsafe fn less_zero(&self, dot: Q::Lanes, zero: Q::Floats, token: usize, block: usize) -> Q::Floats {
+    unsafe fn less_zero(dot: Q::Lanes, zero: Q::Floats, sum: *const i32) -> Q::Floats {
         // SAFETY: passed on.
         unsafe {
             let dot = Q::floats(dot);
             match S::ZERO {
-                true => dot.sub(zero.mul(Q::Floats::splat(self.sum(token, block).read() as f32))),
+                true => dot.sub(zero.mul(Q::Floats::splat(sum.read() as f32))),
                 false => dot,
             }
         }
@@ -344,20 +336,13 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
         unsafe { if K::TABLE { Q::choose(table, words) } else { Q::halves(words) } }
     }
 
-    /// All blocks for `G` tokens and `N` vectors of rows from row `lane`.
+    /// All blocks for `G` tokens, all there are, and `N` vectors of rows from row `lane`.
     ///
     /// # Safety
-    /// As for [`run`]; `panel` holds the group that begins with token `first`.
+    /// As for [`run`]; `panel` holds these tokens.
     #[inline(always)]
-    unsafe fn fused<const G: usize, const N: usize>(
-        &self,
-        first: usize,
-        panel: *const u32,
-        stride: usize,
-        lane: usize,
-    ) {
+    unsafe fn fused<const G: usize, const N: usize>(&self, panel: *const u32, lane: usize) {
         let (lanes, words) = (Q::Floats::LANES, self.words());
-        let stride = if G == 1 { 1 } else { stride };
         // SAFETY: the tile holds all blocks and the panel all words of them: checked when the job was made.
         unsafe {
             let table = self.table();
@@ -372,11 +357,12 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     if block >= self.blocks {
                         break;
                     }
+                    let sum = self.job.x.sums.as_ptr().add(block * G);
                     // One token has a second row of sums, so that dot products do not wait for one another.
                     let mut dots = [[Q::splat(0); N]; G];
                     let mut others = [[Q::splat(0); N]; G];
                     unroll!(4: g < G, {
-                        let start = self.start(first + g, block);
+                        let start = self.start(sum.add(g));
                         unroll!(8: v < N, { dots[g][v] = start; });
                     });
                     for _ in 0..words {
@@ -389,7 +375,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                                 let [low, high] = Self::open(table, word);
                                 unroll!(4: g < G, {
                                     dots[g][v] = Self::dot(dots[g][v], low, x.add(g));
-                                    let next = x.add(stride + g);
+                                    let next = x.add(G + g);
                                     if G == 1 {
                                         others[g][v] = Self::dot(others[g][v], high, next);
                                     } else {
@@ -399,7 +385,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                             }
                         });
                         at = at.add(TILE_ROWS);
-                        x = x.add(stride * 8 / K::BITS);
+                        x = x.add(G * 8 / K::BITS);
                     }
                     unroll!(8: v < N, {
                         let side = Q::load(side.add(v * lanes));
@@ -407,7 +393,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                         let zero = if S::ZERO { Q::half(side, 16) } else { scale };
                         unroll!(4: g < G, {
                             let dot = if G == 1 { Q::add(dots[g][v], others[g][v]) } else { dots[g][v] };
-                            let dot = self.less_zero(dot, zero, first + g, block);
+                            let dot = Self::less_zero(dot, zero, sum.add(g));
                             sums[g][v] = sums[g][v].add(dot.mul(scale));
                         });
                     });
@@ -415,7 +401,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
             }
             let done = sums;
             for (g, sums) in done.into_iter().enumerate() {
-                self.emit::<N>(first + g, lane, sums);
+                self.emit::<N>(g, lane, sums);
             }
         }
     }
@@ -459,8 +445,10 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
             let first = from * x.group;
             for token in first..x.tokens.min(to * x.group) {
                 let sums = sums.0.as_ptr().add((token - first) * TILE_ROWS);
-                for lane in (0..TILE_ROWS).step_by(Q::Floats::LANES) {
-                    self.emit::<1>(token, lane, [Q::Floats::load(sums.add(lane))]);
+                for lane in (0..TILE_ROWS).step_by(2 * Q::Floats::LANES) {
+                    let sums = sums.add(lane);
+                    let pair = [Q::Floats::load(sums), Q::Floats::load(sums.add(Q::Floats::LANES))];
+                    self.emit::<2>(token, lane, pair);
                 }
             }
         }
@@ -522,9 +510,11 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
         // SAFETY: the panel holds all words of its tokens; passed on.
         unsafe {
             let panel = panel.add(block * self.block / 4 * tokens);
+            let block_sums = self.job.x.sums.as_ptr().add(first * self.blocks + block * tokens);
             while g < tokens {
                 let left = tokens - g;
-                let piece = Piece { opened, block, count, first: first + g, x: panel.add(g), stride: tokens };
+                let (x, block_sums) = (panel.add(g), block_sums.add(g));
+                let piece = Piece { opened, count, x, block_sums, stride: tokens };
                 let sums = sums.add(g * TILE_ROWS);
                 g += match (left, Q::Floats::GROUP) {
                     (6.., 6 | 12) => self.meet_rows::<6>(&piece, sums),
@@ -554,7 +544,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
             let mut bytes = (&raw const (*piece.opened).bytes).cast::<u32>().add(lane);
             let scales = (&raw const (*piece.opened).scales).cast::<f32>().add(lane);
             let zeros = (&raw const (*piece.opened).zeros).cast::<f32>().add(lane);
-            let mut x = piece.x;
+            let (mut x, mut block_sums) = (piece.x, piece.block_sums);
             let mut kept = [[Q::Floats::splat(0.0); 2]; G];
             if Self::keeps::<G>() {
                 unroll!(12: g < G, {
@@ -565,8 +555,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
             for b in 0..piece.count {
                 let mut dots = [[Q::splat(0); 2]; G];
                 unroll!(12: g < G, {
-                    let start = self.start(piece.first + g, piece.block + b);
-                    dots[g] = [start; 2];
+                    dots[g] = [self.start(block_sums.add(g)); 2];
                 });
                 for _ in 0..self.block / 4 {
                     let words = [Q::load(bytes), Q::load(bytes.add(lanes))];
@@ -582,7 +571,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     let scale = Q::Floats::load(scales.add(at));
                     let zero = if S::ZERO { Q::Floats::load(zeros.add(at)) } else { scale };
                     unroll!(12: g < G, {
-                        let dot = self.less_zero(dots[g][v], zero, piece.first + g, piece.block + b);
+                        let dot = Self::less_zero(dots[g][v], zero, block_sums.add(g));
                         if Self::keeps::<G>() {
                             kept[g][v] = kept[g][v].add(dot.mul(scale));
                         } else {
@@ -591,6 +580,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                         }
                     });
                 });
+                block_sums = block_sums.add(piece.stride);
             }
             if Self::keeps::<G>() {
                 let done = kept;
@@ -612,13 +602,11 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
 /// An opened piece and the tokens that it meets.
 struct Piece {
     opened: *const Opened,
-    /// Its first block, and how many it has.
-    block: usize,
+    /// Blocks.
     count: usize,
-    /// The first token.
-    first: usize,
-    /// The first token's first word, and how far its next is.
+    /// The first token's first word, its first block's sum, and how far its next ones are.
     x: *const u32,
+    block_sums: *const i32,
     stride: usize,
 }
 

@@ -10,10 +10,12 @@
 //!
 //! It has no test harness: the harness has threads of its own that allocate when they like.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[path = "house/counting.rs"]
+mod counting;
+
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::detokenizer::ByteTable;
@@ -27,50 +29,7 @@ use bantam_model::reply::reader::Reader;
 use bantam_model::source::Source;
 use bantam_model::tokenizer::Tokenizer;
 use bantam_tests::{Noise, carried, model_folder, open};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-static FREES: AtomicUsize = AtomicUsize::new(0);
-/// Bytes allocated and not freed.
-static ALIVE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on to the system's allocator with its arguments unchanged; counting touches no memory
-// of the caller.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, SeqCst);
-        ALIVE.fetch_add(layout.size(), SeqCst);
-        // SAFETY: passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, SeqCst);
-        ALIVE.fetch_add(layout.size(), SeqCst);
-        // SAFETY: passed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, SeqCst);
-        FREES.fetch_add(1, SeqCst);
-        ALIVE.fetch_add(bytes, SeqCst);
-        ALIVE.fetch_sub(layout.size(), SeqCst);
-        // SAFETY: passed on.
-        unsafe { System.realloc(at, layout, bytes) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        FREES.fetch_add(1, SeqCst);
-        ALIVE.fetch_sub(layout.size(), SeqCst);
-        // SAFETY: passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use counting::{ALIVE, counters};
 
 /// Allocations, frees and mappings so far. Reading the mappings allocates, so the counters are read on the inside.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,10 +37,6 @@ struct Counts {
     allocations: usize,
     frees: usize,
     mappings: usize,
-}
-
-fn counters() -> (usize, usize) {
-    (ALLOCATIONS.load(SeqCst), FREES.load(SeqCst))
 }
 
 /// Lines of the process's map; 0 where the system has none to show.

@@ -62,6 +62,11 @@ impl Alternatives {
         }
     }
 
+    /// How many there may be.
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
     /// The last row's.
     pub fn list(&self) -> &[(u32, f32)] {
         &self.list

@@ -5,6 +5,7 @@ use crate::engine::StepError;
 use crate::generate::GenerateError;
 use crate::generation::GenerationSettings;
 use crate::likelihood::{ALTERNATIVES_MAX, Alternatives, LogSoftmax};
+use crate::reply::harmony::HEADER_BYTES_MAX;
 use crate::reply::part::{End, Part, Step};
 use crate::reply::reader::Reader;
 use crate::sampler::Sampler;
@@ -45,7 +46,12 @@ pub struct Token<'a> {
     pub finish: Option<Finish>,
     /// The logarithm of its probability by the model's own distribution, where that was asked for.
     pub log_probability: Option<f32>,
+    /// As [`Turn::alternatives`].
+    pub alternatives: &'a [(u32, f32)],
 }
+
+/// Words of a header with its marks, or of the role and channel that stand in for one.
+const WORDS_BYTES_MAX: usize = HEADER_BYTES_MAX + 64;
 
 /// What a model sets to a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +151,16 @@ impl Turn {
         self.prompt_tokens + self.tokens_max.saturating_sub(1)
     }
 
+    /// Bytes of text, and of the words of its message, that one token may bring at most.
+    pub fn piece_bytes_max(&self) -> usize {
+        self.text.as_ref().map_or(0, |text| text.piece_bytes_max + WORDS_BYTES_MAX)
+    }
+
+    /// As many alternatives as were asked for.
+    pub fn alternatives_max(&self) -> usize {
+        self.likelihood.as_ref().map_or(0, |likelihood| likelihood.alternatives.most())
+    }
+
     /// What ended it; nothing while it goes on. A turn that may have no tokens is over before it begins.
     pub fn finish(&self) -> Option<Finish> {
         self.finish
@@ -190,7 +206,8 @@ impl Turn {
             self.finish = text.push(id, self.finish);
         }
         let (text, part) = self.text.as_ref().map_or(("", None), |text| (text.piece.as_str(), text.part()));
-        Ok(Token { id, text, part, finish: self.finish, log_probability })
+        let (finish, alternatives) = (self.finish, self.alternatives());
+        Ok(Token { id, text, part, finish, log_probability, alternatives })
     }
 
     fn is_end(&self, id: u32) -> bool {
@@ -206,6 +223,7 @@ struct Text {
     stops: StopStrings,
     /// What the last token made certain, and where.
     piece: String,
+    piece_bytes_max: usize,
     step: Option<Step>,
 }
 
@@ -213,9 +231,10 @@ impl Text {
     fn new(mut reader: Reader, stop: &[String], prompt: &[u32]) -> Result<Self, StopError> {
         let stops = StopStrings::new(stop)?;
         // The last token may release what both stages held back.
-        let piece = String::with_capacity(2 * reader.piece_bytes_max() + 2 * STRING_BYTES_MAX);
+        let piece_bytes_max = 2 * reader.piece_bytes_max() + 2 * STRING_BYTES_MAX;
+        let piece = String::with_capacity(piece_bytes_max);
         reader.begin(prompt);
-        Ok(Text { reader, stops, piece, step: None })
+        Ok(Text { reader, stops, piece, piece_bytes_max, step: None })
     }
 
     /// Takes a token, and where it is the last one, lets go of what was held back. Returns what ends the reply.

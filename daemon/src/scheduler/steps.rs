@@ -1,0 +1,104 @@
+//! What the scheduler needs of an engine.
+
+use bantam_core::layouts::page::POSITIONS;
+use bantam_model::engine::{Chunk, Engine, StepError};
+
+/// The sizes that an engine was planned with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Tokens in a step at most.
+    pub chunk: usize,
+    /// Positions of one sequence at most.
+    pub context: usize,
+    /// Positions of all sequences together.
+    pub positions: usize,
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
+    /// Sequences that can be open at once.
+    pub sequences: usize,
+    /// Rows of logits that can be asked for at once.
+    pub logits_rows: usize,
+    /// Numbers of a hidden state.
+    pub hidden: usize,
+}
+
+/// An engine, seen from its scheduler.
+pub trait Steps: Send + 'static {
+    /// What it was planned with.
+    fn limits(&self) -> StepLimits;
+    /// Positions that no sequence has reserved.
+    fn free_positions(&self) -> usize;
+    /// Begins a sequence of at most so many positions; `None` while there is no room. It may hold tokens already.
+    fn open_for(&mut self, positions: usize) -> Option<usize>;
+    /// Ends a sequence and frees its positions.
+    fn close(&mut self, sequence: usize);
+    /// Forgets all tokens from `length` on.
+    fn rewind(&mut self, sequence: usize, length: usize);
+    /// Tokens of a sequence so far.
+    fn length(&self, sequence: usize) -> usize;
+    /// Whether it is to be read again from its start before it becomes `length` tokens long.
+    fn must_restart(&self, sequence: usize, length: usize) -> bool;
+    /// Tells how long a sequence will be when all is read that is about to be read, in however many steps.
+    fn announce(&mut self, sequence: usize, length: usize) -> Result<(), StepError>;
+    /// Appends tokens to sequences, all together. Where it fails, nothing has changed.
+    fn step(&mut self, chunks: &[Chunk]) -> Result<(), StepError>;
+    /// Logits of some rows of the last step, the caller's to overwrite.
+    fn logits(&mut self, rows: &[usize]) -> &mut [f32];
+    /// Hidden states, after the last norm, of some rows of the last step; as many at once as logits.
+    fn hidden(&mut self, rows: &[usize]) -> &[f32];
+}
+
+impl Steps for Engine {
+    fn limits(&self) -> StepLimits {
+        let options = self.plan().options;
+        StepLimits {
+            chunk: options.chunk,
+            context: options.context,
+            positions: self.plan().pages * POSITIONS,
+            vocab: self.spec().vocab,
+            sequences: options.sequences,
+            logits_rows: options.logits_rows,
+            hidden: self.spec().hidden,
+        }
+    }
+
+    fn free_positions(&self) -> usize {
+        Engine::free_positions(self)
+    }
+
+    fn open_for(&mut self, positions: usize) -> Option<usize> {
+        Engine::open_for(self, positions)
+    }
+
+    fn close(&mut self, sequence: usize) {
+        Engine::close(self, sequence);
+    }
+
+    fn rewind(&mut self, sequence: usize, length: usize) {
+        Engine::rewind(self, sequence, length);
+    }
+
+    fn length(&self, sequence: usize) -> usize {
+        Engine::length(self, sequence)
+    }
+
+    fn must_restart(&self, sequence: usize, length: usize) -> bool {
+        Engine::must_restart(self, sequence, length)
+    }
+
+    fn announce(&mut self, sequence: usize, length: usize) -> Result<(), StepError> {
+        Engine::announce(self, sequence, length)
+    }
+
+    fn step(&mut self, chunks: &[Chunk]) -> Result<(), StepError> {
+        Engine::step(self, chunks)
+    }
+
+    fn logits(&mut self, rows: &[usize]) -> &mut [f32] {
+        Engine::logits(self, rows)
+    }
+
+    fn hidden(&mut self, rows: &[usize]) -> &[f32] {
+        Engine::hidden(self, rows)
+    }
+}

@@ -195,6 +195,7 @@ fn options() -> Options {
         precision: Precision::Exact,
         quantization: None,
         head: None,
+        cache_positions: None,
         experts: None,
     }
 }

@@ -42,6 +42,7 @@ fn logits(folder: &std::path::Path) -> Vec<f32> {
         precision: Precision::Exact,
         quantization: None,
         head: None,
+        cache_positions: None,
         experts: None,
     };
     let mut engine = Engine::load(spec, &checkpoint, options, Cpu::detect(), 1).expect("it loads");

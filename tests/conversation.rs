@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use bantam_core::Cpu;
-use bantam_model::engine::Engine;
+use bantam_model::engine::{Chunk, Engine, StepError};
 use bantam_model::generate::{GenerateError, Generation, Held};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags, GenerationSettings};
 use bantam_model::plan::Options;
@@ -90,8 +90,8 @@ fn a_prompt_that_is_stopped_or_too_long_leaves_a_sequence_that_can_go_on() {
     assert_eq!(warm(&mut engine, &mut held, &prompt, 12).0, cold(&prompt));
 }
 
-#[test]
-fn a_sequence_that_outgrows_its_rotary_tables_is_read_anew() {
+/// A model with one rotary table up to 64 positions, and another beyond.
+fn two_tables() -> Engine {
     let folder = model_folder("phi3");
     let config = std::fs::read_to_string(folder.join("config.json")).expect("the golden has a config.json");
     let mut config: serde_json::Value = serde_json::from_str(&config).expect("it is JSON");
@@ -105,7 +105,12 @@ fn a_sequence_that_outgrows_its_rotary_tables_is_read_anew() {
     let options = Options { sequences: 2, ..options() };
     let (_, checkpoint) = open(&folder);
     let engine = Engine::load(spec, &checkpoint, options, Cpu::detect(), 1);
-    let mut engine = engine.expect("the golden loads");
+    engine.expect("the golden loads")
+}
+
+#[test]
+fn a_sequence_that_outgrows_its_rotary_tables_is_read_anew() {
+    let mut engine = two_tables();
     let long = Noise::new(9).tokens(84, engine.spec().vocab);
     let mut held = Held::open(&mut engine).expect("a sequence is free");
     for (tokens, known) in [(40, 0), (50, 40), (84, 0), (40, 0)] {
@@ -114,4 +119,32 @@ fn a_sequence_that_outgrows_its_rotary_tables_is_read_anew() {
         let (found, reused) = warm(&mut engine, &mut held, prompt, 4);
         assert_eq!((&found[..], reused), (&answer(&mut engine, prompt)[..4], known), "{tokens} tokens");
     }
+}
+
+#[test]
+fn a_step_that_outgrows_rotary_tables_is_refused_and_the_others_go_on() {
+    let mut engine = two_tables();
+    let tokens = Noise::new(4).tokens(80, engine.spec().vocab);
+    let mut alone = |length: usize| {
+        let sequence = engine.open().expect("a sequence is free");
+        engine.prefill::<StepError>(sequence, &tokens[..length], |_, _, _| Ok(())).expect("there is room");
+        let logits = engine.logits(&[length - 1]).to_vec();
+        engine.close(sequence);
+        logits
+    };
+    let (long, short) = (alone(80), alone(12));
+    let [first, second] = [(); 2].map(|()| engine.open().expect("a sequence is free"));
+    let chunk = |sequence, from: usize, to: usize| Chunk { sequence, tokens: &tokens[from..to] };
+    engine.step(&[chunk(first, 0, 60), chunk(second, 0, 10)]).expect("there is room");
+    let refused = engine.step(&[chunk(first, 60, 70), chunk(second, 10, 11)]);
+    assert_eq!(refused, Err(StepError::MustRestart(first)));
+    assert_eq!((engine.length(first), engine.length(second)), (60, 10), "nothing has changed");
+    assert!(engine.must_restart(first, 65) && !engine.must_restart(first, 64));
+    assert!(!engine.must_restart(second, 11));
+    assert_eq!(engine.announce(first, 80), refused);
+    engine.rewind(first, 0);
+    engine.announce(first, 80).expect("there is room");
+    engine.step(&[chunk(first, 0, 50), chunk(second, 10, 11)]).expect("there is room");
+    engine.step(&[chunk(second, 11, 12), chunk(first, 50, 80)]).expect("it was announced");
+    assert_eq!(engine.logits(&[0, 30]), [short, long].concat());
 }

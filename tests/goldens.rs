@@ -2,6 +2,7 @@
 
 use bantam_core::Cpu;
 use bantam_model::checkpoint::Checkpoint;
+use bantam_model::embedding::{Pooling, embed};
 use bantam_model::engine::{Chunk, Engine, StepError};
 use bantam_model::sampler::argmax;
 use bantam_tests::{MODELS, check_close, floats, ids, load, model_folder, options};
@@ -35,6 +36,34 @@ fn greedy(engine: &mut Engine, prompt: &[u32], count: usize) -> (Vec<u32>, Vec<f
     }
     engine.close(sequence);
     (tokens, all)
+}
+
+#[test]
+fn hidden_states_and_embeddings_match_transformers() {
+    // transformers takes a GPU for the other one.
+    for model in MODELS.iter().filter(|model| **model != "gpt_oss-mxfp4") {
+        let folder = model_folder(model);
+        let open = |name: &str| Checkpoint::open(&folder.join(name)).expect("the golden is sound");
+        let tokens = ids(&open("golden.safetensors"), "prompt0.input_ids");
+        let wanted = floats(&open("hidden.safetensors"), "prompt0.last_hidden_state");
+        let mut engine = load(&folder, options(), Cpu::detect(), 2);
+        let width = engine.spec().hidden;
+        let sequence = engine.open().expect("a free sequence");
+        engine.step(&[Chunk { sequence, tokens: &tokens }]).expect("the prompt fits");
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        check_close(&format!("{model}, hidden states"), engine.hidden(&rows), &wanted);
+        engine.close(sequence);
+        let mean = |channel: usize| {
+            let sum: f32 = wanted.iter().skip(channel).step_by(width).sum();
+            sum / tokens.len() as f32
+        };
+        let mean: Vec<f32> = (0..width).map(mean).collect();
+        let last = &wanted[wanted.len() - width..];
+        for (pooling, wanted) in [(Pooling::Mean, &mean[..]), (Pooling::Last, last)] {
+            let found = embed(&mut engine, &tokens, pooling).expect("the prompt fits");
+            check_close(&format!("{model}, {pooling:?}"), &found, wanted);
+        }
+    }
 }
 
 #[test]

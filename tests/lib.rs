@@ -59,6 +59,7 @@ pub fn options() -> Options {
         precision: Precision::Exact,
         quantization: None,
         head: None,
+        cache_positions: None,
         experts: None,
     }
 }

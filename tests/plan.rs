@@ -24,6 +24,8 @@ fn main() {
     }
     // Large enough that the regions are asked for in large pages.
     plan_equals_memory("carried", options());
+    plan_equals_memory("llama-tied", Options { cache_positions: Some(100), ..small(KvKind::F16) });
+    caches();
     loading_tells_how_far_it_is();
     refusals();
 }
@@ -38,8 +40,24 @@ fn small(kv: KvKind) -> Options {
         precision: Precision::Fast,
         quantization: way("int8"),
         head: None,
+        cache_positions: None,
         experts: None,
     }
+}
+
+/// Pages are whole, and no more than all sequences can own.
+fn caches() {
+    let (spec, checkpoint) = open(&model_folder("llama-tied"));
+    let pages = |cache_positions| {
+        let options = Options { cache_positions, ..small(KvKind::F32) };
+        let plan =
+            Plan::new(&spec, stored(&checkpoint), options, Cpu::detect()).expect("the golden has a plan");
+        let pages: usize = plan.caches.iter().map(|cache| cache.slot.bytes / cache.page_bytes()).sum();
+        assert_eq!(pages, plan.pages * spec.layers.len());
+        plan.pages
+    };
+    let found = [None, Some(70), Some(129), Some(100_000)].map(pages);
+    assert_eq!(found, [6, 2, 3, 6]);
 }
 
 /// Bytes of private writable memory that belongs to no file: every region is such a mapping. The heap and the stack
@@ -190,6 +208,8 @@ fn refusals() {
     check(|o| o.context = 513, no_change, &["--context 513", "512"]);
     check(|o| o.context = 0, no_change, &["--context is 0"]);
     check(|o| o.sequences = 0, no_change, &["sequences is 0"]);
+    let small = ["a cache of at least the context's", "found 69", "--context"];
+    check(|o| (o.context, o.cache_positions) = (70, Some(69)), no_change, &small);
     check(|o| o.chunk = 0, no_change, &["chunk is 0"]);
     check(|o| o.logits_rows = 0, no_change, &["logits_rows is 0"]);
     check(|o| o.sequences = usize::MAX / 2, no_change, &["keys and values", "does not fit into"]);

@@ -42,6 +42,7 @@ fn options(kv: KvKind, precision: Precision, quantization: Option<&'static OnLoa
         precision,
         quantization,
         head: None,
+        cache_positions: None,
         experts: None,
     }
 }

@@ -169,6 +169,7 @@ fn hold(model: &str, precision: Precision, way: Option<&'static OnLoad>) {
                 precision,
                 quantization,
                 head: way,
+                cache_positions: None,
                 experts: None,
             };
             let threads = THREADS[(round + level + i) % THREADS.len()];

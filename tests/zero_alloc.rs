@@ -19,10 +19,12 @@ use bantam_core::{Cpu, KvKind, Precision};
 use bantam_model::detokenizer::ByteTable;
 use bantam_model::engine::{Chunk, Engine, StepError};
 use bantam_model::formats::on_load::way;
-use bantam_model::generate::{Finish, Generation};
+use bantam_model::generate::{Finish, Generation, Turn};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
+use bantam_model::native::{Native, Store};
 use bantam_model::plan::Options;
 use bantam_model::reply::reader::Reader;
+use bantam_model::source::Source;
 use bantam_model::tokenizer::Tokenizer;
 use bantam_tests::{Noise, carried, model_folder, open};
 
@@ -129,6 +131,7 @@ fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
         precision,
         quantization,
         head: None,
+        cache_positions: None,
         experts: None,
     }
 }
@@ -236,6 +239,115 @@ fn batched_steps(what: &str, engine: &mut Engine) {
     sequences.into_iter().for_each(|sequence| engine.close(sequence));
 }
 
+const TURNS: usize = 8;
+
+/// Turns in one engine that come one after another, their prompts cut beside the tokens of those before.
+struct Crowd {
+    turns: Vec<Turn>,
+    arrived: usize,
+    sequences: [Option<usize>; TURNS],
+    noise: Noise,
+    most_at_once: usize,
+    text_bytes: usize,
+}
+
+impl Crowd {
+    fn step(&mut self, engine: &mut Engine) {
+        if self.arrived < TURNS && self.noise.below(2) == 0 {
+            self.sequences[self.arrived] = engine.open_for(self.turns[self.arrived].positions_max());
+            self.arrived += 1;
+        }
+        let (mut chunks, mut count) = ([Chunk { sequence: 0, tokens: &[] }; TURNS], 0);
+        // Where a history ends with its chunk: the chunk's last row, and whose logits it has.
+        let (mut rows, mut whose, mut asked, mut row) = ([0; TURNS], [0; TURNS], 0, 0);
+        for (i, turn) in self.turns.iter().enumerate() {
+            let Some(sequence) = self.sequences[i] else { continue };
+            let (length, history) = (engine.length(sequence), turn.history());
+            let left = engine.plan().options.chunk - row;
+            let end = history.len().min(length + (1 + self.noise.below(20)).min(left));
+            if end == length {
+                continue;
+            }
+            chunks[count] = Chunk { sequence, tokens: &history[length..end] };
+            count += 1;
+            row += end - length;
+            if end == history.len() {
+                (rows[asked], whose[asked]) = (row - 1, i);
+                asked += 1;
+            }
+        }
+        engine.step(&chunks[..count]).expect("the step fits");
+        self.most_at_once = self.most_at_once.max(count);
+        if asked > 0 {
+            let vocab = engine.spec().vocab;
+            let logits = engine.logits(&rows[..asked]).chunks_exact_mut(vocab);
+            for (logits, &i) in logits.zip(&whose[..asked]) {
+                self.text_bytes += self.turns[i].choose(logits).expect("a token").text.len();
+            }
+        }
+        for (turn, sequence) in self.turns.iter().zip(&mut self.sequences) {
+            if turn.is_over()
+                && let Some(sequence) = sequence.take()
+            {
+                engine.close(sequence);
+            }
+        }
+    }
+}
+
+/// Making a turn may allocate: a daemon does it on other threads. Choosing its tokens may not.
+fn turns_among_others(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
+    let (tokenizer, table) = text_of(&carried());
+    let mut noise = Noise::new(11);
+    let words = tokenizer.encode("The history of the city, and of the river", true).expect("plain text");
+    let prompts = [(); TURNS].map(|()| words.repeat(1 + noise.below(4)));
+    let settings = |i: usize| {
+        let (max_new_tokens, seed) = (Some(20 + 3 * i), Some(i as u64));
+        let flags = GenerationFlags { max_new_tokens, seed, ..flags.clone() };
+        let defaults = GenerationDefaults::of_model(None).expect("the program's");
+        defaults.settings(&flags, EosSources::default()).expect("sound flags")
+    };
+    let turn = |i: usize| {
+        let alternatives = [None, Some(0), Some(5), Some(64)][i % 4];
+        let reader = Some(Reader::plain(table.clone()));
+        Turn::new(engine.limits(), reader, settings(i), &prompts[i], alternatives)
+            .expect("a prompt that fits")
+    };
+    let turns = (0..TURNS).map(turn).collect();
+    let (sequences, arrived) = ([None; TURNS], 0);
+    let mut crowd = Crowd { turns, arrived, sequences, noise, most_at_once: 0, text_bytes: 0 };
+    check(&format!("{what}: {TURNS} turns at once"), || {
+        while !crowd.turns.iter().all(Turn::is_over) {
+            crowd.step(engine);
+        }
+    });
+    let (at_once, bytes) = (crowd.most_at_once, crowd.text_bytes);
+    assert!(at_once >= 4 && bytes > 100, "{at_once} at once, {bytes} bytes of text");
+    for (i, turn) in crowd.turns.iter().enumerate() {
+        let alone = Generation::begin(engine, None, settings(i), &prompts[i]);
+        let mut alone = alone.expect("a prompt that fits");
+        while alone.next(engine).expect("a token").is_some() {}
+        assert_eq!(turn.ids(), alone.ids(), "{what}: turn {i} beside others and alone");
+        alone.end(engine);
+    }
+}
+
+/// Weights that are a native file's.
+fn mapped(options: Options) {
+    let folder = std::env::temp_dir().join(format!("bantam-zero-alloc-{}", std::process::id()));
+    let source = Source::open(&carried()).expect("the model opens");
+    let plan = source.plan(options, Cpu::detect()).expect("the model has a plan");
+    let native = Native::of(&source, &plan, &Store::new(folder.clone())).expect("it is worth a file");
+    let load =
+        || source.load(options, Cpu::detect(), 2, Some(&native), &mut |_| {}).expect("the model loads");
+    source.keep(&load(), &native, &mut |_| {}).expect("the native file is written");
+    let mut engine = load();
+    assert!(engine.is_mapped());
+    batched_steps("mapped from a native file", &mut engine);
+    drop(engine);
+    std::fs::remove_dir_all(&folder).expect("the folder is ours");
+}
+
 fn main() {
     let everything = GenerationFlags {
         max_new_tokens: Some(101),
@@ -272,7 +384,10 @@ fn main() {
         generated_tokens(&format!("{what}, greedy"), &mut engine, &greedy);
         batched_steps(what, &mut engine);
         replies_in_channels(&mut engine);
+        let options = Options { sequences: 8, logits_rows: 8, cache_positions: Some(8 * 128), ..options };
+        turns_among_others(what, &mut loaded(what, "carried", options, 2), &everything);
     }
+    mapped(options(KvKind::F16, Precision::Fast, true));
     // A parallel residual, layer norms, fused inputs with biases.
     let options = options(KvKind::F32, Precision::Exact, false);
     for model in ["gpt_neox", "gemma3", "gpt_oss-bf16"] {

@@ -52,11 +52,18 @@ impl Decoder {
         true
     }
 
-    /// Logits of some rows of the last [`forward`](Self::forward).
-    pub fn logits<B: Backend>(&self, b: &mut B, rows: &[usize]) -> Slot {
+    /// Hidden states of some rows of the last [`forward`](Self::forward), after the final norm.
+    pub fn hidden<B: Backend>(&self, b: &mut B, rows: &[usize]) -> Slot {
         let s = &self.slots;
         b.gather(rows, self.spec.hidden, s.stream, s.chosen);
         b.norm(&self.weights.final_norm, rows.len(), s.chosen, s.chosen_normed);
+        s.chosen_normed.first(rows.len() * self.spec.hidden)
+    }
+
+    /// Logits of some rows of the last [`forward`](Self::forward).
+    pub fn logits<B: Backend>(&self, b: &mut B, rows: &[usize]) -> Slot {
+        let s = &self.slots;
+        self.hidden(b, rows);
         let head = Product { matrix: self.weights.head, bias: None, out: s.logits, add: false };
         b.matmul(rows.len(), s.chosen_normed, &[head]);
         if let Some(limit) = self.spec.logits_cap {

@@ -1,6 +1,6 @@
 //! A loaded model: a decoder on the processor, with its sequences. After loading, nothing here allocates.
 
-use bantam_core::{Backend, Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
+use bantam_core::{Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
 use memmap2::MmapMut;
 
 use crate::checkpoint::map::{Image, Watch};
@@ -9,7 +9,9 @@ use crate::decoder::Decoder;
 use crate::memory;
 use crate::plan::{Options, Plan, PlanError, Stored};
 use crate::pool::Threads;
+use crate::sequences::Sequences;
 use crate::spec::ModelSpec;
+use crate::turn::Limits;
 use crate::weights::{self, WeightsError};
 
 /// Why a model could not be loaded.
@@ -50,7 +52,7 @@ pub enum LoadError {
 /// Why a step was refused. Nothing has changed when it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
-    /// More positions than the sequence has room for.
+    /// More positions than the sequence has room for: the context, or what was reserved for it.
     #[error(
         "the sequence would be {asked} tokens long, the context is {context}; shorten the prompt or raise --context"
     )]
@@ -82,6 +84,12 @@ pub enum StepError {
          `bantam cache verify` tells whether the file is sound, --no-cache does without"
     )]
     Fault,
+    /// A sequence that grows beyond what its rotary tables are for.
+    #[error(
+        "sequence {0} would outgrow the rotary tables that it was read with; rewind it to its start, announce its \
+         length and read it again"
+    )]
+    MustRestart(usize),
     /// A sequence that is not open, or twice in a step.
     #[error("sequence {0} is not open, or stands twice in a step")]
     Sequence(usize),
@@ -104,11 +112,7 @@ pub struct Engine {
     decoder: Decoder,
     backend: CpuBackend<MmapMut, Threads>,
     plan: Plan,
-    /// Length of each sequence; `None` where it is not open.
-    lengths: Vec<Option<usize>>,
-    /// The greatest length that each was known to reach when its tokens were read.
-    reaches: Vec<usize>,
-    tables: Vec<u32>,
+    sequences: Sequences,
     feeds: Vec<Feed>,
     tokens: Vec<u32>,
 }
@@ -197,15 +201,11 @@ impl Engine {
         let pool = Threads::start(threads).map_err(|source| system("threads", source))?;
         let options = plan.options;
         let backend = CpuBackend::new(cpu, options.precision, pool, arena, plan.work.panels);
-        // Every sequence owns its pages for now; the table is what lets them be shared later.
-        let pages = (plan.pages_per_sequence * options.sequences) as u32;
         Ok(Engine {
             watch,
             decoder: Decoder::new(spec, &plan),
             backend,
-            lengths: vec![None; options.sequences],
-            reaches: vec![0; options.sequences],
-            tables: (0..pages).collect(),
+            sequences: Sequences::new(options.sequences, plan.pages_per_sequence, plan.pages),
             feeds: Vec::with_capacity(options.sequences),
             tokens: Vec::with_capacity(options.chunk),
             plan,
@@ -220,6 +220,11 @@ impl Engine {
     /// What the model is.
     pub fn spec(&self) -> &ModelSpec {
         &self.decoder.spec
+    }
+
+    /// What it sets to a turn in a sequence that [`Engine::open`] gave.
+    pub fn limits(&self) -> Limits {
+        Limits { context: self.plan.options.context, vocab: self.spec().vocab }
     }
 
     /// Bytes of the memory that was taken.
@@ -242,41 +247,67 @@ impl Engine {
         self.backend.pool().threads()
     }
 
-    /// Begins a sequence; `None` when all are in use.
+    /// Begins a sequence with room for the whole context; `None` when all are in use, or too few pages of the cache
+    /// are free.
     pub fn open(&mut self) -> Option<usize> {
-        let sequence = self.lengths.iter().position(Option::is_none)?;
-        self.lengths[sequence] = Some(0);
-        self.reaches[sequence] = 0;
-        Some(sequence)
+        self.open_for(self.plan.options.context)
     }
 
-    /// Ends a sequence.
+    /// The same with room for so many positions: it takes no more of the cache than these, up to whole pages.
+    pub fn open_for(&mut self, positions: usize) -> Option<usize> {
+        if positions > self.plan.options.context { None } else { self.sequences.open(positions) }
+    }
+
+    /// Ends a sequence. Its part of the cache is free again.
     pub fn close(&mut self, sequence: usize) {
-        self.lengths[sequence] = None;
+        self.sequences.close(sequence);
+    }
+
+    /// Positions in pages that no sequence has. Only whole pages are given out, of 64 positions each.
+    pub fn free_positions(&self) -> usize {
+        self.sequences.free_positions()
     }
 
     /// Tokens of a sequence so far.
     pub fn length(&self, sequence: usize) -> usize {
-        self.lengths.get(sequence).copied().flatten().unwrap_or(0)
+        self.sequences.length(sequence)
     }
 
     /// Forgets all tokens of an open sequence from `length` on.
     pub fn rewind(&mut self, sequence: usize, length: usize) {
-        if let Some(Some(current)) = self.lengths.get_mut(sequence) {
-            *current = length.min(*current);
-            if length == 0 {
-                self.reaches[sequence] = 0;
-            }
-        }
+        self.sequences.rewind(sequence, length);
     }
 
     /// Whether a sequence is to be read again from its start before it becomes `length` tokens long: where longer
     /// sequences have rotary tables of their own, what was stored for a shorter one does not fit.
+    ///
+    /// It concerns one sequence, whatever stands beside it in a step: others go on as they are. Who steps many asks
+    /// before each token that is appended to a reply, and where it is so, rewinds that sequence to 0, announces its
+    /// length ([`Engine::announce`]) and appends its history again in chunks, which may stand in steps with others.
+    /// Of a prompt in several chunks the length is announced before the first: then no chunk needs it. A step that
+    /// would pass a border without is refused ([`StepError::MustRestart`]).
     pub fn must_restart(&self, sequence: usize, length: usize) -> bool {
-        let reach = self.reaches.get(sequence).copied().unwrap_or(0);
-        let bounds = self.spec().ropes.iter().filter_map(|rope| rope.longer.as_ref());
-        let mut bounds = bounds.map(|(positions, _)| *positions);
-        self.length(sequence) > 0 && bounds.any(|positions| (reach > positions) != (length > positions))
+        self.sequences.is_across(sequence, length, self.borders())
+    }
+
+    /// Lengths beyond which a sequence has other rotary tables.
+    fn borders(&self) -> impl Iterator<Item = usize> {
+        let longer = self.decoder.spec.ropes.iter().filter_map(|rope| rope.longer.as_ref());
+        longer.map(|(positions, _)| *positions)
+    }
+
+    /// Tells how long a sequence will be when all is read that is about to be read, in however many steps: its
+    /// rotary tables are chosen by that. Refused where the sequence must restart for it.
+    pub fn announce(&mut self, sequence: usize, length: usize) -> Result<(), StepError> {
+        self.check_tables(sequence, length)?;
+        self.sequences.announce(sequence, length)
+    }
+
+    fn check_tables(&self, sequence: usize, length: usize) -> Result<(), StepError> {
+        match self.must_restart(sequence, self.sequences.reach(sequence, length)) {
+            true => Err(StepError::MustRestart(sequence)),
+            false => Ok(()),
+        }
     }
 
     /// Appends tokens to sequences: one step over all of them together. Row `i` of the step is the `i`-th token, in
@@ -299,21 +330,21 @@ impl Engine {
             let length = self.length(chunk.sequence);
             let (first_row, rows) = (self.tokens.len(), chunk.tokens.len());
             let (end, sequence) = (length + rows, chunk.sequence);
-            let reach = end.max(self.reaches[sequence]);
-            self.reaches[sequence] = reach;
+            let reach = self.sequences.reach(sequence, end);
             self.feeds.push(Feed { first_row, rows, first_position: length, sequence, length: reach });
             self.tokens.extend_from_slice(chunk.tokens);
-            self.lengths[sequence] = Some(end);
+            self.sequences.set_length(sequence, end);
         }
         if self.tokens.is_empty() {
             return Ok(true);
         }
         let pages_per_sequence = self.plan.pages_per_sequence;
-        let batch = Batch { feeds: &self.feeds, tables: &self.tables, pages_per_sequence };
+        let batch = Batch { feeds: &self.feeds, tables: self.sequences.tables(), pages_per_sequence };
         let is_done = self.decoder.forward(&mut self.backend, &batch, &self.tokens, is_stopped);
         let sound = self.check_weights();
         if !is_done || sound.is_err() {
-            self.feeds.iter().for_each(|feed| self.lengths[feed.sequence] = Some(feed.first_position));
+            let feeds = self.feeds.iter();
+            feeds.for_each(|feed| self.sequences.set_length(feed.sequence, feed.first_position));
         }
         sound.map(|()| is_done)
     }
@@ -332,19 +363,13 @@ impl Engine {
         if asked > options.chunk {
             return Err(StepError::TooManyTokens { asked, most: options.chunk });
         }
-        for (i, chunk) in chunks.iter().enumerate() {
-            let again = chunks[..i].iter().any(|other| other.sequence == chunk.sequence);
-            let Some(Some(length)) = self.lengths.get(chunk.sequence).filter(|_| !again) else {
-                return Err(StepError::Sequence(chunk.sequence));
-            };
-            let asked = length + chunk.tokens.len();
-            if asked > options.context {
-                return Err(StepError::ContextFull { asked, context: options.context });
-            }
-            let vocab = self.spec().vocab;
+        self.sequences.admit(chunks)?;
+        let vocab = self.spec().vocab;
+        for chunk in chunks {
             if let Some(&token) = chunk.tokens.iter().find(|&&token| token as usize >= vocab) {
                 return Err(StepError::UnknownToken { token, vocab });
             }
+            self.check_tables(chunk.sequence, self.length(chunk.sequence) + chunk.tokens.len())?;
         }
         Ok(())
     }
@@ -357,7 +382,7 @@ impl Engine {
         tokens: &[u32],
         mut each: impl FnMut(&mut Engine, usize, usize) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.reach(sequence, tokens.len())?;
+        self.announce(sequence, self.length(sequence) + tokens.len())?;
         for tokens in tokens.chunks(self.plan.options.chunk) {
             let first = self.length(sequence);
             self.step(&[Chunk { sequence, tokens }])?;
@@ -376,7 +401,7 @@ impl Engine {
         tokens: &[u32],
         is_stopped: &dyn Fn() -> bool,
     ) -> Result<bool, StepError> {
-        self.reach(sequence, tokens.len())?;
+        self.announce(sequence, self.length(sequence) + tokens.len())?;
         for tokens in tokens.chunks(self.plan.options.chunk) {
             if !self.step_unless(&[Chunk { sequence, tokens }], is_stopped)? {
                 return Ok(false);
@@ -385,24 +410,25 @@ impl Engine {
         Ok(true)
     }
 
-    /// Notes how long a sequence is about to become.
-    fn reach(&mut self, sequence: usize, more: usize) -> Result<(), StepError> {
-        let (asked, context) = (self.length(sequence) + more, self.plan.options.context);
-        if asked > context {
-            return Err(StepError::ContextFull { asked, context });
-        }
-        if let Some(reach) = self.reaches.get_mut(sequence) {
-            *reach = asked.max(*reach);
-        }
-        Ok(())
+    /// Logits of some rows of the last step, one after another; at most [`Options::logits_rows`] of them. They are the
+    /// caller's to overwrite: the next call computes them anew.
+    pub fn logits(&mut self, rows: &[usize]) -> &mut [f32] {
+        self.check_rows(rows);
+        let slot = self.decoder.logits(&mut self.backend, rows);
+        self.backend.arena_mut().floats_mut(slot)
     }
 
-    /// Logits of some rows of the last step, one after another; at most [`Options::logits_rows`] of them.
-    pub fn logits(&mut self, rows: &[usize]) -> &[f32] {
+    /// Hidden states of some rows of the last step, after the final norm, one after another; as many as logits. Logits
+    /// take their memory.
+    pub fn hidden(&mut self, rows: &[usize]) -> &[f32] {
+        self.check_rows(rows);
+        let slot = self.decoder.hidden(&mut self.backend, rows);
+        self.backend.arena().floats(slot)
+    }
+
+    fn check_rows(&self, rows: &[usize]) {
         assert!(rows.len() <= self.plan.options.logits_rows, "more rows of logits than were planned");
         assert!(rows.iter().all(|&row| row < self.tokens.len()), "a row that the last step did not have");
-        let slot = self.decoder.logits(&mut self.backend, rows);
-        self.backend.read(slot)
     }
 
     /// Fills memory with bytes that are NaN in every type of float: tests find reads of what nobody has written.

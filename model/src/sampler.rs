@@ -576,7 +576,7 @@ fn first_beyond(
 /// e to the power `x` for `x` of at most 0: the same bits on every machine, which the system's `exp` does not
 /// promise. Cody-Waite reduction to |r| <= ln(2)/2, then Taylor's series to r^9, whose rest is below 1e-11: four
 /// more digits than the float32 weights hold.
-fn exp(x: f64) -> f64 {
+pub(crate) fn exp(x: f64) -> f64 {
     const LN2_HIGH: f64 = f64::from_bits(0x3FE6_2E42_FEE0_0000);
     const LN2_LOW: f64 = f64::from_bits(0x3DEA_39EF_3579_3C76);
     /// Adding this rounds to a whole number, which then stands in the lowest bits.

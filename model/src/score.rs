@@ -1,6 +1,10 @@
-//! Logits of given tokens, and what a model thinks of a text: perplexity. Nothing here chooses tokens.
+//! Logits of given tokens, and what a model thinks of a text: log-probabilities of its tokens, and perplexity. Nothing
+//! here chooses tokens.
+
+use std::ops::Range;
 
 use crate::engine::{Chunk, Engine, StepError};
+use crate::likelihood::LogSoftmax;
 
 /// Why a text was not scored.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +25,18 @@ pub enum ScoreError {
         /// NaN or an infinity.
         found: f32,
     },
+}
+
+impl ScoreError {
+    /// The same in a text that begins so many tokens before.
+    fn moved(self, by: usize) -> Self {
+        match self {
+            ScoreError::NotFinite { position, id, found } => {
+                ScoreError::NotFinite { position: position + by, id, found }
+            }
+            other => other,
+        }
+    }
 }
 
 /// Hands the logits of every position of `tokens` to `each`, in order, some rows at a time: the values, all finite,
@@ -70,6 +86,77 @@ fn check_finite(logits: &[f32], position: usize) -> Result<(), ScoreError> {
     }
 }
 
+/// Log-probabilities of a text's tokens in the making, fed with logits while the text is read, some rows at a time.
+/// Allocates nothing once it is made.
+#[derive(Debug, Clone)]
+pub struct Scoring {
+    tokens: Vec<u32>,
+    /// The first token that is scored.
+    from: usize,
+    vocab: usize,
+    log_probabilities: Vec<f64>,
+}
+
+impl Scoring {
+    /// Scores the tokens from number `from` on, all before being what they continue. The very first token has nothing
+    /// before it and is never scored.
+    pub fn new(tokens: &[u32], from: usize, vocab: usize) -> Result<Self, StepError> {
+        // Also the last one, which no step will see.
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+            return Err(StepError::UnknownToken { token, vocab });
+        }
+        let from = from.clamp(1, tokens.len().max(1));
+        let log_probabilities = Vec::with_capacity(tokens.len().saturating_sub(from));
+        Ok(Scoring { tokens: tokens.to_vec(), from, vocab, log_probabilities })
+    }
+
+    /// What a sequence has to read: all but the last token, after which nothing is asked.
+    pub fn history(&self) -> &[u32] {
+        &self.tokens[..self.tokens.len().saturating_sub(1)]
+    }
+
+    /// Of the `count` positions from `first` on, those whose logits are to be taken.
+    pub fn positions(&self, first: usize, count: usize) -> Range<usize> {
+        let end = (first + count).min(self.history().len());
+        first.max(self.from - 1).min(end)..end
+    }
+
+    /// Takes the logits of the next of these, one row after another.
+    pub fn take(&mut self, rows: &[f32]) -> Result<(), ScoreError> {
+        for row in rows.chunks_exact(self.vocab) {
+            let position = self.from - 1 + self.log_probabilities.len();
+            check_finite(row, position)?;
+            let logit = row[self.tokens[position + 1] as usize];
+            self.log_probabilities.push(LogSoftmax::of(row).log_probability(logit));
+        }
+        Ok(())
+    }
+
+    /// Whether every token has its score.
+    pub fn is_over(&self) -> bool {
+        self.from + self.log_probabilities.len() >= self.tokens.len()
+    }
+
+    /// Logarithms of the probabilities of the tokens from the first that is scored, in nats.
+    pub fn log_probabilities(&self) -> &[f64] {
+        &self.log_probabilities
+    }
+}
+
+/// Log-probabilities of the tokens from number `from` on, after those before.
+pub fn log_probabilities(engine: &mut Engine, tokens: &[u32], from: usize) -> Result<Vec<f64>, ScoreError> {
+    let (options, vocab) = (engine.plan().options, engine.spec().vocab);
+    let mut scoring = Scoring::new(tokens, from, vocab)?;
+    let history = scoring.history().to_vec();
+    let sequence = engine.open().ok_or(StepError::Sequence(options.sequences))?;
+    let read = engine.prefill(sequence, &history, |engine, first, count| {
+        let rows: Vec<usize> = scoring.positions(first, count).map(|position| position - first).collect();
+        rows.chunks(options.logits_rows).try_for_each(|rows| scoring.take(engine.logits(rows)))
+    });
+    engine.close(sequence);
+    read.map(|()| scoring.log_probabilities)
+}
+
 /// How surprised a model is by a text.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Perplexity {
@@ -110,12 +197,16 @@ pub fn perplexity(
 
 /// Sums the surprise of some windows of equal width, which advance together; the first begins at token `begin`.
 fn score_windows(engine: &mut Engine, windows: &[&[u32]], begin: usize) -> Result<f64, ScoreError> {
-    let options = engine.plan().options;
-    let width = windows.first().map_or(0, |window| window.len());
+    let (options, vocab) = (engine.plan().options, engine.spec().vocab);
+    let scorings = windows.iter().map(|window| Scoring::new(window, 1, vocab));
+    let mut scorings = scorings.collect::<Result<Vec<_>, _>>()?;
     let sequences = windows.iter().map(|_| engine.open()).collect::<Option<Vec<_>>>();
     let sequences = sequences.ok_or(StepError::Sequence(options.sequences))?;
+    let width = scorings.first().map_or(0, |scoring| scoring.history().len());
+    for &sequence in &sequences {
+        engine.announce(sequence, width)?;
+    }
     let stride = (options.chunk / windows.len()).max(1);
-    let mut nats = 0.0;
     for first in (0..width).step_by(stride) {
         let end = (first + stride).min(width);
         let chunks: Vec<Chunk> = windows
@@ -124,44 +215,56 @@ fn score_windows(engine: &mut Engine, windows: &[&[u32]], begin: usize) -> Resul
             .map(|(window, &sequence)| Chunk { sequence, tokens: &window[first..end] })
             .collect();
         engine.step(&chunks)?;
-        // Row, position in the text and the token that follows; a window's last position has none.
-        let targets: Vec<(usize, usize, u32)> = windows
-            .iter()
-            .enumerate()
-            .flat_map(|(i, window)| {
-                let row = move |at| i * (end - first) + at - first;
-                (first..end.min(width - 1)).map(move |at| (row(at), begin + i * width + at, window[at + 1]))
-            })
-            .collect();
-        for targets in targets.chunks(options.logits_rows) {
-            let rows: Vec<usize> = targets.iter().map(|&(row, ..)| row).collect();
-            let logits = engine.logits(&rows);
-            let vocab = logits.len() / rows.len();
-            for (row, &(_, position, token)) in logits.chunks_exact(vocab).zip(targets) {
-                check_finite(row, position)?;
-                nats += surprise(row, token);
+        let rows: Vec<usize> = (0..engine.rows()).collect();
+        for rows in rows.chunks(options.logits_rows) {
+            let logits = engine.logits(rows).chunks_exact(vocab);
+            for (logits, row) in logits.zip(rows) {
+                let window = row / (end - first);
+                let taken = scorings[window].take(logits);
+                taken.map_err(|error| error.moved(begin + window * windows[window].len()))?;
             }
         }
     }
     sequences.iter().for_each(|&sequence| engine.close(sequence));
-    Ok(nats)
-}
-
-/// Minus the logarithm of a token's probability.
-fn surprise(logits: &[f32], token: u32) -> f64 {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - most).exp()).sum();
-    sum.ln() - f64::from(logits[token as usize] - most)
+    Ok(-scorings.iter().flat_map(Scoring::log_probabilities).sum::<f64>())
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failure is a failed test.
 mod tests {
     use super::*;
 
     #[test]
-    fn surprise_is_minus_the_logarithm_of_the_softmax() {
-        assert!((surprise(&[1.0; 8], 3) - 8f64.ln()).abs() < 1e-12);
-        assert!((surprise(&[2f32.ln(), 0.0], 1) - 3f64.ln()).abs() < 1e-6);
-        assert!((surprise(&[1000.0, 0.0], 1) - 1000.0).abs() < 1e-9);
+    fn scores_do_not_depend_on_cuts() {
+        // Position p has the logits of p alone at token p + 1, so that scores tell positions apart.
+        let tokens = [0, 1, 2, 3];
+        let row = |position: usize| {
+            let mut row = [0.0_f32; 4];
+            row[position + 1] = position as f32;
+            row
+        };
+        let wanted = |position: usize| LogSoftmax::of(&row(position)).log_probability(position as f32);
+        for from in 0..5 {
+            for cut in [vec![3], vec![4], vec![1, 1, 1], vec![2, 2], vec![1, 3]] {
+                let (mut scoring, mut first) = (Scoring::new(&tokens, from, 4).unwrap(), 0);
+                assert_eq!(scoring.history(), &tokens[..3]);
+                for count in cut {
+                    let positions = scoring.positions(first, count);
+                    positions.for_each(|position| scoring.take(&row(position)).unwrap());
+                    first += count;
+                }
+                let wanted: Vec<f64> = (from.max(1)..4).map(|token| wanted(token - 1)).collect();
+                assert_eq!(
+                    (scoring.log_probabilities(), scoring.is_over()),
+                    (&wanted[..], true),
+                    "from {from}"
+                );
+            }
+        }
+        let scoring = |tokens: &[u32]| Scoring::new(tokens, 1, 4);
+        assert!(scoring(&[]).unwrap().is_over() && scoring(&[3]).unwrap().is_over());
+        assert_eq!(scoring(&[0, 4]).unwrap_err(), StepError::UnknownToken { token: 4, vocab: 4 });
+        let broken = scoring(&tokens).unwrap().take(&[0.0, f32::NAN, 0.0, 0.0]).unwrap_err();
+        assert!(matches!(broken.moved(40), ScoreError::NotFinite { position: 40, id: 1, .. }));
     }
 }

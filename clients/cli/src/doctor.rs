@@ -99,6 +99,7 @@ fn options(spec: &ModelSpec, quantization: Option<&'static OnLoad>) -> Options {
         precision,
         quantization,
         head: None,
+        cache_positions: None,
         experts: None,
     }
 }

@@ -123,6 +123,7 @@ impl EngineFlags {
             precision,
             quantization: self.quantization,
             head: self.head,
+            cache_positions: None,
             experts: self.experts,
         }
     }

@@ -33,6 +33,7 @@ const SMALLEST: Options = Options {
     precision: Precision::Fast,
     quantization: None,
     head: None,
+    cache_positions: None,
     experts: None,
 };
 

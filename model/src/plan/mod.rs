@@ -22,6 +22,8 @@ pub struct Options {
     pub context: usize,
     /// Sequences that can be open at once.
     pub sequences: usize,
+    /// Positions that the cache holds for all sequences together, up to whole pages; `None` is the context for each.
+    pub cache_positions: Option<usize>,
     /// Tokens in a step at most.
     pub chunk: usize,
     /// Rows of logits that can be asked for at once.
@@ -91,6 +93,17 @@ pub enum PlanError {
         asked: usize,
         /// Possible.
         most: usize,
+    },
+    /// A cache that does not hold one sequence.
+    #[error(
+        "expected a cache of at least the context's {context} positions, found {asked}; give it more, or choose a \
+         shorter --context"
+    )]
+    Cache {
+        /// Positions asked for.
+        asked: usize,
+        /// Positions of a sequence.
+        context: usize,
     },
     /// An option that must not be zero.
     #[error("{what} is 0; choose 1 or more")]
@@ -347,6 +360,8 @@ pub struct Plan {
     pub work: WorkSlots,
     /// Pages that a sequence may own.
     pub pages_per_sequence: usize,
+    /// Pages of the cache, for all sequences.
+    pub pages: usize,
     /// Bytes that every generation under way keeps on the heap, beside the regions.
     pub generation_bytes: usize,
     /// Bytes of the weights region.
@@ -391,7 +406,8 @@ impl Plan {
         let mut planner = Planner::new(spec, &stored, options, cpu);
         let weights = planner.weights()?;
         let pages_per_sequence = options.context.div_ceil(POSITIONS);
-        let caches = planner.caches(pages_per_sequence)?;
+        let pages = pages(&options, pages_per_sequence)?;
+        let caches = planner.caches(pages)?;
         let work = planner.work()?;
         let untied = if spec.tied { 0 } else { weights.embedding.slot.bytes };
         Ok(Plan {
@@ -407,7 +423,20 @@ impl Plan {
             caches,
             work,
             pages_per_sequence,
+            pages,
         })
+    }
+}
+
+/// Pages of the cache. More than all sequences can own would never be used.
+fn pages(options: &Options, pages_per_sequence: usize) -> Result<usize, PlanError> {
+    let Options { context, sequences, cache_positions, .. } = *options;
+    let most = pages_per_sequence.checked_mul(sequences).filter(|&pages| u32::try_from(pages).is_ok());
+    let most = most.ok_or_else(|| PlanError::TooLarge { what: "keys and values".to_owned() })?;
+    match cache_positions {
+        None => Ok(most),
+        Some(asked) if asked < context => Err(PlanError::Cache { asked, context }),
+        Some(asked) => Ok(asked.div_ceil(POSITIONS).min(most)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a plan is made: walks a specification, asks how its tensors stand in the checkpoint, and takes slots.
 
 use bantam_core::arena::Layouter;
-use bantam_core::layouts::page::PageShape;
+use bantam_core::layouts::page::{POSITIONS, PageShape};
 use bantam_core::layouts::{BFLOAT16, FLOAT16, FLOAT32, Layout, Shape};
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_core::{Choice, Cpu, KvCache, Matrix, Norm, Precision, Region, Rope, Slot};
@@ -530,12 +530,14 @@ impl<'a> Planner<'a> {
 
     pub(crate) fn caches(&mut self, pages: usize) -> Result<Vec<KvCache>, PlanError> {
         let (spec, options) = (self.spec, self.options);
-        let pages = pages.checked_mul(options.sequences);
         let caches = spec.layers.iter().map(|layer| {
             let shape = PageShape { width: layer.attention.head_width, kind: options.kv };
             let heads = layer.attention.kv_heads;
-            let bytes = pages.and_then(|pages| pages.checked_mul(heads * shape.bytes()));
-            let text = format!("{} x {} positions, {:?}", options.sequences, options.context, options.kv);
+            let bytes = pages.checked_mul(heads * shape.bytes());
+            let text = match options.cache_positions {
+                None => format!("{} x {} positions, {:?}", options.sequences, options.context, options.kv),
+                Some(_) => format!("{} positions, {:?}", pages * POSITIONS, options.kv),
+            };
             Ok(KvCache { slot: self.slot(Region::Cache, "keys and values", text, bytes)?, heads, shape })
         });
         caches.collect()

@@ -23,6 +23,7 @@ fuzz_target!(|input: &[u8]| {
         precision: Precision::Fast,
         quantization: way("int8").filter(|_| input.len() % 2 == 0),
         head: None,
+        cache_positions: None,
         experts: None,
     };
     // The lists of a plan grow with layers and experts, as they should.

@@ -123,7 +123,9 @@ mod tests {
             };
             for text in ["", text] {
                 let part = Some(Part { begins: text.is_empty(), ..part });
-                screen.token(&Token { id: 0, text, part, finish: None }).expect("memory takes all");
+                screen
+                    .token(&Token { id: 0, text, part, finish: None, log_probability: None })
+                    .expect("memory takes all");
             }
         }
         screen.end().expect("memory takes all");

@@ -161,7 +161,8 @@ impl Surroundings {
     #[must_use]
     pub fn usual_socket(&self) -> PathBuf {
         let folder = self.folder("XDG_RUNTIME_DIR").map(Path::to_owned);
-        folder.unwrap_or_else(|| PathBuf::from(format!("/tmp/bantam-{}", self.uid))).join("bantam.sock")
+        // Not $TMPDIR: a client must find the same place, whatever its shell says.
+        folder.unwrap_or_else(|| Path::new("/tmp").join(format!("bantam-{}", self.uid))).join("bantam.sock")
     }
 }
 

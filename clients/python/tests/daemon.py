@@ -16,6 +16,13 @@ import bantam
 #: Much longer than anything takes: who waits so long has found a mistake.
 PATIENCE = 60.0
 
+#: A connection takes only a few messages that nobody read: an unread stream stands still instead of running to its end.
+NARROW: list[tuple[str, str | int]] = [
+    ("grpc.default_authority", "localhost"),
+    ("grpc.http2.lookahead_bytes", 64),
+    ("grpc.http2.bdp_probe", 0),
+]
+
 
 class Daemon:
     """Runs while the `with` lasts. BANTAM_BIN names the program: `bantamd`, or `bantam`, which is told to serve."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import unittest
 
+import grpc.aio
+
 import bantam
 
-from daemon import PATIENCE, Daemon
+from daemon import NARROW, PATIENCE, Daemon
 
 PROMPT = "Once upon a time"
 
@@ -23,6 +25,9 @@ class Asyncio(unittest.IsolatedAsyncioTestCase):
     async def asyncSetUp(self) -> None:
         self.client = bantam.aio.connect(self.daemon.socket)
         self.addAsyncCleanup(self.client.close)
+        narrow = grpc.aio.insecure_channel(f"unix:{self.daemon.socket}", options=NARROW)
+        self.narrow = bantam.AsyncClient(narrow)
+        self.addAsyncCleanup(self.narrow.close)
 
     async def test_both_clients_get_the_same_text(self) -> None:
         generation = self.client.generate(PROMPT, max_new_tokens=8, temperature=0, timeout=PATIENCE)
@@ -70,7 +75,7 @@ class Asyncio(unittest.IsolatedAsyncioTestCase):
             await closed.text()
 
     def begin(self) -> bantam.AsyncGeneration:
-        return self.client.generate(PROMPT, max_new_tokens=400, ignore_eos=True)
+        return self.narrow.generate(PROMPT, max_new_tokens=400, ignore_eos=True)
 
     async def test_refusals_are_the_same_errors(self) -> None:
         with self.assertRaises(bantam.InvalidArgument) as caught:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import unittest
 
+import grpc
+
 import bantam
 from bantam.requests import Message
 from bantam.v1 import generation_pb2
 
-from daemon import PATIENCE, DaemonTest
+from daemon import NARROW, PATIENCE, DaemonTest
 
 PROMPT = "Once upon a time"
 
@@ -118,12 +120,24 @@ class Ends(DaemonTest):
 
     flags = ("--schedule-slots", "1", "--schedule-tokens-in-flight", "1")
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.narrow = bantam.Client(grpc.insecure_channel(f"unix:{self.daemon.socket}", options=NARROW))
+        self.addCleanup(self.narrow.close)
+
     def begin(self) -> bantam.Generation:
-        return self.client.generate(PROMPT, max_new_tokens=400, ignore_eos=True)
+        return self.narrow.generate(PROMPT, max_new_tokens=400, ignore_eos=True)
 
     def check_free(self) -> None:
         # A stream that nobody reads and nobody ended would keep its place for longer than this.
         self.assertTrue(self.client.generate(PROMPT, max_new_tokens=2, timeout=20).text())
+
+    def test_an_unread_stream_keeps_its_place(self) -> None:
+        # Or the tests below would show nothing.
+        with self.begin() as generation:
+            next(generation)
+            with self.assertRaises(bantam.DeadlineExceeded):
+                self.client.generate(PROMPT, max_new_tokens=2, timeout=1).text()
 
     def test_leaving_the_loop_frees_the_place(self) -> None:
         generation = self.begin()

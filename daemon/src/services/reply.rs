@@ -20,7 +20,7 @@ use crate::scheduler::{Answer, Ended, Event, Failure, Message, Piece, Work};
 use crate::status::Trouble;
 
 /// `Generate` and `Chat` say the same in messages of their own.
-pub(super) trait Says: Send + Unpin + 'static {
+pub(crate) trait Says: Send + Unpin + 'static {
     /// Whether the reply is put together at the end.
     const IS_CHAT: bool;
     fn started(started: v1::Started) -> Self;
@@ -53,7 +53,7 @@ pub(super) fn number(count: usize) -> u32 {
 }
 
 /// The events of one generation.
-pub(super) struct Replies<R> {
+pub(crate) struct Replies<R> {
     // Before the lease: a request ends before its model may go.
     answer: Answer,
     lease: Option<Arc<Lease>>,

@@ -28,18 +28,39 @@ pub(crate) struct ConversationFlags {
     no_generation_prompt: bool,
     /// A variable for the chat template, its value in JSON, such as enable_thinking=false; can be repeated
     #[arg(long, value_name = "KEY=JSON", requires = "chat", value_parser = template_argument)]
-    template_arg: Vec<(String, Data)>,
+    template_arg: Vec<TemplateArgument>,
     /// The time that the chat template prints, such as 2025-01-31T12:34:56; without it, the local time
     #[arg(long, value_name = "TIME", requires = "chat", value_parser = now)]
     now: Option<Now>,
 }
 
-pub(crate) fn template_argument(argument: &str) -> Result<(String, Data), String> {
+/// A variable for a template.
+#[derive(Debug, Clone)]
+pub(crate) struct TemplateArgument {
+    pub(crate) key: String,
+    pub(crate) value: Data,
+    /// As it was given.
+    pub(crate) json: String,
+}
+
+impl TemplateArgument {
+    /// As the model crate takes it.
+    pub(crate) fn pair(&self) -> (String, Data) {
+        (self.key.clone(), self.value.clone())
+    }
+
+    /// As the daemon takes it.
+    pub(crate) fn told(&self) -> (String, String) {
+        (self.key.clone(), self.json.clone())
+    }
+}
+
+pub(crate) fn template_argument(argument: &str) -> Result<TemplateArgument, String> {
     let Some((key, value)) = argument.split_once('=').filter(|(key, _)| !key.is_empty()) else {
         return Err("expected KEY=JSON, such as enable_thinking=false".to_owned());
     };
     match Data::from_json(value.as_bytes()) {
-        Ok(value) => Ok((key.to_owned(), value)),
+        Ok(json) => Ok(TemplateArgument { key: key.to_owned(), value: json, json: value.to_owned() }),
         Err(_) => {
             let start: String = value.chars().take(40).collect();
             Err(format!("the value is not JSON; a string needs quotes: '{key}={}'", serde_json::json!(start)))
@@ -77,7 +98,7 @@ impl ConversationFlags {
             let tools = tools.items().ok_or_else(|| wrong(&place, expected, &tools))?;
             conversation.tools = Some(objects(tools, &place, "a list of tools, each an object")?);
         }
-        conversation.arguments = self.template_arg;
+        conversation.arguments = self.template_arg.iter().map(TemplateArgument::pair).collect();
         conversation.add_generation_prompt = !self.no_generation_prompt;
         conversation.now = self.now.unwrap_or(Now::LOCAL);
         Ok(template.render(&conversation).map_err(|error| source.template_error(error))?)
@@ -161,8 +182,9 @@ mod tests {
 
     #[test]
     fn template_arguments_are_json_and_a_bare_string_is_shown_quoted() {
-        let (key, value) = template_argument("effort=\"high\"").unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!((key.as_str(), value.as_str()), ("effort", Some("high")));
+        let found = template_argument("effort=\"high\"").unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((found.key.as_str(), found.value.as_str()), ("effort", Some("high")));
+        assert_eq!(found.told(), ("effort".to_owned(), "\"high\"".to_owned()));
         let message = template_argument("effort=high").err();
         assert!(message.is_some_and(|message| message.contains("'effort=\"high\"'")));
         assert!(template_argument("effort").is_err() && template_argument("=1").is_err());

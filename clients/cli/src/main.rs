@@ -9,6 +9,7 @@ mod chat;
 mod chosen_model;
 mod completions;
 mod conversation;
+mod daemon;
 mod doctor;
 mod engine_flags;
 mod eval;

@@ -129,7 +129,7 @@ fn sixty_four_streams_each_say_what_they_would_say_alone() {
     runtime().block_on(async {
         let speak = |i: usize| {
             let turn = Turn::new(limits, Some(text.reader()), settings(i), &text.prompt(i), Some(i % 4));
-            tokio::spawn(listen(worker.desk().clone(), Work::Generate(turn.unwrap())))
+            tokio::spawn(listen(worker.desk().clone(), Work::Generate(Box::new(turn.unwrap()))))
         };
         let streams: Vec<_> = (0..64).map(speak).collect();
         for (i, stream) in streams.into_iter().enumerate() {
@@ -162,7 +162,7 @@ fn scores_and_vectors_do_not_depend_on_who_runs_beside_them() {
         runtime().block_on(async {
             let beside: Vec<_> = (0..count)
                 .map(|i| Turn::new(turns, Some(text.reader()), settings(i), &text.prompt(i), None).unwrap())
-                .map(|turn| tokio::spawn(listen(worker.desk().clone(), Work::Generate(turn))))
+                .map(|turn| tokio::spawn(listen(worker.desk().clone(), Work::Generate(Box::new(turn)))))
                 .collect();
             let score = Score::new(&limits, &ids, 3).unwrap();
             let embedded = |pooling| Work::Embed(Embed::new(&limits, ids.clone(), pooling).unwrap());

@@ -77,7 +77,7 @@ impl Requests {
         let turn = Turn::new(self.limits, reader, settings.expect("sound flags"), &prompt, Some(i % 5));
         Request {
             client: ClientId(i as u64 % 3),
-            work: Work::Generate(turn.expect("it fits")),
+            work: Work::Generate(Box::new(turn.expect("it fits"))),
             timeout: None,
         }
     }

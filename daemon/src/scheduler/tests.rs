@@ -41,13 +41,10 @@ impl Noise {
 }
 
 fn turn(prompt: &[u32], new_tokens: usize) -> Turn {
-    let flags = GenerationFlags {
-        max_new_tokens: Some(new_tokens),
-        temperature: Some(0.0),
-        ignore_eos: true,
-        ..GenerationFlags::default()
-    };
-    let settings = GenerationDefaults::default().settings(&flags, EosSources::default()).unwrap();
+    let flags = GenerationFlags { temperature: Some(0.0), ignore_eos: true, ..GenerationFlags::default() };
+    let mut settings = GenerationDefaults::default().settings(&flags, EosSources::default()).unwrap();
+    // No flag may say 0; the end of a model's `max_length` may.
+    settings.max_new_tokens = new_tokens;
     let limits = Limits { context: LIMITS.context, vocab: LIMITS.vocab };
     Turn::new(limits, None, settings, prompt, None).unwrap()
 }
@@ -57,7 +54,7 @@ fn request(client: u64, work: Work) -> Request {
 }
 
 fn reply(client: u64, prompt: usize, new_tokens: usize) -> Request {
-    request(client, Work::Generate(turn(&vec![1; prompt], new_tokens)))
+    request(client, Work::Generate(Box::new(turn(&vec![1; prompt], new_tokens))))
 }
 
 /// What comes without waiting.
@@ -183,7 +180,7 @@ impl Simulation {
         let work = match kind {
             8 if count > 1 => Work::Score(Score::new(&LIMITS, &prompt, 1).unwrap()),
             9 => Work::Embed(Embed::new(&LIMITS, prompt.clone(), Pooling::Mean).unwrap()),
-            _ => Work::Generate(turn(&prompt, new_tokens)),
+            _ => Work::Generate(Box::new(turn(&prompt, new_tokens))),
         };
         let manner = match noise.below(16) {
             0 => Manner::Slow,
@@ -264,8 +261,8 @@ impl Simulation {
         let mut arrived = 0;
         while arrived < requests {
             // Now and then a storm, now and then nobody.
-            let storm = self.noise.below(64) == 0;
-            let count = if storm { 20 } else { self.noise.below(4) / 2 };
+            let storm = self.noise.below(128) == 0;
+            let count = if storm { 20 } else { self.noise.below(8) / 7 };
             (0..count).for_each(|_| self.arrive());
             arrived += count;
             self.advance(false);
@@ -285,13 +282,16 @@ impl Simulation {
 
 #[test]
 fn a_hundred_thousand_requests_are_each_answered_once() {
-    for seed in 0..4 {
+    let mut accepted = 0;
+    for seed in 0..5 {
         println!("seed {seed}");
         let figures = Simulation::new(seed).run(25_000);
         println!("{figures:?}");
-        assert!(figures.finished > 10_000 && figures.cancelled > 500 && figures.failed > 500);
-        assert!(figures.refused > 100 && figures.batch_sequences > 2 * figures.steps);
+        assert!(figures.finished > 15_000 && figures.cancelled > 500 && figures.failed > 100);
+        assert!(figures.refused > 100 && 2 * figures.batch_sequences > 3 * figures.steps);
+        accepted += figures.accepted;
     }
+    assert!(accepted > 100_000, "{accepted}");
 }
 
 #[test]
@@ -510,7 +510,7 @@ async fn talk(desk: Desk, i: u64) {
     while let Some(event) = answer.next().await {
         match event {
             Event::Piece(_) => pieces += 1,
-            Event::Ended(ended) => drop(ended.outcome.unwrap()),
+            Event::Ended(ended) => ended.outcome.unwrap(),
         }
         if i.is_multiple_of(5) && pieces == 10 {
             return;

@@ -16,7 +16,7 @@ use super::steps::{StepLimits, Steps};
 #[derive(Debug)]
 pub enum Work {
     /// A reply, token by token.
-    Generate(Turn),
+    Generate(Box<Turn>),
     /// Probabilities of given tokens, all at once.
     Score(Score),
     /// A vector.

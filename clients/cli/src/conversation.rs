@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use bantam_model::source::Source;
 use bantam_model::template::{ChatTemplate, Conversation, Data, Now};
+use bantam_proto::v1;
 use clap::Args;
+use serde_json::Value;
 
+use crate::daemon::conversation_of;
 use crate::failure::{Failure, refused};
 
 /// More than any context holds, pictures included.
@@ -94,7 +97,7 @@ impl ConversationFlags {
         };
         if let Some(path) = &self.tools {
             let expected = "a JSON list of tools, each an object with `type` and `function`";
-            let (place, tools) = read_json(path, expected)?;
+            let (place, tools, _) = read_json(path, expected)?;
             let tools = tools.items().ok_or_else(|| wrong(&place, expected, &tools))?;
             conversation.tools = Some(objects(tools, &place, "a list of tools, each an object")?);
         }
@@ -102,6 +105,36 @@ impl ConversationFlags {
         conversation.add_generation_prompt = !self.no_generation_prompt;
         conversation.now = self.now.unwrap_or(Now::LOCAL);
         Ok(template.render(&conversation).map_err(|error| source.template_error(error))?)
+    }
+}
+
+impl ConversationFlags {
+    /// Whether the text ends where an answer begins.
+    pub(crate) fn ends_with_prompt(&self) -> bool {
+        !self.no_generation_prompt
+    }
+
+    /// The same conversation for a daemon.
+    pub(crate) fn message(&self) -> Result<v1::Conversation, Failure> {
+        let read = |path: &Path, expected| {
+            let (place, _, bytes) = read_json(path, expected)?;
+            let value: Value = serde_json::from_slice(json_of(&bytes))
+                .map_err(|error| refused(format!("{place}: expected {expected}, found: {error}")))?;
+            Ok::<_, Failure>(value)
+        };
+        let Some(path) = &self.chat else { return Err(refused("--chat is missing; write: --chat messages.json")) };
+        let chat = read(path, "a JSON list of messages")?;
+        let tools = match &self.tools {
+            Some(path) => read(path, "a JSON list of tools")?,
+            None => chat["tools"].clone(),
+        };
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let messages = if chat.is_array() { list(&chat) } else { list(&chat["messages"]) };
+        let told = conversation_of(&messages, &list(&tools));
+        let mut told = told.map_err(|found| refused(format!("a daemon cannot be told {found}; give --local")))?;
+        told.template_arguments = self.template_arg.iter().map(TemplateArgument::told).collect();
+        told.now = self.now.and_then(Now::text);
+        Ok(told)
     }
 }
 
@@ -119,7 +152,7 @@ pub(crate) fn chat_template(source: &Source) -> Result<ChatTemplate, Failure> {
 fn read_conversation(path: &Path) -> Result<Conversation, Failure> {
     let expected = "a JSON list of messages such as [{\"role\": \"user\", \"content\": \"Hi\"}], or an object with \
         `messages`";
-    let (place, data) = read_json(path, expected)?;
+    let (place, data, _) = read_json(path, expected)?;
     let messages = data.items().or_else(|| data.get("messages").and_then(|messages| messages.items()));
     let messages = messages.ok_or_else(|| wrong(&place, expected, &data))?;
     let mut conversation =
@@ -160,8 +193,13 @@ pub(crate) fn read_bytes(
     }
 }
 
-/// The JSON of a file, and the file's name for messages.
-fn read_json(path: &Path, expected: &'static str) -> Result<(String, Data), Failure> {
+/// Without the mark that some editors put first.
+fn json_of(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// The JSON of a file, the file's name for messages, and its bytes.
+fn read_json(path: &Path, expected: &'static str) -> Result<(String, Data, Vec<u8>), Failure> {
     let is_standard = path.as_os_str() == "-";
     let place = if is_standard { "standard input".to_owned() } else { path.display().to_string() };
     let reader: io::Result<Box<dyn Read>> = match is_standard {
@@ -169,9 +207,8 @@ fn read_json(path: &Path, expected: &'static str) -> Result<(String, Data), Fail
         false => File::open(path).map(|file| Box::new(file) as Box<dyn Read>),
     };
     let bytes = read_bytes(reader, &place, expected)?;
-    let json = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    match Data::from_json(json) {
-        Ok(data) => Ok((place, data)),
+    match Data::from_json(json_of(&bytes)) {
+        Ok(data) => Ok((place, data, bytes)),
         Err(error) => Err(refused(format!("{place}: expected {expected}, found: {error}; correct the file"))),
     }
 }

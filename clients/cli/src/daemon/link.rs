@@ -176,18 +176,19 @@ impl Link {
         let mut client = self.models();
         let loading = self.wait(async {
             let mut stream = client.load(request).await?.into_inner();
-            let mut progress = None;
+            let (mut waiting, mut reading) = (None, None);
             loop {
                 match stream.message().await?.and_then(|message| message.event) {
                     Some(LoadEvent::Loaded(model)) => return Ok(model),
                     Some(LoadEvent::Progress(now)) if now.stage() == v1::LoadStage::Reading => {
                         let total = usize::try_from(now.total_bytes).unwrap_or(usize::MAX);
-                        let bar = progress
+                        drop(waiting.take());
+                        let bar: &mut Progress = reading
                             .get_or_insert_with(|| Progress::bytes(format!("loading {shown}"), total));
                         bar.at(usize::try_from(now.done_bytes).unwrap_or(total));
                     }
                     Some(LoadEvent::Progress(_)) => {
-                        progress.get_or_insert_with(|| Progress::waiting(format!("waiting for room for {shown}")));
+                        waiting.get_or_insert_with(|| Progress::waiting(format!("waiting for room for {shown}")));
                     }
                     None => return Err(Status::unavailable("the load ended without a model")),
                 }

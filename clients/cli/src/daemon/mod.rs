@@ -29,10 +29,10 @@ pub(crate) struct DaemonPlace {
     #[arg(long, value_name = "ADDR")]
     connect: Option<Address>,
     /// A file with the token that the daemon asks for
-    #[arg(long, value_name = "FILE", requires = "connect")]
+    #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// The authority of an https daemon's certificate, PEM
-    #[arg(long, value_name = "FILE", requires = "connect")]
+    #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
 }
 
@@ -76,9 +76,13 @@ impl DaemonFlags {
         }
     }
 
-    /// Whether a flag or a variable names a daemon.
-    pub(crate) fn is_named(&self) -> bool {
-        self.place.connect.is_some()
+    /// The daemon, where it was named and its files are not ours.
+    pub(crate) fn elsewhere(&self) -> Result<Option<Link>, Failure> {
+        match (&self.place.connect, env::var_os("BANTAM_CONNECT")) {
+            (None, None) => Ok(None),
+            (Some(Address::Socket(_)), _) => Ok(None),
+            _ => Ok(self.find()?.filter(|link| !link.shares_files())),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The scheduler's thread allocates nothing per token: not for a step of many streams, not for what it hands to their
-//! readers, not when a request gets its sequence or ends. Every call of the program's allocator counts, on all threads;
-//! what requests and readers take is theirs, and stands between the counts. See `tests/zero_alloc.rs` for what is below.
+//! readers, not when a request gets its sequence or ends. Every call of the program's allocator counts, on all
+//! threads; what requests and readers take is theirs, and stands between the counts. See `tests/zero_alloc.rs` for
+//! what is below.
 
 #[path = "../../tests/house/counting.rs"]
 mod counting;

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use bantam_daemon::carried;
 use bantam_model::source::{Source, SourceError};
 use clap::Args;
 
-use crate::carried;
 use crate::failure::Failure;
 
 /// MODEL, by place or by name.

@@ -4,7 +4,6 @@
 mod arguments;
 mod bench;
 mod cache;
-mod carried;
 mod chat;
 mod chosen_model;
 mod completions;

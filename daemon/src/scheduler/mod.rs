@@ -1,15 +1,15 @@
 //! Many requests, one engine: what waits for a model, what runs in it, and what the next step reads.
 //!
-//! A [`Worker`] is the thread that owns an engine. At its [`Desk`] requests are handed in from any task; an [`Answer`] is
-//! read from any task, and dropping it cancels. Between the two: `queue.rs` (who is next), `schedule.rs` (what a step
-//! reads), `batch.rs` (the step), `ring.rs` (tokens on their way to a reader).
+//! A [`Worker`] is the thread that owns an engine. At its [`Desk`] requests are handed in from any task; an [`Answer`]
+//! is read from any task, and dropping it cancels. Between the two: `queue.rs` (who is next), `schedule.rs` (what a
+//! step reads), `batch.rs` (the step), `ring.rs` (tokens on their way to a reader).
 //!
 //! **Invariant**: a reader never makes the engine wait, and a paused stream costs the others nothing.
 //! **Invariant**: every accepted request ends once, with an outcome; its sequence is free before the next step.
 //! **Invariant**: the engine's thread allocates nothing per token.
 //!
-//! Not yet here: sequences that already hold a prompt's beginning (`Batch::begin` takes them as they are), speculation (a
-//! view with more than one unread token and a reply is read as a chunk), adapters and masks (of a step's rows).
+//! Not yet here: sequences that already hold a prompt's beginning (`Batch::begin` takes them as they are), speculation
+//! (a view with more than one unread token and a reply is read as a chunk), adapters and masks (of a step's rows).
 
 mod batch;
 mod bell;

@@ -1,5 +1,5 @@
-//! What can be asked of a model: a reply, the probabilities of given tokens, or a text as a vector. All three read tokens
-//! in the same way; they differ in what they take from the rows.
+//! What can be asked of a model: a reply, the probabilities of given tokens, or a text as a vector. All three read
+//! tokens in the same way; they differ in what they take from the rows.
 
 use std::time::Duration;
 
@@ -96,7 +96,8 @@ impl Score {
         if first == 0 || first >= tokens.len() {
             return Err(WorkError::First { most: tokens.len() - 1, found: first });
         }
-        Ok(Score { tokens: tokens.len(), scoring: Scoring::new(tokens, first) })
+        let scoring = Scoring::new(tokens, first, limits.vocab).expect("the ids were checked");
+        Ok(Score { tokens: tokens.len(), scoring })
     }
 
     /// In nats, one for each token that was to be scored.
@@ -179,7 +180,7 @@ impl Work {
         position: usize,
         rows: &mut Vec<usize>,
     ) -> Result<(), Failure> {
-        let StepLimits { vocab, logits_rows, .. } = steps.limits();
+        let StepLimits { logits_rows, .. } = steps.limits();
         let positions = match self {
             Work::Generate(_) => return Ok(()),
             Work::Score(score) => score.scoring.positions(position, count),
@@ -190,7 +191,7 @@ impl Work {
         for rows in rows.chunks(logits_rows) {
             match self {
                 Work::Generate(_) => {}
-                Work::Score(score) => score.scoring.take(steps.logits(rows), vocab)?,
+                Work::Score(score) => score.scoring.take(steps.logits(rows))?,
                 Work::Embed(embed) => embed.embedding.take(steps.hidden(rows)),
             }
         }

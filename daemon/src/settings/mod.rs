@@ -149,11 +149,20 @@ impl Surroundings {
         Some(folder.join("bantam").join("bantam.toml"))
     }
 
+    /// Where native files are kept; nothing where no variable says.
+    #[must_use]
+    pub fn cache_folder(&self) -> Option<PathBuf> {
+        let folder = self.folder("XDG_CACHE_HOME").map(Path::to_owned);
+        let folder = folder.or_else(|| self.folder("HOME").map(|home| home.join(".cache")))?;
+        Some(folder.join("bantam"))
+    }
+
     /// Where the socket is when no setting says.
     #[must_use]
     pub fn usual_socket(&self) -> PathBuf {
         let folder = self.folder("XDG_RUNTIME_DIR").map(Path::to_owned);
-        folder.unwrap_or_else(|| PathBuf::from(format!("/tmp/bantam-{}", self.uid))).join("bantam.sock")
+        // Not $TMPDIR: a client must find the same place, whatever its shell says.
+        folder.unwrap_or_else(|| Path::new("/tmp").join(format!("bantam-{}", self.uid))).join("bantam.sock")
     }
 }
 

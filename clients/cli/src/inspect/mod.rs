@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bantam_core::{Cpu, KvKind, Precision};
+use bantam_daemon::carried;
 use bantam_model::checkpoint::writer::write_safetensors;
 use bantam_model::checkpoint::{Checkpoint, Dtype, TensorView};
 use bantam_model::files::ModelFiles;
@@ -16,7 +17,6 @@ use bantam_model::spec::{ExpertsSpec, ModelSpec};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::carried;
 use crate::chosen_model::{self, ChosenModel};
 use crate::daemon::DaemonFlags;
 use crate::failure::{Failure, refused};

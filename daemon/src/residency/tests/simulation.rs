@@ -81,6 +81,8 @@ const WEATHERS: &[Weather] = &[
 const EVENTS: u64 = 1_000_000;
 /// Events of one life of a daemon.
 const EVENTS_PER_LIFE: u64 = 20_000;
+/// References out at once.
+const REFERENCES_MAX: usize = 40;
 const BUDGET: u64 = 100;
 
 /// Says which life ended badly.
@@ -133,6 +135,8 @@ fn happen(weather: &Weather, what: usize, world: &mut World, random: &mut Random
     let number = below(random, weather.models).min(below(random, weather.models));
     let (id, bytes) = (ModelId(number), size(weather, number));
     let one_of = |random: &mut Random, count: usize| usize::try_from(random.bits() % count as u64).unwrap();
+    // Users end some time, or a model in use would never be free for others.
+    let what = if world.references.len() > REFERENCES_MAX { 1 } else { what };
     match what {
         0 => {
             let ttl = [None, Some(0), Some(20), Some(500)][one_of(random, 4)];

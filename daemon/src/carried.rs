@@ -1,20 +1,23 @@
-//! The small model that is part of the program: what runs when no MODEL is given.
+//! The small model that is part of the program: what an empty name means.
 
 use bantam_model::files::EmbeddedFiles;
 use bantam_model::source::{Source, SourceError};
 
 /// Its name in messages.
-pub(crate) const LABEL: &str = "the carried model";
+pub const LABEL: &str = "the carried model";
 
 /// A file of the carried model.
 macro_rules! file {
     ($name:literal) => {
-        include_bytes!(concat!("../../../model/carried/", $name)).as_slice()
+        include_bytes!(concat!("../../model/carried/", $name)).as_slice()
     };
 }
 
 /// Opens it.
-pub(crate) fn open() -> Result<Source, SourceError> {
+///
+/// # Errors
+/// Where the files that were built in are no model: a mistake of the build.
+pub fn open() -> Result<Source, SourceError> {
     let files = EmbeddedFiles {
         config: Some(file!("config.json")),
         generation_config: Some(file!("generation_config.json")),

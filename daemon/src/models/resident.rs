@@ -1,0 +1,78 @@
+//! A model in memory: its thread with the engine, and the desk where requests for it are handed in.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bantam_core::Cpu;
+use bantam_model::engine::LoadError;
+use bantam_model::native::{Native, Store};
+use bantam_model::source::SourceError;
+
+use super::opened::{Opened, Unusable};
+use super::recipe::Recipe;
+use crate::scheduler::{Desk, Options, Worker};
+use crate::settings::Settings;
+
+/// A loaded model.
+#[derive(Debug)]
+pub(crate) struct Resident {
+    pub(crate) opened: Arc<Opened>,
+    pub(crate) desk: Desk,
+    /// Whether its weights are a mapped native file.
+    pub(crate) is_mapped: bool,
+    pub(crate) loaded_at: SystemTime,
+    /// From the beginning of the read.
+    pub(crate) duration: Duration,
+    worker: Mutex<Option<Worker>>,
+}
+
+/// What a desk is told of the settings.
+pub(crate) fn desk_options(settings: &Settings) -> Options {
+    Options {
+        queue: settings.queue,
+        // Nobody fills the queue alone.
+        queue_per_client: settings.queue.div_ceil(4),
+        prefill_chunk: settings.prefill_chunk,
+        tokens_in_flight: settings.tokens_in_flight,
+        slow_reader: settings.slow_reader,
+    }
+}
+
+impl Resident {
+    /// Reads the weights and starts the thread; `tell` hears how many bytes of the weights are there.
+    pub(crate) fn load(
+        opened: Arc<Opened>,
+        recipe: &Recipe,
+        options: Options,
+        store: Option<&Store>,
+        tell: &mut dyn FnMut(usize),
+    ) -> Result<Self, Unusable> {
+        let began = Instant::now();
+        let (source, cpu) = (&opened.source, Cpu::detect());
+        let plan = source.plan(recipe.options, cpu)?;
+        let native = store.filter(|_| !recipe.no_cache).and_then(|store| Native::of(source, &plan, store));
+        let engine = source.load(recipe.options, cpu, recipe.threads, native.as_ref(), tell)?;
+        let is_mapped = engine.is_mapped();
+        if let Some(native) = native.filter(|_| !is_mapped)
+            && let Err(error) = source.keep(&engine, &native, &mut |_| {})
+        {
+            tracing::warn!(%error, "the next load repacks the weights again; models.native_files = false: do not try");
+        }
+        // What a first request would have to wait for. Where something is wrong with it, the request is told.
+        let _ = (opened.text_if_any(), opened.template(), opened.defaults());
+        let worker = Worker::start("engine", engine, options).map_err(|source| {
+            SourceError::Load(LoadError::System { what: "a thread for the engine".to_owned(), source })
+        })?;
+        let (desk, loaded_at) = (worker.desk().clone(), SystemTime::now());
+        let (duration, worker) = (began.elapsed(), Mutex::new(Some(worker)));
+        Ok(Resident { opened, desk, is_mapped, loaded_at, duration, worker })
+    }
+
+    /// Sends away who is left, and frees the engine's memory. Waits for the end of a step.
+    pub(crate) fn end(&self) {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if worker.is_some_and(|worker| !worker.end()) {
+            tracing::error!("an engine's thread had panicked; please report this");
+        }
+    }
+}

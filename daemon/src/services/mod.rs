@@ -1,0 +1,157 @@
+//! The services of `bantam.v1`: a request is checked (`request.rs`), gets its model, and what comes of it is told
+//! (`reply.rs`). Nothing here computes, and nothing keeps a processor of the reactor busy.
+
+mod conversation;
+mod generation;
+mod jobs;
+mod measures;
+mod models;
+mod reply;
+mod request;
+mod texts;
+
+use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bantam_proto::v1;
+use tonic::service::Routes;
+
+use crate::doors::{Door, Peer};
+use crate::hands::Hands;
+use crate::metrics::Meters;
+use crate::models::{Asked, Catalog, Keeper, Known, Lease};
+use crate::scheduler::{Answer, ClientId, Desk, Request, Work};
+use crate::settings::Settings;
+use crate::status::Trouble;
+
+/// Their full names, for health.
+pub(crate) const NAMES: &[&str] =
+    &["bantam.v1.ModelService", "bantam.v1.GenerationService", "bantam.v1.JobService"];
+
+/// What all services share. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Services {
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) keeper: Keeper,
+    pub(crate) hands: Hands,
+    pub(crate) meters: Arc<Meters>,
+    pub(crate) settings: Arc<Settings>,
+}
+
+impl Services {
+    /// All of them, within the settings' limits.
+    pub(crate) fn routes(&self) -> Routes {
+        let most = usize::try_from(self.settings.message_bytes.0).unwrap_or(usize::MAX);
+        let models = v1::model_service_server::ModelServiceServer::new(self.clone());
+        let generation = v1::generation_service_server::GenerationServiceServer::new(self.clone());
+        let jobs = v1::job_service_server::JobServiceServer::new(jobs::Jobs);
+        Routes::new(models.max_decoding_message_size(most))
+            .add_service(generation.max_decoding_message_size(most))
+            .add_service(jobs.max_decoding_message_size(most))
+    }
+
+    /// Work for a processor or a disk.
+    async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Trouble> {
+        self.hands.run(work).await.ok_or(Trouble::Panicked)
+    }
+
+    /// The model that a request means.
+    async fn find(&self, model: String, caller: &Caller) -> Result<Arc<Known>, Trouble> {
+        let (catalog, door) = (self.catalog.clone(), caller.door);
+        if model.is_empty() {
+            return Ok(catalog.find(&model, door)?);
+        }
+        Ok(self.work(move || catalog.find(&model, door)).await??)
+    }
+
+    /// The same, in memory.
+    async fn lease(&self, model: String, caller: &Caller) -> Result<Arc<Lease>, Trouble> {
+        let known = self.find(model, caller).await?;
+        Ok(Arc::new(self.keeper.acquire(&known, &Asked::default()).await?))
+    }
+}
+
+/// Who asks, and how long it will wait.
+#[derive(Debug, Clone, Copy)]
+struct Caller {
+    client: ClientId,
+    door: Door,
+    arrived: Instant,
+    timeout: Option<Duration>,
+}
+
+/// The transport's own timer, which knows nothing of codes, must not come first.
+const MARGIN: Duration = Duration::from_millis(5);
+
+impl Caller {
+    fn of<T>(request: &tonic::Request<T>) -> Self {
+        let peer = request.extensions().get::<Peer>();
+        let mut hasher = DefaultHasher::new();
+        peer.map(|peer| &peer.who).hash(&mut hasher);
+        // A request without a peer came by no door: the gate refuses it.
+        let door = peer.map_or(Door::Tcp, |peer| peer.door);
+        let timeout = request.metadata().get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
+        let timeout = timeout.map(|timeout| timeout.saturating_sub(MARGIN.min(timeout / 10)));
+        Caller { client: ClientId(hasher.finish()), door, arrived: Instant::now(), timeout }
+    }
+
+    /// The answer of a service, unless its time is over first.
+    async fn within<T>(&self, answer: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+        match self.timeout {
+            None => answer.await,
+            Some(timeout) => tokio::time::timeout(timeout, answer).await.map_err(|_| Trouble::Deadline)?,
+        }
+    }
+
+    /// Hands in work, with the time that is left.
+    fn submit(&self, desk: &Desk, work: Work) -> Result<Answer, Trouble> {
+        let timeout = self.timeout.map(|timeout| timeout.saturating_sub(self.arrived.elapsed()));
+        Ok(desk.submit(Request { client: self.client, work, timeout })?)
+    }
+}
+
+/// `grpc-timeout`: up to eight digits and a unit.
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        let ms = Duration::from_millis;
+        for (text, expected) in [
+            ("1S", Some(ms(1000))),
+            ("250m", Some(ms(250))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("2M", Some(ms(120_000))),
+            ("5u", Some(Duration::from_micros(5))),
+            ("7n", Some(Duration::from_nanos(7))),
+            ("", None),
+            ("S", None),
+            ("-1S", None),
+            ("1", None),
+            ("1é", None),
+            ("123456789S", None),
+        ] {
+            assert_eq!(timeout(text), expected, "{text}");
+        }
+    }
+}

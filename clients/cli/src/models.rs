@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bantam_daemon::carried;
 use bantam_daemon::settings::{self, Flags, Surroundings};
 use bantam_proto::v1;
 use clap::Args;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use crate::daemon::{DaemonPlace, Link, Step};
 use crate::engine_flags::{ContextFlag, EngineFlags};
 use crate::failure::{Failure, refused};
-use crate::{carried, output};
+use crate::output;
 
 /// Lists a daemon's models and memory
 #[derive(Args)]

@@ -1,6 +1,7 @@
 //! `bantam plan`: every byte of a run before it begins. It reads headers and never weights.
 
 use bantam_core::{Cpu, Region};
+use bantam_daemon::carried;
 use bantam_model::engine::synthetic_plan;
 use bantam_model::formats::on_load::OnLoad;
 use bantam_model::memory;
@@ -16,7 +17,7 @@ use crate::daemon::{DaemonFlags, Link, Step};
 use crate::engine_flags::{ContextFlag, EngineFlags, kv_name, precision_name, size};
 use crate::failure::{Failure, refused};
 use crate::synthetic_shape::SyntheticShape;
-use crate::{carried, output, style};
+use crate::{output, style};
 
 /// Shows how many bytes a run will take, before anything is loaded
 #[derive(Args)]

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bantam_core::Cpu;
+use bantam_daemon::carried;
 use bantam_model::generate::Finish;
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
 use bantam_model::reply::Reply;
@@ -26,7 +27,7 @@ use crate::daemon::{Link, Step, Words, conversation_of, finish_of, generation_op
 use crate::failure::{Failure, refused};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
-use crate::{carried, chosen_model, run};
+use crate::{chosen_model, run};
 
 /// How soon Ctrl-C is noticed while nothing comes.
 const GLANCE: Duration = Duration::from_millis(50);

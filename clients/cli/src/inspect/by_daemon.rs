@@ -1,13 +1,14 @@
 //! The same of a model whose files are another machine's: what its daemon tells of it. Windows, soft caps and which
 //! tensors there are by name stay with the files, unless `--tensors` asks for them.
 
+use bantam_daemon::carried;
 use bantam_proto::v1;
 use serde_json::{Map, Value, json};
 
 use super::Inspect;
 use crate::daemon::Link;
 use crate::failure::{Failure, refused};
-use crate::{carried, output};
+use crate::output;
 
 impl Inspect {
     pub(super) fn by_daemon(&self, link: &Link) -> Result<(), Failure> {

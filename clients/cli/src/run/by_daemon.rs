@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use bantam_core::Cpu;
+use bantam_daemon::carried;
 use bantam_model::source::Source;
 use bantam_proto::v1;
 use bantam_proto::v1::generate_request::Input;
@@ -15,7 +16,7 @@ use super::{Prompt, Run, Story, check_bytes, check_length, piped, warn_of_overlo
 use crate::daemon::{Link, Step, finish_of, generation_options, seconds};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::{carried, chosen_model, output, token_ids};
+use crate::{chosen_model, output, token_ids};
 
 /// What is left to do without the daemon: the prompt, read by now, and the model, where it was opened.
 type Left = (Prompt, Option<Source>);

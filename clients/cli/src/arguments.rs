@@ -4,7 +4,8 @@ use clap::{Command, CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::{
-    bench, cache, chat, completions, doctor, eval, inspect, models, plan, run, score, serve, style, tokenize, top,
+    bench, cache, chat, completions, doctor, eval, inspect, models, plan, run, score, serve, style, tokenize,
+    top,
 };
 
 /// Runs, measures and inspects language models on small machines.

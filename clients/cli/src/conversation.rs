@@ -122,7 +122,9 @@ impl ConversationFlags {
                 .map_err(|error| refused(format!("{place}: expected {expected}, found: {error}")))?;
             Ok::<_, Failure>(value)
         };
-        let Some(path) = &self.chat else { return Err(refused("--chat is missing; write: --chat messages.json")) };
+        let Some(path) = &self.chat else {
+            return Err(refused("--chat is missing; write: --chat messages.json"));
+        };
         let chat = read(path, "a JSON list of messages")?;
         let tools = match &self.tools {
             Some(path) => read(path, "a JSON list of tools")?,
@@ -131,7 +133,8 @@ impl ConversationFlags {
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         let messages = if chat.is_array() { list(&chat) } else { list(&chat["messages"]) };
         let told = conversation_of(&messages, &list(&tools));
-        let mut told = told.map_err(|found| refused(format!("a daemon cannot be told {found}; give --local")))?;
+        let mut told =
+            told.map_err(|found| refused(format!("a daemon cannot be told {found}; give --local")))?;
         told.template_arguments = self.template_arg.iter().map(TemplateArgument::told).collect();
         told.now = self.now.and_then(Now::text);
         Ok(told)

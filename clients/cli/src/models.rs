@@ -27,7 +27,9 @@ pub(crate) struct Models {
 
 /// Loads a model into a daemon's memory
 #[derive(Args)]
-#[command(after_help = "Examples:\n  bantam load ./my-model\n  bantam load ./my-model --pin --context 8192 --slots 4")]
+#[command(
+    after_help = "Examples:\n  bantam load ./my-model\n  bantam load ./my-model --pin --context 8192 --slots 4"
+)]
 pub(crate) struct Load {
     /// Folder or file in Hugging Face form, or a name that the daemon knows; without it, the small model that bantam
     /// carries
@@ -114,7 +116,8 @@ impl Models {
                 "devices": devices.iter().map(device_json).collect::<Vec<_>>(),
             }))?),
             false => {
-                let mut rows = vec![["model", "state", "bytes", "in use", "stays"].map(str::to_owned).to_vec()];
+                let mut rows =
+                    vec![["model", "state", "bytes", "in use", "stays"].map(str::to_owned).to_vec()];
                 rows.extend(models.iter().map(|model| {
                     let bytes = Some(bytes_of(model)).filter(|bytes| *bytes > 0).map(output::bytes);
                     vec![
@@ -144,9 +147,12 @@ impl Load {
         let shown = self.model.as_ref().map_or(carried::LABEL.to_owned(), |path| path.display().to_string());
         match link.load(&name, &shown, options)? {
             Step::Done(model) if self.json => Ok(output::json(&model_json(&model))?),
-            Step::Done(model) => {
-                Ok(output::line(&format!("{}: {}, {}", label(&model), output::bytes(bytes_of(&model)), stay(&model)))?)
-            }
+            Step::Done(model) => Ok(output::line(&format!(
+                "{}: {}, {}",
+                label(&model),
+                output::bytes(bytes_of(&model)),
+                stay(&model)
+            ))?),
             Step::Without => Err(refused("the daemon did not load it")),
         }
     }
@@ -269,7 +275,8 @@ pub(crate) fn device_json(device: &v1::DeviceUse) -> Value {
 
 fn device_line(device: &v1::DeviceUse) -> String {
     let bytes = output::bytes;
-    let (used, budget, pinned) = (bytes(device.used_bytes), bytes(device.budget_bytes), bytes(device.pinned_bytes));
+    let (used, budget, pinned) =
+        (bytes(device.used_bytes), bytes(device.budget_bytes), bytes(device.pinned_bytes));
     format!("{}: {used} of {budget} in use, {pinned} pinned", output::harmless(&device.device))
 }
 

@@ -208,7 +208,12 @@ impl Needs {
                 experts: way(&options.experts),
             },
             // What generations take is told apart, as without a daemon.
-            lines: answer.lines.into_iter().filter(|line| line.region != "generation").map(Line::from).collect(),
+            lines: answer
+                .lines
+                .into_iter()
+                .filter(|line| line.region != "generation")
+                .map(Line::from)
+                .collect(),
             is_daemon: true,
         }
     }

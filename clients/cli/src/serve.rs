@@ -52,6 +52,9 @@ fn flag(key: &Key) -> Arg {
         Some((section, _)) => format!("Settings of {section}"),
         None => "Settings".to_owned(),
     };
+    // Names are compiled in; leaking some dozens of them once is what the type asks for.
+    let heading: &'static str = heading.leak();
+    let name: &'static str = key.flag().leak();
     let doc = key.doc.lines().map(str::trim).collect::<Vec<_>>().join(" ").replace("\\\"", "\"");
     let argument = match key.list {
         // As in variables; nothing between commas is nothing.
@@ -59,12 +62,11 @@ fn flag(key: &Key) -> Arg {
         false => Arg::new(key.name).action(ArgAction::Set),
     };
     let more = if key.list { ", with commas between them" } else { "" };
-    argument
-        .long(key.flag())
-        .value_name("VALUE")
-        .allow_hyphen_values(true)
-        .help_heading(heading)
-        .help(format!("{} [{}{more}]", doc.trim_end_matches('.'), key.expected))
+    argument.long(name).value_name("VALUE").allow_hyphen_values(true).help_heading(heading).help(format!(
+        "{} [{}{more}]",
+        doc.trim_end_matches('.'),
+        key.expected
+    ))
 }
 
 impl FromArgMatches for Serve {
@@ -106,7 +108,8 @@ impl Serve {
 fn wrong(error: &SettingsError) -> Failure {
     let is_flag = matches!(
         error,
-        SettingsError::Unknown { origin: Origin::Flag(_), .. } | SettingsError::Value { origin: Origin::Flag(_), .. }
+        SettingsError::Unknown { origin: Origin::Flag(_), .. }
+            | SettingsError::Value { origin: Origin::Flag(_), .. }
     );
     match is_flag {
         true => usage(error.to_string()),

@@ -53,7 +53,7 @@ pub(super) fn number(count: usize) -> u32 {
 }
 
 /// The events of one generation.
-pub(super) struct Replies<R> {
+pub(crate) struct Replies<R> {
     // Before the lease: a request ends before its model may go.
     answer: Answer,
     lease: Option<Arc<Lease>>,

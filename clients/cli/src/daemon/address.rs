@@ -89,8 +89,12 @@ mod tests {
             assert_eq!(address, expected);
             assert_eq!(address.to_string().parse(), Ok(address));
         }
-        for wrong in ["", "/a", "unix:a", "http://host", "http://:1", "http://h:99999", "http://u@h:1", "h:1"] {
-            assert!(wrong.parse::<Address>().is_err_and(|error| error.contains("expected unix:/path")), "{wrong}");
+        for wrong in ["", "/a", "unix:a", "http://host", "http://:1", "http://h:99999", "http://u@h:1", "h:1"]
+        {
+            assert!(
+                wrong.parse::<Address>().is_err_and(|error| error.contains("expected unix:/path")),
+                "{wrong}"
+            );
         }
     }
 }

@@ -57,8 +57,10 @@ impl Link {
     ) -> Result<Self, Failure> {
         let endpoint = endpoint(address, ca)?;
         let token = token_file.map(token).transpose()?;
-        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("daemon").enable_all().build();
-        let runtime = runtime.map_err(|error| refused(format!("no thread for talking to a daemon: {error}")))?;
+        let runtime =
+            Builder::new_multi_thread().worker_threads(1).thread_name("daemon").enable_all().build();
+        let runtime =
+            runtime.map_err(|error| refused(format!("no thread for talking to a daemon: {error}")))?;
         let channel = runtime.block_on(async {
             match tokio::time::timeout(PATIENCE, endpoint.connect()).await {
                 Ok(connected) => connected.map_err(|error| innermost(&error)),
@@ -75,11 +77,14 @@ impl Link {
     fn check(&self) -> Result<(), Failure> {
         let mut client = HealthClient::new(self.channel.clone());
         let request = self.request(HealthCheckRequest::default());
-        let asked = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, client.check(request)).await });
+        let asked =
+            self.runtime.block_on(async { tokio::time::timeout(PATIENCE, client.check(request)).await });
         let found = match asked {
             Ok(Ok(answer)) if answer.get_ref().status() == ServingStatus::Serving => return Ok(()),
             Ok(Ok(_)) => "it is ending".to_owned(),
-            Ok(Err(status)) if status.code() == Code::Unimplemented => "something that is no bantam".to_owned(),
+            Ok(Err(status)) if status.code() == Code::Unimplemented => {
+                "something that is no bantam".to_owned()
+            }
             Ok(Err(status)) => status.message().to_owned(),
             Err(_) => format!("no answer for {} seconds", PATIENCE.as_secs()),
         };
@@ -153,14 +158,19 @@ impl Link {
 
     /// Says that the verb goes on without the daemon.
     fn without<T>(&self, why: impl Display) -> Step<T> {
-        output::say(&format!("the daemon cannot do this: {}; going on without it", output::harmless(&why.to_string())));
+        output::say(&format!(
+            "the daemon cannot do this: {}; going on without it",
+            output::harmless(&why.to_string())
+        ));
         Step::Without
     }
 
     /// The same where it was clear before asking; an error where the daemon was asked for by name.
     pub(crate) fn cannot<T>(&self, why: &str) -> Result<Step<T>, Failure> {
         match self.is_named {
-            true => Err(refused(format!("a daemon cannot do this: {why}; leave out --connect, or give --local"))),
+            true => {
+                Err(refused(format!("a daemon cannot do this: {why}; leave out --connect, or give --local")))
+            }
             false => Ok(self.without(why)),
         }
     }
@@ -183,12 +193,14 @@ impl Link {
                     Some(LoadEvent::Progress(now)) if now.stage() == v1::LoadStage::Reading => {
                         let total = usize::try_from(now.total_bytes).unwrap_or(usize::MAX);
                         drop(waiting.take());
-                        let bar: &mut Progress = reading
-                            .get_or_insert_with(|| Progress::bytes(format!("loading {shown}"), total));
+                        let bar: &mut Progress =
+                            reading.get_or_insert_with(|| Progress::bytes(format!("loading {shown}"), total));
                         bar.at(usize::try_from(now.done_bytes).unwrap_or(total));
                     }
                     Some(LoadEvent::Progress(_)) => {
-                        waiting.get_or_insert_with(|| Progress::waiting(format!("waiting for room for {shown}")));
+                        waiting.get_or_insert_with(|| {
+                            Progress::waiting(format!("waiting for room for {shown}"))
+                        });
                     }
                     None => return Err(Status::unavailable("the load ended without a model")),
                 }
@@ -206,7 +218,11 @@ fn endpoint(address: &Address, ca: Option<&Path>) -> Result<Endpoint, Failure> {
             let pem = read(ca, 1 << 20, "certificates in PEM")?;
             let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
             endpoint.tls_config(tls).map_err(|error| {
-                refused(format!("{}: expected certificates in PEM, found: {}", ca.display(), innermost(&error)))
+                refused(format!(
+                    "{}: expected certificates in PEM, found: {}",
+                    ca.display(),
+                    innermost(&error)
+                ))
             })
         }
         (Address::Tcp(target), None) if target.starts_with("https:") => Err(refused(format!(

@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn what_a_daemon_can_be_told_is_told_and_the_rest_is_named() {
-        let call = json!({ "type": "function", "function": { "name": "f", "arguments": { "b": 1, "a": 2 } } });
+        let call =
+            json!({ "type": "function", "function": { "name": "f", "arguments": { "b": 1, "a": 2 } } });
         let said = json!({ "role": "assistant", "content": "x", "tool_calls": [call],
             "thinking": "t", "reasoning_content": "t", "partial": true });
         let message = message_of(&said).expect("it can be told");
@@ -115,7 +116,8 @@ mod tests {
             let said = message_of(&wrong).expect_err("it cannot be told");
             assert!(said.contains(words), "{said}");
         }
-        let tool = json!({ "type": "function", "function": { "name": "f", "description": "d", "parameters": {} } });
+        let tool =
+            json!({ "type": "function", "function": { "name": "f", "description": "d", "parameters": {} } });
         assert_eq!(tool_of(&tool).expect("it can be told").parameters, "{}");
         assert!(tool_of(&json!({ "name": "f" })).is_err());
     }

@@ -19,7 +19,7 @@ pub(crate) use address::Address;
 pub(crate) use link::{Link, Step};
 pub(crate) use messages::{conversation_of, message_of, tool_of};
 pub(crate) use options::generation_options;
-pub(crate) use reply::{finish_of, seconds, Words};
+pub(crate) use reply::{Words, finish_of, seconds};
 
 /// Where a daemon is, for verbs that are nothing without one.
 #[derive(Debug, Clone, Args)]
@@ -51,7 +51,8 @@ impl DaemonFlags {
     /// The daemon that was named, or this user's where it answers. One that nobody named and that cannot be used is
     /// no error: the verb works without.
     pub(crate) fn find(&self) -> Result<Option<Link>, Failure> {
-        let is_local = self.local || env::var_os("BANTAM_LOCAL").is_some_and(|value| value != "" && value != "0");
+        let is_local =
+            self.local || env::var_os("BANTAM_LOCAL").is_some_and(|value| value != "" && value != "0");
         match self.place.named()? {
             _ if self.local => Ok(None),
             Some(address) if self.place.connect.is_some() || !is_local => {
@@ -68,7 +69,9 @@ impl DaemonFlags {
                     // A socket that nobody listens at is what a daemon leaves that was killed.
                     Err(_) if !address.is_listened_at() => Ok(None),
                     Err(failure) => {
-                        output::warning(&format!("{failure}; going on without the daemon (--local: do not ask it)"));
+                        output::warning(&format!(
+                            "{failure}; going on without the daemon (--local: do not ask it)"
+                        ));
                         Ok(None)
                     }
                 }
@@ -106,7 +109,8 @@ impl DaemonPlace {
     }
 
     fn open(&self, address: &Address, is_named: bool) -> Result<Link, Failure> {
-        let token_file = self.token_file.clone().or_else(|| env::var_os("BANTAM_TOKEN_FILE").map(PathBuf::from));
+        let token_file =
+            self.token_file.clone().or_else(|| env::var_os("BANTAM_TOKEN_FILE").map(PathBuf::from));
         Link::open(address, token_file.as_deref(), self.tls_ca.as_deref(), is_named)
     }
 }

@@ -17,7 +17,8 @@ impl Inspect {
                 "--tensor: a daemon sends no weights; give the model's folder on this machine, and no --connect",
             ));
         }
-        let request = v1::InspectRequest { model: link.model(self.model.path()), tensors: self.tensors || self.json };
+        let request =
+            v1::InspectRequest { model: link.model(self.model.path()), tensors: self.tensors || self.json };
         let mut client = link.models();
         let told = link.wait(client.inspect(link.request(request)));
         let told = told.map_err(|status| link.failure(&status))?.into_inner();
@@ -40,7 +41,10 @@ impl Inspect {
             ("feed-forward", told.feed_forward.to_string()),
         ];
         if told.experts > 0 {
-            rows.push(("experts", format!("{}, of which a token takes {}", told.experts, told.experts_per_token)));
+            rows.push((
+                "experts",
+                format!("{}, of which a token takes {}", told.experts, told.experts_per_token),
+            ));
         }
         rows.push(("vocabulary", told.vocab.to_string()));
         rows.push(("head", head.to_owned()));
@@ -77,7 +81,8 @@ fn as_json(told: &v1::InspectResponse) -> Value {
         (share.dtype.clone(), numbers)
     };
     let tensor = |tensor: &v1::Tensor| {
-        json!({ "name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "bytes": tensor.bytes })
+        let v1::Tensor { name, dtype, shape, bytes } = tensor;
+        json!({ "name": name, "dtype": dtype, "shape": shape, "bytes": bytes })
     };
     let some = |number: u32| Some(number).filter(|number| *number > 0);
     json!({

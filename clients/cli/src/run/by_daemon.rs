@@ -98,7 +98,12 @@ impl Run {
     }
 
     /// Writes what comes as soon as it comes.
-    fn stream(&self, link: &Link, request: v1::GenerateRequest, story: &mut Story) -> Result<Step<()>, Failure> {
+    fn stream(
+        &self,
+        link: &Link,
+        request: v1::GenerateRequest,
+        story: &mut Story,
+    ) -> Result<Step<()>, Failure> {
         let waiting = Progress::waiting("reading the prompt".to_owned());
         let mut client = link.generation();
         let began = Instant::now();

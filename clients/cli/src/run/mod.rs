@@ -186,7 +186,14 @@ impl Run {
 
 impl Run {
     /// Takes a token and writes what it made certain.
-    fn show(&self, story: &mut Story, out: &mut impl Write, is_terminal: bool, id: u32, text: &str) -> io::Result<()> {
+    fn show(
+        &self,
+        story: &mut Story,
+        out: &mut impl Write,
+        is_terminal: bool,
+        id: u32,
+        text: &str,
+    ) -> io::Result<()> {
         story.ids.push(id);
         match &mut story.text {
             Some(all) if self.json => all.push_str(text),

@@ -29,8 +29,10 @@ const WIDTH: usize = 100;
 
 /// Shows what a daemon does: models, memory, streams, events
 #[derive(Args)]
-#[command(after_help = "Keys: up and down choose a model, p pins it or lets it go, u unloads it, q ends.\n\n\
-                        Examples:\n  bantam top\n  bantam top --once --json")]
+#[command(
+    after_help = "Keys: up and down choose a model, p pins it or lets it go, u unloads it, q ends.\n\n\
+                        Examples:\n  bantam top\n  bantam top --once --json"
+)]
 pub(crate) struct Top {
     /// Shows it once, and ends
     #[arg(long)]
@@ -49,7 +51,8 @@ impl Top {
         }
         let link = self.daemon.need()?;
         let every = if self.once { SOON } else { EVERY };
-        let request = v1::WatchResidencyRequest { figures_every: prost_types::Duration::try_from(every).ok() };
+        let request =
+            v1::WatchResidencyRequest { figures_every: prost_types::Duration::try_from(every).ok() };
         let mut client = link.models();
         let watched = link.wait(client.watch_residency(link.request(request)));
         let stream = watched.map_err(|status| link.failure(&status))?.into_inner();
@@ -101,11 +104,11 @@ fn live(link: &Link, mut stream: Streaming<v1::WatchResidencyResponse>) -> Resul
                 },
                 Some(words) = said.recv() => view.note(words),
                 key = keys.recv() => match key {
-                    None | Some(Key::Quit) => return Ok(Ok(())),
+                    None | Some(Key::Quit) => return Ok::<_, io::Error>(Ok(())),
                     Some(Key::Up) => view.choose(-1),
                     Some(Key::Down) => view.choose(1),
-                    Some(Key::Pin) => pin(link, &mut view, &told),
-                    Some(Key::Unload) => unload(link, &mut view, &told),
+                    Some(Key::Pin) => pin(link, &view, &told),
+                    Some(Key::Unload) => unload(link, &view, &told),
                 },
             }
         }
@@ -118,7 +121,7 @@ fn live(link: &Link, mut stream: Streaming<v1::WatchResidencyResponse>) -> Resul
 type Told = mpsc::UnboundedSender<String>;
 
 /// Pins the chosen model, or lets it go. What comes of it is told by the daemon's events.
-fn pin(link: &Link, view: &mut View, told: &Told) {
+fn pin(link: &Link, view: &View, told: &Told) {
     let Some(model) = view.chosen() else { return };
     let pin = !models::is_pinned(model);
     let options = v1::LoadOptions { pin: Some(pin), ..v1::LoadOptions::default() };
@@ -134,7 +137,7 @@ fn pin(link: &Link, view: &mut View, told: &Told) {
     });
 }
 
-fn unload(link: &Link, view: &mut View, told: &Told) {
+fn unload(link: &Link, view: &View, told: &Told) {
     let Some(model) = view.chosen() else { return };
     let request = link.request(v1::UnloadRequest { model: model.id.clone() });
     let (mut client, told) = (link.models(), told.clone());

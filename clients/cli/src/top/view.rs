@@ -6,7 +6,7 @@ use bantam_proto::v1;
 use bantam_proto::v1::watch_residency_response::Event;
 use serde_json::{Value, json};
 
-use crate::models::{bytes_of, device_json, label, model_json, stay, state_name};
+use crate::models::{bytes_of, device_json, label, model_json, state_name, stay};
 use crate::{output, style};
 
 /// Events that are remembered.
@@ -48,7 +48,8 @@ impl View {
             }
             Some(Event::Loading(event)) => event.model.map(|model| self.put(model, "is being loaded", "")),
             Some(Event::Loaded(event)) => {
-                let took = event.duration.map(|span| format!(" in {}.{} s", span.seconds, span.nanos / 100_000_000));
+                let took =
+                    event.duration.map(|span| format!(" in {}.{} s", span.seconds, span.nanos / 100_000_000));
                 event.model.map(|model| self.put(model, "is loaded", &took.unwrap_or_default()))
             }
             Some(Event::Failed(event)) => {
@@ -60,7 +61,9 @@ impl View {
                 Some(self.left(&event.model_id, &format!("left, {why}: {} are free", output::bytes(freed))))
             }
             Some(Event::Hit(event)) if event.resident => None,
-            Some(Event::Hit(event)) => Some(format!("{} was asked for and is not there", self.label(&event.model_id))),
+            Some(Event::Hit(event)) => {
+                Some(format!("{} was asked for and is not there", self.label(&event.model_id)))
+            }
             Some(Event::Moved(event)) => {
                 let (label, bytes) = (self.label(&event.model_id), output::bytes(event.bytes));
                 Some(format!("{label}: {bytes} from {} to {}", event.source, event.target))
@@ -162,7 +165,8 @@ impl View {
     }
 
     fn table(&self, with_choice: bool) -> Vec<String> {
-        let heading = ["", "model", "state", "bytes", "running", "waiting", "paused", "tokens/s", "cache", "stays"];
+        let heading =
+            ["", "model", "state", "bytes", "running", "waiting", "paused", "tokens/s", "cache", "stays"];
         let mut rows = vec![heading.map(str::to_owned).to_vec()];
         let chosen = self.chosen().map(|model| model.id.clone());
         for model in self.shown() {
@@ -236,7 +240,8 @@ fn reason(reason: v1::LeaveReason) -> &'static str {
 /// `ram [####----] 1.00 GiB of 2.00 GiB, 0 B pinned`
 fn bar(device: &v1::DeviceUse) -> String {
     let part = |bytes: u64| {
-        (bytes.min(device.budget_bytes) as u128 * BAR as u128 / u128::from(device.budget_bytes.max(1))) as usize
+        (bytes.min(device.budget_bytes) as u128 * BAR as u128 / u128::from(device.budget_bytes.max(1)))
+            as usize
     };
     let pinned = part(device.pinned_bytes.min(device.used_bytes));
     let used = part(device.used_bytes).max(pinned);
@@ -266,7 +271,8 @@ mod tests {
     use super::*;
 
     fn model(id: &str, name: &str) -> v1::Model {
-        let bytes = vec![v1::DeviceBytes { device: "ram".to_owned(), total_bytes: 1 << 30, ..Default::default() }];
+        let bytes =
+            vec![v1::DeviceBytes { device: "ram".to_owned(), total_bytes: 1 << 30, ..Default::default() }];
         let (id, name, options) = (id.to_owned(), name.to_owned(), Some(v1::LoadOptions::default()));
         v1::Model { id, name, bytes, options, state: v1::ModelState::Resident.into(), ..v1::Model::default() }
     }
@@ -278,14 +284,22 @@ mod tests {
 
     fn device() -> v1::DeviceUse {
         let (budget_bytes, used_bytes, pinned_bytes) = (4 << 30, 2 << 30, 1 << 30);
-        v1::DeviceUse { device: "ram".to_owned(), budget_bytes, used_bytes, pinned_bytes, referenced_bytes: 0 }
+        v1::DeviceUse {
+            device: "ram".to_owned(),
+            budget_bytes,
+            used_bytes,
+            pinned_bytes,
+            referenced_bytes: 0,
+        }
     }
 
     fn seen() -> View {
+        anstream::ColorChoice::Never.write_global();
         let mut view = View::default();
         let models = vec![model("1", "b\x1b[2J"), model("2", "a")];
         tell(&mut view, Event::Snapshot(v1::ResidencySnapshot { models, devices: vec![device()] }));
-        let figures = v1::ModelFigures { model_id: "2".to_owned(), running: 3, slots: 8, ..Default::default() };
+        let figures =
+            v1::ModelFigures { model_id: "2".to_owned(), running: 3, slots: 8, ..Default::default() };
         tell(&mut view, Event::Figures(v1::Figures { models: vec![figures], devices: vec![device()] }));
         view
     }
@@ -294,7 +308,10 @@ mod tests {
     fn events_change_what_is_shown() {
         let mut view = seen();
         let text = view.lines(100, 40, true).join("\n");
-        assert!(text.starts_with("ram [#######========---------------] 2.00 GiB of 4.00 GiB, 1.00 GiB pinned"), "{text}");
+        assert!(
+            text.starts_with("ram [#######========---------------] 2.00 GiB of 4.00 GiB, 1.00 GiB pinned"),
+            "{text}"
+        );
         assert!(text.contains("> ") && text.contains("3/8") && !text.contains('\x1b'), "{text}");
         view.choose(5);
         assert_eq!(view.chosen().map(|model| model.id.as_str()), Some("1"));
@@ -315,7 +332,6 @@ mod tests {
 
     #[test]
     fn lines_fit_the_terminal() {
-        anstream::ColorChoice::Never.write_global();
         let mut view = seen();
         for id in 10..60 {
             let model = Some(model(&id.to_string(), &format!("m{id}")));

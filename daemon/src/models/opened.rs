@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use bantam_model::files::FilesError;
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags, GenerationSettings};
 use bantam_model::source::{Source, SourceError, Text};
-use bantam_model::template::{ChatTemplate, Conversation};
+use bantam_model::template::ChatTemplate;
 
 use crate::carried;
 
@@ -63,19 +63,6 @@ impl Opened {
     /// Its chat template, where it has one.
     pub(crate) fn template(&self) -> Result<Option<&ChatTemplate>, Unusable> {
         once(&self.template, || self.source.chat_template()).map(Option::as_ref)
-    }
-
-    /// A conversation as the model's template writes it; nothing where it has no template.
-    pub(crate) fn render(&self, conversation: &Conversation) -> Result<Option<String>, Unusable> {
-        let Some(template) = self.template()? else { return Ok(None) };
-        let rendered = template.render(conversation);
-        Ok(Some(rendered.map_err(|error| self.source.template_error(error))?))
-    }
-
-    /// A text as tokens.
-    pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Unusable> {
-        let ids = self.text()?.tokenizer.encode(text, special);
-        Ok(ids.map_err(|error| self.source.tokenizer_error(error))?)
     }
 
     /// How it generates unless a request says otherwise.

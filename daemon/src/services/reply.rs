@@ -20,7 +20,7 @@ use crate::scheduler::{Answer, Ended, Event, Failure, Message, Piece, Work};
 use crate::status::Trouble;
 
 /// `Generate` and `Chat` say the same in messages of their own.
-pub(super) trait Says: Send + Unpin + 'static {
+pub(crate) trait Says: Send + Unpin + 'static {
     /// Whether the reply is put together at the end.
     const IS_CHAT: bool;
     fn started(started: v1::Started) -> Self;

@@ -60,7 +60,7 @@ fn call_of(call: &Value) -> Result<v1::ToolCall, String> {
 }
 
 /// A tool in the form that templates expect.
-pub(crate) fn tool_of(tool: &Value) -> Result<v1::Tool, String> {
+fn tool_of(tool: &Value) -> Result<v1::Tool, String> {
     let wrong = || "tools of another form than {\"type\": \"function\", \"function\": …}".to_owned();
     let object = tool.as_object().filter(|object| !object.contains_key("id")).ok_or_else(wrong)?;
     let function = function_of(object, &["name", "description", "parameters"]).ok_or_else(wrong)?;

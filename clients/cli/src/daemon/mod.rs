@@ -17,7 +17,7 @@ use crate::output;
 
 pub(crate) use address::Address;
 pub(crate) use link::{Link, Step};
-pub(crate) use messages::{conversation_of, message_of, tool_of};
+pub(crate) use messages::{conversation_of, message_of};
 pub(crate) use options::generation_options;
 pub(crate) use reply::{Words, finish_of, seconds};
 

@@ -22,7 +22,7 @@ pub(crate) fn socket() -> Option<PathBuf> {
 /// A daemon of one test's own. While it lives, all programs of the test's thread find it.
 struct Served {
     child: Child,
-    folder: Folder,
+    _folder: Folder,
 }
 
 impl Served {
@@ -34,7 +34,7 @@ impl Served {
         let place = folder.path("bantam.sock");
         let mut command = serve(&place, flags);
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut served = Served { child, folder };
+        let mut served = Served { child, _folder: folder };
         let began = Instant::now();
         while std::os::unix::net::UnixStream::connect(&place).is_err() {
             assert!(served.child.try_wait().unwrap().is_none(), "it ended: {}", served.words());

@@ -253,15 +253,14 @@ impl From<tonic::Status> for Trouble {
 /// What comes of some work, or nothing where somebody presses Ctrl-C before.
 async fn unless_asked<T>(interrupt: &Interrupt, work: impl Future<Output = T>) -> Option<T> {
     tokio::pin!(work);
-    loop {
+    // Before the work: where tokens come fast there is never a pause to look in.
+    while !interrupt.is_asked() {
         tokio::select! {
             done = &mut work => return Some(done),
             () = tokio::time::sleep(GLANCE) => {}
         }
-        if interrupt.is_asked() {
-            return None;
-        }
     }
+    None
 }
 
 fn untold(found: &str) -> Failure {

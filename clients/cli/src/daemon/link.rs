@@ -99,7 +99,8 @@ impl Link {
     /// How requests name a model: by its absolute path, or as it was given where no such path is here.
     pub(crate) fn model(&self, path: Option<&Path>) -> String {
         let Some(path) = path else { return String::new() };
-        let absolute = std::path::absolute(path).ok().filter(|path| self.shares_files() && path.exists());
+        // A daemon takes no `..`.
+        let absolute = path.canonicalize().ok().filter(|_| self.shares_files());
         absolute.as_deref().unwrap_or(path).display().to_string()
     }
 

@@ -120,7 +120,9 @@ impl Folder {
         let folder = Folder::new();
         for entry in std::fs::read_dir(path).unwrap() {
             let entry = entry.unwrap();
-            if !entry.file_name().to_str().unwrap().starts_with("golden") {
+            let name = entry.file_name();
+            // Weights that are no model's would be taken for some.
+            if !["golden", "hidden"].iter().any(|of| name.to_str().unwrap().starts_with(of)) {
                 std::fs::copy(entry.path(), folder.0.join(entry.file_name())).unwrap();
             }
         }

@@ -199,7 +199,7 @@ impl Services {
     ) -> Result<crate::scheduler::Answer, Trouble> {
         let answer = caller.submit(&lease.desk, work);
         if answer.is_err() && lease.desk.is_broken() {
-            lease.is_broken();
+            lease.broke();
         }
         answer
     }

@@ -127,7 +127,7 @@ impl Services {
         while let Some(event) = answer.next().await {
             let Event::Ended(ended) = event else { continue };
             if ended.outcome.is_err() && lease.desk.is_broken() {
-                lease.is_broken();
+                lease.broke();
             }
             if ended.outcome.is_ok() {
                 count(&self.meters, &ended);

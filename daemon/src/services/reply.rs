@@ -72,7 +72,7 @@ impl Hold {
         if let Some(lease) = lease.take()
             && lease.desk.is_broken()
         {
-            lease.is_broken();
+            lease.broke();
         }
     }
 }
@@ -83,8 +83,6 @@ pub(crate) struct Replies<R> {
     hold: Hold,
     meters: Arc<Meters>,
     started: Option<v1::Started>,
-    /// What has to wait for `started`.
-    next: Option<Event>,
     reply: Reply,
     finish: Option<Finish>,
     pace: Pace,
@@ -126,7 +124,6 @@ impl<R: Says> Replies<R> {
             answer,
             meters,
             started: Some(started),
-            next: None,
             reply: Reply::default(),
             finish: None,
             pace: Pace::default(),
@@ -193,7 +190,7 @@ pub(super) fn count(meters: &Meters, ended: &Ended) {
     meters.generated_tokens.inc_by(new as u64);
     meters.queue_seconds.observe(timings.queue.as_secs_f64());
     meters.first_token_seconds.observe((timings.queue + timings.prefill).as_secs_f64());
-    tracing::debug!(read, new, queue = ?timings.queue, prefill = ?timings.prefill, decode = ?timings.decode, "answered");
+    tracing::debug!(read, new, ?timings, "answered");
 }
 
 impl<R: Says> Stream for Replies<R> {
@@ -201,17 +198,19 @@ impl<R: Says> Stream for Replies<R> {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let event = match this.next.take() {
-            Some(event) => event,
-            None => match ready!(this.answer.poll_event(context)) {
-                Some(event) => event,
-                None => return Poll::Ready(None),
-            },
-        };
-        if let Some(started) = this.started.take() {
-            this.next = Some(event);
-            return Poll::Ready(Some(Ok(R::started(started))));
+        if let Some(mut started) = this.started.take() {
+            let Poll::Ready(begun) = this.answer.poll_begun(context) else {
+                this.started = Some(started);
+                return Poll::Pending;
+            };
+            // A request that ends in the queue has not started.
+            if let Some(begun) = begun {
+                started.queue = Some(duration(begun.queue));
+                started.cached_tokens = number(begun.reused_tokens);
+                return Poll::Ready(Some(Ok(R::started(started))));
+            }
         }
+        let Some(event) = ready!(this.answer.poll_event(context)) else { return Poll::Ready(None) };
         Poll::Ready(Some(match event {
             Event::Piece(piece) => Ok(this.piece(piece)),
             Event::Ended(ended) => this.end(*ended),

@@ -391,10 +391,9 @@ impl ModelService for Services {
         let caller = Caller::of(&request);
         let every = request.into_inner().figures_every;
         let every = every.map(|every| request::span("figures_every", every, DAY)).transpose()?;
-        if every.is_some_and(|every| every < FIGURES_MIN) {
-            return Err(
-                Trouble::field("figures_every", "expected 100 ms or more; leave it out for none").into()
-            );
+        if let Some(found) = every.filter(|every| *every < FIGURES_MIN) {
+            let why = format!("expected {FIGURES_MIN:?} or more, found {found:?}; leave it out for none");
+            return Err(Trouble::field("figures_every", why).into());
         }
         let (tell, told) = mpsc::channel(4);
         tokio::spawn(self.clone().watch(caller, every, tell));

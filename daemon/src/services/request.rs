@@ -303,13 +303,15 @@ pub(super) fn load_options(found: Option<v1::LoadOptions>) -> Result<Asked, Trou
         Ok(v1::KvType::Int8) => Some(KvKind::Int8),
         Err(_) => return Err(unknown("options.kv", found.kv)),
     };
-    let positions = match found.cache_positions.map(usize::try_from) {
+    let positions = match found.cache_positions {
         None => None,
-        Some(Ok(positions)) if (1..=1 << 40).contains(&positions) => Some(positions),
-        Some(_) => {
-            let why = format!("expected 1 to {}; correct it", 1_u64 << 40);
-            return Err(Trouble::field("options.cache_positions", why));
-        }
+        Some(found) => match usize::try_from(found) {
+            Ok(positions) if (1..=1 << 40).contains(&positions) => Some(positions),
+            _ => {
+                let why = format!("expected 1 to {}, found {found}; correct it", 1_u64 << 40);
+                return Err(Trouble::field("options.cache_positions", why));
+            }
+        },
     };
     let ttl = found.ttl.map(|ttl| span("options.ttl", ttl, TTL_MAX)).transpose()?;
     Ok(Asked {

@@ -145,8 +145,8 @@ async fn a_request_may_be_abandoned_at_any_moment() {
     served.end().await;
 }
 
-/// Others go on beside a reader that takes nothing; it loses its stream, its place, and its hold on the model, whether it
-/// ever reads again or not.
+/// Others go on beside a reader that takes nothing; it loses its stream, its place, and its hold on the model, whether
+/// it ever reads again or not.
 #[tokio::test]
 async fn a_reader_that_takes_nothing_loses_its_stream_and_slows_nobody() {
     let served = Served::with(|settings| Settings {

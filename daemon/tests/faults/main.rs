@@ -1,5 +1,6 @@
-//! Whoever attacks a daemon, and whatever breaks: clients that vanish or stall, floods, storms, messages that lie, numbers
-//! out of range. Always the same is expected: an answer that names what is wrong, nobody else feels it, nothing is kept.
+//! Whoever attacks a daemon, and whatever breaks: clients that vanish or stall, floods, storms, messages that lie,
+//! numbers out of range. Always the same is expected: an answer that names what is wrong, nobody else feels it, nothing
+//! is kept.
 #![allow(clippy::unwrap_used, reason = "a test that meets an Err stops there and shows it")]
 
 #[path = "../support/mod.rs"]
@@ -26,14 +27,14 @@ use tonic::Status;
 
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
-/// Counts the panics of the daemon's threads and tasks from the first call on. A test's own panic counts too: it has
-/// failed anyway.
+/// Counts the panics of the daemon's threads and tasks from the first call on; those of tests are none of it.
 fn panics() -> usize {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            PANICS.fetch_add(1, Ordering::Relaxed);
+            let is_ours = panic.location().is_none_or(|at| !at.file().contains("tests/"));
+            PANICS.fetch_add(usize::from(is_ours), Ordering::Relaxed);
             usual(panic);
         }));
     });

@@ -152,7 +152,7 @@ async fn cve_2026_21869_every_number_is_refused_by_its_field_or_answered() {
     let before = panics();
     let served = Served::with(|settings| Settings { slots: 2, context: 32, ..settings }).await;
     let (protocol, channel) = (Protocol::read(), served.channel().await);
-    let mut count = 0;
+    let (mut count, mut unclear) = (0, Vec::new());
     for method in &protocol.methods {
         for number in protocol.numbers(method) {
             for (value, bytes, never) in number.values() {
@@ -168,7 +168,8 @@ async fn cve_2026_21869_every_number_is_refused_by_its_field_or_answered() {
                     Err(status) => {
                         assert!(is_defined(status), "{what}");
                         if status.code() == Code::InvalidArgument {
-                            assert!(explains(status) && fields(status).0.len() == 1, "{what}");
+                            assert_eq!(fields(status).0.len(), 1, "{what}");
+                            unclear.extend((!explains(status)).then(|| status.message().to_owned()));
                         }
                         assert_eq!(
                             released(&served).await.devices[0].budget_bytes,
@@ -184,6 +185,7 @@ async fn cve_2026_21869_every_number_is_refused_by_its_field_or_answered() {
         // What one method left is not what the next one begins with.
         emptied(&served).await;
     }
+    assert!(unclear.is_empty(), "refusals say what was expected and found: {unclear:#?}");
     assert!(count > 300, "{count}: the protocol has more numbers");
     is_serving(&served).await;
     assert_eq!(panics(), before, "no panics");
@@ -195,7 +197,9 @@ async fn cve_2026_21869_a_refused_number_leaves_no_trace() {
     let served = Served::start().await;
     let (protocol, channel) = (Protocol::read(), served.channel().await);
     let before = Holdings::of(&served).await;
-    for method in protocol.methods.iter().filter(|method| !method.path.contains("Job")) {
+    // Sessions and jobs are not yet, whatever their numbers.
+    let is_there = |method: &&Method| !method.path.contains("Job") && !method.path.contains("Session");
+    for method in protocol.methods.iter().filter(is_there) {
         for number in protocol.numbers(method).iter().filter(|number| number.is_real()) {
             for (_, bytes, _) in number.values().iter().filter(|(_, _, never)| *never) {
                 let message = [sound(&method.path), bytes.clone()].concat();

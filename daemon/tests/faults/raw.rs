@@ -9,10 +9,10 @@ use http_body::Body as _;
 use prost::bytes::{Buf, BufMut, Bytes};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::codegen::Service;
 use tonic::codegen::http::{HeaderMap, Request as HttpRequest};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
+use tower::Service;
 
 use crate::support::LONG;
 

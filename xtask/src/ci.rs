@@ -6,7 +6,9 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::fuzz;
+use crate::grpcurl;
 use crate::proto;
+use crate::python;
 use crate::steps::{self, Steps, cargo, is_installed};
 
 /// Enough for every seed and some thousand mutations of each; `cargo xtask fuzz` is the long run.
@@ -56,6 +58,14 @@ fn every_step(root: &Path, steps: &mut Steps) -> Result<()> {
     match fuzz::obstacle(root) {
         None => steps.step("fuzz", || fuzz::run(root, FUZZ_SECONDS))?,
         Some(reason) => steps.skip("fuzz", &reason),
+    }
+    match python::obstacle(root) {
+        None => steps.step("python", || python::run(root))?,
+        Some(reason) => steps.skip("python", &reason),
+    }
+    match grpcurl::obstacle(root) {
+        None => steps.step("grpcurl", || grpcurl::run(root))?,
+        Some(reason) => steps.skip("grpcurl", &reason),
     }
     // Last, so that its closing lines are the last that a reader of the log meets before the table.
     steps.step("tests", || {

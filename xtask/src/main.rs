@@ -1,12 +1,14 @@
-//! Everything that is not cargo: `cargo xtask ci`, `cargo xtask fuzz`, `cargo xtask goldens`, `cargo xtask proto`,
-//! `cargo xtask synth`.
+//! Everything that is not cargo: `cargo xtask ci`, `fuzz`, `goldens`, `grpcurl`, `proto`, `python`, `synth`.
 //! It is not part of the program: nothing here is shipped, and nothing depends on it.
 #![forbid(unsafe_code)]
 
 mod ci;
+mod daemon;
 mod fuzz;
 mod goldens;
+mod grpcurl;
 mod proto;
+mod python;
 mod steps;
 
 use std::path::PathBuf;
@@ -20,8 +22,10 @@ cargo xtask VERB
   ci                    all that a change must pass: format, lints, documentation, fuzz seeds, tests
   fuzz [--seconds 60]   every target of tests/fuzz, that many seconds each
   goldens PATH          tests/goldens anew from a folder of reference files; says what changed
+  grpcurl               every script of clients/grpcurl.md, with the real grpcurl and the real daemon
   proto [--lint]        the generated half of proto/ anew from its .proto files; with --lint, what buf says of them too
   proto --release       the same, and takes the present messages as those that must not break from here on
+  python [--stubs]      the Python client: generated half, types, tests with the real daemon; --stubs writes that half
   synth SHAPE --format FORMAT --out DIR
                         a checkpoint of a published shape with made-up weights; `synth --help` says more";
 
@@ -60,9 +64,12 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
             fuzz::run(&root, seconds)
         }
         ["goldens", path] => goldens::run(&root, path.as_ref()),
+        ["grpcurl"] => grpcurl::run(&root),
         ["proto"] => proto::run(&root),
         ["proto", "--lint"] => proto::run(&root).and_then(|()| proto::lint(&root)),
         ["proto", "--release"] => proto::run(&root).and_then(|()| proto::release(&root)),
+        ["python"] => python::run(&root),
+        ["python", "--stubs"] => python::write_stubs(&root),
         // A program of its own: the model is compiled only for those who want this.
         ["synth", rest @ ..] => {
             let build = ["run", "--quiet", "--package", "bantam-benches", "--bin", "synth", "--"];

@@ -3,7 +3,10 @@
 use clap::{Command, CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{bench, cache, chat, completions, doctor, eval, inspect, plan, run, score, style, tokenize};
+use crate::{
+    bench, cache, chat, completions, doctor, eval, inspect, models, plan, run, score, serve, style, tokenize,
+    top,
+};
 
 /// Runs, measures and inspects language models on small machines.
 #[derive(Parser)]
@@ -40,6 +43,12 @@ pub(crate) enum Verb {
     Plan(plan::PlanRun),
     Eval(eval::Eval),
     Cache(cache::Cache),
+    Serve(serve::Serve),
+    Top(top::Top),
+    Models(models::Models),
+    Load(models::Load),
+    Unload(models::Unload),
+    Budget(models::Budget),
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
     Completions(completions::Completions),
@@ -51,6 +60,7 @@ pub(crate) enum Verb {
 const GROUPS: &[(&str, &[&str])] = &[
     ("Text", &["run", "chat"]),
     ("Models", &["plan", "inspect", "score", "tokenize", "eval", "cache"]),
+    ("Daemon", &["serve", "top", "models", "load", "unload", "budget"]),
     ("This machine", &["doctor", "bench"]),
     ("This program", &["completions", "man", "help"]),
 ];
@@ -66,6 +76,12 @@ impl Verb {
             Verb::Plan(verb) => verb.run(),
             Verb::Eval(verb) => verb.run(),
             Verb::Cache(verb) => verb.run(),
+            Verb::Serve(verb) => verb.run(),
+            Verb::Top(verb) => verb.run(),
+            Verb::Models(verb) => verb.run(),
+            Verb::Load(verb) => verb.run(),
+            Verb::Unload(verb) => verb.run(),
+            Verb::Budget(verb) => verb.run(),
             Verb::Doctor(verb) => verb.run(),
             Verb::Bench(verb) => verb.run(),
             Verb::Completions(verb) => verb.run(),

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use bantam_model::source::Source;
 use bantam_model::template::{ChatTemplate, Conversation, Data, Now};
+use bantam_proto::v1;
 use clap::Args;
+use serde_json::Value;
 
+use crate::daemon::conversation_of;
 use crate::failure::{Failure, refused};
 
 /// More than any context holds, pictures included.
@@ -28,18 +31,39 @@ pub(crate) struct ConversationFlags {
     no_generation_prompt: bool,
     /// A variable for the chat template, its value in JSON, such as enable_thinking=false; can be repeated
     #[arg(long, value_name = "KEY=JSON", requires = "chat", value_parser = template_argument)]
-    template_arg: Vec<(String, Data)>,
+    template_arg: Vec<TemplateArgument>,
     /// The time that the chat template prints, such as 2025-01-31T12:34:56; without it, the local time
     #[arg(long, value_name = "TIME", requires = "chat", value_parser = now)]
     now: Option<Now>,
 }
 
-pub(crate) fn template_argument(argument: &str) -> Result<(String, Data), String> {
+/// A variable for a template.
+#[derive(Debug, Clone)]
+pub(crate) struct TemplateArgument {
+    pub(crate) key: String,
+    pub(crate) value: Data,
+    /// As it was given.
+    pub(crate) json: String,
+}
+
+impl TemplateArgument {
+    /// As the model crate takes it.
+    pub(crate) fn pair(&self) -> (String, Data) {
+        (self.key.clone(), self.value.clone())
+    }
+
+    /// As the daemon takes it.
+    pub(crate) fn told(&self) -> (String, String) {
+        (self.key.clone(), self.json.clone())
+    }
+}
+
+pub(crate) fn template_argument(argument: &str) -> Result<TemplateArgument, String> {
     let Some((key, value)) = argument.split_once('=').filter(|(key, _)| !key.is_empty()) else {
         return Err("expected KEY=JSON, such as enable_thinking=false".to_owned());
     };
     match Data::from_json(value.as_bytes()) {
-        Ok(value) => Ok((key.to_owned(), value)),
+        Ok(json) => Ok(TemplateArgument { key: key.to_owned(), value: json, json: value.to_owned() }),
         Err(_) => {
             let start: String = value.chars().take(40).collect();
             Err(format!("the value is not JSON; a string needs quotes: '{key}={}'", serde_json::json!(start)))
@@ -73,14 +97,47 @@ impl ConversationFlags {
         };
         if let Some(path) = &self.tools {
             let expected = "a JSON list of tools, each an object with `type` and `function`";
-            let (place, tools) = read_json(path, expected)?;
+            let (place, tools, _) = read_json(path, expected)?;
             let tools = tools.items().ok_or_else(|| wrong(&place, expected, &tools))?;
             conversation.tools = Some(objects(tools, &place, "a list of tools, each an object")?);
         }
-        conversation.arguments = self.template_arg;
+        conversation.arguments = self.template_arg.iter().map(TemplateArgument::pair).collect();
         conversation.add_generation_prompt = !self.no_generation_prompt;
         conversation.now = self.now.unwrap_or(Now::LOCAL);
         Ok(template.render(&conversation).map_err(|error| source.template_error(error))?)
+    }
+}
+
+impl ConversationFlags {
+    /// Whether the text ends where an answer begins.
+    pub(crate) fn ends_with_prompt(&self) -> bool {
+        !self.no_generation_prompt
+    }
+
+    /// The same conversation for a daemon.
+    pub(crate) fn message(&self) -> Result<v1::Conversation, Failure> {
+        let read = |path: &Path, expected| {
+            let (place, _, bytes) = read_json(path, expected)?;
+            let value: Value = serde_json::from_slice(json_of(&bytes))
+                .map_err(|error| refused(format!("{place}: expected {expected}, found: {error}")))?;
+            Ok::<_, Failure>(value)
+        };
+        let Some(path) = &self.chat else {
+            return Err(refused("--chat is missing; write: --chat messages.json"));
+        };
+        let chat = read(path, "a JSON list of messages")?;
+        let tools = match &self.tools {
+            Some(path) => read(path, "a JSON list of tools")?,
+            None => chat["tools"].clone(),
+        };
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let messages = if chat.is_array() { list(&chat) } else { list(&chat["messages"]) };
+        let told = conversation_of(&messages, &list(&tools));
+        let mut told =
+            told.map_err(|found| refused(format!("a daemon cannot be told {found}; give --local")))?;
+        told.template_arguments = self.template_arg.iter().map(TemplateArgument::told).collect();
+        told.now = self.now.and_then(Now::text);
+        Ok(told)
     }
 }
 
@@ -98,7 +155,7 @@ pub(crate) fn chat_template(source: &Source) -> Result<ChatTemplate, Failure> {
 fn read_conversation(path: &Path) -> Result<Conversation, Failure> {
     let expected = "a JSON list of messages such as [{\"role\": \"user\", \"content\": \"Hi\"}], or an object with \
         `messages`";
-    let (place, data) = read_json(path, expected)?;
+    let (place, data, _) = read_json(path, expected)?;
     let messages = data.items().or_else(|| data.get("messages").and_then(|messages| messages.items()));
     let messages = messages.ok_or_else(|| wrong(&place, expected, &data))?;
     let mut conversation =
@@ -139,8 +196,13 @@ pub(crate) fn read_bytes(
     }
 }
 
-/// The JSON of a file, and the file's name for messages.
-fn read_json(path: &Path, expected: &'static str) -> Result<(String, Data), Failure> {
+/// Without the mark that some editors put first.
+fn json_of(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// The JSON of a file, the file's name for messages, and its bytes.
+fn read_json(path: &Path, expected: &'static str) -> Result<(String, Data, Vec<u8>), Failure> {
     let is_standard = path.as_os_str() == "-";
     let place = if is_standard { "standard input".to_owned() } else { path.display().to_string() };
     let reader: io::Result<Box<dyn Read>> = match is_standard {
@@ -148,9 +210,8 @@ fn read_json(path: &Path, expected: &'static str) -> Result<(String, Data), Fail
         false => File::open(path).map(|file| Box::new(file) as Box<dyn Read>),
     };
     let bytes = read_bytes(reader, &place, expected)?;
-    let json = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    match Data::from_json(json) {
-        Ok(data) => Ok((place, data)),
+    match Data::from_json(json_of(&bytes)) {
+        Ok(data) => Ok((place, data, bytes)),
         Err(error) => Err(refused(format!("{place}: expected {expected}, found: {error}; correct the file"))),
     }
 }
@@ -161,8 +222,9 @@ mod tests {
 
     #[test]
     fn template_arguments_are_json_and_a_bare_string_is_shown_quoted() {
-        let (key, value) = template_argument("effort=\"high\"").unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!((key.as_str(), value.as_str()), ("effort", Some("high")));
+        let found = template_argument("effort=\"high\"").unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((found.key.as_str(), found.value.as_str()), ("effort", Some("high")));
+        assert_eq!(found.told(), ("effort".to_owned(), "\"high\"".to_owned()));
         let message = template_argument("effort=high").err();
         assert!(message.is_some_and(|message| message.contains("'effort=\"high\"'")));
         assert!(template_argument("effort").is_err() && template_argument("=1").is_err());

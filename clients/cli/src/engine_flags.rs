@@ -8,6 +8,7 @@ use bantam_model::plan::{Options, Plan};
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
 use bantam_model::spec::ModelSpec;
+use bantam_proto::v1;
 use clap::{Args, ValueEnum};
 
 use crate::failure::Failure;
@@ -38,9 +39,9 @@ enum KvName {
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineFlags {
-    /// How to compute: exact is float32 throughout, fast is bfloat16 and integer products
-    #[arg(long, value_enum, default_value = "fast")]
-    precision: PrecisionName,
+    /// How to compute: exact is float32 throughout, fast is bfloat16 and integer products [default: fast]
+    #[arg(long, value_enum)]
+    precision: Option<PrecisionName>,
     /// How keys and values are stored [default: f32 for exact, f16 for fast]
     #[arg(long, value_enum, value_name = "TYPE")]
     kv: Option<KvName>,
@@ -103,8 +104,8 @@ impl EngineFlags {
     /// The options of a run, before a plan has judged them.
     pub(crate) fn options(&self, context: usize, sequences: usize, logits_rows: usize) -> Options {
         let precision = match self.precision {
-            PrecisionName::Exact => Precision::Exact,
-            PrecisionName::Fast => Precision::Fast,
+            Some(PrecisionName::Exact) => Precision::Exact,
+            Some(PrecisionName::Fast) | None => Precision::Fast,
         };
         let kv = match (self.kv, precision) {
             (Some(KvName::F32), _) | (None, Precision::Exact) => KvKind::F32,
@@ -125,6 +126,35 @@ impl EngineFlags {
             head: self.head,
             cache_positions: None,
             experts: self.experts,
+        }
+    }
+
+    /// What a daemon is to load a model with: only what was given, so that a model that is loaded can answer.
+    pub(crate) fn load_options(&self, context: &ContextFlag) -> v1::LoadOptions {
+        let precision = match self.precision {
+            Some(PrecisionName::Exact) => v1::Precision::Exact,
+            Some(PrecisionName::Fast) => v1::Precision::Fast,
+            None => v1::Precision::Unspecified,
+        };
+        let kv = match self.kv {
+            Some(KvName::F32) => v1::KvType::F32,
+            Some(KvName::F16) => v1::KvType::F16,
+            Some(KvName::Int8) => v1::KvType::Int8,
+            None => v1::KvType::Unspecified,
+        };
+        let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let name = |way: Option<&OnLoad>| way.map(|way| way.name.to_owned());
+        v1::LoadOptions {
+            precision: precision.into(),
+            kv: kv.into(),
+            context: context.tokens.map(count),
+            chunk: self.chunk.map(count),
+            quantization: name(self.quantization),
+            head: name(self.head),
+            experts: name(self.experts),
+            threads: self.threads.map(count),
+            no_cache: self.no_cache.then_some(true),
+            ..v1::LoadOptions::default()
         }
     }
 

@@ -1,15 +1,19 @@
 //! `bantam plan`: every byte of a run before it begins. It reads headers and never weights.
 
-use bantam_core::{Cpu, KvKind, Region};
+use bantam_core::{Cpu, Region};
+use bantam_daemon::carried;
 use bantam_model::engine::synthetic_plan;
+use bantam_model::formats::on_load::OnLoad;
 use bantam_model::memory;
 use bantam_model::native::Native;
 use bantam_model::plan::{Options, Plan};
 use bantam_model::spec::ModelSpec;
+use bantam_proto::v1;
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::chosen_model::ChosenModel;
+use crate::daemon::{DaemonFlags, Link, Step};
 use crate::engine_flags::{ContextFlag, EngineFlags, kv_name, precision_name, size};
 use crate::failure::{Failure, refused};
 use crate::synthetic_shape::SyntheticShape;
@@ -28,13 +32,56 @@ pub(crate) struct PlanRun {
     /// Writes a JSON object
     #[arg(long)]
     json: bool,
-    /// Sequences that are open at once
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
-    sequences: u64,
+    /// Sequences that are open at once [default: 1; of a daemon, its setting]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
+    sequences: Option<u64>,
     #[command(flatten)]
     context: ContextFlag,
     #[command(flatten)]
     engine: EngineFlags,
+    #[command(flatten)]
+    daemon: DaemonFlags,
+}
+
+/// What a run takes, whoever will run it.
+struct Needs {
+    model: String,
+    lines: Vec<Line>,
+    weight_bytes: u64,
+    cache_bytes: u64,
+    work_bytes: u64,
+    generation_bytes: u64,
+    bytes_per_token: u64,
+    /// What is free for it: of this machine's memory, or of a daemon's budget.
+    available: Option<u64>,
+    fits: Option<bool>,
+    /// Models of a daemon that would have to make room.
+    leaving: usize,
+    /// The repacked weights, and whether they are there.
+    native: Option<(String, bool)>,
+    options: Told,
+    is_daemon: bool,
+}
+
+/// A buffer.
+struct Line {
+    name: String,
+    region: String,
+    lifetime: String,
+    shape: String,
+    bytes: u64,
+}
+
+/// Options by the names of their flags.
+struct Told {
+    context: u64,
+    sequences: u64,
+    chunk: u64,
+    kv: &'static str,
+    precision: &'static str,
+    quantization: Option<String>,
+    head: Option<String>,
+    experts: Option<String>,
 }
 
 impl PlanRun {
@@ -42,32 +89,165 @@ impl PlanRun {
         if let Some(names) = self.synthetic.list() {
             return Ok(output::line(&names)?);
         }
-        let (name, plan, native) = self.plan()?;
-        let available = memory::available();
+        let needs = self.needs()?;
         match self.json {
-            true => output::json(&as_json(&plan, available, native.as_ref()))?,
-            false => output::line(&as_text(&plan, &name, available, native.as_ref()))?,
+            true => output::json(&as_json(&needs))?,
+            false => output::line(&as_text(&needs))?,
         }
         Ok(())
     }
 
-    /// The model's name, its plan, and its native file.
-    fn plan(&self) -> Result<(String, Plan, Option<Native>), Failure> {
+    /// Asks whoever will run the model: a daemon loads it for more sequences and into a budget.
+    fn needs(&self) -> Result<Needs, Failure> {
         let cpu = Cpu::detect();
         if let Some((name, spec)) = self.synthetic.spec()? {
             let plan = synthetic_plan(&spec, self.synthetic.dtype(), self.options(&spec), cpu);
             let plan = plan.map_err(|error| refused(format!("{name}: {error}")))?;
-            return Ok((name.to_owned(), plan, None));
+            return Ok(Needs::here(name.to_owned(), &plan, None));
+        }
+        if let Some(link) = self.daemon.find()?
+            && let Step::Done(needs) = self.by_daemon(&link)?
+        {
+            return Ok(needs);
         }
         let source = self.model.open()?;
         let plan = source.plan(self.options(&source.spec), cpu)?;
         let native = self.engine.native(&source, &plan);
-        Ok((source.folder().display().to_string(), plan, native))
+        Ok(Needs::here(source.folder().display().to_string(), &plan, native.as_ref()))
+    }
+
+    fn by_daemon(&self, link: &Link) -> Result<Step<Needs>, Failure> {
+        let path = self.model.path();
+        let mut options = self.engine.load_options(&self.context);
+        options.slots = self.sequences.map(|slots| u32::try_from(slots).unwrap_or(u32::MAX));
+        let request = v1::PlanRequest { model: link.model(path), options: Some(options) };
+        let mut client = link.models();
+        let answer = link.wait(client.plan(link.request(request)));
+        let name = path.map_or(carried::LABEL.to_owned(), |path| path.display().to_string());
+        Ok(match link.or_without(answer)? {
+            Step::Done(answer) => Step::Done(Needs::of_daemon(name, answer.into_inner())),
+            Step::Without => Step::Without,
+        })
     }
 
     fn options(&self, spec: &ModelSpec) -> Options {
-        let sequences = size(self.sequences);
+        let sequences = self.sequences.map_or(1, size);
         self.engine.options(self.context.of(spec), sequences, sequences)
+    }
+}
+
+impl Needs {
+    fn here(model: String, plan: &Plan, native: Option<&Native>) -> Self {
+        let line = |line: &bantam_model::plan::Line| Line {
+            name: line.name.clone(),
+            region: region_name(line.region).to_owned(),
+            lifetime: line.lifetime.to_string(),
+            shape: line.shape.clone(),
+            bytes: line.bytes as u64,
+        };
+        let (options, available) = (&plan.options, memory::available());
+        let name = |way: Option<&OnLoad>| way.map(|way| way.name.to_owned());
+        Needs {
+            model,
+            lines: plan.lines.iter().map(line).collect(),
+            weight_bytes: plan.weight_bytes as u64,
+            cache_bytes: plan.cache_bytes as u64,
+            work_bytes: plan.work_bytes as u64,
+            generation_bytes: plan.generation_bytes as u64,
+            bytes_per_token: plan.bytes_per_token as u64,
+            available,
+            // Where that can be told.
+            fits: available.map(|available| plan.bytes() as u64 <= available),
+            leaving: 0,
+            native: native.map(|native| (native.path().display().to_string(), native.is_there())),
+            options: Told {
+                context: options.context as u64,
+                sequences: options.sequences as u64,
+                chunk: options.chunk as u64,
+                kv: kv_name(options.kv),
+                precision: precision_name(options.precision),
+                quantization: name(options.quantization),
+                head: name(options.head),
+                experts: name(options.experts),
+            },
+            is_daemon: false,
+        }
+    }
+
+    fn of_daemon(model: String, answer: v1::PlanResponse) -> Self {
+        let sum = |of: fn(&v1::DeviceBytes) -> u64| answer.bytes.iter().map(of).sum();
+        let free = |device: &v1::DeviceUse| device.budget_bytes.saturating_sub(device.used_bytes);
+        let options = answer.options.clone().unwrap_or_default();
+        let way = |name: &Option<String>| name.clone().filter(|name| name != "none" && !name.is_empty());
+        Needs {
+            model,
+            weight_bytes: sum(|device| device.weight_bytes),
+            cache_bytes: sum(|device| device.cache_bytes),
+            work_bytes: sum(|device| device.work_bytes),
+            generation_bytes: sum(|device| device.generation_bytes),
+            bytes_per_token: answer.bytes_per_token,
+            available: Some(answer.devices.iter().map(free).sum()),
+            fits: Some(answer.fits),
+            leaving: answer.leaving.len(),
+            native: answer.native.map(|native| (native.path, native.is_there)),
+            options: Told {
+                context: options.context().into(),
+                sequences: options.slots().into(),
+                chunk: options.chunk().into(),
+                kv: match options.kv() {
+                    v1::KvType::F32 => "f32",
+                    v1::KvType::Int8 => "int8",
+                    v1::KvType::F16 | v1::KvType::Unspecified => "f16",
+                },
+                precision: match options.precision() {
+                    v1::Precision::Exact => "exact",
+                    v1::Precision::Fast | v1::Precision::Unspecified => "fast",
+                },
+                quantization: way(&options.quantization),
+                head: way(&options.head),
+                experts: way(&options.experts),
+            },
+            // What generations take is told apart, as without a daemon.
+            lines: answer
+                .lines
+                .into_iter()
+                .filter(|line| line.region != "generation")
+                .map(Line::from)
+                .collect(),
+            is_daemon: true,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.weight_bytes + self.cache_bytes + self.work_bytes
+    }
+
+    fn verdict(&self) -> String {
+        let free = |bytes| match self.is_daemon {
+            true => format!("{} of the daemon's budget are free", output::bytes(bytes)),
+            false => format!("{} of memory are free", output::bytes(bytes)),
+        };
+        match (self.fits, self.available) {
+            (Some(true), Some(available)) => {
+                let leaving = match self.leaving {
+                    0 => String::new(),
+                    models => format!(", and {models} idle models make room"),
+                };
+                format!("{} {}{leaving}", style::on_stdout(style::GOOD, "fits:"), free(available))
+            }
+            (Some(false), Some(available)) => {
+                let no = style::on_stdout(style::BAD, "does not fit:");
+                format!("{no} {}; try {}", free(available), smaller(&self.options))
+            }
+            _ => "how much memory is free cannot be told on this system".to_owned(),
+        }
+    }
+}
+
+impl From<v1::PlanLine> for Line {
+    fn from(line: v1::PlanLine) -> Self {
+        let v1::PlanLine { name, region, lifetime, shape, bytes, .. } = line;
+        Line { name, region, lifetime, shape, bytes }
     }
 }
 
@@ -79,107 +259,80 @@ fn region_name(region: Region) -> &'static str {
     }
 }
 
-/// Whether the run fits, where that can be told.
-fn fits(plan: &Plan, available: Option<u64>) -> Option<bool> {
-    available.map(|available| plan.bytes() as u64 <= available)
-}
-
 /// What makes a run smaller and is not done yet.
-fn smaller(options: &Options) -> String {
+fn smaller(options: &Told) -> String {
     let ways = [
         ("a shorter --context", true),
-        ("--kv int8", options.kv != KvKind::Int8),
+        ("--kv int8", options.kv != "int8"),
         ("--quantization int8", options.quantization.is_none()),
     ];
     let ways: Vec<&str> = ways.iter().filter(|(_, helps)| *helps).map(|(way, _)| *way).collect();
     ways.join(" or ")
 }
 
-fn as_json(plan: &Plan, available: Option<u64>, native: Option<&Native>) -> Value {
-    let lines = plan.lines.iter().map(|line| {
+fn as_json(needs: &Needs) -> Value {
+    let lines = needs.lines.iter().map(|line| {
         json!({
             "name": line.name,
-            "region": region_name(line.region),
+            "region": line.region,
             "lifetime": line.lifetime,
             "shape": line.shape,
             "bytes": line.bytes,
         })
     });
-    let options = &plan.options;
+    let options = &needs.options;
     json!({
         "lines": lines.collect::<Vec<_>>(),
-        "bytes": plan.bytes(),
-        "weight_bytes": plan.weight_bytes,
-        "cache_bytes": plan.cache_bytes,
-        "work_bytes": plan.work_bytes,
-        "bytes_per_token": plan.bytes_per_token,
-        "generation_bytes": plan.generation_bytes,
-        "available_bytes": available,
-        "fits": fits(plan, available),
-        "native": native.map(|native| {
-            json!({ "path": native.path().display().to_string(), "is_there": native.is_there() })
-        }),
+        "bytes": needs.bytes(),
+        "weight_bytes": needs.weight_bytes,
+        "cache_bytes": needs.cache_bytes,
+        "work_bytes": needs.work_bytes,
+        "bytes_per_token": needs.bytes_per_token,
+        "generation_bytes": needs.generation_bytes,
+        "available_bytes": needs.available,
+        "fits": needs.fits,
+        "native": needs.native.as_ref().map(|(path, is_there)| json!({ "path": path, "is_there": is_there })),
         "options": {
             "context": options.context,
             "sequences": options.sequences,
             "chunk": options.chunk,
-            "kv": kv_name(options.kv),
-            "precision": precision_name(options.precision),
-            "quantization": options.quantization.map(|way| way.name),
-            "head": options.head.map(|way| way.name),
-            "experts": options.experts.map(|way| way.name),
+            "kv": options.kv,
+            "precision": options.precision,
+            "quantization": options.quantization,
+            "head": options.head,
+            "experts": options.experts,
         },
     })
 }
 
-fn as_text(plan: &Plan, model: &str, available: Option<u64>, native: Option<&Native>) -> String {
-    let row = |cells: [&str; 5]| cells.map(str::to_owned).to_vec();
+fn as_text(needs: &Needs) -> String {
+    let row = |cells: [&str; 5]| cells.map(|cell| output::harmless(cell).into_owned()).to_vec();
     let mut rows = vec![row(["buffer", "region", "lives a", "shape", "bytes"])];
-    for line in plan.lines.iter().filter(|line| line.bytes > 0) {
-        let bytes = line.bytes.to_string();
-        rows.push(row([&line.name, region_name(line.region), line.lifetime, &line.shape, &bytes]));
+    for line in needs.lines.iter().filter(|line| line.bytes > 0) {
+        rows.push(row([&line.name, &line.region, &line.lifetime, &line.shape, &line.bytes.to_string()]));
     }
     for (name, bytes) in [
-        ("weights", plan.weight_bytes),
-        ("cache", plan.cache_bytes),
-        ("work", plan.work_bytes),
-        ("all", plan.bytes()),
+        ("weights", needs.weight_bytes),
+        ("cache", needs.cache_bytes),
+        ("work", needs.work_bytes),
+        ("all", needs.bytes()),
     ] {
-        let name = format!("sum of {name}");
-        let people = output::bytes(bytes as u64);
-        rows.push(row([&name, "", "", &people, &bytes.to_string()]));
+        rows.push(row([&format!("sum of {name}"), "", "", &output::bytes(bytes), &bytes.to_string()]));
     }
-    let options = &plan.options;
-    let verdict = match (fits(plan, available), available) {
-        (Some(true), Some(available)) => format!(
-            "{} {} of memory are free",
-            style::on_stdout(style::GOOD, "fits:"),
-            output::bytes(available)
-        ),
-        (Some(false), Some(available)) => format!(
-            "{} {} of memory are free; try {}",
-            style::on_stdout(style::BAD, "does not fit:"),
-            output::bytes(available),
-            smaller(options)
-        ),
-        _ => "how much memory is free cannot be told on this system".to_owned(),
-    };
-    let mapped = match native.map(|native| (native.path().display(), native.is_there())) {
+    let mapped = match &needs.native {
         Some((path, true)) => format!("the weights are mapped from {path}\n"),
         Some((path, false)) => format!("the weights are repacked, and kept in {path}\n"),
         None => String::new(),
     };
+    let Told { context, sequences, chunk, kv, precision, .. } = &needs.options;
     format!(
-        "{model}\ncontext {}, {} at once, chunks of {}, keys and values {}, {} precision\n\n{}\n\n\
-         {} of weights are read for every token\n\
-         {} more on the heap for every generation (logits, sampler, history)\n{mapped}{verdict}",
-        options.context,
-        options.sequences,
-        options.chunk,
-        kv_name(options.kv),
-        precision_name(options.precision),
+        "{}\ncontext {context}, {sequences} at once, chunks of {chunk}, keys and values {kv}, {precision} \
+         precision\n\n{}\n\n{} of weights are read for every token\n\
+         {} more on the heap for every generation (logits, sampler, history)\n{mapped}{}",
+        needs.model,
         output::table(&rows, &[false, false, false, false, true]),
-        output::bytes(plan.bytes_per_token as u64),
-        output::bytes(plan.generation_bytes as u64),
+        output::bytes(needs.bytes_per_token),
+        output::bytes(needs.generation_bytes),
+        needs.verdict(),
     )
 }

@@ -12,6 +12,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::chosen_model::ChosenModel;
+use crate::daemon::DaemonFlags;
 use crate::engine_flags::EngineFlags;
 use crate::failure::{Failure, refused};
 use crate::progress::Progress;
@@ -45,6 +46,8 @@ pub(crate) struct Score {
     json: bool,
     #[command(flatten)]
     engine: EngineFlags,
+    #[command(flatten)]
+    daemon: DaemonFlags,
 }
 
 impl Score {
@@ -55,6 +58,9 @@ impl Score {
                  tool that made it",
                 adapter.display()
             )));
+        }
+        if let Some(link) = self.daemon.find()? {
+            link.cannot::<()>("it gives log-probabilities of tokens and not all logits")?;
         }
         let source = self.model.open()?;
         let ids = self.ids(&source)?;

@@ -389,6 +389,8 @@ impl<S: Steps> Batch<S> {
     fn close(&mut self, i: usize) -> Run {
         let run = self.runs.remove(i);
         self.steps.close(run.sequence);
+        // Who hears of the end finds it in the figures.
+        self.gauge();
         run
     }
 

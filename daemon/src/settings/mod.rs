@@ -177,6 +177,9 @@ pub struct Effective {
 /// Variables with our prefix that are no settings.
 const OTHER_VARIABLES: &[&str] = &[
     "BANTAM_CONFIG",
+    "BANTAM_LOCAL",
+    "BANTAM_CONNECT",
+    "BANTAM_TOKEN_FILE",
     "BANTAM_BLESS",
     "BANTAM_SHOW",
     "BANTAM_MORE_FORMATS",

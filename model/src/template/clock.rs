@@ -23,6 +23,11 @@ impl Now {
         Now(Some(self.0.unwrap_or_else(|| jiff::Zoned::now().datetime())))
     }
 
+    /// The time that it stands at, as [`Now::parse`] reads it; none for a clock that goes.
+    pub fn text(self) -> Option<String> {
+        self.0.map(|time| time.to_string())
+    }
+
     /// Python's `datetime.strftime` in the C locale; what it does not know stays as it is.
     pub(super) fn format(self, format: &str, budget: &Budget) -> Result<Value, Fault> {
         let Now(Some(time)) = self.frozen() else { return Ok(Value::undefined("now")) };

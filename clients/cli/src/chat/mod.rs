@@ -1,7 +1,9 @@
 //! `bantam chat`: a conversation, at a terminal or line by line from a pipe.
 
+mod by_daemon;
 mod commands;
 mod conversation;
+mod here;
 mod input;
 mod screen;
 mod talk;
@@ -16,17 +18,20 @@ use bantam_model::reply::reader::Reader;
 use clap::Args;
 
 use crate::chosen_model::ChosenModel;
+use crate::daemon::{DaemonFlags, Step};
 use crate::engine_flags::{ContextFlag, EngineFlags};
 use crate::failure::{Failure, refused};
 use crate::interrupt::Interrupt;
 use crate::sampling_flags::SamplingFlags;
 use crate::{output, run, style};
 
+use by_daemon::Far;
 use commands::{COMMANDS, Command};
 use conversation::Conversation;
+use here::Here;
 use input::{Input, Typed};
 use screen::{Manner, Screen};
-use talk::{Answer, Ended, Talk};
+use talk::{Answer, Ended, Model, Talk};
 use template::{Template, TemplateFlags};
 
 /// Talks with a model; every line is a message
@@ -68,6 +73,8 @@ pub(crate) struct Chat {
     context: ContextFlag,
     #[command(flatten)]
     engine: EngineFlags,
+    #[command(flatten)]
+    daemon: DaemonFlags,
 }
 
 /// A conversation under way.
@@ -113,8 +120,24 @@ impl Chat {
         session.run(input)
     }
 
-    /// Everything that can be refused is, before the model is loaded.
+    /// The model, in a daemon's memory where there is one, else in ours.
     fn talk(self) -> Result<Talk, Failure> {
+        let far = match self.daemon.find()? {
+            Some(link) => Far::open(link, &self)?,
+            None => Step::Without,
+        };
+        let model = match far {
+            Step::Done(far) => Model::Far(Box::new(far)),
+            Step::Without => Model::Here(Box::new(self.here()?)),
+        };
+        let seed = self.sampling.seed();
+        let talk = Talk { model, sampling: self.sampling, seed, answers: 0 };
+        talk.flags()?;
+        Ok(talk)
+    }
+
+    /// Everything that can be refused is, before the model is loaded.
+    fn here(&self) -> Result<Here, Failure> {
         let source = self.model.open()?;
         let context = self.context.of(&source.spec);
         let options = self.engine.options(context, 1, 1);
@@ -123,14 +146,9 @@ impl Chat {
         let text = source.text()?;
         let reader = Reader::for_chat(&text.tokenizer, text.table.clone());
         let defaults = source.generation_defaults()?;
-        let seed = self.sampling.seed();
         let mut engine = self.engine.load(&source, options)?;
         let held = Held::open(&mut engine)?;
-        let sampling = self.sampling;
-        let talk =
-            Talk { source, text, template, engine, held, reader, defaults, sampling, seed, answers: 0 };
-        talk.settings()?;
-        Ok(talk)
+        Ok(Here { source, text, template, engine, held, reader, defaults })
     }
 }
 
@@ -139,7 +157,7 @@ impl Session {
         if !self.is_interactive {
             return;
         }
-        let (model, context) = (self.talk.source.folder().display(), self.talk.engine.plan().options.context);
+        let (model, context) = (self.talk.name(), self.talk.context());
         let mut text = format!("{model}, context of {context} tokens; /help lists the commands, Ctrl-D ends");
         if is_carried {
             text +=
@@ -219,7 +237,7 @@ impl Session {
         if self.manner == Manner::Silent {
             output::json(&answer.json())?;
         }
-        let context = self.talk.engine.plan().options.context;
+        let context = self.talk.context();
         match answer.ended {
             Ended::Interrupted => self.note("[stopped]"),
             _ if answer.has_filled(context) => {
@@ -307,7 +325,7 @@ impl Session {
         if key == "seed" {
             (self.talk.seed, self.talk.answers) = (self.talk.sampling.seed(), 0);
         }
-        let judged = self.talk.settings();
+        let judged = self.talk.flags();
         if judged.is_err() {
             self.talk.sampling = before;
             (self.talk.seed, self.talk.answers) = (seed, answers);

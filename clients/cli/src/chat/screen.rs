@@ -124,7 +124,14 @@ mod tests {
             for text in ["", text] {
                 let part = Some(Part { begins: text.is_empty(), ..part });
                 screen
-                    .token(&Token { id: 0, text, part, finish: None, log_probability: None, alternatives: &[] })
+                    .token(&Token {
+                        id: 0,
+                        text,
+                        part,
+                        finish: None,
+                        log_probability: None,
+                        alternatives: &[],
+                    })
                     .expect("memory takes all");
             }
         }

@@ -1,34 +1,31 @@
-//! A model in conversation: every answer renders the whole conversation, and reads what of it is new.
+//! A model in conversation: what every answer has in common, whoever computes it.
 
 use std::io::Write;
-use std::time::Instant;
 
-use bantam_model::engine::Engine;
-use bantam_model::generate::{Finish, GenerateError, Generation, Held};
-use bantam_model::generation::{EosSources, GenerationDefaults, GenerationSettings};
+use bantam_model::generate::Finish;
+use bantam_model::generation::GenerationFlags;
 use bantam_model::reply::Reply;
-use bantam_model::reply::reader::Reader;
-use bantam_model::source::{Source, Text};
 use serde_json::{Value, json};
 
+use super::by_daemon::Far;
 use super::conversation::Conversation;
+use super::here::Here;
 use super::screen::Screen;
-use super::template::Template;
 use crate::failure::{Failure, refused};
 use crate::interrupt::Interrupt;
-use crate::progress::Progress;
-use crate::run;
 use crate::sampling_flags::SamplingFlags;
+
+/// Who computes.
+pub(super) enum Model {
+    /// This process.
+    Here(Box<Here>),
+    /// A daemon.
+    Far(Box<Far>),
+}
 
 /// A model, loaded, and how it is to answer.
 pub(super) struct Talk {
-    pub(super) source: Source,
-    pub(super) text: Text,
-    pub(super) template: Template,
-    pub(super) engine: Engine,
-    pub(super) held: Held,
-    pub(super) reader: Reader,
-    pub(super) defaults: GenerationDefaults,
+    pub(super) model: Model,
     pub(super) sampling: SamplingFlags,
     /// Of the first answer; those of the others follow from it.
     pub(super) seed: u64,
@@ -58,61 +55,59 @@ impl Ended {
 pub(super) struct Answer {
     pub(super) reply: Reply,
     pub(super) ended: Ended,
-    seed: u64,
-    prompt_tokens: usize,
-    reused_tokens: usize,
-    new_tokens: usize,
-    prefill_seconds: f64,
-    decode_seconds: f64,
+    pub(super) seed: u64,
+    pub(super) prompt_tokens: usize,
+    pub(super) reused_tokens: usize,
+    pub(super) new_tokens: usize,
+    pub(super) prefill_seconds: f64,
+    pub(super) decode_seconds: f64,
 }
 
 impl Talk {
+    /// What the model is called.
+    pub(super) fn name(&self) -> String {
+        match &self.model {
+            Model::Here(here) => here.source.folder().display().to_string(),
+            Model::Far(far) => far.name(),
+        }
+    }
+
+    /// Tokens that conversation and answer may have.
+    pub(super) fn context(&self) -> usize {
+        match &self.model {
+            Model::Here(here) => here.engine.plan().options.context,
+            Model::Far(far) => far.context(),
+        }
+    }
+
     /// Tokens that the conversation takes, of how many.
     pub(super) fn room(&self, conversation: &Conversation) -> Result<(usize, usize), Failure> {
-        let tokens = match conversation.messages() {
-            [] => 0,
-            _ => self.prompt(conversation)?.len(),
+        let tokens = match (conversation.messages(), &self.model) {
+            ([], _) => 0,
+            (messages, Model::Here(here)) => here.prompt(messages)?.len(),
+            (messages, Model::Far(far)) => far.tokens(messages)?,
         };
-        Ok((tokens, self.engine.plan().options.context))
+        Ok((tokens, self.context()))
     }
 
-    /// The conversation as the model reads it, up to where it is to answer.
-    fn prompt(&self, conversation: &Conversation) -> Result<Vec<u32>, Failure> {
-        let rendered = self.template.render(&self.source, conversation.messages())?;
-        run::check_bytes(rendered.len())?;
-        let ids = self.text.tokenizer.encode(&rendered, false);
-        Ok(ids.map_err(|error| self.source.tokenizer_error(error))?)
-    }
-
-    /// How the next answer is generated.
-    pub(super) fn settings(&self) -> Result<GenerationSettings, Failure> {
-        let (config, tokenizer) = (self.source.spec.eos.as_slice(), self.text.tokenizer.eos());
+    /// How the next answer is generated; refused where that makes no sense.
+    pub(super) fn flags(&self) -> Result<GenerationFlags, Failure> {
         let mut flags = self.sampling.flags();
         flags.seed = Some(seed_of(self.seed, self.answers));
-        Ok(self.defaults.settings(&flags, EosSources { config, tokenizer })?)
-    }
-
-    /// A conversation is not cut behind the user's back: what the model no longer sees is the user's choice.
-    fn check_length(&self, tokens: usize) -> Result<(), Failure> {
-        let context = self.engine.plan().options.context;
-        // One place at least for an answer.
-        match tokens < context {
-            true => Ok(()),
-            false => Err(refused(format!(
-                "the conversation has {tokens} tokens, the context has room for {context}, the answer included: {}",
-                self.advice()
-            ))),
+        match &self.model {
+            Model::Here(here) => drop(here.settings(&flags)?),
+            Model::Far(far) => far.judge(&flags)?,
         }
+        Ok(flags)
     }
 
     /// What helps where the context is full.
     pub(super) fn advice(&self) -> String {
-        let (context, most) = (self.engine.plan().options.context, self.source.spec.context);
-        let mut advice = "/clear begins anew, /undo takes the last message back".to_owned();
-        if context < most {
-            advice += &format!(", a larger --context makes room (this model knows up to {most})");
-        }
-        advice
+        let most = match &self.model {
+            Model::Here(here) => Some(here.source.spec.context),
+            Model::Far(far) => far.most(),
+        };
+        advice(self.context(), most)
     }
 
     /// Answers the last message. `None` where Ctrl-C came before the answer's first word.
@@ -122,52 +117,38 @@ impl Talk {
         screen: &mut Screen<impl Write>,
         interrupt: &Interrupt,
     ) -> Result<Option<Answer>, Failure> {
-        let prompt = self.prompt(conversation)?;
-        self.check_length(prompt.len())?;
-        let settings = self.settings()?;
-        let seed = settings.sampling.seed;
+        let flags = self.flags()?;
+        let (messages, answers) = (conversation.messages(), self.answers);
         self.answers += 1;
-        let progress = Progress::waiting(format!("reading {} tokens", prompt.len()));
-        let began = Instant::now();
-        let (engine, held, reader) = (&mut self.engine, &mut self.held, Some(self.reader.clone()));
-        let is_stopped = || interrupt.is_asked();
-        let begun = Generation::begin_in(engine, held, reader, settings, &prompt, &is_stopped);
-        drop(progress);
-        let mut generation = match begun {
-            Err(GenerateError::Stopped) => return Ok(None),
-            begun => begun?,
+        let answer = match &mut self.model {
+            Model::Here(here) => here.answer(messages, &flags, screen, interrupt),
+            Model::Far(far) => far.answer(messages, flags, screen, interrupt),
         };
-        let prefill_seconds = began.elapsed().as_secs_f64();
-        let (began, mut reply, mut ended) = (Instant::now(), Reply::default(), Ended::By(Finish::Length));
-        while let Some(token) = generation.next(&mut self.engine)? {
-            reply.push(&token);
-            screen.token(&token)?;
-            if let Some(finish) = token.finish {
-                ended = Ended::By(finish);
-            } else if interrupt.is_asked() {
-                ended = Ended::Interrupted;
-                break;
-            }
+        if answer.as_ref().is_err_and(|failure| !failure.is_closed_pipe()) {
+            // What was refused before it began has used up no seed.
+            self.answers = answers;
         }
-        let (reused_tokens, new_tokens) = (generation.reused_tokens(), generation.ids().len());
-        generation.leave(&self.engine, &mut self.held);
-        let decode_seconds = began.elapsed().as_secs_f64();
-        let is_empty = reply.messages().iter().all(|message| message.text.is_empty());
-        if ended == Ended::Interrupted && is_empty {
-            return Ok(None);
-        }
-        screen.end()?;
-        let prompt_tokens = prompt.len();
-        Ok(Some(Answer {
-            reply,
-            ended,
-            seed,
-            prompt_tokens,
-            reused_tokens,
-            new_tokens,
-            prefill_seconds,
-            decode_seconds,
-        }))
+        answer
+    }
+}
+
+fn advice(context: usize, most: Option<usize>) -> String {
+    let mut advice = "/clear begins anew, /undo takes the last message back".to_owned();
+    if let Some(most) = most.filter(|most| context < *most) {
+        advice += &format!(", a larger --context makes room (this model knows up to {most})");
+    }
+    advice
+}
+
+/// A conversation is not cut behind the user's back: what the model no longer sees is the user's choice.
+pub(super) fn check_length(tokens: usize, context: usize, most: Option<usize>) -> Result<(), Failure> {
+    // One place at least for an answer.
+    match tokens < context {
+        true => Ok(()),
+        false => Err(refused(format!(
+            "the conversation has {tokens} tokens, the context has room for {context}, the answer included: {}",
+            advice(context, most)
+        ))),
     }
 }
 

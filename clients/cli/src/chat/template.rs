@@ -5,7 +5,7 @@ use bantam_model::template::{ChatTemplate, Conversation, Data, Now};
 use clap::Args;
 use serde_json::Value;
 
-use crate::conversation::{chat_template, now, template_argument};
+use crate::conversation::{TemplateArgument, chat_template, now, template_argument};
 use crate::failure::{Failure, refused};
 
 /// What a template is told beside the messages.
@@ -13,10 +13,10 @@ use crate::failure::{Failure, refused};
 pub(super) struct TemplateFlags {
     /// A variable for the chat template, its value in JSON, such as enable_thinking=false; can be repeated
     #[arg(long, value_name = "KEY=JSON", value_parser = template_argument)]
-    template_arg: Vec<(String, Data)>,
+    pub(super) template_arg: Vec<TemplateArgument>,
     /// The time that the chat template prints, such as 2025-01-31T12:34:56 [default: when the chat began]
     #[arg(long, value_name = "TIME", value_parser = now)]
-    now: Option<Now>,
+    pub(super) now: Option<Now>,
 }
 
 /// A template and what it is told. The time stands still, or a conversation would have to be read anew.
@@ -29,7 +29,8 @@ pub(super) struct Template {
 
 impl Template {
     pub(super) fn of(source: &Source, flags: &TemplateFlags) -> Result<Self, Failure> {
-        let (arguments, now) = (flags.template_arg.clone(), flags.now.unwrap_or(Now::LOCAL).frozen());
+        let arguments = flags.template_arg.iter().map(TemplateArgument::pair).collect();
+        let now = flags.now.unwrap_or(Now::LOCAL).frozen();
         Ok(Template { template: chat_template(source)?, arguments, now })
     }
 

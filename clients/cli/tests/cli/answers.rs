@@ -24,7 +24,7 @@ fn golden_ids(file: &Checkpoint, name: &str) -> Vec<u32> {
 }
 
 #[test]
-fn greedy_ids_are_those_of_transformers() {
+pub(crate) fn greedy_ids_are_those_of_transformers() {
     for model in MODELS {
         let folder = golden(model);
         let goldens = Checkpoint::open(&Path::new(&folder).join("golden.safetensors")).unwrap();
@@ -95,7 +95,7 @@ fn scores_are_the_logits_of_transformers_and_need_configuration_and_weights_only
 }
 
 #[test]
-fn a_model_without_a_tokenizer_runs_on_ids() {
+pub(crate) fn a_model_without_a_tokenizer_runs_on_ids() {
     let folder = Folder::model("llama-tied");
     folder.remove("tokenizer.json");
     let arguments =
@@ -108,7 +108,7 @@ fn a_model_without_a_tokenizer_runs_on_ids() {
 }
 
 #[test]
-fn tokens_are_those_of_the_original() {
+pub(crate) fn tokens_are_those_of_the_original() {
     for model in MODELS {
         let read = |name: &str| -> Value {
             let path = format!("{}/golden_text.json", golden(name));
@@ -134,7 +134,7 @@ fn tokens_are_those_of_the_original() {
 }
 
 #[test]
-fn conversations_are_those_of_the_original() {
+pub(crate) fn conversations_are_those_of_the_original() {
     let out = Folder::new();
     for model in MODELS {
         let read = |name: &str| -> Value {
@@ -178,7 +178,7 @@ fn conversations_are_those_of_the_original() {
 }
 
 #[test]
-fn a_newcomer_needs_no_model() {
+pub(crate) fn a_newcomer_needs_no_model() {
     let text = answer(bantam(&["run", "The function returns", "--max-new-tokens", "8"]));
     assert!(text.len() > 1 && text.ends_with('\n'), "{text:?}");
     assert!(answer(bantam(&["plan"])).contains("sum of all"));
@@ -214,7 +214,7 @@ fn weights_that_the_configuration_does_not_mention_are_told_once() {
 }
 
 #[test]
-fn every_way_to_say_a_prompt_says_the_same() {
+pub(crate) fn every_way_to_say_a_prompt_says_the_same() {
     let model = repository("model/carried");
     let (prompt, flags) = ("Return the", ["--greedy", "--max-new-tokens", "12"]);
     let of = |arguments: &[&str]| answer(bantam(&[arguments, &flags].concat()));
@@ -254,7 +254,7 @@ fn a_drawn_seed_is_told_and_repeats_the_run() {
 }
 
 #[test]
-fn stop_strings_end_the_text_before_them() {
+pub(crate) fn stop_strings_end_the_text_before_them() {
     let arguments = ["run", "The function", "--greedy", "--max-new-tokens", "24", "--json"];
     let whole = json(&arguments);
     let whole = whole["text"].as_str().unwrap();
@@ -415,7 +415,7 @@ fn perplexity_is_that_of_the_original_window_by_window() {
 }
 
 #[test]
-fn a_reader_who_leaves_early_is_no_error() {
+pub(crate) fn a_reader_who_leaves_early_is_no_error() {
     for arguments in [&["inspect", "--tensors"][..], &["run", "The", "--ignore-eos"]] {
         let mut command = program(arguments);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

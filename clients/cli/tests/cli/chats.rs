@@ -50,7 +50,7 @@ fn a_conversation_repeats_and_reads_only_what_is_new() {
 }
 
 #[test]
-fn a_new_conversation_knows_nothing_of_the_old() {
+pub(crate) fn a_new_conversation_knows_nothing_of_the_old() {
     let said = turns("What is a file?\n/clear\nWhat is a file?\nclear\nWhat is a file?\nexit\nnever\n", &[]);
     assert_eq!(said.len(), 3);
     assert!(said.iter().all(|turn| turn["prompt_tokens"] == said[0]["prompt_tokens"]));
@@ -66,7 +66,7 @@ fn a_new_conversation_knows_nothing_of_the_old() {
 }
 
 #[test]
-fn conversations_are_saved_and_gone_on_with() {
+pub(crate) fn conversations_are_saved_and_gone_on_with() {
     let folder = Folder::new();
     let file = folder.path("chat.json");
     let whole = turns(&format!("one \\\ntwo\n/save {file}\nthree\n"), &[]);
@@ -94,7 +94,7 @@ fn conversations_are_saved_and_gone_on_with() {
 }
 
 #[test]
-fn what_cannot_be_done_is_said() {
+pub(crate) fn what_cannot_be_done_is_said() {
     let folder = Folder::new();
     refusal("/claer\n", &[], &["/claer is not a command", "/clear"]);
     refusal("/set warmth 3\n", &[], &["warmth", "temperature"]);
@@ -157,7 +157,7 @@ impl Live {
 
 #[test]
 #[cfg(unix)]
-fn an_interrupt_stops_the_answer_and_not_the_chat() {
+pub(crate) fn an_interrupt_stops_the_answer_and_not_the_chat() {
     let folder = long_winded();
     let file = folder.path("chat.json");
     let mut chat = Live::new(&[&[folder.path("").as_str()], &LONG[..]].concat());
@@ -182,7 +182,7 @@ fn an_interrupt_stops_the_answer_and_not_the_chat() {
 
 #[test]
 #[cfg(unix)]
-fn an_interrupt_between_answers_ends_the_chat() {
+pub(crate) fn an_interrupt_between_answers_ends_the_chat() {
     use std::os::unix::process::ExitStatusExt;
 
     let mut chat = Live::new(&["--max-new-tokens", "1", "--json"]);
@@ -230,7 +230,7 @@ fn at_a_terminal_keys_work_as_people_expect() {
     );
     let mut command = Command::new("script");
     command.args(["-qfc", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR");
-    command.env("XDG_CACHE_HOME", crate::cache());
+    command.env("XDG_CACHE_HOME", crate::cache()).env("BANTAM_LOCAL", "1");
     command.env("XDG_STATE_HOME", folder.path("state")).stdin(Stdio::piped()).stdout(Stdio::piped());
     let Ok(mut child) = command.spawn() else {
         println!("skipped: no `script` to make a terminal with");

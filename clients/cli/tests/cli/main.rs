@@ -4,9 +4,12 @@
 
 mod answers;
 mod chats;
+mod clients;
 mod comforts;
+mod fake;
 mod native;
 mod refusals;
+mod serving;
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -43,6 +46,12 @@ fn cache() -> &'static Path {
 fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bantam"));
     command.args(arguments).stdin(Stdio::null()).env("XDG_CACHE_HOME", cache());
+    command.env_remove("BANTAM_CONNECT").env("BANTAM_CONFIG", "/dev/null");
+    match serving::socket() {
+        Some(socket) => command.env("BANTAM_SOCKET", socket),
+        // A daemon that the developer runs is none of the tests' business.
+        None => command.env("BANTAM_LOCAL", "1"),
+    };
     command
 }
 
@@ -111,7 +120,9 @@ impl Folder {
         let folder = Folder::new();
         for entry in std::fs::read_dir(path).unwrap() {
             let entry = entry.unwrap();
-            if !entry.file_name().to_str().unwrap().starts_with("golden") {
+            let name = entry.file_name();
+            // Weights that are no model's would be taken for some.
+            if !["golden", "hidden"].iter().any(|of| name.to_str().unwrap().starts_with(of)) {
                 std::fs::copy(entry.path(), folder.0.join(entry.file_name())).unwrap();
             }
         }

@@ -1,5 +1,7 @@
 //! `bantam run`: continues a prompt, and writes the text while it comes.
 
+mod by_daemon;
+
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,6 +17,7 @@ use bantam_model::source::{Source, Text};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::daemon::DaemonFlags;
 use crate::engine_flags::{ContextFlag, EngineFlags};
 use crate::failure::{Failure, refused, usage};
 use crate::progress::Progress;
@@ -58,6 +61,8 @@ pub(crate) struct Run {
     context: ContextFlag,
     #[command(flatten)]
     engine: EngineFlags,
+    #[command(flatten)]
+    daemon: DaemonFlags,
 }
 
 /// What is to be continued.
@@ -71,7 +76,14 @@ enum Prompt {
 impl Run {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let (model, prompt) = self.model_and_prompt()?;
-        let source = chosen_model::open(model.as_deref())?;
+        let (prompt, source) = match self.daemon.find()? {
+            Some(link) => match self.by_daemon(&link, model.as_deref(), prompt)? {
+                None => return Ok(()),
+                Some(left) => left,
+            },
+            None => (prompt, None),
+        };
+        let source = source.map_or_else(|| chosen_model::open(model.as_deref()), Ok)?;
         let context = self.context.of(&source.spec);
         let options = self.engine.options(context, 1, 1);
         warn_of_overlooked(&source, &source.plan(options, Cpu::detect())?);
@@ -87,12 +99,16 @@ impl Run {
         let mut story = Story::new(settings.sampling.seed, ids.len());
         self.generate(&mut engine, text.as_ref(), settings, &ids, &mut story)?;
         if self.json {
-            output::json(&story.json(&engine))?;
+            output::json(&story.json(engine.memory_bytes() as u64))?;
         }
+        self.sum_up(&story);
+        Ok(())
+    }
+
+    fn sum_up(&self, story: &Story) {
         if self.verbose || (output::is_watched() && !self.json) {
             output::say(&style::on_stderr(style::FAINT, &story.summary()));
         }
-        Ok(())
     }
 
     /// Sorts out the two places, of which the first may be left out.
@@ -155,19 +171,8 @@ impl Run {
         let mut out = io::stdout().lock();
         let is_terminal = out.is_terminal();
         while let Some(token) = generation.next(engine)? {
-            story.ids.push(token.id);
             story.finish = token.finish.unwrap_or(story.finish);
-            match &mut story.text {
-                Some(all) if self.json => all.push_str(token.text),
-                Some(_) if is_terminal => out.write_all(output::harmless(token.text).as_bytes())?,
-                Some(_) => out.write_all(token.text.as_bytes())?,
-                // Without a tokenizer there are only numbers to show.
-                None if !self.json => write!(out, "{} ", token.id)?,
-                None => {}
-            }
-            if !self.json {
-                out.flush()?;
-            }
+            self.show(story, &mut out, is_terminal, token.id, token.text)?;
         }
         story.decode_seconds = began.elapsed().as_secs_f64();
         generation.end(engine);
@@ -176,6 +181,32 @@ impl Run {
             out.flush()?;
         }
         Ok(())
+    }
+}
+
+impl Run {
+    /// Takes a token and writes what it made certain.
+    fn show(
+        &self,
+        story: &mut Story,
+        out: &mut impl Write,
+        is_terminal: bool,
+        id: u32,
+        text: &str,
+    ) -> io::Result<()> {
+        story.ids.push(id);
+        match &mut story.text {
+            Some(all) if self.json => all.push_str(text),
+            Some(_) if is_terminal => out.write_all(output::harmless(text).as_bytes())?,
+            Some(_) => out.write_all(text.as_bytes())?,
+            // Without a tokenizer there are only numbers to show.
+            None if !self.json => write!(out, "{id} ")?,
+            None => {}
+        }
+        match self.json {
+            true => Ok(()),
+            false => out.flush(),
+        }
     }
 }
 
@@ -307,14 +338,14 @@ impl Story {
         self.ids.len().saturating_sub(1) as f64 / self.decode_seconds
     }
 
-    fn json(&self, engine: &Engine) -> Value {
+    fn json(&self, memory_bytes: u64) -> Value {
         json!({
             "ids": self.ids,
             "text": self.text,
             "finish_reason": self.finish.name(),
             "prompt_tokens": self.prompt_tokens,
             "seed": self.seed,
-            "memory_bytes": engine.memory_bytes(),
+            "memory_bytes": memory_bytes,
             "timings": {
                 "prefill_seconds": self.prefill_seconds,
                 "decode_seconds": self.decode_seconds,

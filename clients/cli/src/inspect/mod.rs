@@ -1,5 +1,7 @@
 //! `bantam inspect`: what a checkpoint is, or what one of its tensors holds.
 
+mod by_daemon;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::chosen_model::{self, ChosenModel};
+use crate::daemon::DaemonFlags;
 use crate::failure::{Failure, refused};
 use crate::progress::Progress;
 use crate::{output, written_file};
@@ -56,10 +59,16 @@ pub(crate) struct Inspect {
     /// Writes that tensor to a safetensors file as float32, rows as they are stored or outputs of a quantized one
     #[arg(long, value_name = "F.safetensors", requires = "tensor")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    daemon: DaemonFlags,
 }
 
 impl Inspect {
     pub(crate) fn run(self) -> Result<(), Failure> {
+        // Headers that are here are as quickly read by us.
+        if let Some(link) = self.daemon.elsewhere()? {
+            return self.by_daemon(&link);
+        }
         if let Some(name) = &self.tensor {
             return self.one_tensor(name);
         }

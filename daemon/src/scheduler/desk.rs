@@ -82,8 +82,8 @@ pub enum Refusal {
     },
     /// It would never fit.
     #[error(
-        "the request needs {asked} positions of the cache, a sequence may have {most}; shorten the prompt, ask for \
-         fewer new tokens, or load the model with more"
+        "expected at most {most} positions of the cache for a sequence, found that the request needs {asked}; shorten \
+         the prompt, ask for fewer new tokens, or load the model with more"
     )]
     TooLong {
         /// That it needs.
@@ -92,7 +92,7 @@ pub enum Refusal {
         most: usize,
     },
     /// No token of this model.
-    #[error("token {found} of the prompt is outside the vocabulary of {vocab}; use this model's tokenizer")]
+    #[error("expected ids below {vocab} in the prompt, found {found}; use this model's tokenizer")]
     UnknownToken {
         /// The token.
         found: u32,

@@ -7,6 +7,7 @@ use bantam_model::generate::GenerateError;
 use bantam_model::plan::PlanError;
 use bantam_model::sampler::SamplerError;
 use bantam_model::source::SourceError;
+use tonic::codegen::http::HeaderMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -121,6 +122,22 @@ impl Refusal {
         }
         Status::with_error_details(self.code(), self.to_string(), details)
     }
+}
+
+/// A message that no service saw: the library calls it a mistake of ours (INTERNAL) or has a code that no other refusal
+/// here has (OUT_OF_RANGE). It is the client's, in our words; our own refusals are known by their details.
+pub(crate) fn unread(headers: &HeaderMap) -> Option<Status> {
+    let found = Status::from_header_map(headers).filter(|status| status.details().is_empty())?;
+    if !matches!(found.code(), Code::Internal | Code::OutOfRange) {
+        return None;
+    }
+    let words: String = found.message().chars().take(200).collect();
+    let why = format!(
+        "expected one message of the service's, within limits.message_bytes, found: {words}; correct it, or shorten it"
+    );
+    let mut details = ErrorDetails::with_error_info("MESSAGE", DOMAIN, []);
+    details.add_bad_request_violation("", &why);
+    Some(Status::with_error_details(Code::InvalidArgument, why, details))
 }
 
 /// Why a service does not answer, or stops.
@@ -285,6 +302,7 @@ fn of_refusal(refusal: &scheduler::Refusal) -> Judged {
         Refusal::TooLong { .. } => field("max_new_tokens", refusal.to_string()),
         Refusal::UnknownToken { .. } => field("prompt_ids", refusal.to_string()),
         Refusal::Draining => unavailable(),
+        Refusal::Gone => unavailable(),
         Refusal::Broken(_) => plain(Code::DataLoss, "MODEL_BROKE"),
     }
 }

@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::Code;
 use tonic::body::Body;
 use tonic::codegen::http::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
 use tonic::codegen::http::{Request, Response};
 use tonic::codegen::{Body as HttpBody, Bytes};
+use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
@@ -23,7 +23,7 @@ use super::connection::{Arrival, Claim, Door, Peer, Who};
 use super::tokens::Tokens;
 use crate::metrics::{ByCode, ByReason, Meters};
 use crate::server::Drain;
-use crate::status::Refusal;
+use crate::status::{Refusal, unread};
 
 /// Counts requests since the start; in the extensions of every request, and in its log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,7 +203,10 @@ where
         let over = rules.drain.over();
         let answer = async move {
             let response = tokio::select! {
-                response = inner.call(request) => response?,
+                response = inner.call(request) => {
+                    let response = response?;
+                    unread(response.headers()).map_or(response, Status::into_http)
+                }
                 () = over.cancelled() => Refusal::Draining.status().into_http(),
             };
             Ok(Held::around(response, place, over))

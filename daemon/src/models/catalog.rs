@@ -136,6 +136,7 @@ pub(crate) struct Catalog {
 struct Table {
     by_number: Vec<Arc<Known>>,
     by_place: HashMap<Place, Arc<Known>>,
+    strangers: u64,
 }
 
 impl Table {
@@ -147,6 +148,12 @@ impl Table {
         self.by_number.push(known.clone());
         self.by_place.insert(place, known.clone());
         known
+    }
+
+    /// What is no model as far as one can see: whoever opens it says why, and it is not remembered.
+    fn stranger(&mut self, real: PathBuf) -> Arc<Known> {
+        self.strangers += 1;
+        Arc::new(Known::new(u64::MAX - self.strangers, Place::Disk(real)))
     }
 }
 
@@ -180,26 +187,27 @@ impl Catalog {
                 return Err(NotFound::PathFromAfar);
             }
             let real = path.canonicalize().map_err(|_| unknown())?;
-            let known = self.lock().of(Place::Disk(real));
-            return Ok(known);
+            let is_one = is_model(&real) || is_model_by_path(&real);
+            let mut table = self.lock();
+            return Ok(if is_one { table.of(Place::Disk(real)) } else { table.stranger(real) });
         }
         for folder in &self.folders {
             let Ok(folder) = folder.canonicalize() else { continue };
             let Ok(real) = folder.join(path).canonicalize() else { continue };
-            if !real.starts_with(&folder) {
+            let Ok(name) = real.strip_prefix(&folder).map(Path::to_owned) else {
                 return Err(NotFound::Outside { name: clipped(model) });
-            }
-            if is_model(&real) {
-                return Ok(self.named(real, path));
+            };
+            // The folder itself is no model in it: its name would be empty.
+            if name.file_name().is_some() && is_model(&real) {
+                return Ok(self.named(real, &name));
             }
         }
         Err(unknown())
     }
 
+    /// The name is the files' own and not what somebody wrote, who may have come by a link.
     fn named(&self, real: PathBuf, name: &Path) -> Arc<Known> {
         let known = self.lock().of(Place::Disk(real));
-        // Without the slashes that somebody doubled.
-        let name: PathBuf = name.components().collect();
         known.name.get_or_init(|| name.display().to_string());
         known
     }
@@ -250,6 +258,14 @@ fn is_model(path: &Path) -> bool {
 
 fn is_weights(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "gguf" || end == "safetensors")
+}
+
+/// What may be one beside those: an index of weights, a folder whose GGUF file is all of the model.
+fn is_model_by_path(path: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return path.is_file() && path.to_str().is_some_and(|path| path.ends_with(".safetensors.index.json"));
+    };
+    entries.flatten().take(LISTED_MAX).any(|entry| entry.path().extension().is_some_and(|end| end == "gguf"))
 }
 
 /// Models in a folder and in the folders within (`owner/name`), with their names.

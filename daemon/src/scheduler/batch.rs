@@ -112,7 +112,7 @@ impl<S: Steps> Batch<S> {
         let is_over = match self.phase {
             Phase::Serving => return,
             Phase::Draining(until) => until <= now,
-            Phase::Stopped | Phase::Broken(_) => true,
+            Phase::Stopped | Phase::Broken(_) | Phase::Gone => true,
         };
         self.dismiss_waiting();
         if is_over {
@@ -301,7 +301,7 @@ impl<S: Steps> Batch<S> {
 
     /// The engine has failed: so has everybody in it. Where its weights are gone, so has everybody after them.
     fn fail(&mut self, error: StepError, now: Duration) {
-        (0..self.runs.len()).rev().for_each(|i| self.end(i, Err(Failure::Step(error)), now));
+        // First, so that whoever hears of the end finds it so.
         if error == StepError::Fault {
             self.phase = Phase::Broken(error);
             let mut state = self.shared.lock();
@@ -309,7 +309,9 @@ impl<S: Steps> Batch<S> {
             if state.phase != Phase::Stopped {
                 state.phase = self.phase;
             }
-            drop(state);
+        }
+        (0..self.runs.len()).rev().for_each(|i| self.end(i, Err(Failure::Step(error)), now));
+        if error == StepError::Fault {
             self.dismiss_waiting();
         }
     }
@@ -418,7 +420,9 @@ impl<S: Steps> Drop for Batch<S> {
     /// However it ends, nobody is left without an answer.
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.phase = Phase::Stopped;
+        if state.phase != Phase::Stopped {
+            state.phase = Phase::Gone;
+        }
         drop(state);
         self.leave_queue(|state| state.waiting.dismissed(), |_| Failure::Gone);
         set(&self.shared.cells.running, 0);

@@ -1,6 +1,6 @@
 //! Where requests are handed in, from any thread, and answers come out. It knows the queue, not the engine.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -82,8 +82,8 @@ pub enum Refusal {
     },
     /// It would never fit.
     #[error(
-        "the request needs {asked} positions of the cache, a sequence may have {most}; shorten the prompt, ask for \
-         fewer new tokens, or load the model with more"
+        "expected at most {most} positions of the cache for a sequence, found that the request needs {asked}; shorten \
+         the prompt, ask for fewer new tokens, or load the model with more"
     )]
     TooLong {
         /// That it needs.
@@ -92,7 +92,7 @@ pub enum Refusal {
         most: usize,
     },
     /// No token of this model.
-    #[error("token {found} of the prompt is outside the vocabulary of {vocab}; use this model's tokenizer")]
+    #[error("expected ids below {vocab} in the prompt, found {found}; use this model's tokenizer")]
     UnknownToken {
         /// The token.
         found: u32,
@@ -105,6 +105,9 @@ pub enum Refusal {
     /// The engine failed for good.
     #[error("{0}")]
     Broken(StepError),
+    /// The engine's thread has ended although nobody said so.
+    #[error("the model's thread has ended, which is a mistake of ours; try again: it is loaded anew")]
+    Gone,
 }
 
 /// Whether requests are served.
@@ -117,6 +120,8 @@ pub(super) enum Phase {
     Broken(StepError),
     /// All are sent away.
     Stopped,
+    /// The thread has ended although nobody said so.
+    Gone,
 }
 
 /// A request on its way, with what will be its result.
@@ -195,6 +200,7 @@ impl Shared {
         match state.phase {
             Phase::Serving => {}
             Phase::Broken(error) => return Err(Refusal::Broken(error)),
+            Phase::Gone => return Err(Refusal::Gone),
             Phase::Draining(_) | Phase::Stopped => return Err(Refusal::Draining),
         }
         state.waiting.admits(client).map_err(|full| self.refusal(full))
@@ -292,6 +298,11 @@ impl Desk {
         self.shared.tell();
     }
 
+    /// Whether the engine has failed for good, or its thread has ended.
+    pub fn is_broken(&self) -> bool {
+        matches!(self.shared.lock().phase, Phase::Broken(_) | Phase::Gone)
+    }
+
     /// Whether nobody waits and nobody runs.
     pub fn is_idle(&self) -> bool {
         let Figures { waiting, running, .. } = self.figures();
@@ -345,7 +356,13 @@ impl Answer {
         poll_fn(|context| self.poll_event(context)).await
     }
 
-    /// The same for who polls.
+    /// Comes when the engine is done with the request, though nobody reads what it has said.
+    pub fn over(&self) -> impl Future<Output = ()> + Send + 'static {
+        let watch = self.reader.watch();
+        async move { poll_fn(|context| watch.poll(context)).await }
+    }
+
+    /// [`Answer::next`] for who polls.
     pub fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
         if self.is_over {
             return Poll::Ready(None);

@@ -136,6 +136,8 @@ struct Inner {
     /// Pieces taken since the beginning.
     taken: u64,
     waker: Option<Waker>,
+    /// Of who waits for the end alone.
+    watcher: Option<Waker>,
 }
 
 #[derive(Debug)]
@@ -178,6 +180,7 @@ pub(super) fn ring(room: Room, bell: Arc<Bell>) -> (Writer, Reader) {
         is_paused: false,
         taken: 0,
         waker: None,
+        watcher: None,
     };
     let is_dropped = AtomicBool::new(false);
     let inner = Mutex::new(inner);
@@ -299,9 +302,9 @@ impl Writer {
 
     fn close(&self, mut inner: MutexGuard<Inner>) {
         inner.is_over = true;
-        let waker = inner.waker.take();
+        let wakers = [inner.waker.take(), inner.watcher.take()];
         drop(inner);
-        waker.into_iter().for_each(Waker::wake);
+        wakers.into_iter().flatten().for_each(Waker::wake);
     }
 }
 
@@ -347,7 +350,29 @@ pub(super) enum Found {
     Gone,
 }
 
+/// Sees the engine's end of a stream, whether its reader reads or not.
+#[derive(Debug)]
+pub(super) struct Watch {
+    ring: Arc<Ring>,
+}
+
+impl Watch {
+    /// Whether the engine is done with it; the task is woken then. One task watches a stream.
+    pub(super) fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut inner = self.ring.lock();
+        if inner.is_over {
+            return Poll::Ready(());
+        }
+        inner.watcher = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
 impl Reader {
+    pub(super) fn watch(&self) -> Watch {
+        Watch { ring: self.ring.clone() }
+    }
+
     /// How it got its sequence; nothing where it ended without one. The task is woken when that is known.
     pub(super) fn poll_begun(&mut self, context: &mut Context<'_>) -> Poll<Option<Begun>> {
         let mut inner = self.ring.lock();
@@ -481,6 +506,17 @@ mod tests {
         assert_eq!(writer.flow(), Flow::Paused { tokens: 2, taken: 0 });
         found(&mut reader).unwrap();
         assert_eq!(writer.flow(), Flow::Open);
+    }
+
+    #[test]
+    fn a_watch_sees_the_end_that_nobody_reads() {
+        let (writer, reader) = made();
+        let watch = reader.watch();
+        push(&writer, 1, "a", None);
+        assert!(watch.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(writer);
+        assert!(watch.poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        drop(reader);
     }
 
     #[test]

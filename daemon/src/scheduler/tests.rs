@@ -478,7 +478,8 @@ fn a_batch_that_vanishes_leaves_nobody_waiting() {
         assert!(poll(&mut answer).is_none());
     }
     drop(none);
-    assert_eq!(desk.submit(reply(1, 3, 5)).err(), Some(Refusal::Draining));
+    assert_eq!(desk.submit(reply(1, 3, 5)).err(), Some(Refusal::Gone));
+    assert!(desk.is_broken());
 }
 
 #[test]

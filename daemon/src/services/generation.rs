@@ -198,7 +198,7 @@ impl Services {
         work: Work,
     ) -> Result<crate::scheduler::Answer, Trouble> {
         let answer = caller.submit(&lease.desk, work);
-        if let Err(Trouble::Refused(crate::scheduler::Refusal::Broken(_))) = &answer {
+        if answer.is_err() && lease.desk.is_broken() {
             lease.broke();
         }
         answer

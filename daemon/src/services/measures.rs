@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bantam_model::embedding::Pooling;
-use bantam_model::engine::StepError;
 use bantam_proto::v1;
 
 use super::generation::encode;
@@ -127,7 +126,7 @@ impl Services {
     async fn result(&self, lease: &Arc<Lease>, mut answer: Answer) -> Result<Work, Trouble> {
         while let Some(event) = answer.next().await {
             let Event::Ended(ended) = event else { continue };
-            if matches!(ended.outcome, Err(Failure::Step(StepError::Fault))) {
+            if ended.outcome.is_err() && lease.desk.is_broken() {
                 lease.broke();
             }
             if ended.outcome.is_ok() {

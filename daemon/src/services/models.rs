@@ -183,6 +183,11 @@ impl Services {
         }
     }
 
+    /// Whether who came by this door may know of a model.
+    fn is_seen(&self, caller: &Caller, handle: &str) -> bool {
+        self.catalog.find(handle, caller.door).is_ok()
+    }
+
     /// Tells every change until the client goes.
     async fn watch(
         self,
@@ -213,15 +218,19 @@ impl Services {
                 () = tell.closed() => return,
                 _ = tick.tick() => {
                     if every.is_none() { continue }
-                    let figures = self.keeper.look(|state| v1::Figures {
+                    let mut figures = self.keeper.look(|state| v1::Figures {
                         models: views::figures(state),
                         devices: views::devices(state),
                     });
+                    figures.models.retain(|model| self.is_seen(&caller, &model.model_id));
                     vec![say(SystemTime::now(), sequence, Told::Figures(rates.fill(figures)))]
                 }
                 change = changes.recv() => match change {
                     Ok(change) => {
                         sequence = change.sequence;
+                        if about(&change.event).is_some_and(|model| !self.is_seen(&caller, model)) {
+                            continue;
+                        }
                         vec![say(change.time, change.sequence, change.event)]
                     }
                     Err(RecvError::Lagged(events)) => {
@@ -239,6 +248,23 @@ impl Services {
                 }
             }
         }
+    }
+}
+
+/// The model that a change is of.
+fn about(event: &Told) -> Option<&str> {
+    fn id(model: &Option<v1::Model>) -> Option<&str> {
+        model.as_ref().map(|model| model.id.as_str())
+    }
+    match event {
+        Told::Loading(event) => id(&event.model),
+        Told::Loaded(event) => id(&event.model),
+        Told::Failed(event) => Some(&event.model_id),
+        Told::Evicted(event) => Some(&event.model_id),
+        Told::Hit(event) => Some(&event.model_id),
+        Told::Moved(event) => Some(&event.model_id),
+        Told::Pinned(event) => Some(&event.model_id),
+        Told::Snapshot(_) | Told::Budget(_) | Told::Lost(_) | Told::Figures(_) => None,
     }
 }
 
@@ -365,10 +391,9 @@ impl ModelService for Services {
         let caller = Caller::of(&request);
         let every = request.into_inner().figures_every;
         let every = every.map(|every| request::span("figures_every", every, DAY)).transpose()?;
-        if every.is_some_and(|every| every < FIGURES_MIN) {
-            return Err(
-                Trouble::field("figures_every", "expected 100 ms or more; leave it out for none").into()
-            );
+        if let Some(found) = every.filter(|every| *every < FIGURES_MIN) {
+            let why = format!("expected {FIGURES_MIN:?} or more, found {found:?}; leave it out for none");
+            return Err(Trouble::field("figures_every", why).into());
         }
         let (tell, told) = mpsc::channel(4);
         tokio::spawn(self.clone().watch(caller, every, tell));

@@ -1,11 +1,10 @@
 //! What comes of a generation, in the protocol's words: a stream of events that ends the request when it is dropped.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bantam_model::engine::StepError;
 use bantam_model::generate::Finish;
 use bantam_model::reply::Reply;
 use bantam_model::reply::part::{Channel, End, Part};
@@ -16,7 +15,7 @@ use tonic::Status;
 use crate::metrics::Meters;
 use crate::models::Lease;
 use crate::models::views::duration;
-use crate::scheduler::{Answer, Ended, Event, Failure, Message, Piece, Work};
+use crate::scheduler::{Answer, Ended, Event, Message, Piece, Work};
 use crate::status::Trouble;
 
 /// `Generate` and `Chat` say the same in messages of their own.
@@ -52,11 +51,36 @@ pub(super) fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
+/// The model of a generation, until the engine is done with it. A reader that stands still does not keep it.
+#[derive(Debug, Clone)]
+struct Hold(Arc<Mutex<Option<Arc<Lease>>>>);
+
+impl Hold {
+    fn until_over(lease: Arc<Lease>, answer: &Answer) -> Self {
+        let (hold, over) = (Hold(Arc::new(Mutex::new(Some(lease)))), answer.over());
+        let held = hold.clone();
+        tokio::spawn(async move {
+            over.await;
+            held.end();
+        });
+        hold
+    }
+
+    /// Gives the model back, once. Whoever comes second finds it done.
+    fn end(&self) {
+        let mut lease = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lease) = lease.take()
+            && lease.desk.is_broken()
+        {
+            lease.broke();
+        }
+    }
+}
+
 /// The events of one generation.
 pub(crate) struct Replies<R> {
-    // Before the lease: a request ends before its model may go.
     answer: Answer,
-    lease: Option<Arc<Lease>>,
+    hold: Hold,
     meters: Arc<Meters>,
     started: Option<v1::Started>,
     reply: Reply,
@@ -96,8 +120,8 @@ impl Pace {
 impl<R: Says> Replies<R> {
     pub(super) fn new(answer: Answer, lease: Arc<Lease>, meters: Arc<Meters>, started: v1::Started) -> Self {
         Replies {
+            hold: Hold::until_over(lease, &answer),
             answer,
-            lease: Some(lease),
             meters,
             started: Some(started),
             reply: Reply::default(),
@@ -119,11 +143,8 @@ impl<R: Says> Replies<R> {
     }
 
     fn end(&mut self, ended: Ended) -> Result<R, Status> {
-        let lease = self.lease.take();
+        self.hold.end();
         if let Err(failure) = ended.outcome {
-            if matches!(failure, Failure::Step(StepError::Fault)) {
-                lease.inspect(|lease| lease.broke());
-            }
             return Err(Trouble::from(failure).into());
         }
         let work = ended.work.as_ref();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bantam_core::{KvKind, Precision};
 use bantam_model::embedding::Pooling;
+use bantam_model::engine::StepError;
 use bantam_model::formats::on_load::{OnLoad, WAYS, way};
 use bantam_model::generate::GenerateError;
 use bantam_model::generation::{
@@ -234,6 +235,18 @@ pub(super) fn of_turn(error: GenerateError, field: &str) -> Trouble {
         GenerateError::Sampler(error) => of_sampler(&error),
         GenerateError::Stop(_) => Trouble::field("options.stop", error),
         GenerateError::Alternatives { .. } => Trouble::field("options.alternatives", error),
+        // The library speaks of its flags.
+        GenerateError::Step(StepError::UnknownToken { token, vocab }) => {
+            let why = format!("expected ids below {vocab}, found {token}; use this model's tokenizer");
+            Trouble::field(field, why)
+        }
+        GenerateError::Step(StepError::ContextFull { asked, context }) => {
+            let why = format!(
+                "expected at most {context} tokens, the model's context here, found {asked}; shorten it, or load the \
+                 model with a longer context"
+            );
+            Trouble::field(field, why)
+        }
         _ => Trouble::field(field, error),
     }
 }
@@ -303,13 +316,15 @@ pub(super) fn load_options(found: Option<v1::LoadOptions>) -> Result<Asked, Trou
         Ok(v1::KvType::Int8) => Some(KvKind::Int8),
         Err(_) => return Err(unknown("options.kv", found.kv)),
     };
-    let positions = match found.cache_positions.map(usize::try_from) {
+    let positions = match found.cache_positions {
         None => None,
-        Some(Ok(positions)) if (1..=1 << 40).contains(&positions) => Some(positions),
-        Some(_) => {
-            let why = format!("expected 1 to {}; correct it", 1_u64 << 40);
-            return Err(Trouble::field("options.cache_positions", why));
-        }
+        Some(found) => match usize::try_from(found) {
+            Ok(positions) if (1..=1 << 40).contains(&positions) => Some(positions),
+            _ => {
+                let why = format!("expected 1 to {}, found {found}; correct it", 1_u64 << 40);
+                return Err(Trouble::field("options.cache_positions", why));
+            }
+        },
     };
     let ttl = found.ttl.map(|ttl| span("options.ttl", ttl, TTL_MAX)).transpose()?;
     Ok(Asked {

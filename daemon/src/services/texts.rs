@@ -42,6 +42,16 @@ fn asked(
     }
 }
 
+/// Refuses an answer that is longer than a message: clients would not take it.
+fn fits<T: prost::Message>(answer: T, field: &str, most: u64) -> Result<T, Trouble> {
+    let found = answer.encoded_len() as u64;
+    if found <= most {
+        return Ok(answer);
+    }
+    let why = format!("expected an answer of at most {most} bytes, found {found}; send it in parts");
+    Err(Trouble::field(field, why))
+}
+
 impl Services {
     pub(super) async fn tokenized(
         &self,
@@ -50,7 +60,7 @@ impl Services {
     ) -> Result<v1::TokenizeResponse, Trouble> {
         let v1::TokenizeRequest { model, input, special, generation_prompt, pieces } = request;
         let asked = asked(input, special, generation_prompt)?;
-        let known = self.find(model, caller).await?;
+        let (known, most) = (self.find(model, caller).await?, self.settings.message_bytes.0);
         let tokenized = self.work(move || {
             let opened = known.open()?;
             let (ids, rendered) = match asked {
@@ -64,7 +74,7 @@ impl Services {
             let tokenizer = &opened.text()?.tokenizer;
             let spelled = |&id: &u32| tokenizer.token(id).unwrap_or_default();
             let pieces = if pieces { ids.iter().map(spelled).collect() } else { Vec::new() };
-            Ok(v1::TokenizeResponse { ids, pieces, rendered })
+            fits(v1::TokenizeResponse { ids, pieces, rendered }, "text", most)
         });
         tokenized.await?
     }
@@ -75,7 +85,7 @@ impl Services {
         request: v1::DetokenizeRequest,
     ) -> Result<v1::DetokenizeResponse, Trouble> {
         let v1::DetokenizeRequest { model, ids, special } = request;
-        let known = self.find(model, caller).await?;
+        let (known, most) = (self.find(model, caller).await?, self.settings.message_bytes.0);
         let detokenized = self.work(move || {
             let opened = known.open()?;
             let vocab = opened.source.spec.vocab;
@@ -85,7 +95,7 @@ impl Services {
                 return Err(Trouble::field("ids", why));
             }
             let text = opened.text()?.tokenizer.decode(&ids, !special);
-            Ok(v1::DetokenizeResponse { text })
+            fits(v1::DetokenizeResponse { text }, "ids", most)
         });
         detokenized.await?
     }

@@ -145,7 +145,7 @@ settings! {
     prefill_chunk: usize = "schedule.prefill_chunk", ["128"], |n| (1..=1 << 16).contains(n),
         "a whole number from 1 to 65536";
     /// Requests that may wait for one model.
-    queue: usize = "schedule.queue", ["256"], |n| *n <= 1 << 16, "a whole number from 0 to 65536";
+    queue: usize = "schedule.queue", ["256"], |n| (1..=1 << 16).contains(n), "a whole number from 1 to 65536";
     /// Tokens that a stream may be ahead of its reader.
     tokens_in_flight: usize = "schedule.tokens_in_flight", ["64"], |n| (1..=4096).contains(n),
         "a whole number from 1 to 4096";

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "every test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that meets an Err stops there and shows it")]
 
+pub(crate) mod served;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};

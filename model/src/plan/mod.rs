@@ -87,7 +87,9 @@ pub enum PlanError {
         found: &'static str,
     },
     /// A longer context than the model knows.
-    #[error("--context {asked} is more than the model's {most} positions; choose {most} or less")]
+    #[error(
+        "expected a --context of at most the model's {most} positions, found {asked}; choose {most} or less"
+    )]
     Context {
         /// Asked for.
         asked: usize,

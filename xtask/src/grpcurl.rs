@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::daemon::{self, Daemon};
-use crate::steps::is_installed;
+use crate::steps::{is_installed, within_minutes};
 
 const PAGE: &str = "clients/grpcurl.md";
 /// What the page says too.
@@ -55,14 +55,14 @@ fn install(root: &Path) -> Result<PathBuf, String> {
     if is_installed(&ours.to_string_lossy(), &["--version"]) {
         return Ok(ours);
     }
-    let mut go = Command::new("go");
+    let mut go = within_minutes("go");
     let failure = match go.args(["install", PACKAGE]).env("GOBIN", &folder).current_dir(root).output() {
         Ok(output) if output.status.success() => return Ok(ours),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             format!("go cannot install it: {}", said.lines().last().unwrap_or("it does not say why"))
         }
-        Err(_) => "there is no go to install it with".to_owned(),
+        Err(error) => error.to_string(),
     };
     if is_installed("grpcurl", &["--version"]) {
         return Ok("grpcurl".into());

@@ -74,7 +74,7 @@ pub(crate) fn obstacle() -> Option<String> {
     let instead = "proto/tests/rules.rs holds the rules that matter";
     if !steps::is_installed("npx", &["--version"]) {
         Some(format!("npx is not installed; {instead}"))
-    } else if !steps::is_installed("npx", &[BUF, &["--version"]].concat()) {
+    } else if !steps::succeeds(steps::within_minutes("npx").args(BUF).arg("--version")) {
         Some(format!("npx cannot fetch buf; {instead}"))
     } else {
         None

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::daemon;
-use crate::steps::{self, command};
+use crate::steps::{self, command, within_minutes};
 
 const CLIENT: &str = "clients/python";
 /// The generated half; its folder below `src` is that of the protocol's package.
@@ -76,8 +76,8 @@ impl Python {
         let folder = python.folder.to_string_lossy().into_owned();
         quietly(&mut command(root, "python3", &["-m", "venv", "--clear", &folder]))?;
         let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1"];
-        let wants = [&install[..], &["--requirement", WANTED]].concat();
-        quietly(&mut command(root, &python.program("python"), &wants))?;
+        let mut pip = within_minutes(&python.program("python"));
+        quietly(pip.args(install).args(["--requirement", WANTED]).current_dir(root))?;
         fs::write(&stamp, wanted).map_err(|error| format!("{}: {error}", stamp.display()))?;
         Ok(python)
     }

@@ -62,6 +62,13 @@ pub(crate) fn command(folder: &Path, program: &str, arguments: &[&str]) -> Comma
     command
 }
 
+/// A program that asks a network, which may never answer: the system's `timeout` ends it after three minutes.
+pub(crate) fn within_minutes(program: &str) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["180", program]);
+    command
+}
+
 /// The cargo that started this program: the one of the same toolchain.
 pub(crate) fn cargo(folder: &Path, arguments: &[&str]) -> Command {
     let mut command =
@@ -89,7 +96,12 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Whether a program can be started at all.
 pub(crate) fn is_installed(program: &str, arguments: &[&str]) -> bool {
-    Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+    succeeds(Command::new(program).args(arguments))
+}
+
+/// Runs without output.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
 }
 
 /// The command as one would type it, with the program's file name only.

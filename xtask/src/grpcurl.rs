@@ -1,5 +1,6 @@
-//! `cargo xtask grpcurl`: every script of clients/grpcurl.md, run with the real grpcurl against a daemon of its own, and
-//! its output held against the page. A script is a block marked `sh`, what it prints the block marked `text` below it.
+//! `cargo xtask grpcurl`: every script of clients/grpcurl.md, run with the real grpcurl against a daemon of its own,
+//! and its output held against the page. A script is a block marked `sh`, what it prints the block marked `text` below
+//! it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! `cargo xtask python`: the Python client in an environment of its own: whether its generated half is fresh, its types,
-//! its tests against the real daemon. `--stubs` writes the generated half.
+//! `cargo xtask python`: the Python client in an environment of its own: whether its generated half is fresh, its
+//! types, its tests against the real daemon. `--stubs` writes the generated half.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -52,7 +52,7 @@ impl DaemonFlags {
     /// no error: the verb works without.
     pub(crate) fn find(&self) -> Result<Option<Link>, Failure> {
         let is_local =
-            self.local || env::var_os("BANTAM_LOCAL").is_some_and(|value| value != "" && value != "0");
+            self.local || env::var_os("BANTAM_LOCAL").is_some_and(|value| !value.is_empty() && value != "0");
         match self.place.named()? {
             _ if self.local => Ok(None),
             Some(address) if self.place.connect.is_some() || !is_local => {

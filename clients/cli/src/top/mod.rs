@@ -46,7 +46,7 @@ pub(crate) struct Top {
 
 impl Top {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        if !self.once && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+        if !(self.once || io::stdin().is_terminal() && io::stdout().is_terminal()) {
             return Err(usage("top needs a terminal; for scripts write: bantam top --once --json"));
         }
         let link = self.daemon.need()?;

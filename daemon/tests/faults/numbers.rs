@@ -99,8 +99,8 @@ impl Number {
             return values.map(one).to_vec();
         }
         let values = [0, -1, 1, i64::from(i32::MAX), i64::from(u32::MAX), i64::MAX, i64::MIN];
-        // A negative number of an enumeration, or an unknown one, is no value of it.
-        let never = |value: i64| self.kind == Type::Enum && !(0..=i64::from(i32::MAX)).contains(&value);
+        // No value of an enumeration; on the wire it is cut to 32 bits.
+        let never = |value: i64| self.kind == Type::Enum && ((value as i32) < 0 || value as i32 == i32::MAX);
         values.map(|value| (value.to_string(), self.write(0, &varint(value as u64)), never(value))).to_vec()
     }
 }

@@ -205,7 +205,7 @@ enum Change {
 
 fn refusals() {
     let no_change = |_: &str| Change::None;
-    check(|o| o.context = 513, no_change, &["--context 513", "512"]);
+    check(|o| o.context = 513, no_change, &["found 513", "512"]);
     check(|o| o.context = 0, no_change, &["--context is 0"]);
     check(|o| o.sequences = 0, no_change, &["sequences is 0"]);
     let small = ["a cache of at least the context's", "found 69", "--context"];

@@ -114,7 +114,7 @@ fn prompts_that_do_not_fit_say_both_numbers() {
     let model = repository("model/carried");
     check(&["run", "--ids", &ids], 1, &["513", "512"]);
     check(&["score", &model, "--ids", &ids, "--logits", "x"], 1, &["513", "512"]);
-    check(&["run", "x", "--context", "600"], 1, &["--context 600", "512"]);
+    check(&["run", "x", "--context", "600"], 1, &["found 600", "512"]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 # It has the values of gpt_oss-bf16 up to their quantization, which takes transformers a GPU.
 LEFT_OUT = ["gpt_oss-mxfp4"]
 
-for path in sorted(Path(__file__).parent.glob("*/golden.safetensors")):
+for path in sorted(Path(__file__).parent.glob("models/*/golden.safetensors")):
     if path.parent.name in LEFT_OUT:
         continue
     golden = load_file(path)

@@ -162,16 +162,16 @@ pub(crate) fn run(effort: Effort) -> Result<(), Failed> {
     let quiet = vec![("log.level".to_owned(), vec!["error".to_owned()])];
     let daemon = served::daemon(&folder, Some(Pace::Beaten(metronome.clone())), quiet)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let (ours, reply) = runtime.block_on(async {
         let ours = daemon.client().await?;
         let reply = ask(ours.clone(), request("", vec![1], effort.tokens)).await?;
-        let is_ready = Arc::new(AtomicBool::new(false));
-        let bare = Bare::new(reply.messages, metronome.clone(), is_ready.clone());
-        let server = served::bare(&folder, bare)?;
+        Ok::<_, Failed>((ours, reply))
+    })?;
+    let is_ready = Arc::new(AtomicBool::new(false));
+    let bare = Bare::new(reply.messages, metronome.clone(), is_ready.clone());
+    let server = served::bare(&folder, bare)?;
+    runtime.block_on(async {
         let bare = server.client().await?;
-        Bench { effort, metronome, is_ready, bare, ours }.run().await?;
-        // A runtime does not end inside of another one.
-        std::mem::forget(server);
-        Ok(())
+        Bench { effort, metronome, is_ready, bare, ours }.run().await
     })
 }

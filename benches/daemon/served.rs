@@ -60,9 +60,7 @@ fn start<T>(
 ) -> Result<Served, Failed> {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let opened = runtime.block_on(open)?;
-    let _inside = runtime.enter();
-    serve(opened);
-    drop(_inside);
+    runtime.block_on(async { serve(opened) });
     Ok(Served { _runtime: runtime, socket })
 }
 

@@ -109,8 +109,8 @@ impl Daemon {
     }
 }
 
-/// Runs the daemon until it is told to end: what `bantamd` does, and `bantam serve`. Takes over the process: log lines go
-/// to standard error, signals end it.
+/// Runs the daemon until it is told to end: what `bantamd` does, and `bantam serve`. Takes over the process: log
+/// lines go to standard error, signals end it.
 ///
 /// # Errors
 /// Where it cannot start, or its transport gives up.

@@ -1,5 +1,5 @@
-//! Threads for work that keeps a processor or a disk busy (tokenizing, templates, headers), so that no reactor waits for
-//! it; so many at once and no more.
+//! Threads for work that keeps a processor or a disk busy (tokenizing, templates, headers), so that no reactor waits
+//! for it; so many at once and no more.
 
 use std::sync::Arc;
 

@@ -40,7 +40,7 @@ pub(crate) enum NotFound {
     },
     /// Paths belong to the user whose files these are.
     #[error(
-        "expected a name of one of the model folders, found a path: paths may be used over the unix socket alone; {LOOK}"
+        "expected a name of one of the model folders, found a path: paths are for the unix socket alone; {LOOK}"
     )]
     PathFromAfar,
 }

@@ -1,5 +1,5 @@
-//! Who has which model for how long: carries out what the policy in `residency/` decides. One lock around the policy and
-//! its owner's notes, held for no longer than a step of the policy; engines come and go on threads of their own.
+//! Who has which model for how long: carries out what the policy in `residency/` decides. One lock around the policy
+//! and its owner's notes, held for no longer than a step of the policy; engines come and go on threads of their own.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -156,7 +156,7 @@ impl std::ops::Deref for Lease {
 
 impl Lease {
     /// The engine has failed for good: the model leaves, and the next request loads it again.
-    pub(crate) fn is_broken(&self) {
+    pub(crate) fn broke(&self) {
         let mut state = self.shared.lock();
         let Some(variant) = state.variants.get_mut(&self.id) else { return };
         if std::mem::replace(&mut variant.is_faulty, true) {

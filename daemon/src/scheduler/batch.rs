@@ -13,7 +13,7 @@ use bantam_model::engine::{Chunk, StepError};
 use super::desk::{Job, Phase, Shared, State};
 use super::figures::{add, add_time, average, set};
 use super::queue::Wish;
-use super::ring::Flow;
+use super::ring::{Begun, Flow};
 use super::schedule::{Budget, View, share};
 use super::steps::Steps;
 use super::work::{Failure, Work};
@@ -200,6 +200,7 @@ impl<S: Steps> Batch<S> {
         let queue = now.saturating_sub(wish.arrived);
         job.ended.reused_tokens = reused;
         job.ended.timings.queue = queue;
+        job.writer.begin(Begun { queue, reused_tokens: reused });
         let cells = &self.shared.cells;
         add(&cells.admitted, 1);
         add(&cells.reused_tokens, reused as u64);
@@ -386,6 +387,8 @@ impl<S: Steps> Batch<S> {
     fn close(&mut self, i: usize) -> Run {
         let run = self.runs.remove(i);
         self.steps.close(run.sequence);
+        // Who hears of the end finds it in the figures.
+        self.gauge();
         run
     }
 

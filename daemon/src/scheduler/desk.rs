@@ -13,7 +13,7 @@ use super::bell::Bell;
 use super::clock::Clock;
 use super::figures::{Cells, Figures, add, set};
 use super::queue::{ClientId, Full, Waiting, Wish};
-use super::ring::{self, Ended, Event, Found, Reader, Room, Timings, Writer};
+use super::ring::{self, Begun, Ended, Event, Found, Reader, Room, Timings, Writer};
 use super::steps::StepLimits;
 use super::work::{Failure, Work};
 
@@ -259,6 +259,7 @@ impl Desk {
         let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
         let mut position = 0;
         if is_over {
+            job.writer.begin(Begun { queue: Duration::ZERO, reused_tokens: 0 });
             job.end(Ok(()));
             add(&shared.cells.finished, 1);
         } else {
@@ -332,6 +333,11 @@ impl Answer {
     /// How many stood before it when it was accepted.
     pub fn position(&self) -> usize {
         self.position
+    }
+
+    /// How it got its sequence, once it has; `None` where it ends without. Events come whether this was asked or not.
+    pub fn poll_begun(&mut self, context: &mut Context<'_>) -> Poll<Option<Begun>> {
+        self.reader.poll_begun(context)
     }
 
     /// The next event; `None` after the end.

@@ -32,7 +32,7 @@ pub use clock::{Clock, Monotonic};
 pub use desk::{Answer, Desk, Options, Refusal, Request};
 pub use figures::Figures;
 pub use queue::ClientId;
-pub use ring::{Ended, Event, Head, Message, Piece, Timings};
+pub use ring::{Begun, Ended, Event, Head, Message, Piece, Timings};
 pub use steps::{StepLimits, Steps};
 pub use work::{Embed, Failure, Score, Work, WorkError};
 pub use worker::{Worker, pair};

@@ -82,6 +82,15 @@ pub struct Ended {
     pub timings: Timings,
 }
 
+/// How a request got its sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// It waited for so long.
+    pub queue: Duration,
+    /// Tokens of the prompt that were there already.
+    pub reused_tokens: usize,
+}
+
 /// Where a request's time went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timings {
@@ -119,6 +128,7 @@ struct Inner {
     slots: VecDeque<Slot>,
     bytes: VecDeque<u8>,
     alternatives: VecDeque<(u32, f32)>,
+    begun: Option<Begun>,
     ended: Option<Box<Ended>>,
     is_over: bool,
     /// The engine has left the stream out.
@@ -162,6 +172,7 @@ pub(super) fn ring(room: Room, bell: Arc<Bell>) -> (Writer, Reader) {
         slots: VecDeque::with_capacity(tokens),
         bytes: VecDeque::with_capacity(bytes),
         alternatives: VecDeque::with_capacity(tokens * room.alternatives),
+        begun: None,
         ended: None,
         is_over: false,
         is_paused: false,
@@ -184,6 +195,13 @@ impl Ring {
 impl Inner {
     fn has_room(&self, ring: &Ring) -> bool {
         self.slots.len() < ring.tokens && self.bytes.len() + ring.piece_bytes <= ring.bytes
+    }
+
+    /// Who is to be woken by what comes next.
+    fn wake(&mut self, context: &Context<'_>) {
+        if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(context.waker())) {
+            self.waker = Some(context.waker().clone());
+        }
     }
 
     fn word(&mut self, length: usize) -> String {
@@ -246,6 +264,15 @@ impl Writer {
     /// Whether the reader has gone.
     pub(super) fn is_dropped(&self) -> bool {
         self.ring.is_dropped.load(Ordering::Acquire)
+    }
+
+    /// It has its sequence.
+    pub(super) fn begin(&self, begun: Begun) {
+        let mut inner = self.ring.lock();
+        inner.begun = Some(begun);
+        let waker = inner.waker.take();
+        drop(inner);
+        waker.into_iter().for_each(Waker::wake);
     }
 
     /// Hands a token over. There must be room, or memory is taken.
@@ -321,6 +348,16 @@ pub(super) enum Found {
 }
 
 impl Reader {
+    /// How it got its sequence; nothing where it ended without one. The task is woken when that is known.
+    pub(super) fn poll_begun(&mut self, context: &mut Context<'_>) -> Poll<Option<Begun>> {
+        let mut inner = self.ring.lock();
+        if inner.begun.is_some() || inner.is_over {
+            return Poll::Ready(inner.begun);
+        }
+        inner.wake(context);
+        Poll::Pending
+    }
+
     /// The next event; the task is woken when there is one.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Found> {
         let mut inner = self.ring.lock();
@@ -341,9 +378,7 @@ impl Reader {
         if inner.is_over {
             return Poll::Ready(Found::Gone);
         }
-        if inner.waker.as_ref().is_none_or(|waker| !waker.will_wake(context.waker())) {
-            inner.waker = Some(context.waker().clone());
-        }
+        inner.wake(context);
         Poll::Pending
     }
 }

@@ -199,7 +199,7 @@ impl Services {
     ) -> Result<crate::scheduler::Answer, Trouble> {
         let answer = caller.submit(&lease.desk, work);
         if let Err(Trouble::Refused(crate::scheduler::Refusal::Broken(_))) = &answer {
-            lease.is_broken();
+            lease.broke();
         }
         answer
     }

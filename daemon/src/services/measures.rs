@@ -128,7 +128,7 @@ impl Services {
         while let Some(event) = answer.next().await {
             let Event::Ended(ended) = event else { continue };
             if matches!(ended.outcome, Err(Failure::Step(StepError::Fault))) {
-                lease.is_broken();
+                lease.broke();
             }
             if ended.outcome.is_ok() {
                 count(&self.meters, &ended);

@@ -59,8 +59,6 @@ pub(crate) struct Replies<R> {
     lease: Option<Arc<Lease>>,
     meters: Arc<Meters>,
     started: Option<v1::Started>,
-    /// What has to wait for `started`.
-    next: Option<Event>,
     reply: Reply,
     finish: Option<Finish>,
     pace: Pace,
@@ -102,7 +100,6 @@ impl<R: Says> Replies<R> {
             lease: Some(lease),
             meters,
             started: Some(started),
-            next: None,
             reply: Reply::default(),
             finish: None,
             pace: Pace::default(),
@@ -125,7 +122,7 @@ impl<R: Says> Replies<R> {
         let lease = self.lease.take();
         if let Err(failure) = ended.outcome {
             if matches!(failure, Failure::Step(StepError::Fault)) {
-                lease.inspect(|lease| lease.is_broken());
+                lease.inspect(|lease| lease.broke());
             }
             return Err(Trouble::from(failure).into());
         }
@@ -172,7 +169,7 @@ pub(super) fn count(meters: &Meters, ended: &Ended) {
     meters.generated_tokens.inc_by(new as u64);
     meters.queue_seconds.observe(timings.queue.as_secs_f64());
     meters.first_token_seconds.observe((timings.queue + timings.prefill).as_secs_f64());
-    tracing::debug!(read, new, queue = ?timings.queue, prefill = ?timings.prefill, decode = ?timings.decode, "answered");
+    tracing::debug!(read, new, ?timings, "answered");
 }
 
 impl<R: Says> Stream for Replies<R> {
@@ -180,17 +177,19 @@ impl<R: Says> Stream for Replies<R> {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let event = match this.next.take() {
-            Some(event) => event,
-            None => match ready!(this.answer.poll_event(context)) {
-                Some(event) => event,
-                None => return Poll::Ready(None),
-            },
-        };
-        if let Some(started) = this.started.take() {
-            this.next = Some(event);
-            return Poll::Ready(Some(Ok(R::started(started))));
+        if let Some(mut started) = this.started.take() {
+            let Poll::Ready(begun) = this.answer.poll_begun(context) else {
+                this.started = Some(started);
+                return Poll::Pending;
+            };
+            // A request that ends in the queue has not started.
+            if let Some(begun) = begun {
+                started.queue = Some(duration(begun.queue));
+                started.cached_tokens = number(begun.reused_tokens);
+                return Poll::Ready(Some(Ok(R::started(started))));
+            }
         }
+        let Some(event) = ready!(this.answer.poll_event(context)) else { return Poll::Ready(None) };
         Poll::Ready(Some(match event {
             Event::Piece(piece) => Ok(this.piece(piece)),
             Event::Ended(ended) => this.end(*ended),

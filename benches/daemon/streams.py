@@ -141,8 +141,9 @@ def row(name, ours, theirs, digits):
 
 def measure(given, rival, recipe):
     size = (given.prompt, given.tokens)
-    settings = ["models.head=int8", "models.native_files=false", "log.level=error", f"schedule.slots={given.streams}",
-                "schedule.context=1024", *given.set]
+    # Between rounds nobody answers the daemon's signs of life.
+    settings = ["models.head=int8", "models.native_files=false", "log.level=error", "limits.keep_alive=0s",
+                f"schedule.slots={given.streams}", "schedule.context=1024", *given.set]
     bantam = Child([given.bench, "streams", given.model, *settings])
     line = f"{given.streams} {given.prompt} {given.tokens}"
     bantam.round(f"{given.streams} 2 4")

@@ -11,6 +11,7 @@ use crate::doors::{Doors, Inherited, InheritedError};
 use crate::hands::Hands;
 use crate::metrics::Meters;
 use crate::models::{Catalog, Keeper};
+use crate::scheduler::paced::Pace;
 use crate::server::{Drain, Server, ServerError, hear_signals};
 use crate::services::{NAMES, Services};
 use crate::settings::{self, Budget, Flags, Settings, SettingsError, Surroundings};
@@ -67,6 +68,12 @@ impl Daemon {
         let store = store.filter(|_| settings.native_files);
         let keeper = Keeper::start(settings.clone(), budget, store, meters.clone(), hands.clone());
         Ok(Self { server, services: Services { catalog, keeper, hands, meters, settings } })
+    }
+
+    /// Loads models with an engine that computes nothing, for the bench of all the rest.
+    #[doc(hidden)]
+    pub fn pace(&self, pace: Pace) {
+        self.services.keeper.pace(pace);
     }
 
     /// Where the doors are.

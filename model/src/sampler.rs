@@ -250,16 +250,28 @@ impl Sampler {
 
 /// The largest logit's id, the lowest among equals.
 pub fn argmax(logits: &[f32]) -> Result<u32, SamplerError> {
-    let mut best: Option<(u32, f32)> = None;
-    for (id, &logit) in (0_u32..).zip(logits) {
-        if logit.is_nan() {
-            return Err(SamplerError::NotANumber { id });
-        }
-        if logit > best.map_or(f32::NEG_INFINITY, |(_, best)| best) {
-            best = Some((id, logit));
+    // In lanes that do not wait for each other: a vocabulary at one number a time costs more than sending the token.
+    const LANES: usize = 16;
+    let (pieces, rest) = logits.as_chunks::<LANES>();
+    let (mut most, mut not_a_number) = ([f32::NEG_INFINITY; LANES], [0_u32; LANES]);
+    for piece in pieces {
+        for ((most, not_a_number), &logit) in most.iter_mut().zip(&mut not_a_number).zip(piece) {
+            *most = if logit > *most { logit } else { *most };
+            *not_a_number |= u32::from(logit.is_nan());
         }
     }
-    best.map(|(id, _)| id).ok_or(SamplerError::NothingLeft)
+    if not_a_number != [0; LANES] || rest.iter().any(|logit| logit.is_nan()) {
+        let id = logits.iter().position(|logit| logit.is_nan()).expect("one was seen");
+        return Err(SamplerError::NotANumber { id: id as u32 });
+    }
+    let best = most.iter().chain(rest).fold(f32::NEG_INFINITY, |best, &logit| best.max(logit));
+    if best == f32::NEG_INFINITY {
+        return Err(SamplerError::NothingLeft);
+    }
+    let holds = |piece: &[f32; LANES]| piece.iter().fold(false, |holds, &logit| holds | (logit == best));
+    let begin = pieces.iter().position(holds).unwrap_or(pieces.len()) * LANES;
+    let id = logits[begin..].iter().position(|&logit| logit == best).expect("the largest is one of them");
+    Ok((begin + id) as u32)
 }
 
 /// `RepetitionPenaltyLogitsProcessor`: once per distinct token. `counts` is all zero before and after.

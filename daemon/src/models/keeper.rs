@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +26,7 @@ use crate::residency::{
     Action, Bytes, Device, Event, ModelId, Note, Refusal, Residency, Snapshot, State as Phase, Ticket, Want,
     Why,
 };
+use crate::scheduler::paced::Pace;
 use crate::settings::Settings;
 
 /// Changes that a watcher may be behind before it loses some.
@@ -129,6 +130,7 @@ struct Shared {
     store: Option<Store>,
     meters: Arc<Meters>,
     hands: Hands,
+    pace: OnceLock<Pace>,
 }
 
 /// Hands out models. Clones are the same keeper.
@@ -226,7 +228,9 @@ impl Keeper {
         };
         let (changes, deadline) = (broadcast::channel(NOTES).0, watch::channel(None).0);
         let (state, began) = (Mutex::new(state), Instant::now());
-        let shared = Arc::new(Shared { state, changes, deadline, began, settings, store, meters, hands });
+        let pace = OnceLock::new();
+        let shared =
+            Arc::new(Shared { state, changes, deadline, began, settings, store, meters, hands, pace });
         tokio::spawn(keep_time(Arc::downgrade(&shared), shared.deadline.subscribe()));
         Keeper(shared)
     }
@@ -297,6 +301,11 @@ impl Keeper {
     /// How a model would be loaded now, and what it would take. Reads the disk.
     pub(crate) fn recipe(&self, known: &Known, asked: &Asked, opened: &Opened) -> Recipe {
         self.0.recipe(known, asked, opened).0
+    }
+
+    /// From now on models are loaded with an engine that computes nothing.
+    pub(crate) fn pace(&self, pace: Pace) {
+        let _ = self.0.pace.set(pace);
     }
 
     pub(crate) fn store(&self) -> Option<&Store> {
@@ -461,8 +470,11 @@ impl Shared {
             (opened.clone(), *recipe, progress.clone(), is_cancelled.clone())
         };
         let mut tell = |done| progress.store(done, Ordering::Relaxed);
-        let loaded =
-            Resident::load(opened, &recipe, desk_options(&self.settings), self.store.as_ref(), &mut tell);
+        let options = desk_options(&self.settings);
+        let loaded = match self.pace.get() {
+            Some(pace) => Resident::paced(opened, &recipe, options, pace.clone()),
+            None => Resident::load(opened, &recipe, options, self.store.as_ref(), &mut tell),
+        };
         loading.2 = true;
         let event = match loaded {
             Ok(resident) if is_cancelled.load(Ordering::Acquire) => {

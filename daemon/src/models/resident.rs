@@ -6,11 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 use bantam_core::Cpu;
 use bantam_model::engine::LoadError;
 use bantam_model::native::{Native, Store};
+use bantam_model::plan::Options as PlanOptions;
 use bantam_model::source::SourceError;
 
 use super::opened::{Opened, Unusable};
 use super::recipe::Recipe;
-use crate::scheduler::{Desk, Options, Worker};
+use crate::scheduler::paced::{Pace, Paced};
+use crate::scheduler::{Desk, Options, StepLimits, Steps, Worker};
 use crate::settings::Settings;
 
 /// A loaded model.
@@ -58,9 +60,34 @@ impl Resident {
         {
             tracing::warn!(%error, "the next load repacks the weights again; models.native_files = false: do not try");
         }
+        Self::start(opened, engine, options, is_mapped, began)
+    }
+
+    /// The same with an engine that computes nothing: what is left is the daemon's own cost.
+    pub(crate) fn paced(
+        opened: Arc<Opened>,
+        recipe: &Recipe,
+        options: Options,
+        pace: Pace,
+    ) -> Result<Self, Unusable> {
+        let (began, spec) = (Instant::now(), &opened.source.spec);
+        let positions = recipe.options.context * recipe.options.sequences;
+        let PlanOptions { chunk, context, sequences, logits_rows, .. } = recipe.options;
+        let (vocab, hidden) = (spec.vocab, spec.hidden);
+        let limits = StepLimits { chunk, context, positions, vocab, sequences, logits_rows, hidden };
+        Self::start(opened, Paced::new(limits, pace), options, false, began)
+    }
+
+    fn start(
+        opened: Arc<Opened>,
+        steps: impl Steps,
+        options: Options,
+        is_mapped: bool,
+        began: Instant,
+    ) -> Result<Self, Unusable> {
         // What a first request would have to wait for. Where something is wrong with it, the request is told.
         let _ = (opened.text_if_any(), opened.template(), opened.defaults());
-        let worker = Worker::start("engine", engine, options).map_err(|source| {
+        let worker = Worker::start("engine", steps, options).map_err(|source| {
             SourceError::Load(LoadError::System { what: "a thread for the engine".to_owned(), source })
         })?;
         let (desk, loaded_at) = (worker.desk().clone(), SystemTime::now());

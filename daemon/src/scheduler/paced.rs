@@ -27,6 +27,12 @@ impl Clock for Virtual {
     }
 }
 
+/// Whoever is told of every step, and takes the time that the step is to take.
+pub trait Beat: std::fmt::Debug + Send + Sync {
+    /// A step.
+    fn beat(&self);
+}
+
 /// How long a step takes.
 #[derive(Debug, Clone)]
 pub enum Pace {
@@ -36,6 +42,8 @@ pub enum Pace {
     Simulated(Arc<Virtual>, Duration, Duration),
     /// So much of the real time, spent busily as an engine would.
     Real(Duration),
+    /// What it takes.
+    Beaten(Arc<dyn Beat>),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +101,7 @@ impl Paced {
         match &self.pace {
             Pace::Instant => {}
             Pace::Simulated(clock, step, token) => clock.advance(*step + *token * tokens as u32),
+            Pace::Beaten(beat) => beat.beat(),
             Pace::Real(time) => {
                 let begin = Instant::now();
                 while begin.elapsed() < *time {

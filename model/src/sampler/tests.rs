@@ -38,6 +38,19 @@ fn temperature_zero_is_argmax_with_the_lowest_id() {
 }
 
 #[test]
+fn argmax_finds_the_first_of_the_largest_wherever_it_lies() {
+    for count in 1..70_u32 {
+        for at in 0..count {
+            let mut logits: Vec<f32> = (0..count).map(|id| if id < at { -0.5 } else { 0.0 }).collect();
+            assert_eq!(argmax(&logits), Ok(at), "{count} logits");
+            logits[at as usize] = f32::NAN;
+            assert_eq!(argmax(&logits), Err(SamplerError::NotANumber { id: at }), "{count} logits");
+        }
+    }
+    assert_eq!(argmax(&[]), Err(SamplerError::NothingLeft));
+}
+
+#[test]
 fn broken_logits_are_errors() {
     for temperature in [0.0, 1.0] {
         let params = SamplingParams { temperature, top_p: 0.9, ..SamplingParams::default() };

@@ -233,7 +233,7 @@ fn prompt(text: &str) -> Prompt {
 
 /// Whether one argument alone is rather a model than a prompt.
 fn is_a_model(place: &str) -> bool {
-    let path = Path::new(place);
+    let path = chosen_model::found(Path::new(place));
     path.join("config.json").is_file() || (path.is_file() && place.ends_with(".safetensors"))
 }
 

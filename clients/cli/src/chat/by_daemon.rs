@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io::Write;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bantam_core::Cpu;

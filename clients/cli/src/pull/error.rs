@@ -68,7 +68,9 @@ pub(crate) enum PullError {
         "{repo}: no file is left to fetch of {total}; change --include and --exclude (`--dry-run` lists the files)"
     )]
     NothingChosen { repo: String, total: usize },
-    #[error("{file}: expected {} bytes as the hub lists it, found {found}; try again, and check HF_ENDPOINT", .expected)]
+    #[error(
+        "{file}: expected {expected} bytes as the hub lists it, found {found}; try again, and check HF_ENDPOINT"
+    )]
     Length { file: String, expected: u64, found: String },
     #[error(
         "{file}: expected its bytes as they are, found them encoded as {found:?}; a proxy between changes them"

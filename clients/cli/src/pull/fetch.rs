@@ -143,20 +143,23 @@ impl<'a> Fetcher<'a> {
     /// Bytes until there are enough, over as many connections as that takes.
     fn receive(&self, partial: &mut Partial, file: &File) -> Result<(), PullError> {
         let (mut tries, mut server) = (Tries::new(self.web.patience), Server::default());
+        // The most that there ever was, so that a server cannot give and take for ever.
+        let mut most = partial.bytes();
         while !partial.is_whole() {
-            let before = partial.bytes();
             let error = match self.connect(partial, file, &mut server) {
                 Ok(()) => continue,
                 Err(PullError::File { source, .. }) => source,
                 Err(error) => return Err(error),
             };
-            if partial.bytes() >= before + GAIN_BYTES {
+            if partial.bytes() >= most.saturating_add(GAIN_BYTES) {
+                most = partial.bytes();
                 tries.succeeded();
             }
             let Some(pause) = tries.pause(&error) else {
                 return Err(self.repository.refusal(error, self.web, None, Some(&file.path)));
             };
-            self.say(&format!("{}: {error} (trying again in {} s)", file.path, pause.as_secs_f64().ceil()));
+            let (what, seconds) = (error.brief(), pause.as_secs_f64().ceil());
+            self.say(&format!("{}: {what}; trying again in {seconds} s", file.path));
             self.sleep(pause)?;
         }
         Ok(())

@@ -4,7 +4,8 @@
 use std::fs::{self, File as DiskFile, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::checksum::{Etag, short_hash};
 use super::error::PullError;
@@ -12,6 +13,8 @@ use super::listing::File;
 
 /// How often a lock is tried that somebody else holds.
 const LOCK_POLL: Duration = Duration::from_millis(100);
+/// How long before that is worth a word.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The cache's part for one repository.
 #[derive(Debug, Clone)]
@@ -222,7 +225,7 @@ impl Place {
         Ok(())
     }
 
-    /// Waits until nobody else fetches this file. `waiting` is called once if that takes time, `is_over` says when to
+    /// Waits until nobody else fetches this file. `waiting` is called once if that takes long, `is_over` says when to
     /// give up.
     pub(super) fn lock(
         &self,
@@ -232,7 +235,7 @@ impl Place {
         let failed = || PullError::disk(&self.lock);
         let file = DiskFile::options().create(true).truncate(false).write(true).open(&self.lock);
         let file = file.map_err(failed())?;
-        let mut waiting = Some(waiting);
+        let (since, mut waiting) = (Instant::now(), Some(waiting));
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
@@ -246,7 +249,9 @@ impl Place {
             if is_over() {
                 return Err(PullError::Stopped);
             }
-            if let Some(waiting) = waiting.take() {
+            if since.elapsed() >= LOCK_PATIENCE
+                && let Some(waiting) = waiting.take()
+            {
                 waiting();
             }
             std::thread::sleep(LOCK_POLL);
@@ -296,10 +301,7 @@ fn make_link(target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
     if let Some(folder) = link.parent() {
         fs::create_dir_all(folder)?;
     }
-    let mut name = link.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let beside = link.with_file_name(name);
-    let _ = fs::remove_file(&beside);
+    let beside = beside(link);
     match symlink(target, &beside) {
         Ok(()) => fs::rename(&beside, link),
         Err(error) if error.kind() == io::ErrorKind::StorageFull => Err(error),
@@ -328,13 +330,19 @@ fn symlink(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// A name that is nobody's yet.
+fn beside(path: &Path) -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Relaxed)));
+    path.with_file_name(name)
+}
+
 /// Writes a small file beside its name first.
 fn write(path: &Path, text: &str) -> Result<(), PullError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(PullError::disk(folder))?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let beside = path.with_file_name(name);
+    let beside = beside(path);
     let written = DiskFile::create(&beside).and_then(|mut file| file.write_all(text.as_bytes()));
     written.and_then(|()| fs::rename(&beside, path)).map_err(|error| {
         let _ = fs::remove_file(&beside);

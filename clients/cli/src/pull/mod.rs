@@ -1,8 +1,8 @@
 //! `bantam pull`: fetches a repository of a model hub, into huggingface_hub's cache or a plain folder.
 //!
-//! It is the only part of Bantam that asks the network for anything; nothing else fetches by itself. In order: `hub.rs`
-//! (what the environment says), `listing.rs` (what there is), `choice.rs` (what is wanted), `home.rs` (what is here, and
-//! where the rest goes), `fetch.rs` with `partial.rs` and `checksum.rs` (getting it), `web.rs` (HTTP).
+//! It is the only part of Bantam that asks the network for anything; nothing else fetches by itself. In order:
+//! `hub.rs` (what the environment says), `listing.rs` (what there is), `choice.rs` (what is wanted), `home.rs` (what is
+//! here, and where the rest goes), `fetch.rs` with `partial.rs` and `checksum.rs` (getting it), `web.rs` (HTTP).
 
 mod checksum;
 mod choice;
@@ -41,11 +41,11 @@ const SHOWN: usize = 4;
 /// Fetches a model from Hugging Face or another hub
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  bantam pull openai/gpt-oss-20b\n  bantam pull HuggingFaceTB/SmolLM2-135M --out ./smol\n  \
+    after_help = "Examples:\n  bantam pull openai/gpt-oss-20b\n  bantam pull owner/model --out ./model\n  \
                   bantam pull owner/model-GGUF --include '*Q4_K_M*'\n  bantam pull owner/model --dry-run\n\n\
-                  Afterwards `bantam run owner/model PROMPT` finds it. HF_TOKEN is the token for private and gated \
-                  models,\nHF_ENDPOINT another hub, HF_HOME or HF_HUB_CACHE another place for the cache, HTTPS_PROXY a \
-                  proxy.\nWhat was interrupted goes on where it stopped."
+                  Afterwards `bantam run owner/model PROMPT` finds it. What was interrupted goes on where it\n\
+                  stopped. HF_TOKEN is the token for private and gated models, HF_ENDPOINT another hub,\n\
+                  HF_HOME or HF_HUB_CACHE another place for the cache, HTTPS_PROXY a proxy."
 )]
 pub(crate) struct Pull {
     /// The repository, as the hub names it: owner/name

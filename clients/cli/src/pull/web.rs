@@ -72,6 +72,18 @@ fn said(code: &str, words: &str) -> String {
 }
 
 impl WebError {
+    /// What happened, without what to do: for when something is being done.
+    pub(super) fn brief(&self) -> String {
+        match self {
+            WebError::Unreachable { cause, .. } => format!("cannot be reached: {cause}"),
+            WebError::Silent { seconds, .. } => format!("silence for {seconds} s"),
+            WebError::Broken { cause, .. } => format!("the connection broke: {cause}"),
+            WebError::Busy { .. } => "too many requests (429)".to_owned(),
+            WebError::Failed { status, .. } => format!("the server failed (status {status})"),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the same may go well in a moment.
     fn is_passing(&self) -> bool {
         matches!(

@@ -33,15 +33,15 @@ impl Choice {
             .iter()
             .any(|path| !path.contains('/') && ends(path, &[SAFETENSORS]) && !is_consolidated(path));
         let any = |patterns: &[String], path: &str| patterns.iter().any(|pattern| matches(pattern, path));
-        let fate = |path: &&str| match () {
-            () if any(&self.exclude, path) => Fate::Excluded,
-            () if !self.include.is_empty() => match any(&self.include, path) {
-                true => Fate::Wanted,
-                false => Fate::Excluded,
-            },
-            () if has_safetensors && is_foreign(path) => Fate::Duplicate,
-            () if has_plain && is_consolidated(path) => Fate::Duplicate,
-            () => Fate::Wanted,
+        let fate = |path: &&str| {
+            let is_twice = (has_safetensors && is_foreign(path)) || (has_plain && is_consolidated(path));
+            match self.include.as_slice() {
+                _ if any(&self.exclude, path) => Fate::Excluded,
+                [] if is_twice => Fate::Duplicate,
+                [] => Fate::Wanted,
+                include if any(include, path) => Fate::Wanted,
+                _ => Fate::Excluded,
+            }
         };
         paths.iter().map(fate).collect()
     }

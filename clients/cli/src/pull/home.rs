@@ -139,7 +139,9 @@ impl Home {
             (true, _) => State::There,
             (false, Some(blob)) => State::InCache(blob),
             (false, None) => match length(&self.place(file).incomplete) {
-                Some(begun) if begun > 0 && begun <= file.bytes => State::Begun(begun),
+                Some(begun) if begun > 0 && begun <= file.bytes && file.etag.kind().is_some() => {
+                    State::Begun(begun)
+                }
                 _ => State::Absent,
             },
         }

@@ -35,7 +35,8 @@ impl Partial {
         partial.restart_hash();
         match there {
             0 => {}
-            _ if there > file.bytes => partial.restart()?,
+            // Without a hash nobody would notice that it belongs to something else.
+            _ if there > file.bytes || kind.is_none() => partial.restart()?,
             _ => partial.resume(there)?,
         }
         Ok(partial)

@@ -20,6 +20,7 @@ mod models;
 mod output;
 mod plan;
 mod progress;
+mod pull;
 mod run;
 mod sampling_flags;
 mod score;

@@ -158,7 +158,7 @@ fn check(model: &str, form: Form) {
     config["quantization_config"] = settings(group, &["lm_head".to_owned()]);
     let quantized = ModelSpec::parse(config.to_string().as_bytes()).unwrap();
     let golden = Checkpoint::open(&source.join("golden.safetensors")).unwrap();
-    let tokens = ids(&golden, "input_ids");
+    let tokens = ids(&golden, "prompt1.input_ids");
     let folders = ["house", "plain"].map(|kind| Folder::new(&format!("{kind}-{}", what.replace(' ', "_"))));
     let (house, plain) = (write(&folders[0].0, &house), write(&folders[1].0, &plain));
     let wanted = logits(spec, &plain, options(), &tokens);
@@ -189,8 +189,8 @@ fn ternary_experts_compute_as_their_values_do() {
 /// 13 bytes for 64 weights, and what scales take: nothing is kept beside them but a word per row.
 #[test]
 fn bytes_of_a_tile_are_those_of_its_trits() {
-    for (layout, scales) in [(&TRITS_64, 2 * 45 + 2), (&TRITS_128, 2 * 24), (&TRITS_ROW, 0)] {
-        // 45 blocks: the last unit has one, and a shared word that is a quarter full.
+    for (layout, scales) in [(&TRITS_64, 12 * 8), (&TRITS_128, 12 * 4), (&TRITS_ROW, 0)] {
+        // 45 blocks in 12 units: the last one has one, and room for the scales of four.
         let words = 45 * 12 + 12 * 4;
         assert_eq!(layout.tile_bytes(2880), 32 * (words + scales + 4), "{}", layout.name());
     }

@@ -157,6 +157,16 @@ proptest! {
     }
 }
 
+/// Wider than what is opened at once, and than what shares side words.
+#[test]
+fn units_of_blocks_follow_one_another() {
+    for &layout in LAYOUTS {
+        for tokens in [1, 3, 13] {
+            check(layout, 33, 610, tokens, 7);
+        }
+    }
+}
+
 /// Every row of a stack's product is what its own matrix alone makes of it.
 fn check_stack(layout: &'static dyn Layout, columns: usize, counts: &[usize], order: &[u32], seed: u64) {
     let rows = 37;

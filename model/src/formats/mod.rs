@@ -16,6 +16,7 @@ mod gptq;
 mod hqq;
 mod mxfp4;
 pub mod on_load;
+pub mod ternary;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -40,6 +41,7 @@ type Read = fn(Config) -> Result<Arc<dyn Reader>, ConfigError>;
 static METHODS: &[(&str, Read)] = &[
     ("aqlm", aqlm::read),
     ("awq", awq::read),
+    (ternary::METHOD, ternary::read),
     ("bitnet", bitnet::read),
     ("bitsandbytes", bitsandbytes::read),
     ("compressed-tensors", compressed_tensors::read),
@@ -52,7 +54,7 @@ static METHODS: &[(&str, Read)] = &[
 
 /// The same for an error message.
 const METHOD_NAMES: &str =
-    "aqlm, awq, bitnet, bitsandbytes, compressed-tensors, eetq, gguf, gptq, hqq, mxfp4";
+    "aqlm, awq, bantam-ternary, bitnet, bitsandbytes, compressed-tensors, eetq, gguf, gptq, hqq, mxfp4";
 
 impl Format {
     /// Reads `quantization_config`, where there is one; else it is the family's method, if that has one.

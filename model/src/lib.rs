@@ -15,6 +15,7 @@ pub mod generate;
 pub mod generation;
 pub mod gguf;
 pub mod inspect;
+pub mod inventory;
 pub mod likelihood;
 pub mod memory;
 pub mod native;

@@ -1,8 +1,9 @@
 //! A matrix before and after it is quantized, as methods and writers hand it to one another.
 //!
-//! It knows no tool's bytes: a writer lays codes out (`forms/`), a method finds them.
+//! It knows no tool's bytes: a writer lays codes out (`writers/`), a method finds them.
 
 use bantam_core::layouts::Shape;
+use bantam_model::formats::encode::Nested;
 use half::f16;
 
 /// A linear module's weights while it is quantized: output rows, float32.
@@ -62,6 +63,19 @@ pub struct Flat {
     pub scales: Vec<f32>,
     /// One per block, none where there is a book.
     pub zeros: Vec<f32>,
+    /// What stands in the file in their place.
+    pub told: Told,
+}
+
+/// Numbers that say what scales are.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Told {
+    /// The scales themselves.
+    Scales,
+    /// Scales that are quantized again.
+    Nested(Nested),
+    /// The largest magnitude of every block.
+    Largest(Vec<f32>),
 }
 
 /// Trits: value = columns[input] * sum over planes of trit * scale.

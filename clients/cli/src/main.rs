@@ -20,6 +20,7 @@ mod models;
 mod output;
 mod plan;
 mod progress;
+mod quantize;
 mod run;
 mod sampling_flags;
 mod score;

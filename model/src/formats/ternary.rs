@@ -225,8 +225,8 @@ impl Matrix<'_> {
         let at = row * self.of.planes + plane;
         let bytes = self.columns / BLOCK * BLOCK_BYTES;
         let blocks = self.trits[at * bytes..][..bytes].chunks_exact(BLOCK_BYTES);
-        let of_block = |block: &'_ [u8]| block.iter().flat_map(|&byte| DIGITS[usize::from(byte)]).take(BLOCK);
-        let digits = blocks.flat_map(of_block);
+        let digits =
+            blocks.flat_map(|block| block.iter().flat_map(|&byte| DIGITS[usize::from(byte)]).take(BLOCK));
         (digits, &self.scales[at * self.of.groups..][..self.of.groups])
     }
 }

@@ -27,7 +27,8 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Folder {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("quantize-{name}-{}", std::process::id()));
+        let path =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("quantize-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).expect("the target folder can be written");
         Folder(path)
@@ -62,7 +63,8 @@ fn check_same_bytes(name: &str, found: &Checkpoint, golden: &Checkpoint, endings
     };
     assert_eq!(of(found), of(golden), "{name}");
     let mut seen = 0;
-    for wanted in golden.tensors().filter(|tensor| endings.iter().any(|ending| tensor.name.ends_with(ending))) {
+    for wanted in golden.tensors().filter(|tensor| endings.iter().any(|ending| tensor.name.ends_with(ending)))
+    {
         let made = found.tensor(wanted.name).expect("both have the same names");
         assert_eq!((made.dtype, made.shape), (wanted.dtype, wanted.shape), "{name} {}", wanted.name);
         if made.data != wanted.data {
@@ -121,7 +123,8 @@ fn stacked_experts_become_the_same_mxfp4() {
     let output = folder.0.join("made");
     quantize(&model_folder("gpt_oss-bf16"), Form::Mxfp4, &output, MANNER).expect("it can be quantized");
     let found = Checkpoint::open(&output).expect("it opens");
-    let golden = Checkpoint::open(&model_folder("gpt_oss-mxfp4").join("model.safetensors")).expect("it opens");
+    let golden =
+        Checkpoint::open(&model_folder("gpt_oss-mxfp4").join("model.safetensors")).expect("it opens");
     check_same_bytes("mxfp4", &found, &golden, &["_blocks", "_scales", "norm.weight", "bias"]);
 }
 
@@ -134,7 +137,8 @@ fn hqq_finds_nearly_the_same() {
         ("hqq-2b-g32-llama", "llama-tied", 2, 32),
     ] {
         let output = folder.0.join(name);
-        quantize(&model_folder(base), Form::Hqq { bits, group }, &output, MANNER).expect("it can be quantized");
+        quantize(&model_folder(base), Form::Hqq { bits, group }, &output, MANNER)
+            .expect("it can be quantized");
         let found = Checkpoint::open(&output).expect("it opens");
         let golden = repository("tests/goldens/quant").join(name);
         assert_eq!(settings(&output), settings(&golden), "{name}");
@@ -186,7 +190,8 @@ fn every_form_is_read_as_it_was_meant() {
     {
         let (base_folder, output) = (model_folder(base), folder.0.join(number.to_string()));
         let name = format!("{base} as {form:?}");
-        let report = quantize(&base_folder, form, &output, MANNER).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let report =
+            quantize(&base_folder, form, &output, MANNER).unwrap_or_else(|error| panic!("{name}: {error}"));
         let found = error_as_read(&base_folder, &output);
         let told = report.all.loss.relative();
         println!("{name}: {told:.3e}, {:.3} bits", report.all.bits());
@@ -207,7 +212,9 @@ fn error_as_read(base: &Path, output: &Path) -> f64 {
     let plan = Plan::new(&spec, stored(&checkpoint), options(), Cpu::detect()).expect("it can be planned");
     let (mut error, mut square) = (0.0, 0.0);
     for module in bantam_model::inventory::modules(&source).expect("the golden is sound") {
-        let Some(found) = unquantized(&checkpoint, &plan, &module.name).expect("sound weights") else { continue };
+        let Some(found) = unquantized(&checkpoint, &plan, &module.name).expect("sound weights") else {
+            continue;
+        };
         let mut read = vec![0.0; found.view().elements()];
         found.view().read_f32(0, &mut read);
         let (rows, columns) = (module.shape.rows, module.shape.columns);
@@ -234,7 +241,8 @@ fn shards_and_threads_change_nothing_but_files() {
     let base = model_folder("llama-tied");
     let [one, many] = ["one", "many"].map(|name| folder.0.join(name));
     quantize(&base, NF4, &one, Manner { threads: 1, ..MANNER }).expect("it can be quantized");
-    quantize(&base, NF4, &many, Manner { shard_bytes: 100_000, threads: 3, ..MANNER }).expect("it can be quantized");
+    quantize(&base, NF4, &many, Manner { shard_bytes: 100_000, threads: 3, ..MANNER })
+        .expect("it can be quantized");
     assert!(many.join("model.safetensors.index.json").is_file() && !many.join("model.safetensors").exists());
     let (one, many) = (Checkpoint::open(&one).expect("it opens"), Checkpoint::open(&many).expect("it opens"));
     assert_eq!(one.tensors().len(), many.tensors().len());
@@ -288,7 +296,8 @@ fn unfinished_work_is_taken_up_only_with_the_same_settings() {
     let busy = Run::open(&blueprint, &output, &Value::Null, MANNER).expect_err("one at a time");
     assert!(busy.to_string().contains("another process"), "{busy}");
     drop(run);
-    let message = quantize(&model_folder("llama-tied"), Form::Int8, &output, MANNER).expect_err("another form");
+    let message =
+        quantize(&model_folder("llama-tied"), Form::Int8, &output, MANNER).expect_err("another form");
     assert!(message.contains("--restart") && message.contains("Int8"), "{message}");
 
     // A damaged part is made again, a sound one is not.

@@ -221,7 +221,8 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, SourceError> {
 
 fn role(plan: &Plan, fill: &Fill) -> Role {
     let (slot, weights) = (fill.slot(), &plan.weights);
-    let is_router = |layer: &crate::plan::LayerWeights| layer.router.is_some_and(|router| router.matrix.slot == slot);
+    let is_router =
+        |layer: &crate::plan::LayerWeights| layer.router.is_some_and(|router| router.matrix.slot == slot);
     match () {
         () if slot == weights.embedding.slot => Role::Embedding,
         () if slot == weights.head.slot => Role::Head,

@@ -1,8 +1,8 @@
 //! The checkpoint from its parts: shards, their index, and the small files beside them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bantam_model::checkpoint::writer::{self, Outline as Written};
 use bantam_model::checkpoint::{Checkpoint, Dtype};
@@ -109,6 +109,7 @@ pub(crate) fn write(
                 tell(Event::Writing { bytes: [bytes + more, total] });
             })?;
         }
+        give_back(shard, shards.get(number + 1).copied().unwrap_or_default())?;
         bytes += shard.iter().map(|tensor| tensor.outline.bytes() as u64).sum::<u64>();
         tell(Event::Writing { bytes: [bytes, total] });
         map.extend(shard.iter().map(|tensor| (tensor.outline.name.clone(), json!(name))));
@@ -116,6 +117,30 @@ pub(crate) fn write(
     if shards.len() > 1 {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
         write_json(&folder.join("model.safetensors.index.json"), &index)?;
+    }
+    Ok(())
+}
+
+/// Empties the parts of a shard that is written, but for those that the next one needs too. Changed tensors are small
+/// and stay.
+fn give_back(shard: &[Tensor], next: &[Tensor]) -> Result<(), QuantizeError> {
+    let paths = |tensors: &[Tensor]| -> BTreeSet<PathBuf> {
+        let of = |tensor: &Tensor| match &tensor.from {
+            From::Source => Vec::new(),
+            From::Parts(parts) => parts.iter().map(|part| part.path.clone()).collect(),
+        };
+        tensors.iter().flat_map(of).collect()
+    };
+    let mut kept = paths(next);
+    for tensor in shard {
+        let From::Parts(parts) = &tensor.from else { continue };
+        for part in parts {
+            let is_changed =
+                part.path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("changed-"));
+            if !is_changed && kept.insert(part.path.clone()) {
+                parts::empty(part)?;
+            }
+        }
     }
     Ok(())
 }
@@ -141,8 +166,10 @@ fn write_shard(
     path: &Path,
     tell: &mut dyn FnMut(u64),
 ) -> Result<(), QuantizeError> {
-    let outlines: Vec<Written<'_>> =
-        shard.iter().map(|Tensor { outline: o, .. }| (o.name.as_str(), o.dtype, o.shape.as_slice())).collect();
+    let outlines: Vec<Written<'_>> = shard
+        .iter()
+        .map(|Tensor { outline: o, .. }| (o.name.as_str(), o.dtype, o.shape.as_slice()))
+        .collect();
     let mut written = 0;
     writer::write_streamed(path, &outlines, &[("format", "pt")], |index, out| {
         let Tensor { outline, from } = &shard[index];
@@ -194,10 +221,10 @@ pub(crate) fn write_small_files(run: &Run, damp: f64) -> Result<(), QuantizeErro
     copy_files(blueprint.source, &folder)?;
     let config = blueprint.source.files.config()?.unwrap_or_default();
     let mut config: Value = serde_json::from_slice(&config).unwrap_or_default();
-    let dtype = blueprint.source.checkpoint.tensors().map(|tensor| tensor.dtype).find(|dtype| dtype.is_float());
+    let dtype =
+        blueprint.source.checkpoint.tensors().map(|tensor| tensor.dtype).find(|dtype| dtype.is_float());
     let dtype = dtype.unwrap_or(Dtype::Bf16);
-    let settings =
-        writers::settings(&blueprint.form, blueprint.head(), &blueprint.left_names(), dtype, damp);
+    let settings = writers::settings(&blueprint.form, blueprint.head(), &blueprint.left_names(), dtype, damp);
     if blueprint.form.name() == "gptq" {
         write_json(&folder.join("quantize_config.json"), &settings)?;
     }

@@ -1,4 +1,4 @@
-//! What will be done, known before it is: which matrices become what, what stays, and how much memory and disk it takes.
+//! What will be done, known before it is: which matrices become what, what stays, how much memory and disk it takes.
 
 use std::collections::BTreeSet;
 

@@ -30,7 +30,9 @@ pub fn quantize(form: Form, dense: &Dense, dtype: Dtype, threads: usize) -> Quan
         }
         Form::Hqq { bits, group } => Quantized::Flat(hqq::quantize(dense, bits, group, threads)),
         Form::Gptq { bits, group, symmetric, .. } => {
-            Quantized::Grouped(grouped(dense, bits, group, threads, |values| gptq_scale(values, bits, symmetric)))
+            Quantized::Grouped(grouped(dense, bits, group, threads, |values| {
+                gptq_scale(values, bits, symmetric)
+            }))
         }
         Form::Awq { group, .. } => Quantized::Grouped(grouped(dense, 4, group, threads, awq_scale)),
         Form::Ternary { group, planes, fit } => Quantized::Trits(ternary(dense, group, planes, fit, threads)),
@@ -49,7 +51,8 @@ fn flat(shape: Shape, block: usize, book: Option<&'static [f32; 16]>) -> Flat {
 fn blocks(threads: usize, values: &[f32], flat: &mut Flat, encode: fn(&[f32], &mut [u8]) -> Scale) {
     let block = flat.block;
     let step = STEP.next_multiple_of(block);
-    let parts = values.chunks(step).zip(flat.codes.chunks_mut(step)).zip(flat.scales.chunks_mut(step / block));
+    let parts =
+        values.chunks(step).zip(flat.codes.chunks_mut(step)).zip(flat.scales.chunks_mut(step / block));
     share(threads, parts, |((values, codes), scales)| {
         for ((values, codes), scale) in values.chunks(block).zip(codes.chunks_mut(block)).zip(scales) {
             *scale = encode(values, codes).scale;
@@ -197,9 +200,7 @@ fn ternary(dense: &Dense, group: Option<usize>, planes: usize, fit: Fit, threads
     share(threads, parts, |((values, trits), scales)| {
         let mut rest = values.to_vec();
         for (trits, scales) in trits.chunks_mut(columns).zip(scales.chunks_mut(groups)) {
-            for ((rest, trits), scale) in
-                rest.chunks_mut(group).zip(trits.chunks_mut(group)).zip(scales)
-            {
+            for ((rest, trits), scale) in rest.chunks_mut(group).zip(trits.chunks_mut(group)).zip(scales) {
                 *scale = ternary_group(rest, fit, trits);
                 rest.iter_mut().zip(trits).for_each(|(rest, trit)| *rest -= f32::from(*trit) * *scale);
             }

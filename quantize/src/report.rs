@@ -107,8 +107,10 @@ impl Report {
     /// All of it.
     pub fn json(&self) -> Value {
         let kind = |kind: &Kind| {
-            let stages: serde_json::Map<String, Value> =
-                kind.loss.stages.iter().map(|(name, loss)| (name.clone(), json!(rounded(*loss)))).collect();
+            // Methods tell relative losses of single matrices.
+            let mean =
+                |(name, loss): &(String, f64)| (name.clone(), json!(rounded(loss / kind.matrices as f64)));
+            let stages: serde_json::Map<String, Value> = kind.loss.stages.iter().map(mean).collect();
             json!({
                 "matrices": kind.matrices,
                 "weights": kind.weights,

@@ -88,6 +88,8 @@ impl<'a> Run<'a> {
             "source": identity(blueprint)?,
         });
         let work = Work::open(output, &settings, manner.begin)?;
+        let bytes = blueprint.output_bytes();
+        work.check_room(bytes + bytes.min(manner.shard_bytes))?;
         let units = blueprint.units();
         let done = units.iter().map(|_| None).collect();
         Ok(Run { blueprint, work, manner, units, done, weights_done: 0 })
@@ -134,13 +136,15 @@ impl<'a> Run<'a> {
         method: &mut dyn Layerwise,
         tell: &mut dyn FnMut(Event),
     ) -> Result<(), QuantizeError> {
-        let layers = self.blueprint.taken.iter().filter_map(|module| module.layer).max().map_or(0, |last| last + 1);
+        let layers =
+            self.blueprint.taken.iter().filter_map(|module| module.layer).max().map_or(0, |last| last + 1);
         let from = self.restore(method)?;
         for number in 0..self.units.len() {
             let layer = self.blueprint.taken[self.units[number].module].layer;
             if layer.is_some_and(|layer| layer < from) && !self.recall(number, tell) {
                 return Err(refused(format!(
-                    "{}: expected all matrices of {from} layers, found {} missing or damaged: begin anew with --restart",
+                    "{}: expected all matrices of {from} layers, found {} missing or damaged: begin \
+                     anew with --restart",
                     self.work.parts().display(),
                     self.blueprint.name(self.units[number])
                 )));
@@ -288,9 +292,15 @@ impl Taking<'_, '_> {
         })
     }
 
-    fn take(&mut self, name: &str, matrix: &Quantized, stages: Vec<(String, f64)>) -> Result<(), QuantizeError> {
+    fn take(
+        &mut self,
+        name: &str,
+        matrix: &Quantized,
+        stages: Vec<(String, f64)>,
+    ) -> Result<(), QuantizeError> {
         let number = self.run.number(name);
-        let number = number.ok_or_else(|| refused(format!("{name}: expected a matrix of the list, found another")))?;
+        let number =
+            number.ok_or_else(|| refused(format!("{name}: expected a matrix of the list, found another")))?;
         let dense = self.run.blueprint.read(self.run.units[number])?;
         self.run.keep(number, &dense, matrix, stages, self.tell)
     }

@@ -4,11 +4,7 @@ use std::sync::Mutex;
 use std::thread;
 
 /// Does every part once. Which thread does which makes no difference to what comes out.
-pub(crate) fn share<T: Send>(
-    threads: usize,
-    parts: impl Iterator<Item = T> + Send,
-    work: impl Fn(T) + Sync,
-) {
+pub(crate) fn share<T: Send>(threads: usize, parts: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
     if threads <= 1 {
         return parts.for_each(work);
     }

@@ -110,10 +110,29 @@ impl Work {
             format!(" ({key}: expected {}, found {})", clipped(wanted), clipped(found))
         });
         Err(refused(format!(
-            "{}: expected work that was begun with the same model and settings, found other ones{words}: finish it with \
-             those, or begin anew with --restart",
+            "{}: expected work that was begun with the same model and settings, found other ones{words}: finish it \
+             with those, or begin anew with --restart",
             self.folder.display()
         )))
+    }
+
+    /// Refuses a disk that has no room for all that is still to be written.
+    pub(crate) fn check_room(&self, bytes: u64) -> Result<(), QuantizeError> {
+        let own = [self.parts(), self.result()].iter().map(|folder| folder_bytes(folder)).sum();
+        let needed = bytes.saturating_sub(own);
+        #[cfg(unix)]
+        if let Ok(disk) = rustix::fs::statvfs(&self.folder) {
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            if free < needed {
+                return Err(refused(format!(
+                    "{}: expected {needed} free bytes on the disk, for the result and one shard twice, found {free}: \
+                     make room, or give a folder on another disk",
+                    self.folder.display()
+                )));
+            }
+        }
+        let _ = needed;
+        Ok(())
     }
 
     /// Where matrices are kept until all are done.
@@ -136,7 +155,8 @@ impl Work {
         let result = self.result();
         sync_folder(&result)?;
         writer::write_file(&self.folder.join("done"), identity(&result).as_bytes())?;
-        let replaced = self.output.exists() && fs::read_dir(&self.output).is_ok_and(|mut all| all.next().is_some());
+        let replaced =
+            self.output.exists() && fs::read_dir(&self.output).is_ok_and(|mut all| all.next().is_some());
         match replaced {
             false => fs::rename(&result, &self.output).map_err(at(&self.output))?,
             // From here on the folder of the unfinished holds the old model.
@@ -244,6 +264,11 @@ fn remove_leftovers(folder: &Path) -> Result<(), QuantizeError> {
         }
     }
     Ok(())
+}
+
+fn folder_bytes(folder: &Path) -> u64 {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
 }
 
 /// Renames and new files are on the disk only when their folder is. Windows has no such call.

@@ -31,13 +31,11 @@ const DAMP: f64 = 0.0;
 
 /// Makes a smaller checkpoint, in the form that the original tools read
 #[derive(Args)]
-#[command(
-    after_help = "Examples:\n  bantam quantize ./my-model --to nf4 --output ./my-model-nf4\n  \
+#[command(after_help = "Examples:\n  bantam quantize ./my-model --to nf4 --output ./my-model-nf4\n  \
                   bantam quantize ./my-model --to gptq --bits 4 --group-size 64 --output ./my-model-gptq\n  \
                   bantam quantize ./gpt-oss-20b --to ternary --ram 4GiB --output ./gpt-oss-20b-ternary\n  \
                   bantam quantize ./my-model --to int8 --evaluate held-out.txt --output ./my-model-int8\n\n\
-                  What was begun and not finished stands in DIR.partial; the same command goes on with it."
-)]
+                  What was begun and not finished stands in DIR.partial; the same command goes on with it.")]
 pub(crate) struct Quantize {
     /// Folder or .safetensors file in Hugging Face form
     #[arg(value_name = "MODEL")]
@@ -207,7 +205,8 @@ impl Quantize {
         self.told(|tell| run.assemble(DAMP, tell))?;
         let mut report = Report::new(&run);
         let made = Source::open(&run.folder())?;
-        report.bytes_per_token = Some(made.plan(options(&made, 2, Precision::Fast), Cpu::detect())?.bytes_per_token as u64);
+        report.bytes_per_token =
+            Some(made.plan(options(&made, 2, Precision::Fast), Cpu::detect())?.bytes_per_token as u64);
         if let Some(ids) = text {
             report.evaluation = Some(self.evaluate(&source, &made, &ids, &run)?);
         }
@@ -398,7 +397,8 @@ impl Quantize {
         if let Some(found) = &report.evaluation {
             let number = |key: &str| found[key].as_f64().unwrap_or(f64::NAN);
             output::line(&format!(
-                "perplexity {:.4} before, {:.4} after ({:.4} times); divergence {:.5} nats, same first token in {:.2} %",
+                "perplexity {:.4} before, {:.4} after ({:.4} times); divergence {:.5} nats, same first token in \
+                 {:.2} %",
                 number("perplexity_before"),
                 number("perplexity_after"),
                 number("perplexity_ratio"),
@@ -406,7 +406,8 @@ impl Quantize {
                 number("top1_agreement") * 100.0
             ))?;
         }
-        let peak = peak.map_or_else(String::new, |peak| format!(", at most {} of memory", output::bytes(peak)));
+        let peak =
+            peak.map_or_else(String::new, |peak| format!(", at most {} of memory", output::bytes(peak)));
         output::line(&format!("{}: {seconds:.1} s{peak}", self.output.display()))?;
         Ok(())
     }

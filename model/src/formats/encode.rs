@@ -218,9 +218,8 @@ impl Nested {
     /// The scales.
     pub fn values(&self) -> Vec<f32> {
         let map = dynamic_map();
-        let value = |(at, code): (usize, &u8)| {
-            map[usize::from(*code)] * self.scales[at / NESTED_BLOCK] + self.offset
-        };
+        let value =
+            |(at, code): (usize, &u8)| map[usize::from(*code)] * self.scales[at / NESTED_BLOCK] + self.offset;
         self.codes.iter().enumerate().map(value).collect()
     }
 }

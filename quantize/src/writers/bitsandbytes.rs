@@ -9,11 +9,8 @@ use crate::matrix::{Flat, Told};
 
 pub(super) fn four_bits(name: &str, flat: &Flat, kind: &str, dtype: Dtype) -> Vec<Piece> {
     let tensor = |suffix: &str| format!("{name}.weight{suffix}");
-    let codes: Vec<u8> = flat
-        .codes
-        .chunks(2)
-        .map(|pair| pair[0] << 4 | pair.get(1).copied().unwrap_or_default())
-        .collect();
+    let codes: Vec<u8> =
+        flat.codes.chunks(2).map(|pair| pair[0] << 4 | pair.get(1).copied().unwrap_or_default()).collect();
     let book = flat.book.expect("four bits have a book");
     let blocks = flat.scales.len();
     let shape = format!("[{}, {}]", flat.shape.rows, flat.shape.columns);

@@ -8,6 +8,7 @@ mod clients;
 mod comforts;
 mod fake;
 mod native;
+mod quantize;
 mod refusals;
 mod serving;
 

@@ -3,10 +3,10 @@
 use bantam_model::checkpoint::Dtype;
 use serde_json::{Value, json};
 
-use super::{Piece, f32_bytes, type_name, word_bytes};
+use super::{Piece, f32_bytes, word_bytes};
 use crate::matrix::Flat;
 
-pub(super) fn pieces(name: &str, flat: &Flat, bits: usize, dtype: Dtype) -> Vec<Piece> {
+pub(super) fn pieces(name: &str, flat: &Flat, bits: usize) -> Vec<Piece> {
     let tensor = |suffix: &str| format!("{name}.{suffix}");
     let groups = flat.scales.len();
     let (packing, view) = match bits {
@@ -25,8 +25,10 @@ pub(super) fn pieces(name: &str, flat: &Flat, bits: usize, dtype: Dtype) -> Vec<
         let number = (number as u32).to_le_bytes().to_vec();
         pieces.push(Piece::new(tensor(key), Dtype::I32, &[], number));
     }
-    let compute = format!("torch.{}", type_name(dtype));
-    for (key, text) in [("compute_dtype", &*compute), ("packing", &*packing), ("unpack_view_dtype", view)] {
+    // That of the scales.
+    for (key, text) in
+        [("compute_dtype", "torch.float32"), ("packing", &*packing), ("unpack_view_dtype", view)]
+    {
         pieces.push(Piece::new(tensor(key), Dtype::U8, &[text.len()], text.as_bytes().to_vec()));
     }
     let flags = [
@@ -67,7 +69,9 @@ fn packed(name: String, flat: &Flat, bits: usize) -> Piece {
 }
 
 pub(super) fn settings(bits: usize, group: usize, head: Option<&str>, left: &[String]) -> Value {
-    let skipped: Vec<&str> = head.into_iter().chain(left.iter().map(String::as_str)).collect();
+    // The tool always names one, and a head of another name too.
+    let others = head.filter(|head| *head != "lm_head").into_iter().chain(left.iter().map(String::as_str));
+    let skipped: Vec<&str> = std::iter::once("lm_head").chain(others).collect();
     json!({
         "quant_config": {
             "offload_meta": false,

@@ -45,7 +45,7 @@ pub fn pieces(form: &Form, name: &str, matrix: &Quantized, dtype: Dtype) -> Vec<
         }
         (Form::Int8, Quantized::Flat(flat)) => bitsandbytes::eight_bits(name, flat),
         (Form::Mxfp4, Quantized::Flat(flat)) => mxfp4::pieces(name, flat),
-        (Form::Hqq { bits, .. }, Quantized::Flat(flat)) => hqq::pieces(name, flat, *bits, dtype),
+        (Form::Hqq { bits, .. }, Quantized::Flat(flat)) => hqq::pieces(name, flat, *bits),
         (Form::Gptq { .. }, Quantized::Grouped(grouped)) => gptq::pieces(name, grouped),
         (Form::Awq { .. }, Quantized::Grouped(grouped)) => awq::pieces(name, grouped),
         (Form::Ternary { .. }, Quantized::Trits(trits)) => ternary::pieces(name, trits),

@@ -118,7 +118,7 @@ fn a_killed_run_ends_with_the_same_bytes() {
                 break;
             }
             assert!(!status.success(), "number {number}");
-            microseconds += 4000 + number * 137 % 1000;
+            microseconds += 15_000 + number * 737 % 5000;
         }
         std::fs::remove_dir_all(&output).unwrap();
         let _ = std::fs::remove_dir_all(folder.join(format!("killed-{number}.partial")));

@@ -56,14 +56,22 @@ pub(super) fn eight_bits(name: &str, flat: &Flat) -> Vec<Piece> {
     ]
 }
 
-/// A number as Python prints it, as short as it can be.
+/// A number as Python prints it: with as few digits as tell it apart, of two such the nearer, of two as near the even.
 fn python_float(value: f64) -> String {
-    let text = format!("{value:e}");
-    let (digits, exponent) = text.split_once('e').expect("the form asks for an exponent");
-    let exponent: i32 = exponent.parse().expect("an exponent is a number");
+    let exponent_of = |text: &str| -> (usize, i32) {
+        let (digits, exponent) = text.split_once('e').expect("the form asks for an exponent");
+        let digits = digits.chars().filter(char::is_ascii_digit).count();
+        (digits, exponent.parse().expect("an exponent is a number"))
+    };
+    // The shortest form settles how many digits; only the exact one settles which.
+    let (digits, exponent) = exponent_of(&format!("{value:e}"));
     match exponent {
-        -4..16 => format!("{value:?}"),
-        _ => format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
+        -4..16 => format!("{value:.*}", (digits as i32 - 1 - exponent).max(1) as usize),
+        _ => {
+            let text = format!("{value:.*e}", digits - 1);
+            let (digits, _) = text.split_once('e').expect("the form asks for an exponent");
+            format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+        }
     }
 }
 
@@ -102,6 +110,7 @@ mod tests {
     fn numbers_are_spelled_as_python_spells_them() {
         for (value, text) in [
             (0.605_361_938_476_562_5, "0.6053619384765625"),
+            (f64::from(f32::from_bits(0x3f02_9680)), "0.5101089477539062"),
             (1.0, "1.0"),
             (0.0001, "0.0001"),
             (0.000_012_5, "1.25e-05"),

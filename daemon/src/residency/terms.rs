@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::bytes::{Bytes, Device};
+use super::bytes::{Amount, Bytes, Device};
 
 /// A model with its options, as the owner numbers them. Other options that cost other bytes are another model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -167,8 +167,12 @@ pub struct Account {
 }
 
 impl Account {
-    fn needed(&self) -> u64 {
-        self.needed.on(self.device)
+    fn of(&self, bytes: Bytes) -> Amount {
+        Amount(bytes.on(self.device), self.device)
+    }
+
+    fn needed(&self) -> Amount {
+        self.of(self.needed)
     }
 
     fn budget(&self) -> u64 {
@@ -183,9 +187,9 @@ impl Account {
         self.in_use.on(self.device)
     }
 
-    /// Bytes by which the budget is too small beside `others`.
-    fn missing(&self, others: u64) -> u64 {
-        self.needed().saturating_add(others).saturating_sub(self.budget())
+    /// By what the budget is too small beside `others`.
+    fn missing(&self, others: Bytes) -> Amount {
+        self.of(self.needed.plus(others).beyond(self.budget))
     }
 }
 
@@ -194,23 +198,22 @@ impl Account {
 pub enum Refusal {
     /// Not even alone.
     #[error(
-        "the model needs {} bytes of {}, the whole budget is {}: raise the budget by {} bytes, or choose a shorter \
-         context, fewer slots or a smaller quantization",
-        .0.needed(), .0.device, .0.budget(), .0.missing(0)
+        "the model needs {}, the whole budget is {}: raise the budget by {}, or choose a shorter context, fewer \
+         slots or a smaller quantization",
+        .0.needed(), .0.budget(), .0.missing(Bytes::ZERO)
     )]
     TooLarge(Account),
     /// Not beside those that stay.
     #[error(
-        "the model needs {} bytes of {}, but pinned models hold {} of the budget of {}: unpin some, or raise the \
-         budget by {} bytes",
-        .0.needed(), .0.device, .0.pinned(), .0.budget(), .0.missing(.0.pinned())
+        "the model needs {}, but pinned models hold {} of the budget of {}: unpin some, or raise the budget by {}",
+        .0.needed(), .0.pinned(), .0.budget(), .0.missing(.0.pinned)
     )]
     Pinned(Account),
     /// The budget became smaller than what is in use; nothing new starts until it is met again.
     #[error(
-        "the model needs {} bytes of {}, but models in use hold {} ({} pinned), more than the budget of {}: try again \
-         when their requests have ended, unload or unpin some, or raise the budget",
-        .0.needed(), .0.device, .0.in_use(), .0.pinned(), .0.budget()
+        "the model needs {}, but models in use hold {} ({} pinned), more than the budget of {}: try again when their \
+         requests have ended, unload or unpin some, or raise the budget",
+        .0.needed(), .0.in_use(), .0.pinned(), .0.budget()
     )]
     OverBudget(Account),
     /// Too many wait.

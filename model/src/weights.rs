@@ -117,7 +117,7 @@ fn not_finite(source: &TensorView, row: usize, column: usize) -> WeightsError {
     WeightsError::NotFinite { file, tensor, row, column }
 }
 
-fn unreadable(source: &TensorView, error: std::io::Error) -> WeightsError {
+pub(crate) fn unreadable(source: &TensorView, error: std::io::Error) -> WeightsError {
     let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
     WeightsError::Read { file, tensor, reason: error.to_string() }
 }

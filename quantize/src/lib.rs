@@ -1,0 +1,5 @@
+//! Makes smaller checkpoints, in the forms that the original tools read.
+#![deny(unsafe_code)]
+
+pub mod layerwise;
+pub mod matrix;

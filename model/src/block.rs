@@ -17,7 +17,7 @@ use crate::decoder::Decoder;
 use crate::engine::{LoadError, stored};
 use crate::formats::Tensors;
 use crate::memory;
-use crate::plan::{Cut, Fill, Options, Origin, Plan, PlanError};
+use crate::plan::{Cut, Fill, Linear, Options, Origin, Plan, PlanError};
 use crate::pool::Threads;
 use crate::source::{Source, SourceError};
 use crate::spec::ModelSpec;
@@ -96,6 +96,22 @@ pub struct Module {
     pub name: String,
     /// Outputs and inputs.
     pub shape: Shape,
+    /// What it is multiplied with.
+    pub input: BlockInput,
+}
+
+/// The inputs of a block's matrices, in the order in which they are computed. Modules of one input share it, experts
+/// apart: each of them sees the rows that are sent to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BlockInput {
+    /// The stream, normed: of queries, keys and values.
+    Attention,
+    /// What attention gathered.
+    Attended,
+    /// The stream, normed again: of gate and up, and of a router.
+    FeedForward,
+    /// What the bend leaves.
+    Bent,
 }
 
 /// A part of a module that the decoder has as a matrix of its own.
@@ -305,13 +321,28 @@ fn modules(plan: &Plan) -> (Vec<Module>, Vec<Piece>) {
             let expert = keys.iter().filter(|key| key.0 == name).count();
             let shown = if is_together(plan, origin, start) { format!("{name}.{expert}") } else { name.clone() };
             keys.push((name, start));
-            modules.push(Module { name: shown, shape: Shape { rows: 0, ..matrix.shape } });
+            let (shape, input) = (Shape { rows: 0, ..matrix.shape }, input_of(plan, matrix.slot));
+            modules.push(Module { name: shown, shape, input });
             modules.len() - 1
         });
         modules[module].shape.rows += matrix.shape.rows;
         pieces.push(Piece { module, cut: *cut, matrix: *matrix });
     }
     (modules, pieces)
+}
+
+fn input_of(plan: &Plan, slot: Slot) -> BlockInput {
+    let w = &plan.weights.layers[0];
+    let is = |linear: &Linear| linear.matrix.slot.range().contains(&slot.offset);
+    if [&w.query, &w.key, &w.value].into_iter().any(is) {
+        BlockInput::Attention
+    } else if is(&w.output) {
+        BlockInput::Attended
+    } else if is(&w.down) {
+        BlockInput::Bent
+    } else {
+        BlockInput::FeedForward
+    }
 }
 
 /// Whether other matrices begin elsewhere in the same tensor.

@@ -87,6 +87,16 @@ impl Work<'_> {
         out
     }
 
+    /// `a` times some rows of `b`, as many as `a` has columns.
+    pub fn times_rows(&self, a: &[f32], b: &[f32], b_width: usize, rows: &[usize]) -> Vec<f32> {
+        let packed = self.pack(b_width, rows.len(), |column, out| {
+            out.iter_mut().zip(rows).for_each(|(out, row)| *out = b[row * b_width + column]);
+        });
+        let mut out = vec![0.0; a.len() / rows.len() * b_width];
+        self.product(a, &packed, &mut out, false);
+        out
+    }
+
     /// Adds `x^T * y` to `out`: `x` and `y` have as many rows.
     pub fn add_cross(&self, x: &[f32], x_width: usize, y: &[f32], y_width: usize, out: &mut [f32]) {
         let count = x.len() / x_width;

@@ -4,6 +4,8 @@
 //! In memory are one block in float32, the states, the squares of inputs of as many matrices as the budget allows, and
 //! where targets are corrected, the original's inputs of one block.
 
+pub mod awq;
 pub mod feedback;
 pub mod gptq;
 pub mod linear;
+pub mod ternary;

@@ -98,6 +98,8 @@ pub struct Module {
     pub shape: Shape,
     /// What it is multiplied with.
     pub input: BlockInput,
+    /// Whether only some rows are sent to it.
+    pub is_expert: bool,
 }
 
 /// The inputs of a block's matrices, in the order in which they are computed. Modules of one input share it, experts
@@ -322,7 +324,8 @@ fn modules(plan: &Plan) -> (Vec<Module>, Vec<Piece>) {
             let shown = if is_together(plan, origin, start) { format!("{name}.{expert}") } else { name.clone() };
             keys.push((name, start));
             let (shape, input) = (Shape { rows: 0, ..matrix.shape }, input_of(plan, matrix.slot));
-            modules.push(Module { name: shown, shape, input });
+            let is_expert = is_expert(plan, matrix.slot);
+            modules.push(Module { name: shown, shape, input, is_expert });
             modules.len() - 1
         });
         modules[module].shape.rows += matrix.shape.rows;
@@ -343,6 +346,13 @@ fn input_of(plan: &Plan, slot: Slot) -> BlockInput {
     } else {
         BlockInput::FeedForward
     }
+}
+
+fn is_expert(plan: &Plan, slot: Slot) -> bool {
+    let w = &plan.weights.layers[0];
+    let experts = [Some(&w.up), w.gate.as_ref(), Some(&w.down)].into_iter().flatten();
+    let holds = |linear: &Linear| linear.matrix.slot.range().contains(&slot.offset);
+    w.router.is_some() && experts.into_iter().any(holds)
 }
 
 /// Whether other matrices begin elsewhere in the same tensor.

@@ -20,6 +20,8 @@ pub struct Hessian {
     pub order: Vec<usize>,
     /// `width x width`, damped.
     pub values: Vec<f32>,
+    /// What was added to the squares of every column.
+    pub added: f32,
     /// U, `width x width`; zeros below the diagonal.
     pub upper: Vec<f32>,
 }
@@ -52,10 +54,12 @@ impl Hessian {
             values[at * width + at] = 1.0;
         });
         let mut damp = damp.max(1e-6) * mean.max(f64::MIN_POSITIVE) as f32;
+        let mut added = 0.0;
         loop {
             (0..width).for_each(|at| values[at * width + at] += damp);
+            added += damp;
             if let Some(upper) = upper(work, &values, width) {
-                return Hessian { width, order: places, values, upper };
+                return Hessian { width, order: places, values, added, upper };
             }
             damp *= 10.0;
         }

@@ -206,7 +206,8 @@ fn invert_block(l: &mut [f32], width: usize) {
     l.copy_from_slice(&out);
 }
 
-fn turned_over(matrix: &[f32], width: usize) -> Vec<f32> {
+/// Rows as columns.
+pub fn turned_over(matrix: &[f32], width: usize) -> Vec<f32> {
     let mut out = vec![0.0; matrix.len()];
     for (row, values) in matrix.chunks_exact(width).enumerate() {
         values.iter().enumerate().for_each(|(column, value)| out[column * width + row] = *value);

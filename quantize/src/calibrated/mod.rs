@@ -8,6 +8,7 @@ pub mod awq;
 pub mod feedback;
 pub mod gptq;
 pub mod linear;
+pub mod sample;
 pub mod ternary;
 
 mod inputs;

@@ -128,8 +128,21 @@ struct Piece {
 pub trait Tap {
     /// Whether it looks at the input of a module, by its place in [`Block::modules`].
     fn wants(&self, module: usize) -> bool;
-    /// Rows that modules are multiplied with: all of them, or of an expert those that were sent to it.
-    fn rows(&mut self, modules: &[usize], rows: &[f32], columns: usize);
+    /// Modules are about to be multiplied.
+    fn see(&mut self, seen: &Seen);
+}
+
+/// A product that is about to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The wanted modules that it is made with.
+    pub modules: &'a [usize],
+    /// Rows that they are multiplied with: all of them, or of an expert those that were sent to it.
+    pub rows: &'a [f32],
+    /// Values of a row.
+    pub columns: usize,
+    /// Where the result is added to the stream: what stands there, row by row.
+    pub stream: Option<&'a [f32]>,
 }
 
 /// Looks at nothing.
@@ -137,7 +150,7 @@ impl Tap for () {
     fn wants(&self, _: usize) -> bool {
         false
     }
-    fn rows(&mut self, _: &[usize], _: &[f32], _: usize) {}
+    fn see(&mut self, _: &Seen) {}
 }
 
 /// A block in memory.
@@ -193,9 +206,8 @@ impl Block {
         threads: usize,
     ) -> Result<Block, SourceError> {
         let (spec, plan) = Block::plan(source, layer, length, cpu)?;
-        let system = |what: &str, source| {
-            SourceError::Load(LoadError::System { what: what.to_owned(), source })
-        };
+        let system =
+            |what: &str, source| SourceError::Load(LoadError::System { what: what.to_owned(), source });
         let arena = memory::region(plan.weight_bytes)
             .and_then(|weights| memory::arena(weights, plan.cache_bytes, plan.work_bytes))
             .map_err(|source| system(&format!("{} bytes of memory", plan.bytes()), source))?;
@@ -321,7 +333,8 @@ fn modules(plan: &Plan) -> (Vec<Module>, Vec<Piece>) {
         let module = module.unwrap_or_else(|| {
             // Matrices of a stack begin at different places of one tensor, in the order of the experts.
             let expert = keys.iter().filter(|key| key.0 == name).count();
-            let shown = if is_together(plan, origin, start) { format!("{name}.{expert}") } else { name.clone() };
+            let shown =
+                if is_together(plan, origin, start) { format!("{name}.{expert}") } else { name.clone() };
             keys.push((name, start));
             let (shape, input) = (Shape { rows: 0, ..matrix.shape }, input_of(plan, matrix.slot));
             let is_expert = is_expert(plan, matrix.slot);
@@ -410,7 +423,7 @@ impl<B: Backend> Tapped<'_, B> {
                 };
                 self.rows.extend_from_slice(&x[row * columns..][..columns]);
             }
-            self.tap.rows(&modules, &self.rows, columns);
+            self.tap.see(&Seen { modules: &modules, rows: &self.rows, columns, stream: None });
         }
     }
 }
@@ -419,8 +432,10 @@ impl<B: Backend> Backend for Tapped<'_, B> {
     fn matmul(&mut self, rows: usize, x: Slot, products: &[Product]) {
         let modules = self.wanted(products, 0);
         if !modules.is_empty() {
-            let columns = products[0].matrix.shape.columns;
-            self.tap.rows(&modules, self.inner.read(x.first(rows * columns)), columns);
+            let Shape { rows: outputs, columns } = products[0].matrix.shape;
+            let stream = products[0].add.then(|| self.inner.read(products[0].out.first(rows * outputs)));
+            let rows = self.inner.read(x.first(rows * columns));
+            self.tap.see(&Seen { modules: &modules, rows, columns, stream });
         }
         self.inner.matmul(rows, x, products);
     }

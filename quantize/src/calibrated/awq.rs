@@ -82,7 +82,8 @@ pub fn scales(work: Work, settings: &Settings, inputs: Inputs, width: usize, mod
         if scales.iter().any(|scale| !scale.is_finite()) {
             continue;
         }
-        let loss = modules.iter().map(|values| loss(work, settings, inputs, width, values, &scales)).sum::<f64>();
+        let loss =
+            modules.iter().map(|values| loss(work, settings, inputs, width, values, &scales)).sum::<f64>();
         if loss < best.0 {
             best = (loss, scales);
         }
@@ -105,7 +106,14 @@ fn magnitudes(settings: &Settings, width: usize, modules: &[&[f32]]) -> Vec<f32>
 }
 
 /// What rounding scaled weights does to the outputs.
-fn loss(work: Work, settings: &Settings, inputs: Inputs, width: usize, values: &[f32], scales: &[f32]) -> f64 {
+fn loss(
+    work: Work,
+    settings: &Settings,
+    inputs: Inputs,
+    width: usize,
+    values: &[f32],
+    scales: &[f32],
+) -> f64 {
     let group = settings.group.unwrap_or(width).min(width);
     let mut errors = values.to_vec();
     each_row(work.pool, &mut errors, width, 8, |_, row| {
@@ -124,7 +132,14 @@ fn loss(work: Work, settings: &Settings, inputs: Inputs, width: usize, values: &
 
 /// Codes of a matrix whose columns and inputs were scaled already. `clip` says whether ends may be cut: queries and
 /// keys are left as they are, since a softmax is fed by their products.
-pub fn quantize(work: Work, settings: &Settings, squares: &[f32], shape: Shape, values: &[f32], clip: bool) -> Grouped {
+pub fn quantize(
+    work: Work,
+    settings: &Settings,
+    squares: &[f32],
+    shape: Shape,
+    values: &[f32],
+    clip: bool,
+) -> Grouped {
     let width = shape.columns;
     let group = settings.group.unwrap_or(width).min(width);
     let groups = width.div_ceil(group);
@@ -140,12 +155,22 @@ pub fn quantize(work: Work, settings: &Settings, squares: &[f32], shape: Shape, 
                 (least, largest) = cut_ends(settings, squares, width, first, of_group);
             }
             let (scale, zero) = grid(settings, least, largest);
-            out[0].codes.extend(of_group.iter().map(|&value| code(value.clamp(least, largest), scale, zero) as u8));
+            out[0]
+                .codes
+                .extend(of_group.iter().map(|&value| code(value.clamp(least, largest), scale, zero) as u8));
             out[0].scales.push(scale);
             out[0].zeros.push(zero as u8);
         }
     });
-    let mut found = Grouped { shape, bits: BITS, group, codes: Vec::new(), scales: Vec::new(), zeros: Vec::new(), group_of: None };
+    let mut found = Grouped {
+        shape,
+        bits: BITS,
+        group,
+        codes: Vec::new(),
+        scales: Vec::new(),
+        zeros: Vec::new(),
+        group_of: None,
+    };
     for row in rows {
         found.codes.extend(row.codes);
         found.scales.extend(row.scales);

@@ -50,9 +50,11 @@ impl Hessian {
         for &row in &places {
             values.extend(places.iter().map(|&column| squares[row * width + column]));
         }
-        (0..width).filter(|&at| values[at * width + at] == 0.0).collect::<Vec<_>>().into_iter().for_each(|at| {
-            values[at * width + at] = 1.0;
-        });
+        (0..width).filter(|&at| values[at * width + at] == 0.0).collect::<Vec<_>>().into_iter().for_each(
+            |at| {
+                values[at * width + at] = 1.0;
+            },
+        );
         let mut damp = damp.max(1e-6) * mean.max(f64::MIN_POSITIVE) as f32;
         let mut added = 0.0;
         loop {
@@ -74,7 +76,8 @@ impl Hessian {
     pub fn losses(&self, work: Work, errors: &[f32]) -> Vec<f64> {
         let products = work.times(errors, &self.values, self.width);
         let rows = errors.chunks_exact(self.width).zip(products.chunks_exact(self.width));
-        let dot = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        let dot =
+            |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
         rows.map(dot).collect()
     }
 }

@@ -65,7 +65,11 @@ pub fn quantize(work: Work, settings: Settings, hessian: &Hessian, shape: Shape,
     }
     if settings.act_order {
         let mut group_of = vec![0; width];
-        hessian.order.iter().enumerate().for_each(|(place, &column)| group_of[column] = (place / group) as u32);
+        hessian
+            .order
+            .iter()
+            .enumerate()
+            .for_each(|(place, &column)| group_of[column] = (place / group) as u32);
         found.group_of = Some(group_of);
     }
     found

@@ -1,7 +1,7 @@
 //! What is gathered of the inputs of a block's matrices: sums over all rows, never the rows themselves; and those of the
 //! original, row by row, where targets are made of them.
 
-use bantam_model::block::{Block, Streams, Tap};
+use bantam_model::block::{Block, Seen, Streams, Tap};
 
 use super::feedback::Hessian;
 use super::linear::{Work, turned_over};
@@ -12,26 +12,37 @@ pub(super) struct Squares {
     width: usize,
     /// x^T x.
     pub(super) own: Vec<f32>,
-    /// x^T o, where o is what the original has in x's place.
-    cross: Option<Vec<f32>>,
+    /// Where the original's inputs are known.
+    original: Option<Crossed>,
     /// Sums of magnitudes.
     sums: Vec<f64>,
     /// Rows so far.
     rows: usize,
 }
 
+/// What connects inputs with the original's.
+#[derive(Debug)]
+struct Crossed {
+    /// x^T o, where o is what the original has in x's place.
+    inputs: Vec<f32>,
+    /// d^T x, where d is what the stream lacks of the original's before the product is added to it.
+    lacking: Option<Vec<f32>>,
+}
+
+/// How much of what the stream lacks a product is to bring. All of it would be as well as nothing where it follows from
+/// the inputs by chance alone.
+const BROUGHT: f32 = 0.5;
+
 impl Squares {
-    fn new(width: usize, crossed: bool) -> Self {
-        let square = || vec![0.0; width * width];
-        Squares { width, own: square(), cross: crossed.then(square), sums: vec![0.0; width], rows: 0 }
+    fn new(width: usize) -> Self {
+        Squares { width, own: vec![0.0; width * width], original: None, sums: vec![0.0; width], rows: 0 }
     }
 
-    fn add(&mut self, work: Work, rows: &[f32], original: Option<&[f32]>) {
-        let width = self.width;
+    fn add(&mut self, work: Work, seen: &Seen, original: Option<&Original>) {
+        let (width, rows) = (self.width, seen.rows);
         work.add_cross(rows, width, rows, width, &mut self.own);
-        if let (Some(cross), Some(original)) = (&mut self.cross, original) {
-            let from = self.rows * width;
-            work.add_cross(rows, width, &original[from..from + rows.len()], width, cross);
+        if let Some(original) = original {
+            self.add_original(work, seen, original);
         }
         for row in rows.chunks_exact(width) {
             self.sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(value.abs()));
@@ -39,18 +50,36 @@ impl Squares {
         self.rows += rows.len() / width;
     }
 
+    fn add_original(&mut self, work: Work, seen: &Seen, original: &Original) {
+        let (width, count) = (self.width, seen.rows.len() / self.width);
+        let new = || Crossed { inputs: vec![0.0; width * width], lacking: None };
+        let crossed = self.original.get_or_insert_with(new);
+        let inputs = &original.rows[self.rows * width..][..seen.rows.len()];
+        work.add_cross(seen.rows, width, inputs, width, &mut crossed.inputs);
+        let Some(stream) = seen.stream.filter(|_| !original.stream.is_empty()) else { return };
+        let hidden = stream.len() / count;
+        let wanted = &original.stream[self.rows * hidden..][..stream.len()];
+        let lacking: Vec<f32> = wanted.iter().zip(stream).map(|(wanted, found)| wanted - found).collect();
+        let sum = crossed.lacking.get_or_insert_with(|| vec![0.0; hidden * width]);
+        work.add_cross(&lacking, hidden, seen.rows, width, sum);
+    }
+
     /// Mean magnitude of every column.
     pub(super) fn means(&self) -> Vec<f32> {
         self.sums.iter().map(|sum| (sum / self.rows.max(1) as f64) as f32).collect()
     }
 
-    /// The weights that make of these inputs what the module's own make of the original's, as far as that is possible.
+    /// The weights that make of these inputs what the module's own make of the original's, and half of what the stream
+    /// lacks by then, as far as that follows from these inputs.
     pub(super) fn wanted(&self, work: Work, hessian: &Hessian, weights: Vec<f32>) -> Vec<f32> {
-        let Some(cross) = &self.cross else { return weights };
+        let Some(crossed) = &self.original else { return weights };
         let width = self.width;
-        let mut made = work.times(&weights, cross, width);
+        let mut made = work.times(&weights, &crossed.inputs, width);
         // What was added to the squares counts for the original too: where inputs say little, weights stay.
         made.iter_mut().zip(&weights).for_each(|(made, weight)| *made += hessian.added * weight);
+        if let Some(lacking) = &crossed.lacking {
+            made.iter_mut().zip(lacking).for_each(|(made, lacking)| *made += BROUGHT * lacking);
+        }
         let ordered: Vec<f32> = made.chunks_exact(width).flat_map(|row| hessian.ordered(row)).collect();
         let half = work.times(&ordered, &hessian.upper, width);
         let solved = work.times(&half, &turned_over(&hessian.upper, width), width);
@@ -62,26 +91,34 @@ impl Squares {
     }
 }
 
+/// The original's inputs of modules, and the stream that their result is added to.
+#[derive(Debug)]
+struct Original {
+    modules: Vec<usize>,
+    rows: Vec<f32>,
+    stream: Vec<f32>,
+}
+
 /// The original's inputs of a block, for modules that every row passes through: experts see other rows once weights
 /// have changed.
 #[derive(Debug, Default)]
 pub(super) struct Targets {
     wanted: Vec<usize>,
-    inputs: Vec<(Vec<usize>, Vec<f32>)>,
+    inputs: Vec<Original>,
 }
 
 impl Targets {
     /// Runs the original's streams through its block.
     pub(super) fn take(block: &mut Block, original: &mut Streams, listed: &[usize]) -> Self {
         let plain = |module: &usize| !block.modules()[*module].is_expert;
-        let mut targets = Targets { wanted: listed.iter().copied().filter(plain).collect(), inputs: Vec::new() };
+        let mut targets =
+            Targets { wanted: listed.iter().copied().filter(plain).collect(), inputs: Vec::new() };
         block.run(original, &mut targets);
         targets
     }
 
-    fn of(&self, module: usize) -> Option<&[f32]> {
-        let found = self.inputs.iter().find(|(modules, _)| modules.contains(&module));
-        found.map(|(_, rows)| rows.as_slice())
+    fn of(&self, module: usize) -> Option<&Original> {
+        self.inputs.iter().find(|original| original.modules.contains(&module))
     }
 }
 
@@ -90,11 +127,15 @@ impl Tap for Targets {
         self.wanted.contains(&module)
     }
 
-    fn rows(&mut self, modules: &[usize], rows: &[f32], _: usize) {
-        match self.inputs.iter_mut().find(|(known, _)| known == modules) {
-            Some((_, known)) => known.extend_from_slice(rows),
-            None => self.inputs.push((modules.to_vec(), rows.to_vec())),
-        }
+    fn see(&mut self, seen: &Seen) {
+        let known = self.inputs.iter().position(|original| original.modules == seen.modules);
+        let at = known.unwrap_or_else(|| {
+            let modules = seen.modules.to_vec();
+            self.inputs.push(Original { modules, rows: Vec::new(), stream: Vec::new() });
+            self.inputs.len() - 1
+        });
+        self.inputs[at].rows.extend_from_slice(seen.rows);
+        self.inputs[at].stream.extend_from_slice(seen.stream.unwrap_or_default());
     }
 }
 
@@ -120,8 +161,7 @@ impl<'a> Kept<'a> {
         // An expert that no row was sent to.
         for &module in modules {
             if !kept.squares.iter().any(|(known, _)| known.contains(&module)) {
-                let squares = Squares::new(block.modules()[module].shape.columns, false);
-                kept.squares.push((vec![module], squares));
+                kept.squares.push((vec![module], Squares::new(block.modules()[module].shape.columns)));
             }
         }
         kept
@@ -138,13 +178,13 @@ impl Tap for Kept<'_> {
         self.modules.contains(&module)
     }
 
-    fn rows(&mut self, modules: &[usize], rows: &[f32], columns: usize) {
-        let original = self.targets.and_then(|targets| targets.of(modules[0]));
-        let known = self.squares.iter().position(|(known, _)| known == modules);
+    fn see(&mut self, seen: &Seen) {
+        let original = self.targets.and_then(|targets| targets.of(seen.modules[0]));
+        let known = self.squares.iter().position(|(known, _)| known == seen.modules);
         let at = known.unwrap_or_else(|| {
-            self.squares.push((modules.to_vec(), Squares::new(columns, original.is_some())));
+            self.squares.push((seen.modules.to_vec(), Squares::new(seen.columns)));
             self.squares.len() - 1
         });
-        self.squares[at].1.add(self.work, rows, original);
+        self.squares[at].1.add(self.work, seen, original);
     }
 }

@@ -4,10 +4,10 @@
 //! A matrix here is a slice of rows. The one product that everything is made of is `a * b^T`: rows of both are read
 //! along.
 
+use bantam_core::Cpu;
 use bantam_core::layouts::{FLOAT32, Precision, Shape, TILE_ROWS};
 use bantam_core::ops::matmul::{Input, Output, multiply, panel_bytes};
 use bantam_core::ops::share::each_row;
-use bantam_core::{Cpu, Pool};
 use bantam_model::pool::Threads;
 
 /// Columns that are factored at once: small enough for the nearest cache.
@@ -39,7 +39,9 @@ impl Work<'_> {
             let first = number * TILE_ROWS;
             let mut values = vec![0.0; TILE_ROWS.min(rows - first) * columns];
             values.chunks_exact_mut(columns).enumerate().for_each(|(at, out)| row(first + at, out));
-            FLOAT32.pack(columns, &values, bytemuck::cast_slice_mut(out)).expect("numbers were finite before");
+            FLOAT32
+                .pack(columns, &values, bytemuck::cast_slice_mut(out))
+                .expect("numbers were finite before");
         });
         Packed { shape, tiles }
     }
@@ -117,11 +119,14 @@ impl Work<'_> {
             let block = BLOCK.min(width - first);
             // Columns of the block, from its first row down, less what earlier columns make of them.
             let rows = width - first;
-            let mut panel: Vec<f32> = (first..width).flat_map(|row| &matrix[row * width + first..][..block]).copied().collect();
+            let mut panel: Vec<f32> =
+                (first..width).flat_map(|row| &matrix[row * width + first..][..block]).copied().collect();
             if first > 0 {
-                let left: Vec<f32> = (first..width).flat_map(|row| &l[row * width..][..first]).copied().collect();
+                let left: Vec<f32> =
+                    (first..width).flat_map(|row| &l[row * width..][..first]).copied().collect();
                 let mut sum = vec![0.0; rows * block];
-                let top = self.pack(block, first, |at, out| out.copy_from_slice(&left[at * first..][..first]));
+                let top =
+                    self.pack(block, first, |at, out| out.copy_from_slice(&left[at * first..][..first]));
                 self.product(&left, &top, &mut sum, false);
                 panel.iter_mut().zip(&sum).for_each(|(value, sum)| *value -= sum);
             }
@@ -143,12 +148,15 @@ impl Work<'_> {
         let mut turned = vec![0.0; width * width];
         for first in (0..width).step_by(BLOCK) {
             let block = BLOCK.min(width - first);
-            let mut head: Vec<f32> = (first..first + block).flat_map(|row| &l[row * width + first..][..block]).copied().collect();
+            let mut head: Vec<f32> =
+                (first..first + block).flat_map(|row| &l[row * width + first..][..block]).copied().collect();
             invert_block(&mut head, block);
             let mut sums = vec![0.0; block * first];
             if first > 0 {
-                let left: Vec<f32> = (first..first + block).flat_map(|row| &l[row * width..][..first]).copied().collect();
-                let above = self.pack(first, first, |at, out| out.copy_from_slice(&turned[at * width..][..first]));
+                let left: Vec<f32> =
+                    (first..first + block).flat_map(|row| &l[row * width..][..first]).copied().collect();
+                let above =
+                    self.pack(first, first, |at, out| out.copy_from_slice(&turned[at * width..][..first]));
                 self.product(&left, &above, &mut sums, false);
             }
             each_row(self.pool, &mut turned, width, 64, |column, out| {
@@ -170,7 +178,8 @@ impl Work<'_> {
 fn factor(a: &mut [f32], width: usize) -> Option<()> {
     for column in 0..width {
         for row in column..width {
-            let sum: f64 = (0..column).map(|k| f64::from(a[row * width + k]) * f64::from(a[column * width + k])).sum();
+            let sum: f64 =
+                (0..column).map(|k| f64::from(a[row * width + k]) * f64::from(a[column * width + k])).sum();
             let value = f64::from(a[row * width + column]) - sum;
             a[row * width + column] = if row > column {
                 (value / f64::from(a[column * width + column])) as f32
@@ -249,10 +258,13 @@ mod tests {
                 for row in 0..width {
                     for column in 0..width {
                         let at = row * width + column;
-                        let sum: f64 =
-                            (0..3 * width).map(|k| f64::from(x[k * width + row] * x[k * width + column])).sum();
+                        let sum: f64 = (0..3 * width)
+                            .map(|k| f64::from(x[k * width + row] * x[k * width + column]))
+                            .sum();
                         let wanted = sum + if row == column { 1.0 } else { 0.0 };
-                        let close = |found: f32, wanted: f64| (f64::from(found) - wanted).abs() < 1e-4 * (1.0 + width as f64);
+                        let close = |found: f32, wanted: f64| {
+                            (f64::from(found) - wanted).abs() < 1e-4 * (1.0 + width as f64)
+                        };
                         assert!(close(h[at], wanted) && close(back[at], wanted), "{width}: {row}, {column}");
                         let wanted = if row == column { 1.0 } else { 0.0 };
                         assert!((one[at] - wanted).abs() < 1e-3, "{width}: {row}, {column}: {}", one[at]);

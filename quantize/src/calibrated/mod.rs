@@ -13,6 +13,8 @@ pub mod ternary;
 
 mod inputs;
 mod scaled;
+#[cfg(test)]
+mod tests;
 
 use std::io::{self, Read, Write};
 
@@ -69,7 +71,12 @@ pub struct Calibrated<'a> {
 
 impl<'a> Calibrated<'a> {
     /// A model with the tokens that calibrate it.
-    pub fn new(source: &'a Source, settings: Settings, tokens: &[u32], cpu: Cpu) -> Result<Self, MethodError> {
+    pub fn new(
+        source: &'a Source,
+        settings: Settings,
+        tokens: &[u32],
+        cpu: Cpu,
+    ) -> Result<Self, MethodError> {
         if tokens.len() < settings.length {
             return Err(MethodError(format!(
                 "expected calibration text of at least {} tokens, found {}; give more text",
@@ -102,11 +109,13 @@ impl<'a> Calibrated<'a> {
                 let squares = kept.of(module);
                 let weights = block.weights(module);
                 let (quantized, stages) = self.quantize(block, module, squares, weights);
-                let name = &block.modules()[module].name;
+                let name = block.modules()[module].name.clone();
                 if block.set_weights(module, &quantized.values()).is_err() {
-                    return Err(MethodError(format!("{name}: expected finite weights after quantizing; raise --damp")));
+                    return Err(MethodError(format!(
+                        "{name}: expected finite weights after quantizing; raise --damp"
+                    )));
                 }
-                hand.quantized(&block.modules()[module].name, quantized, &stages)?;
+                hand.quantized(&name, quantized, &stages)?;
             }
         }
         Ok(())
@@ -142,12 +151,13 @@ impl<'a> Calibrated<'a> {
             Method::Gptq(settings) => {
                 let hessian = settings.hessian(work, &squares.own, shape.columns);
                 let wanted = squares.wanted(work, &hessian, weights);
-                let found = gptq::quantize(work, *settings, &hessian, shape, &wanted);
+                let found = Quantized::Grouped(gptq::quantize(work, *settings, &hessian, shape, &wanted));
                 let loss = relative_loss(work, &hessian, &wanted, &found.values());
-                (Quantized::Grouped(found), vec![("feedback", loss)])
+                (found, vec![("feedback", loss)])
             }
             Method::Ternary(settings) => {
-                let hessian = Hessian::new(work, &squares.own, shape.columns, Order::LargestFirst, settings.damp);
+                let hessian =
+                    Hessian::new(work, &squares.own, shape.columns, Order::LargestFirst, settings.damp);
                 let wanted = squares.wanted(work, &hessian, weights);
                 let (found, stages) = ternary::quantize(work, settings, &hessian, shape, 1, &wanted);
                 (Quantized::Trits(found), stages)
@@ -182,18 +192,23 @@ impl Layerwise for Calibrated<'_> {
         let (length, threads) = (self.settings.length, self.settings.threads);
         let load = Block::load(self.source, number, length, self.cpu, threads);
         let mut block = load.map_err(|error| said(&error))?;
-        let is_listed = |module: &usize| matrices.iter().any(|listed| listed.name == block.modules()[*module].name);
+        let is_listed =
+            |module: &usize| matrices.iter().any(|listed| listed.name == block.modules()[*module].name);
         let listed: Vec<usize> = (0..block.modules().len()).filter(is_listed).collect();
         if listed.len() < matrices.len() {
-            let missing = matrices.iter().find(|&one| block.modules().iter().all(|module| module.name != one.name));
+            let missing =
+                matrices.iter().find(|&one| block.modules().iter().all(|module| module.name != one.name));
             let name = missing.map_or("", |listed| &listed.name);
-            return Err(MethodError(format!("expected matrix {name} in layer {number}, found none of that name")));
+            return Err(MethodError(format!(
+                "expected matrix {name} in layer {number}, found none of that name"
+            )));
         }
         let targets = self.original.as_mut().map(|original| Targets::take(&mut block, original, &listed));
         if let Method::Awq(settings) = self.settings.method.clone() {
             return scaled::layer(self, &settings, number, &mut block, &listed, hand);
         }
-        for input in [BlockInput::Attention, BlockInput::Attended, BlockInput::FeedForward, BlockInput::Bent] {
+        for input in [BlockInput::Attention, BlockInput::Attended, BlockInput::FeedForward, BlockInput::Bent]
+        {
             let of_input = |module: &usize| block.modules()[*module].input == input;
             let modules: Vec<usize> = listed.iter().copied().filter(of_input).collect();
             self.stage(&mut block, &modules, targets.as_ref(), hand)?;

@@ -49,9 +49,8 @@ pub fn options(written: &Written) -> Options {
 /// 1, ends of text included.
 pub fn write(source: &Source, written: &Written, cpu: Cpu) -> Result<Vec<u32>, MethodError> {
     let options = options(written);
-    let mut engine = source
-        .load(options, cpu, written.threads, None, &mut |_| {})
-        .map_err(|error| said(&error))?;
+    let mut engine =
+        source.load(options, cpu, written.threads, None, &mut |_| {}).map_err(|error| said(&error))?;
     let vocab = source.spec.vocab;
     let mut tokens = Vec::with_capacity(written.sequences * written.length);
     for first in (0..written.sequences).step_by(options.sequences) {
@@ -68,8 +67,12 @@ pub fn write(source: &Source, written: &Written, cpu: Cpu) -> Result<Vec<u32>, M
         }
         let rows: Vec<usize> = (0..count).collect();
         for _ in 1..written.length {
-            let last: Vec<[u32; 1]> = sequences.iter().map(|(_, _, tokens)| [tokens[tokens.len() - 1]]).collect();
-            let chunks = sequences.iter().zip(&last).map(|((sequence, ..), tokens)| Chunk { sequence: *sequence, tokens });
+            let last: Vec<[u32; 1]> =
+                sequences.iter().map(|(_, _, tokens)| [tokens[tokens.len() - 1]]).collect();
+            let chunks = sequences
+                .iter()
+                .zip(&last)
+                .map(|((sequence, ..), tokens)| Chunk { sequence: *sequence, tokens });
             engine.step(&chunks.collect::<Vec<_>>()).map_err(|error| said(&error))?;
             let logits = engine.logits(&rows);
             for ((_, sampler, tokens), logits) in sequences.iter_mut().zip(logits.chunks_exact_mut(vocab)) {

@@ -199,7 +199,11 @@ impl<'a> Fit<'a> {
     /// Rounds with feedback at the scales that are there.
     fn feed_back(&self, lines: &mut [Line]) {
         let new = |line: &mut Line| {
-            let grid = Known { fit: self, scales: line.scales.clone(), codes: Vec::with_capacity(line.target.len()) };
+            let grid = Known {
+                fit: self,
+                scales: line.scales.clone(),
+                codes: Vec::with_capacity(line.target.len()),
+            };
             Row::new(line.target.clone(), grid)
         };
         let mut rows: Vec<Row<Known>> = lines.iter_mut().map(new).collect();
@@ -211,7 +215,8 @@ impl<'a> Fit<'a> {
     fn turn_trits(&self, lines: &mut [Line]) {
         let width = self.hessian.width;
         let mut pulls = self.work.times(&self.errors(lines), &self.hessian.values, width);
-        let mut both: Vec<(&mut Line, &mut [f32])> = lines.iter_mut().zip(pulls.chunks_exact_mut(width)).collect();
+        let mut both: Vec<(&mut Line, &mut [f32])> =
+            lines.iter_mut().zip(pulls.chunks_exact_mut(width)).collect();
         each_row(self.work.pool, &mut both, 1, 2, |_, both| {
             let (line, pull) = &mut both[0];
             for _ in 0..self.settings.sweeps {
@@ -256,7 +261,8 @@ impl Line {
     /// Stage 1: the scale of every group, and the nearest trits.
     fn search(&mut self, fit: &Fit) {
         for places in &fit.places {
-            let pairs: Vec<(f32, f32)> = places.iter().map(|&place| (self.target[place], fit.own[place])).collect();
+            let pairs: Vec<(f32, f32)> =
+                places.iter().map(|&place| (self.target[place], fit.own[place])).collect();
             let finest = search_scale(&pairs, if fit.planes == 1 { 1.0 } else { 4.0 });
             // Planes begin as digits: three times as large each.
             self.scales.extend((0..fit.planes).map(|plane| finest * 3f32.powi(plane as i32)));
@@ -354,11 +360,13 @@ impl System {
     fn put(&mut self, fit: &Fit, line: &Line, unknown: usize, product: &[f32]) {
         for (group, places) in fit.places.iter().enumerate() {
             for plane in 0..fit.planes {
-                let sum = places.iter().map(|&place| trit(line.codes[place], plane) * product[place]).sum::<f32>();
+                let sum =
+                    places.iter().map(|&place| trit(line.codes[place], plane) * product[place]).sum::<f32>();
                 self.squares[unknown * self.unknowns + group * fit.planes + plane] = f64::from(sum);
             }
         }
-        let along = line.target.iter().zip(product).map(|(&value, &product)| f64::from(value) * f64::from(product));
+        let along =
+            line.target.iter().zip(product).map(|(&value, &product)| f64::from(value) * f64::from(product));
         self.along[unknown] = along.sum();
     }
 

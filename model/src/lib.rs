@@ -21,6 +21,7 @@ pub mod memory;
 pub mod native;
 pub mod plan;
 pub mod pool;
+pub mod prompt;
 pub mod reply;
 pub mod rope;
 pub mod sampler;

@@ -12,6 +12,7 @@ pub mod sample;
 pub mod ternary;
 
 mod inputs;
+mod planes;
 mod scaled;
 #[cfg(test)]
 mod tests;
@@ -36,8 +37,17 @@ pub enum Method {
     Gptq(gptq::Settings),
     /// Four bits after a search for scales and ends.
     Awq(awq::Settings),
-    /// One trit or two for a weight.
-    Ternary(ternary::Settings),
+    /// Trits.
+    Ternary(ternary::Settings, Planes),
+}
+
+/// How many trits a weight is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Planes {
+    /// As many for all: 1 or 2.
+    All(usize),
+    /// Two for the matrices that gain most, by so many bits for a weight of all blocks, side data included.
+    Bits(f64),
 }
 
 /// How a model is calibrated.
@@ -56,6 +66,9 @@ pub struct Settings {
     pub threads: usize,
 }
 
+/// Sequences that show which matrices gain most from a second plane.
+const PLANES_SEQUENCES: usize = 16;
+
 /// A model on its way through a method.
 #[derive(Debug)]
 pub struct Calibrated<'a> {
@@ -67,6 +80,8 @@ pub struct Calibrated<'a> {
     streams: Streams,
     /// What the original's make of it, where that is asked for.
     original: Option<Streams>,
+    /// Of matrices that have another number of planes than one.
+    planes: planes::Chosen,
 }
 
 impl<'a> Calibrated<'a> {
@@ -88,7 +103,16 @@ impl<'a> Calibrated<'a> {
         let pool = Threads::start(settings.threads).map_err(|error| said(&error))?;
         let is_corrected = settings.correct && !matches!(settings.method, Method::Awq(_));
         let original = is_corrected.then(|| streams.clone());
-        Ok(Calibrated { source, settings, cpu, pool, streams, original })
+        let planes = match settings.method {
+            Method::Ternary(of, Planes::Bits(bits)) => {
+                let sequences = PLANES_SEQUENCES.min(streams.sequences()) * streams.length * streams.width;
+                let few = Streams { values: streams.values[..sequences].to_vec(), ..streams };
+                let work = Work { cpu, pool: &pool };
+                planes::choose(source, &of, bits, few, cpu, work, settings.threads)?
+            }
+            _ => planes::Chosen::new(),
+        };
+        Ok(Calibrated { source, settings, cpu, pool, streams, original, planes })
     }
 
     fn work(&self) -> Work<'_> {
@@ -155,11 +179,16 @@ impl<'a> Calibrated<'a> {
                 let loss = relative_loss(work, &hessian, &wanted, &found.values());
                 (found, vec![("feedback", loss)])
             }
-            Method::Ternary(settings) => {
+            Method::Ternary(settings, planes) => {
+                let name = &block.modules()[module].name;
+                let planes = match planes {
+                    Planes::All(planes) => *planes,
+                    Planes::Bits(_) => self.planes.get(name).copied().unwrap_or(1),
+                };
                 let hessian =
                     Hessian::new(work, &squares.own, shape.columns, Order::LargestFirst, settings.damp);
                 let wanted = squares.wanted(work, &hessian, weights);
-                let (found, stages) = ternary::quantize(work, settings, &hessian, shape, 1, &wanted);
+                let (found, stages) = ternary::quantize(work, settings, &hessian, shape, planes, &wanted);
                 (Quantized::Trits(found), stages)
             }
             Method::Awq(settings) => {

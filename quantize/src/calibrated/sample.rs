@@ -12,6 +12,12 @@ use bantam_model::source::Source;
 use super::said;
 use crate::layerwise::MethodError;
 
+/// Tokens of a text, as it stands.
+pub fn of_text(source: &Source, text: &str) -> Result<Vec<u32>, MethodError> {
+    let tokenizer = source.text().map_err(|error| said(&error))?.tokenizer;
+    tokenizer.encode(text, false).map_err(|error| said(&source.tokenizer_error(error)))
+}
+
 /// How much the model writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {

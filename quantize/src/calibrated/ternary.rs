@@ -53,7 +53,7 @@ pub fn quantize(
     let (mut trits, mut scales) = (Vec::new(), Vec::new());
     let (mut whole, mut losses) = (0.0, [0.0; NAMES.len()]);
     for rows in values.chunks(ROWS * width) {
-        let targets: Vec<f32> = rows.chunks_exact(width).flat_map(|row| hessian.ordered(row)).collect();
+        let targets = ordered(hessian, rows);
         whole += hessian.losses(work, &targets).iter().sum::<f64>();
         let lines = fit.lines(&targets, &mut losses);
         for line in &lines {
@@ -63,6 +63,25 @@ pub fn quantize(
     let relative = |loss: f64| if whole > 0.0 { loss / whole } else { 0.0 };
     let stages = NAMES.into_iter().zip(losses.map(relative)).collect();
     (Trits { shape, planes, group: fit.group, trits, scales, columns: None }, stages)
+}
+
+/// What a second plane takes off the relative loss, before anything is made good.
+pub fn gain(work: Work, settings: &Settings, hessian: &Hessian, shape: Shape, values: &[f32]) -> f64 {
+    let whole = hessian.losses(work, &ordered(hessian, values)).iter().sum::<f64>();
+    let [one, two] = [1, 2].map(|planes| {
+        let fit = Fit::new(work, settings, hessian, planes);
+        let rows = values.chunks(ROWS * shape.columns).map(|rows| {
+            let mut lines = fit.new_lines(&ordered(hessian, rows));
+            each_row(work.pool, &mut lines, 1, 2, |_, line| line[0].search(&fit));
+            fit.loss(&lines)
+        });
+        rows.sum::<f64>()
+    });
+    if whole > 0.0 { (one - two) / whole } else { 0.0 }
+}
+
+fn ordered(hessian: &Hessian, rows: &[f32]) -> Vec<f32> {
+    rows.chunks_exact(hessian.width).flat_map(|row| hessian.ordered(row)).collect()
 }
 
 /// Names of the stages.
@@ -157,12 +176,13 @@ impl<'a> Fit<'a> {
         Levels(&scales[self.group_of[place] * self.planes..][..self.planes])
     }
 
+    fn new_lines(&self, targets: &[f32]) -> Vec<Line> {
+        let new = |target: &[f32]| Line { target: target.to_vec(), codes: Vec::new(), scales: Vec::new() };
+        targets.chunks_exact(self.hessian.width).map(new).collect()
+    }
+
     fn lines(&self, targets: &[f32], losses: &mut [f64; 4]) -> Vec<Line> {
-        let width = self.hessian.width;
-        let mut lines: Vec<Line> = targets
-            .chunks_exact(width)
-            .map(|target| Line { target: target.to_vec(), codes: Vec::new(), scales: Vec::new() })
-            .collect();
+        let mut lines = self.new_lines(targets);
         each_row(self.work.pool, &mut lines, 1, 2, |_, line| line[0].search(self));
         losses[0] += self.loss(&lines);
         self.feed_back(&mut lines);

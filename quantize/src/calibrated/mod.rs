@@ -12,6 +12,8 @@ pub mod sample;
 pub mod ternary;
 
 mod inputs;
+#[cfg(test)]
+mod model_tests;
 mod planes;
 mod scaled;
 #[cfg(test)]

@@ -158,7 +158,7 @@ fn what_was_saved_goes_on_where_it_was() {
     let new = || {
         Calibrated::new(&source, settings(in_trits(Planes::All(1)), true, 2), &tokens, Cpu::detect()).unwrap()
     };
-    let (mut first, mut saved) = (new(), Vec::new());
+    let (mut first, mut saved) = (new(), Vec::<u8>::new());
     first.layer(0, &listed(&source, 0), &mut Kept::default()).unwrap();
     first.save(&mut saved).unwrap();
     let (mut wanted, mut found) = (Kept::default(), Kept::default());

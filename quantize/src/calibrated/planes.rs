@@ -32,6 +32,23 @@ struct Candidate {
     worth: f64,
 }
 
+impl Candidate {
+    fn join(&mut self, other: Candidate) {
+        self.names.extend(other.names);
+        self.weights += other.weights;
+        self.bits += other.bits;
+        self.worth += other.worth;
+    }
+}
+
+/// Experts whose squares are gathered at once.
+const TOGETHER: usize = 8;
+
+/// What the names of experts that lie side by side have in common.
+fn without_numbers(name: &str) -> String {
+    name.split('.').filter(|part| part.parse::<usize>().is_err()).collect::<Vec<_>>().join(".")
+}
+
 /// Chooses by what a few sequences show. `bits` is the mean over all matrices of the blocks.
 pub(super) fn choose(
     source: &Source,
@@ -79,32 +96,24 @@ fn of_block(
     let is_mixture = block.modules().iter().any(|module| module.is_expert);
     let is_router =
         |module: &Module| is_mixture && module.input == BlockInput::FeedForward && !module.is_expert;
-    let modules: Vec<usize> =
-        (0..block.modules().len()).filter(|&at| !is_router(&block.modules()[at])).collect();
+    let modules = (0..block.modules().len()).filter(|&at| !is_router(&block.modules()[at]));
+    let (experts, plain): (Vec<usize>, Vec<usize>) = modules.partition(|&at| block.modules()[at].is_expert);
     let mut of_layer: Vec<(String, Candidate, BlockInput)> = Vec::new();
-    for &module in &modules {
-        let alone = [module];
-        let kept = Kept::gather(work, block, streams, &alone, None);
-        let Module { name, shape, input, is_expert } = block.modules()[module].clone();
-        let hessian = Hessian::new(work, &kept.of(module).own, shape.columns, Order::Given, settings.damp);
-        let worth = ternary::gain(work, settings, &hessian, shape, &block.weights(module));
-        let weights = shape.rows * shape.columns;
-        let bits = weights as f64 * plane_bits(settings.group, shape.columns);
-        // Experts lie side by side: all but their numbers are equal.
-        let key = match is_expert {
-            true => {
-                name.split('.').filter(|part| part.parse::<usize>().is_err()).collect::<Vec<_>>().join(".")
+    for modules in std::iter::once(plain.as_slice()).chain(experts.chunks(TOGETHER)) {
+        let kept = Kept::gather(work, block, streams, modules, None);
+        for &module in modules {
+            let Module { name, shape, input, is_expert } = block.modules()[module].clone();
+            let squares = &kept.of(module).own;
+            let hessian = Hessian::new(work, squares, shape.columns, Order::Given, settings.damp);
+            let worth = ternary::gain(work, settings, &hessian, shape, &block.weights(module));
+            let weights = shape.rows * shape.columns;
+            let bits = weights as f64 * plane_bits(settings.group, shape.columns);
+            let key = if is_expert { without_numbers(&name) } else { name.clone() };
+            let one = Candidate { names: vec![name], weights, bits, worth };
+            match of_layer.iter_mut().find(|(known, ..)| *known == key) {
+                Some((_, candidate, _)) => candidate.join(one),
+                None => of_layer.push((key, one, input)),
             }
-            false => name.clone(),
-        };
-        match of_layer.iter_mut().find(|(known, ..)| *known == key) {
-            Some((_, candidate, _)) => {
-                candidate.names.push(name);
-                candidate.weights += weights;
-                candidate.bits += bits;
-                candidate.worth += worth;
-            }
-            None => of_layer.push((key, Candidate { names: vec![name], weights, bits, worth }, input)),
         }
     }
     let shares = shares(block, streams);

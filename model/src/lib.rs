@@ -1,6 +1,7 @@
 //! A checkpoint becomes a running decoder.
 #![deny(unsafe_code)]
 
+pub mod block;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;

@@ -370,6 +370,12 @@ fn squared_error(dense: &Dense, made: &Quantized, threads: usize) -> (f64, f64) 
     rows.iter().fold((0.0, 0.0), |sums, row| (sums.0 + row.0, sums.1 + row.1))
 }
 
+/// A few digits that tell a list of tokens from another one.
+pub fn fingerprint(tokens: &[u32]) -> String {
+    let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+    format!("{:016x}", xxh3_64(&bytes))
+}
+
 /// What tells a model from another one: its files, their sizes and dates, and its configuration.
 fn identity(blueprint: &Blueprint) -> Result<Value, QuantizeError> {
     let source = blueprint.source;

@@ -4,6 +4,7 @@
 mod arguments;
 mod bench;
 mod cache;
+mod calibration;
 mod chat;
 mod chosen_model;
 mod completions;

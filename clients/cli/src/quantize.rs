@@ -20,14 +20,13 @@ use bantam_quantize::work::Begin;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use crate::calibration::Calibration;
 use crate::failure::{Failure, refused, usage};
 use crate::progress::Progress;
 use crate::{cache, chosen_model, interrupt, models, output, token_ids};
 
 /// Positions whose logits are computed together.
 const LOGITS_ROWS: usize = 64;
-/// Weight of the diagonal in GPTQ's own search, which rounding does without.
-const DAMP: f64 = 0.0;
 
 /// Makes a smaller checkpoint, in the form that the original tools read
 #[derive(Args)]
@@ -48,6 +47,8 @@ pub(crate) struct Quantize {
     output: PathBuf,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    calibration: Calibration,
     /// The most memory that may be taken, such as 4GiB; refused at once where it is too little
     #[arg(long, value_name = "BYTES", value_parser = models::bytes)]
     ram: Option<u64>,
@@ -84,16 +85,21 @@ struct Settings {
     /// nf4, fp4: keeps scales in float32
     #[arg(long)]
     no_double_quantization: bool,
-    /// Bits of a code: gptq 2, 3, 4, 8; hqq 1, 2, 3, 4, 8 [default: 4]
+    /// Bits of a code: gptq 2, 3, 4, 8; hqq 1, 2, 3, 4, 8 [default: 4]; of ternary weights with --method ptbitnet on
+    /// average: matrices that gain most get a second trit, such as for 2.2
     #[arg(long, value_name = "N")]
-    bits: Option<u64>,
+    bits: Option<f64>,
     /// Inputs under one scale, -1 for whole rows [default: gptq, awq 128; hqq, ternary 64]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     group_size: Option<i64>,
     /// gptq: zeros wherever they fit best, and not in the middle
     #[arg(long)]
     asymmetric: bool,
-    /// ternary: absmean is the plain definition, optimal has the least squared error [default: optimal]
+    /// gptq: inputs with the largest activations first
+    #[arg(long)]
+    act_order: bool,
+    /// gptq, awq: calibrated, as the tools do it, or rounded to the nearest; ternary: absmean is the plain definition,
+    /// optimal has the least squared error, ptbitnet is calibrated [default: calibrated; ternary optimal]
     #[arg(long, value_enum)]
     method: Option<MethodName>,
     /// ternary: 1 or 2 trits for every weight [default: 1]
@@ -101,10 +107,13 @@ struct Settings {
     planes: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum MethodName {
+    Nearest,
+    Calibrated,
     Absmean,
     Optimal,
+    Ptbitnet,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -125,10 +134,10 @@ impl Settings {
             },
         };
         let bits = |known: &[usize]| {
-            let bits = self.bits.unwrap_or(4) as usize;
-            match known.contains(&bits) {
-                true => Ok(bits),
-                false => Err(usage(format!("--bits: expected one of {known:?} for {name}, found {bits}"))),
+            let bits = self.bits.unwrap_or(4.0);
+            match known.iter().find(|known| **known as f64 == bits) {
+                Some(bits) => Ok(*bits),
+                None => Err(usage(format!("--bits: expected one of {known:?} for {name}, found {bits}"))),
             }
         };
         Ok(match name {
@@ -144,7 +153,7 @@ impl Settings {
                 bits: bits(&[2, 3, 4, 8])?,
                 group: group(128)?,
                 symmetric: !self.asymmetric,
-                act_order: false,
+                act_order: self.act_order,
             },
             "awq" => Form::Awq { group: group(128)?, zero_point: true },
             _ => {
@@ -163,14 +172,40 @@ impl Settings {
         })
     }
 
+    /// Whether the method looks at the model at work.
+    fn is_calibrated(&self, form: &Form) -> Result<bool, Failure> {
+        use MethodName::{Absmean, Calibrated, Nearest, Optimal, Ptbitnet};
+        let (known, is_calibrated): (&[MethodName], _) = match form {
+            Form::Gptq { .. } | Form::Awq { .. } => {
+                (&[Nearest, Calibrated], self.method.is_none_or(|method| method == Calibrated))
+            }
+            Form::Ternary { .. } => (&[Absmean, Optimal, Ptbitnet], self.method == Some(Ptbitnet)),
+            _ => (&[], false),
+        };
+        if let Some(method) = self.method.filter(|method| !known.contains(method)) {
+            return Err(usage(
+                format!("--method: expected one of {known:?} for --to {}, found {method:?}", form.name())
+                    .to_lowercase(),
+            ));
+        }
+        if matches!(form, Form::Ternary { .. }) && self.bits.is_some() && !is_calibrated {
+            return Err(usage("--bits: expected --method ptbitnet beside it for ternary: leave it out"));
+        }
+        if self.act_order && !is_calibrated {
+            return Err(usage("--act-order: expected --method calibrated, found nearest: leave it out"));
+        }
+        Ok(is_calibrated)
+    }
+
     /// Refuses what a form knows nothing of: it would be ignored.
     fn check(&self, name: &str) -> Result<(), Failure> {
         let given = [
             ("--no-double-quantization", self.no_double_quantization, &["nf4", "fp4"][..]),
-            ("--bits", self.bits.is_some(), &["gptq", "hqq"]),
+            ("--bits", self.bits.is_some(), &["gptq", "hqq", "ternary"]),
+            ("--act-order", self.act_order, &["gptq"]),
             ("--group-size", self.group_size.is_some(), &["gptq", "awq", "hqq", "ternary"]),
             ("--asymmetric", self.asymmetric, &["gptq"]),
-            ("--method", self.method.is_some(), &["ternary"]),
+            ("--method", self.method.is_some(), &["gptq", "awq", "ternary"]),
             ("--planes", self.planes.is_some(), &["ternary"]),
         ];
         match given.iter().find(|(_, is_given, forms)| *is_given && !forms.contains(&name)) {
@@ -191,18 +226,34 @@ impl Quantize {
     fn work(&self) -> Result<(), Failure> {
         let started = Instant::now();
         let form = self.settings.form(&self.form)?;
+        let is_calibrated = self.settings.is_calibrated(&form)?;
+        if self.calibration.is_asked() && !is_calibrated {
+            return Err(usage(
+                "--calibration and its kin: expected a calibrated method, found none: leave them out",
+            ));
+        }
+        let damp = self.calibration.damp()?;
         let source = chosen_model::open(Some(&self.model))?;
         let blueprint = Blueprint::new(&source, form)?;
         let text = self.text(&source)?;
-        self.check_memory(&blueprint, text.is_some())?;
+        self.check_memory(&blueprint, text.is_some(), is_calibrated)?;
         let manner = Manner {
             threads: self.threads(),
             shard_bytes: SHARD_BYTES,
             begin: Begin { force: self.force, restart: self.restart },
         };
-        let mut run = Run::open(&blueprint, &self.output, &Value::Null, manner)?;
-        self.told(|tell| run.nearest(tell))?;
-        self.told(|tell| run.assemble(DAMP, tell))?;
+        let mut ready = match is_calibrated {
+            true => Some(self.calibration.ready(&source, form, self.settings.bits, self.threads())?),
+            false => None,
+        };
+        let told = ready.as_ref().map_or(Value::Null, |ready| ready.told.clone());
+        let mut run = Run::open(&blueprint, &self.output, &told, manner)?;
+        self.told(|tell| match &mut ready {
+            Some(ready) => run.layerwise(&mut ready.method, tell),
+            None => run.nearest(tell),
+        })?;
+        drop(ready);
+        self.told(|tell| run.assemble(f64::from(damp), tell))?;
         let mut report = Report::new(&run);
         let made = Source::open(&run.folder())?;
         report.bytes_per_token =
@@ -224,9 +275,16 @@ impl Quantize {
     }
 
     /// Says what will be taken, and refuses what is too much.
-    fn check_memory(&self, blueprint: &Blueprint, is_measured: bool) -> Result<(), Failure> {
-        let mut needed = blueprint.memory_bytes() as u64;
-        let mut what = "the largest matrix";
+    fn check_memory(
+        &self,
+        blueprint: &Blueprint,
+        is_measured: bool,
+        is_calibrated: bool,
+    ) -> Result<(), Failure> {
+        let (mut needed, mut what) = (blueprint.memory_bytes() as u64, "the largest matrix");
+        if is_calibrated {
+            (needed, what) = (self.calibration.memory_bytes(blueprint)?, "calibration");
+        }
         if is_measured {
             let options = options(blueprint.source, self.window(blueprint.source), self.precision());
             let bytes = blueprint.source.plan(options, Cpu::detect())?.bytes() as u64 + (64 << 20);

@@ -151,45 +151,29 @@ pub enum Why {
     Budget,
 }
 
-/// What stands against each other where a model does not fit.
+/// What stands against each other where a model does not fit: amounts of one device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Account {
     /// The first device where it does not.
     pub device: Device,
     /// What the model needs.
-    pub needed: Bytes,
+    pub needed: u64,
     /// What all models may have.
-    pub budget: Bytes,
+    pub budget: u64,
     /// What pinned ones have.
-    pub pinned: Bytes,
+    pub pinned: u64,
     /// What all have that do not leave already.
-    pub in_use: Bytes,
+    pub in_use: u64,
 }
 
 impl Account {
-    fn of(&self, bytes: Bytes) -> Amount {
-        Amount(bytes.on(self.device), self.device)
-    }
-
     fn needed(&self) -> Amount {
-        self.of(self.needed)
-    }
-
-    fn budget(&self) -> u64 {
-        self.budget.on(self.device)
-    }
-
-    fn pinned(&self) -> u64 {
-        self.pinned.on(self.device)
-    }
-
-    fn in_use(&self) -> u64 {
-        self.in_use.on(self.device)
+        Amount(self.needed, self.device)
     }
 
     /// By what the budget is too small beside `others`.
-    fn missing(&self, others: Bytes) -> Amount {
-        self.of(self.needed.plus(others).beyond(self.budget))
+    fn missing(&self, others: u64) -> Amount {
+        Amount(self.needed.saturating_add(others).saturating_sub(self.budget), self.device)
     }
 }
 
@@ -200,20 +184,20 @@ pub enum Refusal {
     #[error(
         "the model needs {}, the whole budget is {}: raise the budget by {}, or choose a shorter context, fewer \
          slots or a smaller quantization",
-        .0.needed(), .0.budget(), .0.missing(Bytes::ZERO)
+        .0.needed(), .0.budget, .0.missing(0)
     )]
     TooLarge(Account),
     /// Not beside those that stay.
     #[error(
         "the model needs {}, but pinned models hold {} of the budget of {}: unpin some, or raise the budget by {}",
-        .0.needed(), .0.pinned(), .0.budget(), .0.missing(.0.pinned)
+        .0.needed(), .0.pinned, .0.budget, .0.missing(.0.pinned)
     )]
     Pinned(Account),
     /// The budget became smaller than what is in use; nothing new starts until it is met again.
     #[error(
         "the model needs {}, but models in use hold {} ({} pinned), more than the budget of {}: try again when their \
          requests have ended, unload or unpin some, or raise the budget",
-        .0.needed(), .0.in_use(), .0.pinned(), .0.budget()
+        .0.needed(), .0.in_use, .0.pinned, .0.budget
     )]
     OverBudget(Account),
     /// Too many wait.

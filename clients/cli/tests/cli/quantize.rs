@@ -77,12 +77,39 @@ fn what_makes_no_sense_is_refused() {
     with(&["--to", "nf4", "--bits", "4"], 2, &["--bits", "gptq or hqq", "leave it out"]);
     with(&["--to", "gptq", "--bits", "5"], 2, &["--bits", "5"]);
     with(&["--to", "ternary", "--group-size", "32"], 2, &["multiple of 64"]);
+    with(&["--to", "gptq", "--method", "ptbitnet"], 2, &["--method", "nearest", "ptbitnet"]);
+    with(&["--to", "ternary", "--bits", "2.2"], 2, &["--bits", "ptbitnet"]);
+    with(&["--to", "nf4", "--damp", "0.1"], 2, &["calibrated"]);
     with(&["--to", "nf4", "--ram", "1MiB"], 1, &["--ram", "expected at least"]);
     let gguf = repository("tests/goldens/quant/gguf-llama");
     if Path::new(&gguf).is_dir() {
         refusal(&["quantize", &gguf, "--to", "nf4", "--output", output], 1, &["GGUF"]);
     }
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "nothing was begun");
+}
+
+#[test]
+fn calibrated_methods_write_what_is_read() {
+    let folder = folder("calibrated");
+    let model = golden("llama-tied");
+    let few = ["--calibration-sequences", "4", "--calibration-length", "32", "--json"];
+    for (number, more) in [
+        &["--to", "gptq", "--group-size", "32", "--act-order"][..],
+        &["--to", "awq", "--group-size", "64"],
+        &["--to", "ternary", "--method", "ptbitnet", "--bits", "2.4"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let output = folder.join(number.to_string());
+        let output = output.to_str().unwrap();
+        let made = [&["quantize", &model, "--output", output], more, &few[..]].concat();
+        let lines = answer(bantam(&made));
+        let report: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        let error = report["quantized"]["relative_squared_error"].as_f64().unwrap();
+        assert!(error > 0.0 && error < 0.6, "{more:?}: {error}");
+        answer(bantam(&["run", output, "Once", "--max-new-tokens", "2", "--ignore-eos"]));
+    }
 }
 
 #[test]

@@ -45,10 +45,6 @@ pub(crate) struct Quantize {
     /// The new checkpoint's folder
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    #[command(flatten)]
-    settings: Settings,
-    #[command(flatten)]
-    calibration: Calibration,
     /// The most memory that may be taken, such as 4GiB; refused at once where it is too little
     #[arg(long, value_name = "BYTES", value_parser = models::bytes)]
     ram: Option<u64>,
@@ -76,6 +72,10 @@ pub(crate) struct Quantize {
     /// Writes a JSON object for every matrix that is done, and the report as the last one
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    calibration: Calibration,
 }
 
 /// What forms leave to choose.

@@ -43,7 +43,7 @@ fn a_report_says_what_was_lost() {
     let text = text.to_str().unwrap();
     let measured = ["--evaluate", text, "--context", "32", "--precision", "exact"];
     let lines = answer(bantam(
-        &[&["quantize", &model, "--to", "nf4", "--output", output, "--json"], &measured[..]].concat(),
+        &[&["quantize", &model, "--to", "nf4", "--output", output, "--json"][..], &measured].concat(),
     ));
     let events: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let report = events.last().unwrap();
@@ -71,7 +71,7 @@ fn what_makes_no_sense_is_refused() {
     let output = folder.join("made");
     let (model, output) = (golden("llama-tied"), output.to_str().unwrap());
     let with = |more: &[&str], status, words: &[&str]| {
-        refusal(&[&["quantize", &model, "--output", output], more].concat(), status, words);
+        refusal(&[&["quantize", &model, "--output", output][..], more].concat(), status, words);
     };
     with(&["--to", "nf5"], 2, &["nf5", "ternary"]);
     with(&["--to", "nf4", "--bits", "4"], 2, &["--bits", "gptq or hqq", "leave it out"]);
@@ -103,7 +103,7 @@ fn calibrated_methods_write_what_is_read() {
     {
         let output = folder.join(number.to_string());
         let output = output.to_str().unwrap();
-        let made = [&["quantize", &model, "--output", output], more, &few[..]].concat();
+        let made = [&["quantize", &model, "--output", output][..], more, &few].concat();
         let lines = answer(bantam(&made));
         let report: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
         let error = report["quantized"]["relative_squared_error"].as_f64().unwrap();

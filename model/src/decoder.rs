@@ -52,6 +52,20 @@ impl Decoder {
         true
     }
 
+    /// Runs the rows that stand in the stream through one layer: the stream then holds its result.
+    pub fn forward_layer<B: Backend>(&self, b: &mut B, layer: usize, batch: &Batch) {
+        let (s, spec) = (&self.slots, &self.spec.layers[layer]);
+        let rope = spec.attention.rope;
+        b.angles(&self.weights.ropes[rope], batch, s.angles);
+        let angles = Slot { bytes: batch.rows() * self.spec.ropes[rope].width * 4, ..s.angles };
+        layer_forward(b, spec, &self.weights.layers[layer], s, &self.caches[layer], angles, batch);
+    }
+
+    /// Where hidden states stand between layers.
+    pub fn stream(&self) -> Slot {
+        self.slots.stream
+    }
+
     /// Hidden states of some rows of the last [`forward`](Self::forward), after the final norm.
     pub fn hidden<B: Backend>(&self, b: &mut B, rows: &[usize]) -> Slot {
         let s = &self.slots;

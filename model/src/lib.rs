@@ -1,6 +1,7 @@
 //! A checkpoint becomes a running decoder.
 #![deny(unsafe_code)]
 
+pub mod block;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
@@ -15,6 +16,7 @@ pub mod generate;
 pub mod generation;
 pub mod gguf;
 pub mod inspect;
+pub mod inventory;
 pub mod likelihood;
 pub mod memory;
 pub mod native;

@@ -112,12 +112,12 @@ pub fn load(
     Ok(())
 }
 
-fn not_finite(source: &TensorView, row: usize, column: usize) -> WeightsError {
+pub(crate) fn not_finite(source: &TensorView, row: usize, column: usize) -> WeightsError {
     let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
     WeightsError::NotFinite { file, tensor, row, column }
 }
 
-fn unreadable(source: &TensorView, error: std::io::Error) -> WeightsError {
+pub(crate) fn unreadable(source: &TensorView, error: std::io::Error) -> WeightsError {
     let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
     WeightsError::Read { file, tensor, reason: error.to_string() }
 }
@@ -350,7 +350,7 @@ pub(crate) fn check_notes(packed: &Packed, checkpoint: &Checkpoint) -> Result<()
     Ok(())
 }
 
-fn quantized(source: &TensorView, reason: String) -> WeightsError {
+pub(crate) fn quantized(source: &TensorView, reason: String) -> WeightsError {
     let (file, tensor) = (source.file.display().to_string(), source.name.to_owned());
     WeightsError::Quantized { file, tensor, reason }
 }

@@ -10,6 +10,7 @@ use bantam_model::generate::GenerateError;
 use bantam_model::generation::GenerationError;
 use bantam_model::score::ScoreError;
 use bantam_model::source::SourceError;
+use bantam_quantize::error::QuantizeError;
 
 use crate::pull::PullError;
 
@@ -32,6 +33,8 @@ pub(crate) enum Failure {
     Score(#[from] ScoreError),
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    #[error(transparent)]
+    Quantize(#[from] QuantizeError),
     /// Sampling flags out of range.
     #[error(transparent)]
     Generation(#[from] GenerationError),

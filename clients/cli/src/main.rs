@@ -4,6 +4,7 @@
 mod arguments;
 mod bench;
 mod cache;
+mod calibration;
 mod chat;
 mod chosen_model;
 mod completions;
@@ -21,6 +22,7 @@ mod output;
 mod plan;
 mod progress;
 mod pull;
+mod quantize;
 mod run;
 mod sampling_flags;
 mod score;

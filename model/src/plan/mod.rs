@@ -407,6 +407,28 @@ impl Plan {
         }
         let mut planner = Planner::new(spec, &stored, options, cpu);
         let weights = planner.weights()?;
+        Plan::with(planner, weights, options)
+    }
+
+    /// The same for one layer alone, number `number` of its model and the only one of `spec`, with neither embedding nor
+    /// head and all matrices in float32.
+    pub fn of_layer(
+        spec: &ModelSpec,
+        number: usize,
+        stored: impl Fn(&str, &[usize]) -> Option<Stored>,
+        options: Options,
+        cpu: Cpu,
+    ) -> Result<Plan, PlanError> {
+        if options.context > spec.context {
+            return Err(PlanError::Context { asked: options.context, most: spec.context });
+        }
+        let mut planner = Planner::new(spec, &stored, options, cpu);
+        let weights = planner.layer_alone(number)?;
+        Plan::with(planner, weights, options)
+    }
+
+    fn with(mut planner: Planner, weights: Weights, options: Options) -> Result<Plan, PlanError> {
+        let spec = planner.spec;
         let pages_per_sequence = options.context.div_ceil(POSITIONS);
         let pages = pages(&options, pages_per_sequence)?;
         let caches = planner.caches(pages)?;

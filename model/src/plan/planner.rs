@@ -17,7 +17,7 @@ use crate::rope::RopeSpec;
 use crate::spec::{LayerSpec, MlpSpec, ModelSpec, NormSpec};
 
 pub(crate) struct Planner<'a> {
-    spec: &'a ModelSpec,
+    pub(crate) spec: &'a ModelSpec,
     stored: &'a dyn Fn(&str, &[usize]) -> Option<Stored>,
     options: Options,
     cpu: Cpu,
@@ -27,6 +27,8 @@ pub(crate) struct Planner<'a> {
     pub(crate) cache: Layouter,
     pub(crate) work: Layouter,
     panel_bytes: usize,
+    /// Whether every matrix is held in float32, whatever it is stored as.
+    floats: bool,
     /// Bytes of experts that a token is not sent to.
     pub(crate) unread_bytes: usize,
 }
@@ -92,6 +94,7 @@ impl<'a> Planner<'a> {
             cache: Layouter::new(Region::Cache),
             work: Layouter::new(Region::Work),
             panel_bytes: 0,
+            floats: false,
             unread_bytes: 0,
         }
     }
@@ -199,6 +202,7 @@ impl<'a> Planner<'a> {
             return Held::plain(layout, encode);
         }
         let layout: &'static dyn Layout = match dtype {
+            _ if self.floats => FLOAT32,
             Dtype::Bf16 => BFLOAT16,
             Dtype::F16 => FLOAT16,
             _ => FLOAT32,
@@ -213,7 +217,7 @@ impl<'a> Planner<'a> {
         let times = packed.decode.times();
         // Rows of a table are read without an input.
         let unread = packed.divisors.is_some() || line == "embedding" && (factored || times > 1);
-        let coding = packed.decode.coding(packed.shape).filter(|_| !unread);
+        let coding = packed.decode.coding(packed.shape).filter(|_| !unread && !self.floats);
         match coding.and_then(|coding| coding.layout(self.options.precision)) {
             Some(layout) => Held { layout, ordered, factored, times, encode: None },
             None => self.held_floats(line, self.unpacked_dtype(), packed.shape),
@@ -342,6 +346,19 @@ impl<'a> Planner<'a> {
         };
         let ropes = spec.ropes.iter().map(|rope| self.rope(rope)).collect::<Result<_, PlanError>>()?;
         Ok(Weights { embedding, head, final_norm, layers, ropes })
+    }
+
+    /// The one layer of the specification, all in float32.
+    pub(crate) fn layer_alone(&mut self, number: usize) -> Result<Weights, PlanError> {
+        self.floats = true;
+        let spec = self.spec;
+        let layers = vec![self.layer(number, &spec.layers[0])?];
+        let ropes = spec.ropes.iter().map(|rope| self.rope(rope)).collect::<Result<_, PlanError>>()?;
+        let slot = Slot { region: Region::Weights, offset: 0, bytes: 0 };
+        let shape = Shape { rows: 0, columns: spec.hidden };
+        let nothing = Matrix { layout: FLOAT32, shape, slot, order: None };
+        let final_norm = layers[0].attention_norm;
+        Ok(Weights { embedding: nothing, head: nothing, final_norm, layers, ropes })
     }
 
     fn rope(&mut self, rope: &RopeSpec) -> Result<Rope, PlanError> {

@@ -9,6 +9,7 @@ mod comforts;
 mod fake;
 mod native;
 mod pulls;
+mod quantize;
 mod refusals;
 mod serving;
 mod stand_in;

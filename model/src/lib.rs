@@ -1,6 +1,7 @@
 //! A checkpoint becomes a running decoder.
 #![deny(unsafe_code)]
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
@@ -17,9 +18,11 @@ pub mod gguf;
 pub mod inspect;
 pub mod likelihood;
 pub mod memory;
+pub mod merge;
 pub mod native;
 pub mod plan;
 pub mod pool;
+pub mod prepared;
 pub mod reply;
 pub mod rope;
 pub mod sampler;

@@ -4,8 +4,8 @@ use clap::{Command, CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::{
-    bench, cache, chat, completions, doctor, eval, inspect, models, plan, run, score, serve, style, tokenize,
-    top,
+    bench, cache, chat, completions, doctor, eval, inspect, merge, models, plan, prepare, run, score, serve,
+    style, tokenize, top,
 };
 
 /// Runs, measures and inspects language models on small machines.
@@ -42,6 +42,8 @@ pub(crate) enum Verb {
     Inspect(inspect::Inspect),
     Plan(plan::PlanRun),
     Eval(eval::Eval),
+    Merge(merge::MergeAdapter),
+    Prepare(prepare::Prepare),
     Cache(cache::Cache),
     Serve(serve::Serve),
     Top(top::Top),
@@ -59,7 +61,7 @@ pub(crate) enum Verb {
 /// The order in which help shows the verbs.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Text", &["run", "chat"]),
-    ("Models", &["plan", "inspect", "score", "tokenize", "eval", "cache"]),
+    ("Models", &["plan", "inspect", "score", "tokenize", "eval", "merge", "prepare", "cache"]),
     ("Daemon", &["serve", "top", "models", "load", "unload", "budget"]),
     ("This machine", &["doctor", "bench"]),
     ("This program", &["completions", "man", "help"]),
@@ -75,6 +77,8 @@ impl Verb {
             Verb::Inspect(verb) => verb.run(),
             Verb::Plan(verb) => verb.run(),
             Verb::Eval(verb) => verb.run(),
+            Verb::Merge(verb) => verb.run(),
+            Verb::Prepare(verb) => verb.run(),
             Verb::Cache(verb) => verb.run(),
             Verb::Serve(verb) => verb.run(),
             Verb::Top(verb) => verb.run(),

@@ -8,6 +8,7 @@ use bantam_model::checkpoint::writer::WriteError;
 use bantam_model::engine::StepError;
 use bantam_model::generate::GenerateError;
 use bantam_model::generation::GenerationError;
+use bantam_model::merge::MergeError;
 use bantam_model::score::ScoreError;
 use bantam_model::source::SourceError;
 
@@ -35,6 +36,8 @@ pub(crate) enum Failure {
     Generation(#[from] GenerationError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error(transparent)]
+    Merge(#[from] MergeError),
     /// A file that the user named cannot be read.
     #[error("{}: {source}; expected {expected}", .path.display())]
     Read { path: PathBuf, expected: &'static str, source: io::Error },

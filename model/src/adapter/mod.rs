@@ -273,7 +273,7 @@ impl Adapter {
         };
         // A matrix that was named as a parameter is known by that name.
         let parameter = format!("{}.weight", asked.name);
-        let name = if self.settings.targets_parameter(&parameter) { &parameter } else { asked.name };
+        let name: &str = if self.settings.targets_parameter(&parameter) { &parameter } else { asked.name };
         let rank = self.settings.rank(name);
         let ranks = rank * asked.part.map_or(1, |(_, count)| count);
         let Shape { rows, columns } = asked.shape;

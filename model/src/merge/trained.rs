@@ -40,10 +40,12 @@ impl Trained {
     /// As the files beside an adapter say, and the model's own configuration.
     pub fn find(adapter: &Adapter, base_config: &[u8]) -> Self {
         let mut details = (true, false);
+        // Whatever says that it was so, configurations say how.
+        let configured = of_configs(adapter, base_config, &mut details);
         let found = of_settings(adapter.folder(), &mut details)
             .or_else(|| of_card(adapter.folder()))
             .or_else(|| of_names(adapter))
-            .or_else(|| of_configs(adapter, base_config, &mut details));
+            .or(configured);
         let (in_four_bits, because) = found.unwrap_or((false, "nothing says that it was".to_owned()));
         Trained { in_four_bits, nested: details.0, fp4: details.1, because }
     }
@@ -93,8 +95,8 @@ fn of_json(value: &Value, details: &mut (bool, bool), depth: usize) -> Said {
     details.0 = flag("bnb_4bit_use_double_quant").unwrap_or(details.0);
     details.1 = map.get("bnb_4bit_quant_type").map_or(details.1, |book| *book == "fp4");
     map.iter().find_map(|(key, value)| of_key(key, value)).or_else(|| {
-        let inner = map.values().filter(|_| depth < DEPTH_MAX);
-        inner.into_iter().find_map(|value| of_json(value, details, depth + 1))
+        let mut inner = map.values().filter(|_| depth < DEPTH_MAX);
+        inner.find_map(|value| of_json(value, details, depth + 1))
     })
 }
 

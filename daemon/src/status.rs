@@ -63,6 +63,15 @@ pub enum Refusal {
     /// The token is not known.
     #[error("expected a token of this daemon's file (tcp.tokens), found another; ask its owner for one")]
     WrongToken,
+    /// A request was begun and did not come.
+    #[error(
+        "expected the whole request within {seconds} seconds of its start (limits.arrival), found an end missing; \
+         send it at once"
+    )]
+    Late {
+        /// The setting.
+        seconds: u64,
+    },
     /// The daemon is about to end.
     #[error("the daemon is ending; connect again when it is back")]
     Draining,
@@ -88,6 +97,7 @@ impl Refusal {
             Self::Host => "FOREIGN_HOST",
             Self::NoToken => "NO_TOKEN",
             Self::WrongToken => "WRONG_TOKEN",
+            Self::Late { .. } => "LATE",
             Self::Draining => "DRAINING",
             Self::NoDoor => "NO_DOOR",
         }
@@ -98,6 +108,7 @@ impl Refusal {
             Self::Connections { .. } | Self::Requests { .. } => Code::ResourceExhausted,
             Self::User { .. } | Self::Browser { .. } | Self::Host => Code::PermissionDenied,
             Self::NoToken | Self::WrongToken => Code::Unauthenticated,
+            Self::Late { .. } => Code::DeadlineExceeded,
             Self::Draining => Code::Unavailable,
             Self::NoDoor => Code::Internal,
         }

@@ -23,6 +23,7 @@ pub mod native;
 pub mod plan;
 pub mod pool;
 pub mod prepared;
+pub mod prompt;
 pub mod reply;
 pub mod rope;
 pub mod sampler;

@@ -243,7 +243,10 @@ impl<P: Pool> To<'_, P> {
         let sources = packed.sources(checkpoint);
         let unpacked = Unpacked::read(packed, &sources)?;
         let rows = unpacked.rows()?;
-        let columns = self.columns();
+        let columns = self.matrix.width();
+        if let (Some(slot), Some(factors)) = (self.matrix.factors, rows.factors()) {
+            arena.floats_mut(slot).copy_from_slice(factors);
+        }
         let order = rows.order();
         if let Some(slot) = self.matrix.order {
             let stored: &mut [u32] = bytemuck::cast_slice_mut(arena.write(slot));
@@ -303,9 +306,10 @@ impl<P: Pool> To<'_, P> {
         pack: impl Fn(usize, usize, &mut [u8]) -> Result<Result<(), NotFinite>, WeightsError> + Sync,
     ) -> Result<(), WeightsError> {
         let Matrix { layout, shape, .. } = *self.matrix;
+        let width = self.matrix.width();
         // The first place in the matrix, whichever thread finds one first.
         let failed: Mutex<Option<(usize, WeightsError)>> = Mutex::new(None);
-        each_row(self.pool, out, layout.tile_bytes(shape.columns), 2, |tile, out| {
+        each_row(self.pool, out, layout.tile_bytes(width), 2, |tile, out| {
             let first = tile * TILE_ROWS;
             let count = TILE_ROWS.min(shape.rows - first);
             let packed = pack(first, count, out).and_then(|packed| {
@@ -433,11 +437,12 @@ pub fn synthesize(plan: &Plan, arena: &mut Arena<MmapMut>, pool: &impl Pool) {
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
             Fill::Low(low) => arena.write(low.slot).fill(0),
             Fill::Vector { slot, .. } => noise(7, 1.0, arena.floats_mut(*slot)),
-            Fill::Matrix { matrix: Matrix { layout, shape, slot, .. }, .. } => {
-                let kind = (layout.name(), shape.columns);
+            Fill::Matrix { matrix, .. } => {
+                let Matrix { layout, slot, .. } = matrix;
+                let kind = (layout.name(), matrix.width());
                 let known = models.iter().position(|(name, columns, _)| (*name, *columns) == kind);
                 let at = known.unwrap_or_else(|| {
-                    models.push((kind.0, kind.1, model_tile(*layout, shape.columns)));
+                    models.push((kind.0, kind.1, model_tile(*layout, kind.1)));
                     models.len() - 1
                 });
                 let model: &[u8] = bytemuck::cast_slice(&models[at].2);

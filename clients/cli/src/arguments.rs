@@ -4,8 +4,8 @@ use clap::{Command, CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::{
-    bench, cache, chat, completions, doctor, eval, inspect, merge, models, plan, prepare, run, score, serve,
-    style, tokenize, top,
+    bench, cache, chat, completions, doctor, eval, inspect, merge, models, plan, prepare, pull, run, score,
+    serve, style, tokenize, top,
 };
 
 /// Runs, measures and inspects language models on small machines.
@@ -45,6 +45,7 @@ pub(crate) enum Verb {
     Merge(merge::MergeAdapter),
     Prepare(prepare::Prepare),
     Cache(cache::Cache),
+    Pull(pull::Pull),
     Serve(serve::Serve),
     Top(top::Top),
     Models(models::Models),
@@ -61,7 +62,7 @@ pub(crate) enum Verb {
 /// The order in which help shows the verbs.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Text", &["run", "chat"]),
-    ("Models", &["plan", "inspect", "score", "tokenize", "eval", "merge", "prepare", "cache"]),
+    ("Models", &["pull", "plan", "inspect", "score", "tokenize", "eval", "merge", "prepare", "cache"]),
     ("Daemon", &["serve", "top", "models", "load", "unload", "budget"]),
     ("This machine", &["doctor", "bench"]),
     ("This program", &["completions", "man", "help"]),
@@ -80,6 +81,7 @@ impl Verb {
             Verb::Merge(verb) => verb.run(),
             Verb::Prepare(verb) => verb.run(),
             Verb::Cache(verb) => verb.run(),
+            Verb::Pull(verb) => verb.run(),
             Verb::Serve(verb) => verb.run(),
             Verb::Top(verb) => verb.run(),
             Verb::Models(verb) => verb.run(),

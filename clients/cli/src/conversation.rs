@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use bantam_model::prompt::Prompt;
 use bantam_model::source::Source;
 use bantam_model::template::{ChatTemplate, Conversation, Data, Now};
+use bantam_model::tokenizer::Tokenizer;
 use bantam_proto::v1;
 use clap::Args;
 use serde_json::Value;
@@ -88,8 +90,8 @@ impl ConversationFlags {
         flags.into_iter().find_map(|(name, used)| used.then_some(name))
     }
 
-    /// The text of the conversation `--chat`, as the model's template writes it.
-    pub(crate) fn render(self, source: &Source) -> Result<String, Failure> {
+    /// The conversation `--chat`, as the model reads it.
+    pub(crate) fn prompt(self, source: &Source, tokenizer: &Tokenizer) -> Result<Prompt, Failure> {
         let template = chat_template(source)?;
         let mut conversation = match &self.chat {
             Some(path) => read_conversation(path)?,
@@ -104,7 +106,8 @@ impl ConversationFlags {
         conversation.arguments = self.template_arg.iter().map(TemplateArgument::pair).collect();
         conversation.add_generation_prompt = !self.no_generation_prompt;
         conversation.now = self.now.unwrap_or(Now::LOCAL);
-        Ok(template.render(&conversation).map_err(|error| source.template_error(error))?)
+        let prompt = Prompt::of(&conversation, &template, tokenizer);
+        Ok(prompt.map_err(|error| source.template_error(error))?)
     }
 }
 

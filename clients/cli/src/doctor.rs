@@ -13,7 +13,7 @@ use bantam_model::{checkpoint::Dtype, memory};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::chosen_model::ChosenModel;
+use crate::chosen_model::{self, ChosenModel};
 use crate::failure::{Failure, refused};
 use crate::hardware::{self, Cores};
 use crate::progress::Progress;
@@ -81,7 +81,7 @@ impl Doctor {
         }
         // What is wrong with a model is said before anything takes time.
         let candidates = match self.model.path() {
-            Some(path) => of_model(&Source::open(path)?, cpu)?,
+            Some(path) => of_model(&chosen_model::open(Some(path))?, cpu)?,
             None => of_shapes(cpu),
         };
         let report = Report::new(cpu, candidates, self.model.path().is_some())?;

@@ -12,6 +12,8 @@ use bantam_model::merge::MergeError;
 use bantam_model::score::ScoreError;
 use bantam_model::source::SourceError;
 
+use crate::pull::PullError;
+
 /// Why a verb did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -38,6 +40,9 @@ pub(crate) enum Failure {
     Write(#[from] WriteError),
     #[error(transparent)]
     Merge(#[from] MergeError),
+    /// A repository was not fetched.
+    #[error(transparent)]
+    Pull(#[from] PullError),
     /// A file that the user named cannot be read.
     #[error("{}: {source}; expected {expected}", .path.display())]
     Read { path: PathBuf, expected: &'static str, source: io::Error },

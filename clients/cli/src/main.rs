@@ -23,6 +23,7 @@ mod output;
 mod plan;
 mod prepare;
 mod progress;
+mod pull;
 mod recommend;
 mod run;
 mod sampling_flags;

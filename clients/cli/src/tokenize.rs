@@ -43,11 +43,11 @@ impl Tokenize {
                 return self.chat_by_daemon(&link);
             }
             let source = self.model.open()?;
-            let rendered = self.conversation.render(&source)?;
-            // The template writes the special tokens itself.
-            let (ids, _) = encode(&source, &rendered, false)?;
+            let tokenizer = source.text()?.tokenizer;
+            let prompt = self.conversation.prompt(&source, &tokenizer)?;
+            let ids = prompt.ids(&tokenizer).map_err(|error| source.tokenizer_error(error))?;
             return match self.json {
-                true => Ok(output::json(&json!({ "ids": ids, "rendered": rendered }))?),
+                true => Ok(output::json(&json!({ "ids": ids, "rendered": prompt.text() }))?),
                 false => write_ids(&ids),
             };
         }

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
@@ -23,6 +24,7 @@ use super::connection::{Arrival, Claim, Door, Peer, Who};
 use super::tokens::Tokens;
 use crate::metrics::{ByCode, ByReason, Meters};
 use crate::server::Drain;
+use crate::settings::Settings;
 use crate::status::{Refusal, unread};
 
 /// Counts requests since the start; in the extensions of every request, and in its log lines.
@@ -36,6 +38,7 @@ pub(crate) struct Gate(Arc<Rules>);
 struct Rules {
     tokens: Option<Arc<Tokens>>,
     most: usize,
+    arrival: Duration,
     open: Mutex<HashMap<Who, usize>>,
     meters: Arc<Meters>,
     drain: Drain,
@@ -43,9 +46,14 @@ struct Rules {
 }
 
 impl Gate {
-    pub(super) fn new(tokens: Option<Arc<Tokens>>, most: usize, meters: Arc<Meters>, drain: Drain) -> Self {
-        let open = Mutex::default();
-        Self(Arc::new(Rules { tokens, most, open, meters, drain, numbers: AtomicU64::new(0) }))
+    pub(super) fn new(
+        tokens: Option<Arc<Tokens>>,
+        settings: &Settings,
+        meters: Arc<Meters>,
+        drain: Drain,
+    ) -> Self {
+        let (most, arrival, open) = (settings.requests, settings.arrival, Mutex::default());
+        Self(Arc::new(Rules { tokens, most, arrival, open, meters, drain, numbers: AtomicU64::new(0) }))
     }
 }
 
@@ -197,6 +205,7 @@ where
         let span = tracing::info_span!("request", id = number, path = %request.uri().path(), who = ?peer.who);
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(RequestId(number));
+        let request = Arriving::around(request, rules.arrival);
         // The service that was asked whether it is ready must be the one that is called.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
@@ -212,6 +221,51 @@ where
             Ok(Held::around(response, place, over))
         };
         Box::pin(answer.instrument(span))
+    }
+}
+
+/// Of what clients send in a stream that may stay open: reflection's questions, an editor's session.
+const LONG: [&str; 2] = ["/grpc.reflection.", "/bantam.v1.GenerationService/Session"];
+
+/// The body of a request, which has to come in its time: until then it has a place, and nobody can look at it.
+struct Arriving {
+    inner: Body,
+    limit: Duration,
+    late: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl Arriving {
+    fn around(request: Request<Body>, limit: Duration) -> Request<Body> {
+        if LONG.iter().any(|prefix| request.uri().path().starts_with(prefix)) {
+            return request;
+        }
+        let late = Box::pin(tokio::time::sleep(limit));
+        request.map(|inner| Body::new(Self { inner, limit, late }))
+    }
+}
+
+impl HttpBody for Arriving {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+        match Pin::new(&mut self.inner).poll_frame(context) {
+            Poll::Pending if self.late.as_mut().poll(context).is_ready() => {
+                Poll::Ready(Some(Err(Refusal::Late { seconds: self.limit.as_secs() }.status())))
+            }
+            frame => frame,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.inner.size_hint()
     }
 }
 

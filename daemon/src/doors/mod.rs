@@ -173,7 +173,7 @@ impl Doors {
     }
 
     pub(crate) fn gate(&self, settings: &Settings, meters: &Arc<Meters>, drain: &Drain) -> Gate {
-        Gate::new(self.tokens.clone(), settings.requests, meters.clone(), drain.clone())
+        Gate::new(self.tokens.clone(), settings, meters.clone(), drain.clone())
     }
 
     /// Lets connections in until the drain begins. The unix socket's file goes when the guard does.

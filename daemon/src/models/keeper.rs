@@ -90,6 +90,11 @@ pub(crate) struct Variant {
     is_faulty: bool,
 }
 
+/// What all models may take together.
+fn budget_of(settings: &Settings, ram: u64) -> Bytes {
+    Bytes::ram(ram).places(settings.max_models as u64)
+}
+
 #[derive(Debug)]
 enum Waiting {
     Lease(oneshot::Sender<Result<Lease, Unavailable>>),
@@ -217,7 +222,7 @@ impl Keeper {
     ) -> Self {
         meters.budget_bytes.set(budget);
         let state = State {
-            residency: Residency::new(Bytes::ram(budget), settings.queue.max(1)),
+            residency: Residency::new(budget_of(&settings, budget), settings.queue.max(1)),
             variants: HashMap::new(),
             current: HashMap::new(),
             remembered: HashMap::new(),
@@ -284,7 +289,7 @@ impl Keeper {
     /// Changes what models may take together.
     pub(crate) fn set_budget(&self, bytes: u64) {
         self.0.meters.budget_bytes.set(bytes);
-        self.0.act(Event::SetBudget(Bytes::ram(bytes)));
+        self.0.act(Event::SetBudget(budget_of(&self.0.settings, bytes)));
     }
 
     /// What `look` sees of the state, all of one moment.
@@ -366,7 +371,7 @@ impl Shared {
         let opened = known.open()?;
         let (recipe, ttl) = self.recipe(known, asked, &opened);
         let plan = opened.source.plan(recipe.options, Cpu::detect()).map_err(Unusable::from)?;
-        let bytes = Bytes::ram(total_bytes(&plan));
+        let bytes = Bytes::ram(total_bytes(&plan)).places(1);
         Ok(Variant {
             known: known.clone(),
             opened,

@@ -255,12 +255,12 @@ pub(super) fn told(state: &State, note: Note) -> Vec<Told> {
 /// Whether a plan fits now, idle models making room, and which of them would leave, in their order.
 pub(crate) fn fits(state: &State, known: &Known, plan: &Plan) -> (bool, Vec<String>) {
     let snapshot = state.residency.snapshot();
-    let (budget, mut used) = (snapshot.budget.on(Device::Ram), snapshot.in_use.on(Device::Ram));
+    let mut used = snapshot.in_use;
     let own = state.current.get(&known.number()).copied();
     if snapshot.models.iter().any(|view| Some(view.id) == own && view.state == Phase::Resident) {
         return (true, Vec::new());
     }
-    let needed = total_bytes(plan);
+    let needed = Bytes::ram(total_bytes(plan)).places(1);
     let is_idle = |view: &&View| {
         view.references == 0 && view.waiting == 0 && !view.pinned && view.state == Phase::Resident
     };
@@ -270,12 +270,12 @@ pub(crate) fn fits(state: &State, known: &Known, plan: &Plan) -> (bool, Vec<Stri
     idle.sort_by_key(|view| last_used(view).copied());
     let mut leaving = Vec::new();
     for view in idle {
-        if used.saturating_add(needed) <= budget {
+        if used.plus(needed).fits(snapshot.budget) {
             break;
         }
-        used = used.saturating_sub(view.bytes.on(Device::Ram));
+        used = used.beyond(view.bytes);
         leaving.extend(state.variants.get(&view.id).map(|variant| variant.known.handle()));
     }
-    let fits = used.saturating_add(needed) <= budget;
+    let fits = used.plus(needed).fits(snapshot.budget);
     (fits, if fits { leaving } else { Vec::new() })
 }

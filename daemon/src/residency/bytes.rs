@@ -1,27 +1,36 @@
-//! Amounts of memory, one per device.
+//! Amounts of memory, one per device, and of places, of which every model takes one.
 
 use std::fmt;
 
-/// A memory that has a budget of its own.
+/// What has a budget of its own: a memory, or the places for models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Device {
     /// Main memory.
     Ram,
     /// The memory of a graphics card.
     Vram,
+    /// Not a memory: how many models may be there. Counted like bytes, it needs no rules of its own.
+    Places,
 }
 
 impl Device {
     /// All of them, in the order of [`Bytes`].
-    pub const ALL: [Device; 2] = [Device::Ram, Device::Vram];
+    pub const ALL: [Device; 3] = [Device::Ram, Device::Vram, Device::Places];
 }
 
-impl fmt::Display for Device {
+/// So much of something, for people.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Amount(pub(super) u64, pub(super) Device);
+
+impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Device::Ram => "RAM",
-            Device::Vram => "VRAM",
-        })
+        let Amount(number, device) = *self;
+        match device {
+            Device::Ram => write!(f, "{number} bytes of RAM"),
+            Device::Vram => write!(f, "{number} bytes of VRAM"),
+            Device::Places if number == 1 => write!(f, "1 place of `models.max`"),
+            Device::Places => write!(f, "{number} places of `models.max`"),
+        }
     }
 }
 
@@ -35,12 +44,19 @@ impl Bytes {
 
     /// Main memory alone.
     pub const fn ram(bytes: u64) -> Self {
-        Bytes([bytes, 0])
+        Bytes::new(bytes, 0)
     }
 
-    /// Both.
+    /// Both memories.
     pub const fn new(ram: u64, vram: u64) -> Self {
-        Bytes([ram, vram])
+        Bytes([ram, vram, 0])
+    }
+
+    /// With so many places.
+    #[must_use]
+    pub const fn places(mut self, places: u64) -> Self {
+        self.0[Device::Places as usize] = places;
+        self
     }
 
     /// Those of one device.

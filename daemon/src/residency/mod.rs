@@ -425,9 +425,9 @@ impl Residency {
     }
 
     fn account(&self, device: Device, needed: Bytes) -> Account {
-        let pinned = self.sum(|entry| entry.pinned);
-        let in_use = self.sum(|entry| !entry.leaves());
-        Account { device, needed, budget: self.budget, pinned, in_use }
+        let pinned = self.sum(|entry| entry.pinned).on(device);
+        let in_use = self.sum(|entry| !entry.leaves()).on(device);
+        Account { device, needed: needed.on(device), budget: self.budget.on(device), pinned, in_use }
     }
 }
 

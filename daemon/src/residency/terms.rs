@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::bytes::{Bytes, Device};
+use super::bytes::{Amount, Bytes, Device};
 
 /// A model with its options, as the owner numbers them. Other options that cost other bytes are another model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,41 +151,29 @@ pub enum Why {
     Budget,
 }
 
-/// What stands against each other where a model does not fit.
+/// What stands against each other where a model does not fit: amounts of one device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Account {
     /// The first device where it does not.
     pub device: Device,
     /// What the model needs.
-    pub needed: Bytes,
+    pub needed: u64,
     /// What all models may have.
-    pub budget: Bytes,
+    pub budget: u64,
     /// What pinned ones have.
-    pub pinned: Bytes,
+    pub pinned: u64,
     /// What all have that do not leave already.
-    pub in_use: Bytes,
+    pub in_use: u64,
 }
 
 impl Account {
-    fn needed(&self) -> u64 {
-        self.needed.on(self.device)
+    fn needed(&self) -> Amount {
+        Amount(self.needed, self.device)
     }
 
-    fn budget(&self) -> u64 {
-        self.budget.on(self.device)
-    }
-
-    fn pinned(&self) -> u64 {
-        self.pinned.on(self.device)
-    }
-
-    fn in_use(&self) -> u64 {
-        self.in_use.on(self.device)
-    }
-
-    /// Bytes by which the budget is too small beside `others`.
-    fn missing(&self, others: u64) -> u64 {
-        self.needed().saturating_add(others).saturating_sub(self.budget())
+    /// By what the budget is too small beside `others`.
+    fn missing(&self, others: u64) -> Amount {
+        Amount(self.needed.saturating_add(others).saturating_sub(self.budget), self.device)
     }
 }
 
@@ -194,23 +182,22 @@ impl Account {
 pub enum Refusal {
     /// Not even alone.
     #[error(
-        "the model needs {} bytes of {}, the whole budget is {}: raise the budget by {} bytes, or choose a shorter \
-         context, fewer slots or a smaller quantization",
-        .0.needed(), .0.device, .0.budget(), .0.missing(0)
+        "the model needs {}, the whole budget is {}: raise the budget by {}, or choose a shorter context, fewer \
+         slots or a smaller quantization",
+        .0.needed(), .0.budget, .0.missing(0)
     )]
     TooLarge(Account),
     /// Not beside those that stay.
     #[error(
-        "the model needs {} bytes of {}, but pinned models hold {} of the budget of {}: unpin some, or raise the \
-         budget by {} bytes",
-        .0.needed(), .0.device, .0.pinned(), .0.budget(), .0.missing(.0.pinned())
+        "the model needs {}, but pinned models hold {} of the budget of {}: unpin some, or raise the budget by {}",
+        .0.needed(), .0.pinned, .0.budget, .0.missing(.0.pinned)
     )]
     Pinned(Account),
     /// The budget became smaller than what is in use; nothing new starts until it is met again.
     #[error(
-        "the model needs {} bytes of {}, but models in use hold {} ({} pinned), more than the budget of {}: try again \
-         when their requests have ended, unload or unpin some, or raise the budget",
-        .0.needed(), .0.device, .0.in_use(), .0.pinned(), .0.budget()
+        "the model needs {}, but models in use hold {} ({} pinned), more than the budget of {}: try again when their \
+         requests have ended, unload or unpin some, or raise the budget",
+        .0.needed(), .0.in_use, .0.pinned, .0.budget
     )]
     OverBudget(Account),
     /// Too many wait.

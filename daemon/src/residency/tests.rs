@@ -412,7 +412,7 @@ fn a_refusal_says_what_is_missing() {
     assert_eq!(
         why.to_string(),
         "the model needs 7 bytes of RAM, but pinned models hold 6 of the budget of 10: unpin some, or raise the \
-         budget by 3 bytes"
+         budget by 3 bytes of RAM"
     );
 }
 

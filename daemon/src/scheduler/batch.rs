@@ -42,6 +42,8 @@ struct Run {
     first_result: Option<Duration>,
     /// Since when its reader has taken nothing, and what it had taken until then.
     stalled: Option<(Duration, u64)>,
+    /// Since when it waits for its reader.
+    paused: Option<Duration>,
     /// Set where the last step has ended it.
     outcome: Option<Result<(), Failure>>,
 }
@@ -205,8 +207,8 @@ impl<S: Steps> Batch<S> {
         add(&cells.admitted, 1);
         add(&cells.reused_tokens, reused as u64);
         add_time(&cells.queue_ns, queue);
-        let (first_result, stalled, outcome) = (None, None, None);
-        self.runs.push(Run { wish, job, sequence, admitted: now, first_result, stalled, outcome });
+        let (first_result, stalled, paused, outcome) = (None, None, None, None);
+        self.runs.push(Run { wish, job, sequence, admitted: now, first_result, stalled, paused, outcome });
     }
 
     /// How far everybody is; ends those whose readers are too slow.
@@ -237,8 +239,11 @@ impl<S: Steps> Batch<S> {
         let run = &mut self.runs[i];
         let Flow::Paused { tokens, taken } = run.job.writer.flow() else {
             run.stalled = None;
+            let paused = run.paused.take().map_or(Duration::ZERO, |since| now.saturating_sub(since));
+            run.job.ended.timings.paused += paused;
             return None;
         };
+        run.paused.get_or_insert(now);
         match run.stalled {
             Some((since, before)) if before == taken => {
                 let waited = now.saturating_sub(since);

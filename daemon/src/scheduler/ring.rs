@@ -100,6 +100,8 @@ pub struct Timings {
     pub prefill: Duration,
     /// From there to its end.
     pub decode: Duration,
+    /// The part of `decode` in which it waited for its reader.
+    pub paused: Duration,
 }
 
 /// A piece without its words, which lie in `bytes` in this order: the four of a header, the text.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bantam_model::generation::GenerationSettings;
+use bantam_model::prompt::Prompt;
 use bantam_model::reply::reader::Reader;
 use bantam_model::template::Conversation;
 use bantam_model::turn::{Limits, Turn};
@@ -47,8 +48,8 @@ pub(super) fn encode(opened: &Opened, text: &str, special: bool, field: &str) ->
     text_of_model.tokenizer.encode(text, special).map_err(|error| Trouble::field(field, error))
 }
 
-/// A conversation as the model's template writes it.
-pub(super) fn render(opened: &Opened, conversation: &Conversation) -> Result<String, Trouble> {
+/// A conversation as the model reads it, and its ids.
+pub(super) fn prompt(opened: &Opened, conversation: &Conversation) -> Result<(String, Vec<u32>), Trouble> {
     let Some(template) = opened.template()? else {
         return Err(Trouble::Precondition(
             "the model has no chat template, it was not made to chat; use Generate, or fetch its \
@@ -56,9 +57,12 @@ pub(super) fn render(opened: &Opened, conversation: &Conversation) -> Result<Str
                 .to_owned(),
         ));
     };
-    let rendered = template.render(conversation).map_err(|error| Trouble::field("messages", error))?;
-    request::check_bytes("messages", &rendered)?;
-    Ok(rendered)
+    let tokenizer = &opened.text()?.tokenizer;
+    let prompt = Prompt::of(conversation, template, tokenizer);
+    let prompt = prompt.map_err(|error| Trouble::field("messages", error))?;
+    request::check_bytes("messages", prompt.text())?;
+    let ids = prompt.ids(tokenizer).map_err(|error| Trouble::field("messages", error))?;
+    Ok((prompt.into_text(), ids))
 }
 
 /// A turn with the prompt that it answers, as `bantam run` and `bantam chat` make it.
@@ -78,8 +82,7 @@ fn turn(lease: &Lease, asked: Asked, sampling: &Sampling) -> Result<Turn, Troubl
             (ids.clone(), text.map(|text| Reader::plain(text.table.clone())))
         }
         Asked::Chat(conversation) => {
-            let rendered = render(opened, conversation)?;
-            let (ids, text) = (encode(opened, &rendered, false, field)?, opened.text()?);
+            let ((_, ids), text) = (prompt(opened, conversation)?, opened.text()?);
             let (found, context) = (ids.len(), limits.context);
             if found >= context {
                 let why = format!(

@@ -164,7 +164,7 @@ impl<R: Says> Replies<R> {
             decode: Some(duration(ended.timings.decode)),
             per_token: self.pace.mean().map(duration),
             per_token_max: self.pace.mean().map(|_| duration(self.pace.longest)),
-            paused: None,
+            paused: Some(duration(ended.timings.paused)),
         };
         count(&self.meters, &ended);
         let reply = R::IS_CHAT.then(|| message(&self.reply));

@@ -5,7 +5,7 @@ use bantam_proto::v1;
 use bantam_proto::v1::tokenize_request::Input as Of;
 
 use super::conversation::conversation;
-use super::generation::{encode, render};
+use super::generation::{encode, prompt};
 use super::request::check_bytes;
 use super::{Caller, Services};
 use crate::status::Trouble;
@@ -66,9 +66,8 @@ impl Services {
             let (ids, rendered) = match asked {
                 Asked::Text(text, special) => (encode(&opened, &text, special, "text")?, None),
                 Asked::Chat(conversation) => {
-                    let rendered = render(&opened, &conversation)?;
-                    // The template writes the special tokens itself.
-                    (encode(&opened, &rendered, false, "messages")?, Some(rendered))
+                    let (rendered, ids) = prompt(&opened, &conversation)?;
+                    (ids, Some(rendered))
                 }
             };
             let tokenizer = &opened.text()?.tokenizer;

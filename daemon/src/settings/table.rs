@@ -117,8 +117,8 @@ settings! {
     model_folders: Vec<PathBuf> = "models.folders", [], |all| all.iter().all(|one| one.is_absolute()), "absolute paths";
     /// Memory that models may take together, as bytes or a share of the machine's.
     ram_budget: Budget = "models.ram_budget", ["75%"], |_| true, "bytes like \"6GiB\", or a share like \"75%\"";
-    /// Models that may be loaded at once.
-    max_models: usize = "models.max", ["4"], |n| (1..=256).contains(n), "a whole number from 1 to 256";
+    /// Models that may be loaded at once, whatever they take.
+    max_models: usize = "models.max", ["16"], |n| (1..=256).contains(n), "a whole number from 1 to 256";
     /// A model that nobody used for so long leaves the memory. 0s: never.
     idle: Duration = "models.idle", ["10m"], span_or_never, "a span from 1s to 24h, or 0s";
     /// How models compute where a request does not say.
@@ -166,6 +166,8 @@ settings! {
     requests: usize = "limits.requests", ["256"], |n| (1..=65_536).contains(n), "a whole number from 1 to 65536";
     /// A connection must have greeted (TLS included) by then, and shown its token in six times as long.
     handshake: Duration = "limits.handshake", ["5s"], span, "a span from 1s to 24h";
+    /// A request must have arrived whole by then.
+    arrival: Duration = "limits.arrival", ["30s"], span, "a span from 1s to 24h";
     /// Silent connections are asked for a sign of life this often, and given as long to answer. 0s: never.
     keep_alive: Duration = "limits.keep_alive", ["20s"], span_or_never, "a span from 1s to 24h, or 0s";
     /// Streams may go on for so long when the daemon is asked to end.

@@ -9,6 +9,7 @@ mod support;
 mod clients;
 mod connections;
 mod immunity;
+mod mapped;
 mod messages;
 mod numbers;
 mod process;

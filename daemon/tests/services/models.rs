@@ -1,5 +1,6 @@
 //! Models come and go over the wire.
 
+use bantam_daemon::settings::Settings;
 use bantam_proto::v1;
 use bantam_proto::v1::watch_residency_response::Event;
 use tonic::Code;
@@ -156,6 +157,26 @@ async fn an_idle_model_makes_room_and_is_loaded_again_on_demand() {
     }
     assert_eq!(find(&served, "qwen3").await.options.unwrap().slots, Some(2));
     assert_eq!(find(&served, "llama-tied").await.state(), v1::ModelState::Absent);
+    served.end().await;
+}
+
+#[tokio::test]
+async fn no_more_models_than_places() {
+    let served = Served::with(|settings| Settings { max_models: 1, ..settings }).await;
+    let mut client = served.generation().await;
+    for (name, other) in [("qwen3", "llama-tied"), ("llama-tied", "qwen3"), ("qwen3", "llama-tied")] {
+        generate(&mut client, asked(name, "Once", 2, 1)).await.unwrap();
+        let state = async |name| find(&served, name).await.state();
+        assert_eq!(
+            (state(name).await, state(other).await),
+            (v1::ModelState::Resident, v1::ModelState::Absent)
+        );
+    }
+    let pinned = v1::LoadOptions { pin: Some(true), ..v1::LoadOptions::default() };
+    loaded(&served, load("qwen3", pinned)).await.unwrap();
+    let refused = generate(&mut client, asked("llama-tied", "Once", 2, 1)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("1 place of `models.max`"), "{}", refused.message());
     served.end().await;
 }
 

@@ -9,6 +9,7 @@ use bantam_daemon::metrics::Meters;
 use bantam_daemon::server::Drain;
 use bantam_daemon::settings::{Budget, PrecisionName, Settings};
 use bantam_daemon::{Daemon, RunError};
+use bantam_model::native::Store;
 use bantam_proto::v1;
 use bantam_proto::v1::generation_service_client::GenerationServiceClient;
 use bantam_proto::v1::model_service_client::ModelServiceClient;
@@ -40,6 +41,10 @@ pub(crate) fn settings(folder: &Folder) -> Settings {
     }
 }
 
+fn store(folder: &Folder) -> Store {
+    Store::new(folder.0.join("native"))
+}
+
 pub(crate) fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/models").canonicalize().unwrap()
 }
@@ -50,9 +55,25 @@ impl Served {
     }
 
     pub(crate) async fn with(change: impl FnOnce(Settings) -> Settings) -> Self {
+        Self::open(change, |_| None).await
+    }
+
+    /// With a place for native files.
+    pub(crate) async fn keeping(change: impl FnOnce(Settings) -> Settings) -> Self {
+        Self::open(change, |folder| Some(store(folder))).await
+    }
+
+    pub(crate) fn store(&self) -> Store {
+        store(&self.folder)
+    }
+
+    async fn open(
+        change: impl FnOnce(Settings) -> Settings,
+        store: impl FnOnce(&Folder) -> Option<Store>,
+    ) -> Self {
         let folder = Folder::new();
-        let settings = change(settings(&folder));
-        let daemon = Daemon::open(settings, Inherited::default(), None).await.unwrap();
+        let (settings, store) = (change(settings(&folder)), store(&folder));
+        let daemon = Daemon::open(settings, Inherited::default(), store).await.unwrap();
         let (drain, meters) = (daemon.drain(), daemon.meters());
         let addresses = daemon.doors().addresses().to_vec();
         Served { folder, drain, meters, addresses, task: tokio::spawn(daemon.serve()) }

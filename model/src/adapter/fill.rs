@@ -125,39 +125,33 @@ fn factors(
     arena: &Arena<MmapMut>,
     pool: &impl Pool,
 ) -> Vec<f32> {
-    let Matrix { layout, shape, slot, order } = to.base;
-    let tiles = arena.read(part(slot, to.changes.len(), number));
-    let order: Option<&[u32]> =
-        order.map(|slot| bytemuck::cast_slice(arena.read(part(slot, to.changes.len(), number))));
+    let Matrix { layout, shape, slot, times, .. } = to.base;
+    let of_expert = |slot: Slot| arena.read(part(slot, to.changes.len(), number));
+    let tiles = of_expert(slot);
+    let order: Option<&[u32]> = to.base.order.map(|slot| bytemuck::cast_slice(of_expert(slot)));
     let order = order.filter(|order| order.first() != Some(&IN_ORDER));
+    let of_inputs: Option<&[f32]> = to.base.factors.map(|slot| bytemuck::cast_slice(of_expert(slot)));
+    let (columns, width) = (shape.columns, to.base.width());
+    let tile_bytes = layout.tile_bytes(width);
     let mut factors = vec![0.0; shape.rows];
-    let (columns, tile_bytes) = (shape.columns, layout.tile_bytes(shape.columns));
-    // Threads share the rows of a tile at a time.
     let buffers: Mutex<Vec<[Vec<f32>; 2]>> = Mutex::new(Vec::new());
     each_row(pool, &mut factors, 1, 2 * TILE_ROWS, |row, factor| {
         let kept = buffers.lock().expect("no holder panics").pop();
-        let [mut held, mut change] = kept.unwrap_or_else(|| [vec![0.0; columns], vec![0.0; columns]]);
-        layout.unpack(
-            columns,
-            &tiles[row / TILE_ROWS * tile_bytes..][..tile_bytes],
-            row % TILE_ROWS,
-            &mut held,
-        );
+        let [mut held, mut weights] = kept.unwrap_or_else(|| [vec![0.0; width], vec![0.0; columns]]);
+        let tile = &tiles[row / TILE_ROWS * tile_bytes..][..tile_bytes];
+        layout.unpack(width, tile, row % TILE_ROWS, &mut held);
+        // What the matrix does to each of its inputs, in their order.
+        weights.fill(0.0);
+        for time in held.chunks_exact(columns).take(times) {
+            for (column, x) in time.iter().enumerate() {
+                let input = order.map_or(column, |order| order[column] as usize);
+                weights[input] += x * of_inputs.map_or(1.0, |factors| factors[input]);
+            }
+        }
         let output = to.cut.source_row(row);
-        let sum = match order {
-            None => {
-                values.add_to_row(output, &mut held);
-                square(&held)
-            }
-            Some(order) => {
-                change.fill(0.0);
-                order.iter().zip(&held).for_each(|(&input, x)| change[input as usize] = *x);
-                values.add_to_row(output, &mut change);
-                square(&change)
-            }
-        };
-        factor[0] = values.factor(output, sum);
-        buffers.lock().expect("no holder panics").push([held, change]);
+        values.add_to_row(output, &mut weights);
+        factor[0] = values.factor(output, square(&weights));
+        buffers.lock().expect("no holder panics").push([held, weights]);
     });
     factors
 }

@@ -245,6 +245,8 @@ impl Planner<'_> {
         };
         self.fills.extend(factors.map(|slot| fill(LowSide::Factors, slot, base.shape)));
         self.fills.extend(bias.map(|slot| fill(LowSide::Bias, slot, base.shape)));
+        // Whatever the matrix beside it is: an adapter is small.
+        let floats = Held::plain(FLOAT32, None);
         let known = self.lows.downs.iter().find(|(known, _)| *known == key).map(|(_, down)| *down);
         let down = match known {
             Some(down) => down,
@@ -253,7 +255,7 @@ impl Planner<'_> {
                     true => (LowSide::Table, Shape { rows, columns: rank }),
                     false => (LowSide::Down, Shape { rows: rank, columns }),
                 };
-                let down = self.stack(LINE, Held::FLOATS, shape, count, tokens)?;
+                let down = self.stack(LINE, floats, shape, count, tokens)?;
                 self.fills.push(fill(side, down.slot, shape));
                 self.lows.downs.push((key, down));
                 if is_table {
@@ -263,7 +265,7 @@ impl Planner<'_> {
             }
         };
         let shape = Shape { rows: outputs, columns: rank };
-        let up = self.stack(LINE, Held::FLOATS, shape, count, tokens)?;
+        let up = self.stack(LINE, floats, shape, count, tokens)?;
         self.fills.push(fill(LowSide::Up, up.slot, shape));
         let (most_rows, most_rank) = self.lows.work;
         self.lows.work = (most_rows.max(tokens), most_rank.max(rank));
@@ -286,9 +288,4 @@ pub(crate) fn wrapped(trained: &Names, adapter: &Adapter, parameter: &str) -> Op
     }
     let around = targeted.iter().rev().position(|targeted| targeted == parameter)?;
     Some(module(parameter)? + &".base_layer".repeat(around))
-}
-
-impl Held {
-    /// float32, whatever the matrix beside it is: an adapter is small.
-    const FLOATS: Held = Held { layout: FLOAT32, ordered: false, encode: None };
 }

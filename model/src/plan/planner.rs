@@ -41,13 +41,23 @@ pub(super) struct Held {
     pub(super) layout: &'static dyn Layout,
     /// Whether it may have an order of columns.
     pub(super) ordered: bool,
+    /// Whether it has factors of columns.
+    pub(super) factored: bool,
+    /// How often it takes its input.
+    pub(super) times: usize,
     /// How it is quantized on the way there.
     pub(super) encode: Option<&'static OnLoad>,
 }
 
 impl Held {
     fn is(&self, other: &Held) -> bool {
-        self.layout.name() == other.layout.name() && self.ordered == other.ordered
+        let taken = |held: &Held| (held.ordered, held.factored, held.times);
+        self.layout.name() == other.layout.name() && taken(self) == taken(other)
+    }
+
+    /// A matrix that takes its input as it is.
+    pub(super) fn plain(layout: &'static dyn Layout, encode: Option<&'static OnLoad>) -> Held {
+        Held { layout, ordered: false, factored: false, times: 1, encode }
     }
 }
 
@@ -226,22 +236,26 @@ impl<'a> Planner<'a> {
             way.and_then(|way| Some((way, way.layout(shape, self.options.precision)?)))
         {
             let encode = layout.coded().map(|_| way);
-            return Held { layout, ordered: false, encode };
+            return Held::plain(layout, encode);
         }
         let layout: &'static dyn Layout = match dtype {
             Dtype::Bf16 => BFLOAT16,
             Dtype::F16 => FLOAT16,
             _ => FLOAT32,
         };
-        Held { layout, ordered: false, encode: None }
+        Held::plain(layout, None)
     }
 
     /// How a quantized matrix is held: in its codes, where a layout takes them; else in floating point, in as many bits
     /// as the precision asks for.
     fn held_codes(&self, line: &str, packed: &Packed) -> Held {
-        let coding = packed.decode.coding(packed.shape).filter(|_| packed.divisors.is_none());
+        let (ordered, factored) = (packed.decode.ordered(), packed.decode.factored());
+        let times = packed.decode.times();
+        // Rows of a table are read without an input.
+        let unread = packed.divisors.is_some() || line == "embedding" && (factored || times > 1);
+        let coding = packed.decode.coding(packed.shape).filter(|_| !unread);
         match coding.and_then(|coding| coding.layout(self.options.precision)) {
-            Some(layout) => Held { layout, ordered: packed.decode.ordered(), encode: None },
+            Some(layout) => Held { layout, ordered, factored, times, encode: None },
             None => self.held_floats(line, self.unpacked_dtype(), packed.shape),
         }
     }
@@ -255,25 +269,26 @@ impl<'a> Planner<'a> {
         count: usize,
         tokens: usize,
     ) -> Result<Matrix, PlanError> {
-        let Held { layout, ordered, .. } = held;
-        let times = if count > 1 { format!("{count} x ") } else { String::new() };
-        let text = format!("{times}{}x{} {}", shape.rows, shape.columns, layout.name());
-        let bytes = Matrix::bytes(layout, shape).and_then(|bytes| bytes.checked_mul(count));
+        let Held { layout, ordered, factored, times, .. } = held;
+        let wide = Shape { columns: shape.columns * times, ..shape };
+        let stacked = if count > 1 { format!("{count} x ") } else { String::new() };
+        let twice = if times > 1 { format!("{times} x ") } else { String::new() };
+        let text = format!("{stacked}{}x{twice}{} {}", shape.rows, shape.columns, layout.name());
+        let bytes = Matrix::bytes(layout, wide).and_then(|bytes| bytes.checked_mul(count));
         let slot = self.slot(Region::Weights, line, text, bytes)?;
-        let order = match ordered {
-            true => {
-                let bytes = shape.columns.checked_mul(4 * count);
-                Some(self.slot(Region::Weights, "orders of columns", "u32 vectors".to_owned(), bytes)?)
-            }
-            false => None,
+        let mut of_columns = |wanted: bool, name: &str, text: &str| {
+            let bytes = shape.columns.checked_mul(4 * count);
+            wanted.then(|| self.slot(Region::Weights, name, text.to_owned(), bytes)).transpose()
         };
+        let order = of_columns(ordered, "orders of columns", "u32 vectors")?;
+        let factors = of_columns(factored, "factors of columns", "f32 vectors")?;
         let form = layout.form(self.options.precision, self.cpu);
         // Prepared input grows by the same for every token.
-        let bytes = panel_bytes(form, shape.columns, 1)
+        let bytes = panel_bytes(form, wide.columns, 1)
             .checked_mul(tokens)
             .ok_or_else(|| PlanError::TooLarge { what: "prepared input".to_owned() })?;
         self.panel_bytes = self.panel_bytes.max(bytes);
-        Ok(Matrix { layout, shape, slot, order })
+        Ok(Matrix { layout, shape, slot, order, factors, times })
     }
 
     fn vector(
@@ -565,7 +580,8 @@ impl<'a> Planner<'a> {
                 let bytes = slot.bytes / choice.experts;
                 Slot { offset: slot.offset + expert * bytes, bytes, ..slot }
             };
-            let matrix = Matrix { slot: part(matrix.slot), order: matrix.order.map(part), ..matrix };
+            let (order, factors) = (matrix.order.map(part), matrix.factors.map(part));
+            let matrix = Matrix { slot: part(matrix.slot), order, factors, ..matrix };
             self.fills.push(Fill::Matrix { matrix, origin, cut, encode });
         }
         let bias = match (bias, stack) {

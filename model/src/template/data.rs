@@ -80,6 +80,26 @@ impl Data {
         self.0.as_str()
     }
 
+    /// The same with other strings, keys included: those for which `change` has none stay.
+    pub(super) fn mapped(&self, change: &mut dyn FnMut(&str) -> Option<String>) -> Data {
+        let changed = match &self.0 {
+            Value::Str(text) => change(text).map(|text| Value::Str(text.into())),
+            Value::List(list) => {
+                let items = list.items.iter().map(|item| Data(item.clone()).mapped(change).0).collect();
+                Value::list(list.kind, items, &Budget::new()).ok()
+            }
+            Value::Dict(dict) => {
+                let mut changed = |value: &Value| Data(value.clone()).mapped(change).0;
+                let entries =
+                    dict.entries.iter().map(|(key, value)| (changed(key), changed(value))).collect();
+                Value::dict(entries, &Budget::new()).ok()
+            }
+            _ => None,
+        };
+        // What can fail is depth and size, and they are what they were.
+        changed.map_or_else(|| self.clone(), Data)
+    }
+
     /// Whether this is `true` or `false`, where it is one of them.
     pub fn as_bool(&self) -> Option<bool> {
         match self.0 {

@@ -143,6 +143,16 @@ impl Conversation {
     pub fn new(messages: Vec<Data>) -> Self {
         Self { messages, tools: None, arguments: Vec::new(), add_generation_prompt: true, now: Now::LOCAL }
     }
+
+    /// The same with other strings everywhere: those for which `change` has none stay.
+    pub(crate) fn mapped(&self, change: &mut dyn FnMut(&str) -> Option<String>) -> Self {
+        let mut list = |items: &[Data]| items.iter().map(|item| item.mapped(change)).collect();
+        let messages = list(&self.messages);
+        let tools = self.tools.as_deref().map(list);
+        let arguments =
+            self.arguments.iter().map(|(name, value)| (name.clone(), value.mapped(change))).collect();
+        Self { messages, tools, arguments, ..*self }
+    }
 }
 
 /// The chat template of a model, parsed once and good for any number of conversations.

@@ -17,8 +17,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use tokenizers::{
-    AddedToken, Decoder as _, DecoderWrapper, Model as _, NormalizedString, Normalizer as _,
-    PreTokenizerWrapper,
+    AddedToken, Decoder as _, DecoderWrapper, Model as _, NormalizedString, Normalizer as _, OffsetType,
+    PreTokenizer as _, PreTokenizerWrapper,
 };
 
 use crate::foreign::clipped;
@@ -135,6 +135,29 @@ impl Tokenizer {
             tokens: encoding.get_tokens().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
         })
+    }
+
+    /// Ids of a text in which `mark` stands inside of spelled control tokens: without the marks, and those spellings
+    /// stay text. (One of a single letter has no inside, and stays what it is.)
+    pub(crate) fn encode_quoted(&self, text: &str, mark: char) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.guarded(text, || {
+            let normalizer = self.inner.get_normalizer();
+            let mut pieces = self.inner.get_added_vocabulary().extract_and_normalize(normalizer, text);
+            // Only now: added tokens have been found, and the rest has not been split into words.
+            pieces.normalize(|piece| piece.replace(mark, ""))?;
+            if let Some(splitter) = self.inner.get_pre_tokenizer() {
+                splitter.pre_tokenize(&mut pieces)?;
+            }
+            pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
+            pieces.into_encoding(None, 0, OffsetType::None)
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// How the control tokens are written.
+    pub(crate) fn control_spellings(&self) -> impl Iterator<Item = &str> {
+        let added = self.added.iter().filter(|(id, _)| self.is_special(**id));
+        added.map(|(_, content)| content.as_str()).filter(|content| !content.is_empty())
     }
 
     /// Text of `ids`, exactly as Hugging Face decodes the whole list; unknown ids are left out.

@@ -542,7 +542,8 @@ pub mod generate_request {
     /// One of these, and not empty; with the new tokens it has to fit the model's context.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Input {
-        /// A text. The tokenizer adds the special tokens that it adds to every text; their spellings in it are text.
+        /// A text. The tokenizer adds the special tokens that it adds to every text, and takes those that the text spells: who
+        /// writes a prompt may write its control tokens. What strangers wrote belongs into `Chat`, where they stay text.
         #[prost(string, tag = "2")]
         Prompt(::prost::alloc::string::String),
         /// Token ids, taken as they are.
@@ -3615,7 +3616,7 @@ pub enum LeaveReason {
     Budget = 4,
     /// Its memory or its file broke: DATA_LOSS for its requests.
     Fault = 5,
-    /// The daemon ends.
+    /// The daemon ends. Not sent yet: the streams of those who watch end first.
     Shutdown = 6,
 }
 impl LeaveReason {

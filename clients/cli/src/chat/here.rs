@@ -33,9 +33,10 @@ pub(super) struct Here {
 impl Here {
     /// The conversation as the model reads it, up to where it is to answer.
     pub(super) fn prompt(&self, messages: &[Value]) -> Result<Vec<u32>, Failure> {
-        let rendered = self.template.render(&self.source, messages)?;
-        run::check_bytes(rendered.len())?;
-        let ids = self.text.tokenizer.encode(&rendered, false);
+        let tokenizer = &self.text.tokenizer;
+        let prompt = self.template.prompt(&self.source, tokenizer, messages)?;
+        run::check_bytes(prompt.text().len())?;
+        let ids = prompt.ids(tokenizer);
         Ok(ids.map_err(|error| self.source.tokenizer_error(error))?)
     }
 

@@ -1,7 +1,9 @@
 //! The model's chat template, with what the user gave it.
 
+use bantam_model::prompt::Prompt;
 use bantam_model::source::Source;
 use bantam_model::template::{ChatTemplate, Conversation, Data, Now};
+use bantam_model::tokenizer::Tokenizer;
 use clap::Args;
 use serde_json::Value;
 
@@ -34,8 +36,13 @@ impl Template {
         Ok(Template { template: chat_template(source)?, arguments, now })
     }
 
-    /// The text up to where the model is to answer.
-    pub(super) fn render(&self, source: &Source, messages: &[Value]) -> Result<String, Failure> {
+    /// The conversation up to where the model is to answer.
+    pub(super) fn prompt(
+        &self,
+        source: &Source,
+        tokenizer: &Tokenizer,
+        messages: &[Value],
+    ) -> Result<Prompt, Failure> {
         let data = |message: &Value| Data::from_json(message.to_string().as_bytes());
         let messages = messages.iter().map(data).collect::<Result<_, _>>();
         let messages =
@@ -43,6 +50,7 @@ impl Template {
         let mut conversation = Conversation::new(messages);
         conversation.arguments.clone_from(&self.arguments);
         conversation.now = self.now;
-        Ok(self.template.render(&conversation).map_err(|error| source.template_error(error))?)
+        let prompt = Prompt::of(&conversation, &self.template, tokenizer);
+        Ok(prompt.map_err(|error| source.template_error(error))?)
     }
 }

@@ -136,8 +136,8 @@ impl Run {
                 ))),
             },
             ([place], None, None) if is_a_path(place) => Err(usage(format!(
-                "{place:?} looks like a path, and there is no model there; to use it as a prompt write --prompt \
-                 {place:?}"
+                "{place:?} looks like a model's path or name, and there is no model there: `bantam pull` fetches one by \
+                 name; to use it as a prompt write --prompt {place:?}"
             ))),
             ([text], None, None) => Ok((None, prompt(text))),
             ([], _, None) => Err(usage("PROMPT is missing; write: bantam run [MODEL] \"Once upon a time\"")),
@@ -237,7 +237,7 @@ fn prompt(text: &str) -> Prompt {
 
 /// Whether one argument alone is rather a model than a prompt.
 fn is_a_model(place: &str) -> bool {
-    let path = Path::new(place);
+    let path = chosen_model::found(Path::new(place));
     path.join("config.json").is_file() || (path.is_file() && place.ends_with(".safetensors"))
 }
 

@@ -9,8 +9,10 @@ mod clients;
 mod comforts;
 mod fake;
 mod native;
+mod pulls;
 mod refusals;
 mod serving;
+mod stand_in;
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};

@@ -15,6 +15,8 @@ struct Weather {
     weights: [u64; 8],
     models: u64,
     vram: bool,
+    /// How many models may be there; 0 is any number.
+    places: u64,
     /// Loads out of a hundred that fail.
     failures: u64,
     waiting_max: usize,
@@ -26,6 +28,7 @@ const WEATHERS: &[Weather] = &[
         weights: [20, 20, 50, 1, 1, 1, 0, 5],
         models: 6,
         vram: false,
+        places: 0,
         failures: 1,
         waiting_max: 16,
     },
@@ -34,6 +37,7 @@ const WEATHERS: &[Weather] = &[
         weights: [60, 12, 25, 8, 8, 1, 0, 2],
         models: 20,
         vram: false,
+        places: 0,
         failures: 5,
         waiting_max: 64,
     },
@@ -42,6 +46,7 @@ const WEATHERS: &[Weather] = &[
         weights: [30, 20, 30, 2, 2, 2, 8, 5],
         models: 9,
         vram: false,
+        places: 0,
         failures: 3,
         waiting_max: 16,
     },
@@ -50,6 +55,7 @@ const WEATHERS: &[Weather] = &[
         weights: [30, 15, 30, 15, 3, 1, 1, 5],
         models: 9,
         vram: false,
+        places: 0,
         failures: 60,
         waiting_max: 8,
     },
@@ -58,6 +64,7 @@ const WEATHERS: &[Weather] = &[
         weights: [30, 25, 30, 2, 4, 15, 2, 5],
         models: 9,
         vram: false,
+        places: 0,
         failures: 3,
         waiting_max: 16,
     },
@@ -66,6 +73,16 @@ const WEATHERS: &[Weather] = &[
         weights: [30, 20, 30, 3, 3, 3, 3, 5],
         models: 12,
         vram: true,
+        places: 0,
+        failures: 5,
+        waiting_max: 16,
+    },
+    Weather {
+        name: "few places",
+        weights: [30, 20, 30, 3, 3, 3, 3, 5],
+        models: 12,
+        vram: false,
+        places: 2,
         failures: 5,
         waiting_max: 16,
     },
@@ -74,6 +91,7 @@ const WEATHERS: &[Weather] = &[
         weights: [30, 25, 30, 3, 3, 3, 3, 5],
         models: 6,
         vram: true,
+        places: 0,
         failures: 5,
         waiting_max: 1,
     },
@@ -104,18 +122,18 @@ fn below(random: &mut Random, end: u64) -> u64 {
 fn size(weather: &Weather, id: u64) -> Bytes {
     let ram = [7, 55, 30, 12, 100, 45, 101, 1, 20][usize::try_from(id % 9).unwrap()];
     let vram = [0, 60, 10, 0, 30, 100, 1][usize::try_from(id % 7).unwrap()];
-    Bytes::new(ram, if weather.vram { vram } else { 0 })
+    Bytes::new(ram, if weather.vram { vram } else { 0 }).places(weather.places.min(1))
 }
 
 fn budget(weather: &Weather, random: &mut Random) -> Bytes {
     let mut one = || [0, 10, 50, 80, 100, 100, 130][usize::try_from(random.bits() % 7).unwrap()];
-    Bytes::new(one(), if weather.vram { one() } else { 0 })
+    Bytes::new(one(), if weather.vram { one() } else { 0 }).places(weather.places)
 }
 
 fn live(weather: &Weather, seed: u64) -> World {
     let _epitaph = Epitaph(weather, seed);
     let mut random = Random::new(seed);
-    let whole = Bytes::new(BUDGET, if weather.vram { BUDGET } else { 0 });
+    let whole = Bytes::new(BUDGET, if weather.vram { BUDGET } else { 0 }).places(weather.places);
     let mut world = World::new(whole, weather.waiting_max);
     while world.steps < EVENTS_PER_LIFE {
         let mut draw = below(&mut random, weather.weights.iter().sum());

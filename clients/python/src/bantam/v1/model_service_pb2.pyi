@@ -65,7 +65,7 @@ class _LeaveReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeaveReas
     LEAVE_REASON_FAULT: _LeaveReason.ValueType  # 5
     """Its memory or its file broke: DATA_LOSS for its requests."""
     LEAVE_REASON_SHUTDOWN: _LeaveReason.ValueType  # 6
-    """The daemon ends."""
+    """The daemon ends. Not sent yet: the streams of those who watch end first."""
 
 class LeaveReason(_LeaveReason, metaclass=_LeaveReasonEnumTypeWrapper):
     """Why a model left."""
@@ -83,7 +83,7 @@ LEAVE_REASON_BUDGET: LeaveReason.ValueType  # 4
 LEAVE_REASON_FAULT: LeaveReason.ValueType  # 5
 """Its memory or its file broke: DATA_LOSS for its requests."""
 LEAVE_REASON_SHUTDOWN: LeaveReason.ValueType  # 6
-"""The daemon ends."""
+"""The daemon ends. Not sent yet: the streams of those who watch end first."""
 Global___LeaveReason: _TypeAlias = LeaveReason  # noqa: Y015
 
 @_typing.final

@@ -1,10 +1,11 @@
 //! `--adapter`: an adapter beside the model of a verb.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bantam_model::source::Source;
 use clap::Args;
 
+use crate::chosen_model;
 use crate::daemon::{DaemonFlags, Link};
 use crate::failure::Failure;
 
@@ -12,7 +13,8 @@ use crate::failure::Failure;
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct AdapterFlag {
-    /// A PEFT adapter (LoRA, rsLoRA, DoRA) to use beside the model, which stays as it is
+    /// A PEFT adapter (LoRA, rsLoRA, DoRA) to use beside the model, which stays as it is: a folder, or the name of one
+    /// that was pulled
     #[arg(long = "adapter", value_name = "DIR")]
     folder: Option<PathBuf>,
 }
@@ -21,14 +23,9 @@ impl AdapterFlag {
     /// The model, with the adapter if one was given.
     pub(crate) fn beside(&self, source: Source) -> Result<Source, Failure> {
         match &self.folder {
-            Some(folder) => Ok(source.adapted(folder)?),
+            Some(folder) => Ok(source.adapted(&chosen_model::found(folder))?),
             None => Ok(source),
         }
-    }
-
-    /// The folder that was given.
-    pub(crate) fn folder(&self) -> Option<&Path> {
-        self.folder.as_deref()
     }
 
     /// A daemon that can do it: none takes adapters yet.

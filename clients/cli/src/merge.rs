@@ -13,6 +13,7 @@ use bantam_model::source::Source;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use crate::chosen_model;
 use crate::failure::{Failure, refused};
 use crate::output;
 use crate::progress::Progress;
@@ -86,8 +87,9 @@ pub(crate) struct Merged {
 
 impl MergeAdapter {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let place = Place::new(&self.output, self.force, &[&self.base, &self.adapter])?;
-        let merged = self.flags.merge(&self.base, &self.adapter, place, self.json)?;
+        let (base, adapter) = (chosen_model::found(&self.base), chosen_model::found(&self.adapter));
+        let place = Place::new(&self.output, self.force, &[&base, &adapter])?;
+        let merged = self.flags.merge(&base, &adapter, place, self.json)?;
         let output = self.output.display();
         match self.json {
             true => {

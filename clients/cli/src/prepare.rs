@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::failure::{Failure, refused, usage};
 use crate::merge::MergeFlags;
-use crate::{arguments, cache, output};
+use crate::{arguments, cache, chosen_model, output};
 
 /// What `--to` makes without quantizing.
 const MERGED: &str = "merged";
@@ -72,11 +72,12 @@ impl Prepare {
             refused("no cache: neither XDG_CACHE_HOME nor HOME names a folder; set one of them")
         })?;
         let mut steps = Vec::new();
+        let model = chosen_model::found(&self.model);
         if let Some(adapter) = &self.adapter {
-            steps.push(self.merged(&kept, adapter)?);
+            steps.push(self.merged(&kept, &model, &chosen_model::found(adapter))?);
         }
         if to != MERGED {
-            let model = steps.last().map_or(self.model.as_path(), |step: &Step| step.path.as_path());
+            let model = steps.last().map_or(&*model, |step: &Step| step.path.as_path());
             let step = self.quantized(&kept, model, to)?;
             if self.clean
                 && let Some(between) = steps.pop()
@@ -106,18 +107,18 @@ impl Prepare {
     }
 
     /// The model with the adapter in it.
-    fn merged(&self, kept: &Prepared, adapter: &Path) -> Result<Step, Failure> {
-        let source = Source::open(&self.model)?.adapted(adapter)?;
+    fn merged(&self, kept: &Prepared, model: &Path, adapter: &Path) -> Result<Step, Failure> {
+        let source = Source::open(model)?.adapted(adapter)?;
         let trained = self.flags.trained(&source)?;
         let settings = format!("{} {} {}", trained.in_four_bits, trained.nested, trained.fp4);
         let failed = |error| refused(format!("{}: {error}", kept.folder().display()));
         let (path, note) = kept.place(&source, Some(adapter), MERGED, &settings).map_err(failed)?;
-        let what = format!("{} with {}", self.model.display(), adapter.display());
+        let what = format!("{} with {}", model.display(), adapter.display());
         if !self.force && path.join(NOTE).is_file() {
             return Ok(Step { what, path, was_there: true, details: Value::Null });
         }
-        let place = Place::new(&path, self.force, &[&self.model, adapter])?.noted(NOTE, note.text());
-        let merged = self.flags.merge(&self.model, adapter, place, self.json)?;
+        let place = Place::new(&path, self.force, &[model, adapter])?.noted(NOTE, note.text());
+        let merged = self.flags.merge(model, adapter, place, self.json)?;
         Ok(Step { what, path, was_there: false, details: merged.as_json() })
     }
 }

@@ -168,10 +168,14 @@ impl Entry {
     }
 }
 
-/// The last part of a path, in letters that no shell minds.
+/// The last part of a path, in letters that no shell minds; owner and name of what lies in a cache of a hub.
 fn label(base: &str) -> String {
-    let name =
-        Path::new(base).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut parts = base.rsplit('/');
+    let last = parts.next().unwrap_or_default();
+    let name = match (parts.next(), parts.next()) {
+        (Some("snapshots"), Some(repository)) => repository.trim_start_matches("models--").replace("--", "_"),
+        _ => last.to_owned(),
+    };
     let label = name.trim_matches('.').chars().take(LABEL_CHARACTERS_MAX);
     label.map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' }).collect()
 }

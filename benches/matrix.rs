@@ -248,7 +248,8 @@ impl Data {
         panels: &mut [u8],
         out: &mut [f32],
     ) {
-        let output = Output { layout, shape: self.shape, tiles, taken: Taken::PLAIN, bias: None, out, add: false };
+        let output =
+            Output { layout, shape: self.shape, tiles, taken: Taken::PLAIN, bias: None, out, add: false };
         let input = Input { x: &self.x, columns: self.shape.columns, order: None };
         let (panels, segments) = (bytemuck::cast_slice_mut(panels), [[0, 0, self.tokens as u32]]);
         multiply(cpu, precision, &Serial, input, &segments, panels, &mut [output]);

@@ -268,6 +268,17 @@ pub trait Backend {
     fn matmul_experts(&mut self, routed: &Routed, rows: usize, per: RowPer, x: Slot, products: &[Product]);
     /// Adds to every row what its places hold, `width` channels each, by their shares.
     fn combine(&mut self, routed: &Routed, rows: usize, width: usize, places: Slot, out: Slot);
+    /// Multiplies the channels of every row, or of every place by its expert's, and adds a bias: `width` float32 values
+    /// in the weights region for each, of every expert where rows are places.
+    fn scale(
+        &mut self,
+        routed: Option<&Routed>,
+        rows: usize,
+        width: usize,
+        factors: Slot,
+        bias: Option<Slot>,
+        x: Slot,
+    );
     /// `out += x`.
     fn add(&mut self, rows: usize, width: usize, x: Slot, out: Slot);
     /// `x = limit * tanh(x / limit)`.

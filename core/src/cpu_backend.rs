@@ -180,6 +180,32 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
         });
     }
 
+    fn scale(
+        &mut self,
+        routed: Option<&Routed>,
+        rows: usize,
+        width: usize,
+        factors: Slot,
+        bias: Option<Slot>,
+        x: Slot,
+    ) {
+        let Arena { weights, work, .. } = &mut self.arena;
+        let (factors, bias) = (floats(weights, factors), bias.map(|slot| floats(weights, slot)));
+        let places = routed.map_or(rows, |routed| routed.choice.places(rows));
+        let [routing, x] =
+            disjoint(work, [routed.map_or(NOWHERE, |routed| routed.slot), x.first(places * width)]);
+        let routing = routed.map(|routed| Routing::over(routed.choice, rows, routing));
+        let all = [[0, 0, places as u32]];
+        for &segment in routing.as_ref().map_or(&all[..], Routing::segments) {
+            let [expert, first, count] = segment.map(|word| word as usize);
+            let factors = &factors[expert * width..][..width];
+            let bias = bias.map(|bias| &bias[expert * width..][..width]);
+            each_row(&self.pool, &mut x[first * width..][..count * width], width, 16, |_, x| {
+                activation::scale(x, factors, bias);
+            });
+        }
+    }
+
     fn add(&mut self, rows: usize, width: usize, x: Slot, out: Slot) {
         let size = rows * width;
         let [x, out] = disjoint(&mut self.arena.work, [x.first(size), out.first(size)]);

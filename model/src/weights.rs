@@ -9,6 +9,7 @@ use bantam_core::ops::share::each_row;
 use bantam_core::{Arena, Matrix, Pool};
 use memmap2::MmapMut;
 
+use crate::adapter::{self, Adapter};
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::formats::encode::nest;
 use crate::formats::on_load::OnLoad;
@@ -60,18 +61,27 @@ pub enum WeightsError {
 pub fn load(
     plan: &Plan,
     checkpoint: &Checkpoint,
+    adapter: Option<&Adapter>,
     arena: &mut Arena<MmapMut>,
     pool: &impl Pool,
     tell: &mut dyn FnMut(usize),
 ) -> Result<(), WeightsError> {
     let buffers = Buffers::default();
     let mut bytes = 0;
-    let tensor = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
+    let tensor = |name: &str, whole: bool| {
+        let found =
+            if whole { adapter.and_then(|adapter| adapter.whole(name)) } else { checkpoint.tensor(name) };
+        found.expect("the plan was made from this checkpoint and adapter")
+    };
     for fill in &plan.fills {
         match fill {
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
-            Fill::Vector { slot, tensor: name, cut } => {
-                let source = tensor(name);
+            Fill::Low(low) => {
+                let adapter = adapter.expect("the plan was made with this adapter");
+                adapter::fill(low, adapter, arena, pool)?;
+            }
+            Fill::Vector { slot, tensor: name, cut, whole } => {
+                let source = tensor(name, *whole);
                 let mut values = vec![0.0; source.elements()];
                 source
                     .load_f32(0, &mut values, &mut Vec::new())
@@ -86,12 +96,13 @@ pub fn load(
             }
             Fill::Matrix { matrix, origin, cut, encode } => {
                 let to = To { matrix, encode: *encode, pool, buffers: &buffers };
+                let whole = matches!(origin, Origin::Whole(_));
                 match (origin, cut.turned) {
-                    (Origin::Tensor(name), None) => {
-                        to.pack_rows(&tensor(name), cut, arena.write(matrix.slot))?;
+                    (Origin::Tensor(name) | Origin::Whole(name), None) => {
+                        to.pack_rows(&tensor(name, whole), cut, arena.write(matrix.slot))?;
                     }
-                    (Origin::Tensor(name), Some(pitch)) => {
-                        to.pack_columns(&tensor(name), cut, pitch, arena.write(matrix.slot))?;
+                    (Origin::Tensor(name) | Origin::Whole(name), Some(pitch)) => {
+                        to.pack_columns(&tensor(name, whole), cut, pitch, arena.write(matrix.slot))?;
                     }
                     (Origin::Packed(packed), _) => {
                         check_notes(packed, checkpoint)?;
@@ -208,17 +219,7 @@ impl<P: Pool> To<'_, P> {
         let unpacked = Unpacked::read(packed, &sources)?;
         let columns = self.columns();
         let rows = unpacked.rows()?;
-        let mut factors = Vec::new();
-        if let Some(name) = &packed.divisors {
-            let divisors = checkpoint.tensor(name).expect("the plan was made from this checkpoint");
-            factors.resize(columns, 0.0);
-            let read = divisors.load_f32(0, &mut factors, &mut Vec::new());
-            read.map_err(|error| unreadable(&divisors, error))?;
-            if let Some(at) = factors.iter().position(|factor| !factor.is_finite() || *factor == 0.0) {
-                let reason = format!("expected numbers to divide by, found {} at element {at}", factors[at]);
-                return Err(quantized(&divisors, reason));
-            }
-        }
+        let factors = divisors(packed, checkpoint)?;
         let read = |first: usize, count: usize, out: &mut [f32], _: &mut Vec<u8>| {
             for (row, out) in (first..first + count).zip(out.chunks_exact_mut(columns)) {
                 rows.row(cut.source_row(row), out);
@@ -331,6 +332,21 @@ impl<P: Pool> To<'_, P> {
     }
 }
 
+/// What the columns of a quantized matrix are divided by, where they are.
+pub(crate) fn divisors(packed: &Packed, checkpoint: &Checkpoint) -> Result<Vec<f32>, WeightsError> {
+    let Some(name) = &packed.divisors else { return Ok(Vec::new()) };
+    let divisors = checkpoint.tensor(name).expect("the plan was made from this checkpoint");
+    let mut factors = vec![0.0; packed.shape.columns];
+    divisors.load_f32(0, &mut factors, &mut Vec::new()).map_err(|error| unreadable(&divisors, error))?;
+    match factors.iter().position(|factor| !factor.is_finite() || *factor == 0.0) {
+        None => Ok(factors),
+        Some(at) => {
+            let reason = format!("expected numbers to divide by, found {} at element {at}", factors[at]);
+            Err(quantized(&divisors, reason))
+        }
+    }
+}
+
 /// Notes that say something else than the configuration are a sign that it is another checkpoint's.
 pub(crate) fn check_notes(packed: &Packed, checkpoint: &Checkpoint) -> Result<(), WeightsError> {
     for (name, numbers) in &packed.notes {
@@ -419,6 +435,7 @@ pub fn synthesize(plan: &Plan, arena: &mut Arena<MmapMut>, pool: &impl Pool) {
     for fill in &plan.fills {
         match fill {
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
+            Fill::Low(low) => arena.write(low.slot).fill(0),
             Fill::Vector { slot, .. } => noise(7, 1.0, arena.floats_mut(*slot)),
             Fill::Matrix { matrix, .. } => {
                 let Matrix { layout, slot, .. } = matrix;

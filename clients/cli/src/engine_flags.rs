@@ -96,6 +96,23 @@ pub(crate) fn usual_context(spec: &ModelSpec) -> usize {
     spec.context.min(CONTEXT)
 }
 
+/// How a model is run if no flag says otherwise.
+pub(crate) fn usual_options(spec: &ModelSpec, quantization: Option<&'static OnLoad>) -> Options {
+    let context = usual_context(spec);
+    Options {
+        context,
+        sequences: 1,
+        chunk: CHUNK.min(context),
+        logits_rows: 1,
+        kv: KvKind::F16,
+        precision: Precision::Fast,
+        quantization,
+        head: None,
+        cache_positions: None,
+        experts: None,
+    }
+}
+
 /// A flag's number; one that does not fit is refused further on as too large.
 pub(crate) fn size(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)

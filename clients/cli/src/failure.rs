@@ -8,6 +8,7 @@ use bantam_model::checkpoint::writer::WriteError;
 use bantam_model::engine::StepError;
 use bantam_model::generate::GenerateError;
 use bantam_model::generation::GenerationError;
+use bantam_model::merge::MergeError;
 use bantam_model::score::ScoreError;
 use bantam_model::source::SourceError;
 use bantam_quantize::error::QuantizeError;
@@ -40,6 +41,8 @@ pub(crate) enum Failure {
     Generation(#[from] GenerationError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error(transparent)]
+    Merge(#[from] MergeError),
     /// A repository was not fetched.
     #[error(transparent)]
     Pull(#[from] PullError),

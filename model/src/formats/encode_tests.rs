@@ -143,7 +143,8 @@ fn nested_scales_are_the_nearest_of_their_map() {
 #[test]
 fn trits_leave_the_least_error() {
     let error = |values: &[f32], codes: &[u8], scale: f32| {
-        let error = |(value, code): (&f32, &u8)| f64::from(*value) - f64::from(scale) * (f64::from(*code) - 1.0);
+        let error =
+            |(value, code): (&f32, &u8)| f64::from(*value) - f64::from(scale) * (f64::from(*code) - 1.0);
         values.iter().zip(codes).map(error).map(|error| error * error).sum::<f64>()
     };
     for seed in 0..200 {

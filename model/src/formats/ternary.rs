@@ -22,7 +22,8 @@ use bantam_core::layouts::Shape;
 use bantam_core::layouts::coded::{Coding, TRITS as BOOK};
 use serde_json::{Value, json};
 
-use super::{CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, floats, group_size, run_of_flat,
+use super::{
+    CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, floats, group_size, run_of_flat,
 };
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
@@ -82,8 +83,8 @@ static DIGITS: [[u8; OF_BYTE]; 256] = {
     while value < 243 {
         let (mut at, mut rest) = (0, byte(value) as u16);
         while at < OF_BYTE {
-            table[byte(value) as usize][at] = (rest * 3 >> 8) as u8;
-            rest = rest * 3 & 0xff;
+            table[byte(value) as usize][at] = ((rest * 3) >> 8) as u8;
+            rest = (rest * 3) & 0xff;
             at += 1;
         }
         value += 1;

@@ -161,7 +161,7 @@ fn what(fill: &Fill) -> String {
         Fill::Matrix { matrix, .. } => {
             format!("{} {}x{}", matrix.layout.name(), matrix.shape.rows, matrix.width())
         }
-        Fill::Vector { slot, .. } | Fill::Values { slot, .. } => format!("f32 {}", slot.bytes / 4),
+        Fill::Vector { .. } | Fill::Values { .. } | Fill::Low(_) => format!("f32 {}", fill.slot().bytes / 4),
     }
 }
 
@@ -181,7 +181,7 @@ fn parts(plan: &Plan) -> Vec<Part> {
                 name
             }
             Fill::Vector { tensor, cut, .. } => format!("{tensor}{cut}"),
-            Fill::Values { .. } => "values".to_owned(),
+            Fill::Values { .. } | Fill::Low(_) => "values".to_owned(),
         };
         slots.push((fill.slot().offset, name, what(fill)));
     }

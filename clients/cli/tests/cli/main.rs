@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure is a failed test")]
 
+mod adapters;
 mod answers;
 mod chats;
 mod clients;

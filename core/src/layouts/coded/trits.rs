@@ -43,8 +43,8 @@ const fn byte(digits: [u8; DIGITS]) -> u8 {
 pub(super) const fn digits(byte: u8) -> [u8; DIGITS] {
     let (mut digits, mut rest, mut at) = ([0; DIGITS], (byte ^ TURNED) as u16, 0);
     while at < DIGITS {
-        digits[at] = (rest * 3 >> 8) as u8;
-        rest = rest * 3 & 0xff;
+        digits[at] = ((rest * 3) >> 8) as u8;
+        rest = (rest * 3) & 0xff;
         at += 1;
     }
     digits

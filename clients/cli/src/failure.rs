@@ -35,14 +35,14 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Generate(#[from] GenerateError),
     #[error(transparent)]
-    Quantize(#[from] QuantizeError),
+    Quantize(Box<QuantizeError>),
     /// Sampling flags out of range.
     #[error(transparent)]
     Generation(#[from] GenerationError),
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error(transparent)]
-    Merge(#[from] MergeError),
+    Merge(Box<MergeError>),
     /// A repository was not fetched.
     #[error(transparent)]
     Pull(#[from] PullError),
@@ -52,6 +52,19 @@ pub(crate) enum Failure {
     /// Standard output cannot be written.
     #[error("standard output: {0}")]
     Output(#[from] io::Error),
+}
+
+/// Boxed, or every result would be as large as these.
+impl From<QuantizeError> for Failure {
+    fn from(error: QuantizeError) -> Self {
+        Failure::Quantize(Box::new(error))
+    }
+}
+
+impl From<MergeError> for Failure {
+    fn from(error: MergeError) -> Self {
+        Failure::Merge(Box::new(error))
+    }
 }
 
 impl Failure {

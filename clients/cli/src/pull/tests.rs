@@ -281,7 +281,7 @@ fn broken_connections_are_taken_up_again() {
     // Every one of them breaks, more often than there are attempts: what counts is that each brings something.
     let server = weights(move |asked| {
         let reply = content.reply(asked);
-        (asked.before < 2).then(|| Reply { cut: Some(1_200_000), ..reply })
+        (asked.before < 2).then_some(Reply { cut: Some(1_200_000), ..reply })
     });
     Order::new(&scratch, &server).pull().unwrap();
     check_whole(&scratch, &files);

@@ -293,7 +293,7 @@ impl Roads {
 fn tls(is_needed: bool) -> Result<TlsConfig, PullError> {
     let found = rustls_native_certs::load_native_certs();
     if is_needed && found.certs.is_empty() {
-        let why = found.errors.first().map(|error| clipped(error)).unwrap_or_default();
+        let why = found.errors.first().map(clipped).unwrap_or_default();
         return Err(PullError::NoCertificates { why });
     }
     let certificates: Vec<_> =

@@ -16,10 +16,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("bantam-core", &[]),
     ("bantam-model", &["bantam-core"]),
     ("bantam-proto", &[]),
+    ("bantam-quantize", &["bantam-core", "bantam-model"]),
     ("bantam-daemon", &["bantam-core", "bantam-model", "bantam-proto"]),
-    ("bantam", &["bantam-core", "bantam-model", "bantam-proto", "bantam-daemon"]),
+    ("bantam", &["bantam-core", "bantam-model", "bantam-quantize", "bantam-proto", "bantam-daemon"]),
     // The leaves: nothing may depend on these.
-    ("bantam-tests", &["bantam-core", "bantam-model"]),
+    ("bantam-tests", &["bantam-core", "bantam-model", "bantam-quantize"]),
     ("bantam-no-std-probe", &["bantam-core"]),
     ("bantam-benches", &["bantam-core", "bantam-model", "bantam-proto", "bantam-daemon"]),
     ("xtask", &[]),

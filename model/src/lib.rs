@@ -1,6 +1,8 @@
 //! A checkpoint becomes a running decoder.
 #![deny(unsafe_code)]
 
+pub mod adapter;
+pub mod block;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
@@ -15,11 +17,14 @@ pub mod generate;
 pub mod generation;
 pub mod gguf;
 pub mod inspect;
+pub mod inventory;
 pub mod likelihood;
 pub mod memory;
+pub mod merge;
 pub mod native;
 pub mod plan;
 pub mod pool;
+pub mod prepared;
 pub mod prompt;
 pub mod reply;
 pub mod rope;

@@ -8,8 +8,10 @@ use bantam_model::checkpoint::writer::WriteError;
 use bantam_model::engine::StepError;
 use bantam_model::generate::GenerateError;
 use bantam_model::generation::GenerationError;
+use bantam_model::merge::MergeError;
 use bantam_model::score::ScoreError;
 use bantam_model::source::SourceError;
+use bantam_quantize::error::QuantizeError;
 
 use crate::pull::PullError;
 
@@ -32,11 +34,15 @@ pub(crate) enum Failure {
     Score(#[from] ScoreError),
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    #[error(transparent)]
+    Quantize(Box<QuantizeError>),
     /// Sampling flags out of range.
     #[error(transparent)]
     Generation(#[from] GenerationError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error(transparent)]
+    Merge(Box<MergeError>),
     /// A repository was not fetched.
     #[error(transparent)]
     Pull(#[from] PullError),
@@ -46,6 +52,19 @@ pub(crate) enum Failure {
     /// Standard output cannot be written.
     #[error("standard output: {0}")]
     Output(#[from] io::Error),
+}
+
+/// Boxed, or every result would be as large as these.
+impl From<QuantizeError> for Failure {
+    fn from(error: QuantizeError) -> Self {
+        Failure::Quantize(Box::new(error))
+    }
+}
+
+impl From<MergeError> for Failure {
+    fn from(error: MergeError) -> Self {
+        Failure::Merge(Box::new(error))
+    }
 }
 
 impl Failure {

@@ -1,9 +1,11 @@
 //! `bantam`, the command line. This file reads arguments and reports failures; every verb has a file of its own.
 #![forbid(unsafe_code)]
 
+mod adapter_flag;
 mod arguments;
 mod bench;
 mod cache;
+mod calibration;
 mod chat;
 mod chosen_model;
 mod completions;
@@ -16,11 +18,15 @@ mod failure;
 mod hardware;
 mod inspect;
 mod interrupt;
+mod merge;
 mod models;
 mod output;
 mod plan;
+mod prepare;
 mod progress;
 mod pull;
+mod quantize;
+mod recommend;
 mod run;
 mod sampling_flags;
 mod score;

@@ -92,7 +92,7 @@ fn span(text: &str) -> Result<Duration, String> {
     told.ok_or_else(|| "expected a span from 1s to 24h, or 0s".to_owned())
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     // The setting takes a share of the machine's memory too, and a message has no such thing.
     let told = setting("models.ram_budget", text).and_then(|settings| match settings.ram_budget {
         settings::Budget::Bytes(bytes) => Some(bytes).filter(|bytes| *bytes > 0),

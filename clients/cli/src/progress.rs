@@ -67,6 +67,11 @@ impl Progress {
         Progress { bar, watch }
     }
 
+    /// Says what is being done.
+    pub(crate) fn say(&self, message: String) {
+        self.bar.set_message(message);
+    }
+
     /// Says how much is done.
     pub(crate) fn at(&self, done: usize) {
         self.bar.set_position(done as u64);

@@ -24,6 +24,8 @@ pub const FOUR_BIT_BLOCK: usize = 64;
 pub const MX_BLOCK: usize = 32;
 /// Inputs under one scale and zero in [`int4`].
 pub const INT4_GROUP: usize = 128;
+/// Inputs under one scale in [`ternary`].
+pub const TERNARY_GROUP: usize = 64;
 /// Scales under one scale in [`nest`].
 pub const NESTED_BLOCK: usize = 256;
 
@@ -184,31 +186,123 @@ pub fn int4(values: &[f32], codes: &mut [u8]) -> Scale {
     Scale { scale, zero: zero as u8 }
 }
 
-/// Replaces the scales of a whole matrix by what they are after bitsandbytes' double quantization: eight bits by
-/// [`dynamic_map`] in blocks of [`NESTED_BLOCK`], around their mean. The tool adds them up in float32, in an order
-/// that depends on its threads; this mean is the nearest one, and may differ from the tool's in its last bit.
-pub fn nest(scales: &mut [f32]) {
-    let sum: f64 = scales.iter().map(|scale| f64::from(*scale)).sum();
-    nest_around((sum / scales.len().max(1) as f64) as f32, scales);
+/// A group of any length as trits plus one: those that leave the least sum of squared errors under one scale. Of the `k`
+/// largest magnitudes, with sum `s`, that is `s * s / k` below the sum of squares, and their mean is the scale.
+pub fn ternary(values: &[f32], codes: &mut [u8]) -> Scale {
+    let mut sizes: Vec<u32> = values.iter().map(|value| value.abs().to_bits()).collect();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    let (mut sum, mut best, mut least, mut scale) = (0.0f64, 0.0, f32::INFINITY, 0.0);
+    for (before, &size) in sizes.iter().enumerate() {
+        let (size, count) = (f32::from_bits(size), (before + 1) as f64);
+        sum += f64::from(size);
+        if sum * sum > best * count {
+            (best, least, scale) = (sum * sum / count, size, (sum / count) as f32);
+        }
+    }
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = if value.abs() < least { 1 } else { 1 + u8::from(*value > 0.0) - u8::from(*value < 0.0) };
+    }
+    Scale { scale, zero: 1 }
 }
 
-fn nest_around(mean: f32, scales: &mut [f32]) {
+/// Scales that are quantized again: scale = [`dynamic_map`]`[code] * scales[block] + offset`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Nested {
+    /// One per scale.
+    pub codes: Vec<u8>,
+    /// One per [`NESTED_BLOCK`].
+    pub scales: Vec<f32>,
+    /// Their mean.
+    pub offset: f32,
+}
+
+/// bitsandbytes' double quantization of the scales of a whole matrix: eight bits by [`dynamic_map`] in blocks of
+/// [`NESTED_BLOCK`], around their mean.
+pub fn nested(scales: &[f32]) -> Nested {
+    nested_around(mean(scales), scales)
+}
+
+fn nested_around(offset: f32, scales: &[f32]) -> Nested {
     let map = dynamic_map();
-    for block in scales.chunks_mut(NESTED_BLOCK) {
-        block.iter_mut().for_each(|scale| *scale -= mean);
-        let most = largest(block);
+    let (mut codes, mut of_blocks) = (Vec::with_capacity(scales.len()), Vec::new());
+    for block in scales.chunks(NESTED_BLOCK) {
+        let around: Vec<f32> = block.iter().map(|scale| scale - offset).collect();
+        let most = largest(&around);
         let factor = 1.0 / most.max(1e-38);
-        for scale in block {
-            *scale = nearest(&map, *scale * factor) * most + mean;
-        }
+        codes.extend(around.iter().map(|scale| nearest(&map, scale * factor)));
+        of_blocks.push(most);
+    }
+    Nested { codes, scales: of_blocks, offset }
+}
+
+impl Nested {
+    /// The scales.
+    pub fn values(&self) -> Vec<f32> {
+        let map = dynamic_map();
+        let value =
+            |(at, code): (usize, &u8)| map[usize::from(*code)] * self.scales[at / NESTED_BLOCK] + self.offset;
+        self.codes.iter().enumerate().map(value).collect()
     }
 }
 
-/// The nearest of ascending values; of two, the lower.
-fn nearest(map: &[f32; 256], value: f32) -> f32 {
+/// Replaces scales by what they are after that.
+pub fn nest(scales: &mut [f32]) {
+    scales.copy_from_slice(&nested(scales).values());
+}
+
+/// The mean as torch 2.9 rounds it on one thread; on several, it adds up more than 32768 values in another order, and
+/// the last bit may differ.
+fn mean(values: &[f32]) -> f32 {
+    const LANES: usize = 8;
+    let (rows, rest) = values.split_at(values.len() / LANES * LANES);
+    let sum = match rows.is_empty() {
+        true => cascade::<1>(rest)[0],
+        false => rest.iter().copied().sum::<f32>() + 0.0,
+    };
+    let lanes = if rows.is_empty() { [0.0; LANES] } else { cascade::<LANES>(rows) };
+    lanes.iter().fold(sum, |sum, lane| sum + lane) / values.len().max(1) as f32
+}
+
+/// Adds up rows of lanes: four side by side, in steps that are added to sums of steps, and those to sums of these.
+fn cascade<const LANES: usize>(values: &[f32]) -> [f32; LANES] {
+    const BESIDE: usize = 4;
+    const LEVELS: usize = 4;
+    let add = |sum: &mut [f32; LANES], row: &[f32]| {
+        sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    };
+    let (chunks, rest) = values.split_at(values.len() / (BESIDE * LANES) * BESIDE * LANES);
+    let size = chunks.len() / (BESIDE * LANES);
+    let log = usize::BITS - size.saturating_sub(1).leading_zeros();
+    let power = (log / LEVELS as u32).max(4);
+    let step = 1 << power;
+    let mut levels = [[[0.0f32; LANES]; BESIDE]; LEVELS];
+    for (done, chunk) in (1..).zip(chunks.chunks_exact(BESIDE * LANES)) {
+        levels[0].iter_mut().zip(chunk.chunks_exact(LANES)).for_each(|(sum, row)| add(sum, row));
+        let mut level = 1;
+        while done % step == 0 && level < LEVELS {
+            let below = std::mem::replace(&mut levels[level - 1], [[0.0; LANES]; BESIDE]);
+            levels[level].iter_mut().zip(&below).for_each(|(sum, row)| add(sum, row));
+            if done & ((step - 1) << (level as u32 * power)) != 0 {
+                break;
+            }
+            level += 1;
+        }
+    }
+    let [mut sums, higher @ ..] = levels;
+    for level in &higher {
+        sums.iter_mut().zip(level).for_each(|(sum, row)| add(sum, row));
+    }
+    let [mut sum, others @ ..] = sums;
+    rest.chunks_exact(LANES).for_each(|row| add(&mut sum, row));
+    others.iter().for_each(|row| add(&mut sum, row));
+    sum
+}
+
+/// The code of the nearest of ascending values; of two, the lower.
+fn nearest(map: &[f32; 256], value: f32) -> u8 {
     let right = map.partition_point(|entry| *entry < value).min(255);
     let left = right.saturating_sub(1);
-    if map[right] - value < value - map[left] { map[right] } else { map[left] }
+    (if map[right] - value < value - map[left] { right } else { left }) as u8
 }
 
 /// Values of the eight-bit codes of bitsandbytes' nested scales: seven decades with ever finer steps, in ascending

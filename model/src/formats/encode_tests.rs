@@ -123,8 +123,7 @@ fn nested_scales_are_the_nearest_of_their_map() {
     let map = dynamic_map();
     assert!(map.is_sorted() && map[127] == 0.0);
     let scales: Vec<f32> = noise(1, 700).iter().map(|x| x.abs()).collect();
-    let mut nested = scales.clone();
-    nest_around(0.25, &mut nested);
+    let nested = nested_around(0.25, &scales).values();
     for (block, (found, scales)) in nested.chunks(NESTED_BLOCK).zip(scales.chunks(NESTED_BLOCK)).enumerate() {
         let most = scales.iter().fold(0.0, |most: f32, x| most.max((x - 0.25).abs()));
         for (found, scale) in found.iter().zip(scales) {
@@ -138,4 +137,50 @@ fn nested_scales_are_the_nearest_of_their_map() {
     nest(&mut alike);
     assert_eq!(alike, [0.5; 300]);
     nest(&mut []);
+}
+
+/// Of all thresholds the best, with the mean of what is above it as the scale.
+#[test]
+fn trits_leave_the_least_error() {
+    let error = |values: &[f32], codes: &[u8], scale: f32| {
+        let error =
+            |(value, code): (&f32, &u8)| f64::from(*value) - f64::from(scale) * (f64::from(*code) - 1.0);
+        values.iter().zip(codes).map(error).map(|error| error * error).sum::<f64>()
+    };
+    for seed in 0..200 {
+        let values = noise(seed, TERNARY_GROUP);
+        let (codes, Scale { scale, zero }) = encoded(ternary, &values);
+        assert!(zero == 1 && codes.iter().all(|code| *code < 3));
+        let found = error(&values, &codes, scale);
+        for threshold in &values {
+            let kept: Vec<f32> = values.iter().map(|x| x.abs()).filter(|x| *x >= threshold.abs()).collect();
+            let mean = kept.iter().sum::<f32>() / kept.len() as f32;
+            let code = |x: &f32| match x.abs() >= threshold.abs() {
+                true => 1 + u8::from(*x > 0.0) - u8::from(*x < 0.0),
+                false => 1,
+            };
+            let codes: Vec<u8> = values.iter().map(code).collect();
+            assert!(found <= error(&values, &codes, mean) * (1.0 + 1e-5), "seed {seed}");
+        }
+    }
+    assert_eq!(encoded(ternary, &[0.0, -0.0, 0.0]), (vec![1; 3], Scale { scale: 0.0, zero: 1 }));
+    assert_eq!(encoded(ternary, &[-2.0, 2.0, 0.5]), (vec![0, 2, 1], Scale { scale: 2.0, zero: 1 }));
+}
+
+#[test]
+fn means_are_rounded_as_torch_rounds_them() {
+    for (count, bits) in [
+        (1, 0x3e80_0000),
+        (7, 0x3f2c_ef91),
+        (8, 0x3f29_c22a),
+        (100, 0x3f3e_206e),
+        (777, 0x3f3f_f8c3),
+        (4096, 0x3f40_01cb),
+        (10_000, 0x3f3f_fa8f),
+        (32_768, 0x3f3f_fe84),
+    ] {
+        let value = |i: u64| (f64::from((i * 2_654_435_761) as u32) / 4_294_967_296.0) as f32 + 0.25;
+        let values: Vec<f32> = (0..count).map(value).collect();
+        assert_eq!(mean(&values).to_bits(), bits, "{count} values");
+    }
 }

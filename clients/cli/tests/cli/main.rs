@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure is a failed test")]
 
+mod adapters;
 mod answers;
 mod chats;
 mod clients;
@@ -9,6 +10,7 @@ mod comforts;
 mod fake;
 mod native;
 mod pulls;
+mod quantize;
 mod refusals;
 mod serving;
 mod stand_in;

@@ -1,0 +1,163 @@
+//! Flags of the methods that see the model at work, and the text that they see it with.
+
+use std::fs;
+use std::path::PathBuf;
+
+use bantam_core::Cpu;
+use bantam_model::source::Source;
+use bantam_quantize::blueprint::Blueprint;
+use bantam_quantize::calibrated::sample::{self, Written};
+use bantam_quantize::calibrated::{Calibrated, Method, Planes, Settings, awq, gptq, ternary};
+use bantam_quantize::error::QuantizeError;
+use bantam_quantize::form::Form;
+use bantam_quantize::run::fingerprint;
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::failure::{Failure, refused, usage};
+use crate::progress::Progress;
+use crate::token_ids;
+
+/// Sequences, and tokens of each.
+const SEQUENCES: u64 = 128;
+const LENGTH: u64 = 256;
+/// Squares of inputs that are gathered at once.
+const SQUARES_BYTES: usize = 1 << 30;
+/// Share of the mean that is added to the diagonal, as the tools do it.
+const DAMP: f32 = 0.01;
+/// Any: that it is the same in every run is what counts.
+const SEED: u64 = 1;
+
+/// How to calibrate.
+#[derive(Args)]
+#[command(next_help_heading = "Calibration")]
+pub(crate) struct Calibration {
+    /// Text to calibrate with [default: the model writes its own]
+    #[arg(long = "calibration", value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Sequences of it [default: 128]
+    #[arg(long = "calibration-sequences", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
+    sequences: Option<u64>,
+    /// Tokens of a sequence [default: 256]
+    #[arg(long = "calibration-length", value_name = "N", value_parser = clap::value_parser!(u64).range(2..=1 << 16))]
+    length: Option<u64>,
+    /// gptq, ptbitnet: share of the mean that is added to the diagonal of squared inputs [default: 0.01]
+    #[arg(long, value_name = "X")]
+    damp: Option<f32>,
+}
+
+/// A calibrated method, ready to begin.
+pub(crate) struct Ready<'s> {
+    /// It.
+    pub(crate) method: Calibrated<'s>,
+    /// What tells it from another one.
+    pub(crate) told: Value,
+}
+
+impl Calibration {
+    /// Whether a flag was given that only calibrated methods know.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.text.is_some() || self.sequences.is_some() || self.length.is_some() || self.damp.is_some()
+    }
+
+    /// The share that is added to diagonals.
+    pub(crate) fn damp(&self) -> Result<f32, Failure> {
+        let damp = self.damp.unwrap_or(DAMP);
+        match damp > 0.0 && damp.is_finite() {
+            true => Ok(damp),
+            false => Err(usage(format!("--damp: expected a number above 0, found {damp}"))),
+        }
+    }
+
+    fn written(&self, source: &Source, threads: usize) -> Written {
+        let length = (self.length.unwrap_or(LENGTH) as usize).min(source.spec.context);
+        let sequences = self.sequences.unwrap_or(SEQUENCES) as usize;
+        Written { sequences, length, seed: SEED, threads }
+    }
+
+    /// The most memory that it takes: a block in float32, what the text is on its way through the blocks, squares of
+    /// inputs; or the model itself, where it writes the text.
+    pub(crate) fn memory_bytes(&self, blueprint: &Blueprint) -> Result<u64, Failure> {
+        let source = blueprint.source;
+        let written = self.written(source, 1);
+        let layer = |number: usize| {
+            let of_layer = blueprint.taken.iter().filter(|module| module.layer == Some(number));
+            of_layer.map(|module| module.weights() as u64 * 4).sum::<u64>()
+        };
+        let block = (0..source.spec.layers.len()).map(layer).max().unwrap_or(0);
+        let streams = (written.sequences * written.length * source.spec.hidden * 4 * 4) as u64;
+        let needed = blueprint.memory_bytes() as u64 + block + streams + 2 * SQUARES_BYTES as u64;
+        let model = match self.text {
+            Some(_) => 0,
+            None => source.plan(sample::options(&written), Cpu::detect())?.bytes() as u64,
+        };
+        Ok(needed.max(model))
+    }
+
+    /// Reads the text, or lets the model write it.
+    pub(crate) fn ready<'s>(
+        &self,
+        source: &'s Source,
+        form: Form,
+        trit_bits: Option<f64>,
+        threads: usize,
+    ) -> Result<Ready<'s>, Failure> {
+        let written = self.written(source, threads);
+        let tokens = match &self.text {
+            Some(path) => self.read(source, path, written)?,
+            None => {
+                let _progress = Progress::waiting("the model writes text to calibrate with".to_owned());
+                sample::write(source, &written, Cpu::detect()).map_err(QuantizeError::from)?
+            }
+        };
+        let damp = self.damp()?;
+        let method = match form {
+            Form::Gptq { bits, group, symmetric, act_order } => {
+                Method::Gptq(gptq::Settings { bits, group, act_order, symmetric, damp })
+            }
+            Form::Awq { group, zero_point } => {
+                Method::Awq(awq::Settings { group, zero_point, ..awq::Settings::default() })
+            }
+            Form::Ternary { group: Some(group), planes, .. } => {
+                let planes = trit_bits.map_or(Planes::All(planes), Planes::Bits);
+                Method::Ternary(ternary::Settings { group, damp, ..ternary::Settings::default() }, planes)
+            }
+            _ => {
+                return Err(usage("--method ptbitnet: expected a --group-size, found whole rows: choose 64"));
+            }
+        };
+        let told = json!({
+            "calibrated": format!("{method:?}"),
+            "length": written.length,
+            "text": fingerprint(&tokens),
+        });
+        let settings =
+            Settings { method, length: written.length, squares_bytes: SQUARES_BYTES, correct: true, threads };
+        let method =
+            Calibrated::new(source, settings, &tokens, Cpu::detect()).map_err(QuantizeError::from)?;
+        Ok(Ready { method, told })
+    }
+
+    /// As many whole sequences as there are, and no more than asked for.
+    fn read(&self, source: &Source, path: &PathBuf, written: Written) -> Result<Vec<u32>, Failure> {
+        let text = fs::read_to_string(path).map_err(|source| Failure::Read {
+            path: path.clone(),
+            expected: "a text in UTF-8",
+            source,
+        })?;
+        let mut tokens = sample::of_text(source, &text).map_err(QuantizeError::from)?;
+        token_ids::check(source, &tokens)?;
+        let sequences = (tokens.len() / written.length).min(written.sequences);
+        if sequences == 0 {
+            return Err(refused(format!(
+                "{}: expected at least one sequence of {} tokens, found {}: give a longer text, or a smaller \
+                 --calibration-length",
+                path.display(),
+                written.length,
+                tokens.len()
+            )));
+        }
+        tokens.truncate(sequences * written.length);
+        Ok(tokens)
+    }
+}

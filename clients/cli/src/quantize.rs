@@ -1,0 +1,495 @@
+//! `bantam quantize`: a smaller checkpoint, in a form that the original tools read.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use bantam_core::{Cpu, KvKind, Precision};
+use bantam_model::engine::Engine;
+use bantam_model::memory;
+use bantam_model::native::Native;
+use bantam_model::plan::Options;
+use bantam_model::pool::Threads;
+use bantam_model::source::Source;
+use bantam_quantize::blueprint::Blueprint;
+use bantam_quantize::evaluate;
+use bantam_quantize::form::{Fit, Form, NAMES};
+use bantam_quantize::report::{Kind, Report};
+use bantam_quantize::run::{Event, Manner, Run, SHARD_BYTES};
+use bantam_quantize::work::Begin;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use crate::calibration::Calibration;
+use crate::failure::{Failure, refused, usage};
+use crate::progress::Progress;
+use crate::{cache, chosen_model, interrupt, models, output, token_ids};
+
+/// Positions whose logits are computed together.
+const LOGITS_ROWS: usize = 64;
+
+/// Makes a smaller checkpoint, in the form that the original tools read
+#[derive(Args)]
+#[command(after_help = "Examples:\n  bantam quantize ./my-model --to nf4 --output ./my-model-nf4\n  \
+                  bantam quantize ./my-model --to gptq --bits 4 --group-size 64 --output ./my-model-gptq\n  \
+                  bantam quantize ./gpt-oss-20b --to ternary --ram 4GiB --output ./gpt-oss-20b-ternary\n  \
+                  bantam quantize ./my-model --to int8 --evaluate held-out.txt --output ./my-model-int8\n\n\
+                  What was begun and not finished stands in DIR.partial; the same command goes on with it.")]
+pub(crate) struct Quantize {
+    /// Folder or .safetensors file in Hugging Face form
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// What it becomes: nf4, fp4, int8 (bitsandbytes), mxfp4 (stacked experts), hqq, gptq, awq, ternary
+    #[arg(long = "to", value_name = "FORMAT", value_parser = NAMES.to_vec())]
+    form: String,
+    /// The new checkpoint's folder
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// The most memory that may be taken, such as 4GiB; refused at once where it is too little
+    #[arg(long, value_name = "BYTES", value_parser = models::bytes)]
+    ram: Option<u64>,
+    /// Threads that compute [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    threads: Option<u64>,
+    /// Replaces the model that stands at DIR, once the new one is complete
+    #[arg(long)]
+    force: bool,
+    /// Throws away what an earlier start has done
+    #[arg(long)]
+    restart: bool,
+    /// Also writes the native file, which the next start maps
+    #[arg(long)]
+    native: bool,
+    /// Measures perplexity before and after on a text, and how far predictions moved
+    #[arg(long, value_name = "FILE")]
+    evaluate: Option<PathBuf>,
+    /// Tokens of a window of that text [default: 256]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=1 << 20), requires = "evaluate")]
+    context: Option<u64>,
+    /// How it is measured [default: fast]
+    #[arg(long, value_enum, requires = "evaluate")]
+    precision: Option<PrecisionName>,
+    /// Writes a JSON object for every matrix that is done, and the report as the last one
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    calibration: Calibration,
+}
+
+/// What forms leave to choose.
+#[derive(Args)]
+#[command(next_help_heading = "Form")]
+struct Settings {
+    /// nf4, fp4: keeps scales in float32
+    #[arg(long)]
+    no_double_quantization: bool,
+    /// Bits of a code: gptq 2, 3, 4, 8; hqq 1, 2, 3, 4, 8 [default: 4]; of ternary weights with --method ptbitnet on
+    /// average: matrices that gain most get a second trit, such as for 2.2
+    #[arg(long, value_name = "N")]
+    bits: Option<f64>,
+    /// Inputs under one scale, -1 for whole rows [default: gptq, awq 128; hqq, ternary 64]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    group_size: Option<i64>,
+    /// gptq: zeros wherever they fit best, and not in the middle
+    #[arg(long)]
+    asymmetric: bool,
+    /// gptq: inputs with the largest activations first
+    #[arg(long)]
+    act_order: bool,
+    /// gptq, awq: calibrated, as the tools do it, or rounded to the nearest; ternary: absmean is the plain definition,
+    /// optimal has the least squared error, ptbitnet is calibrated [default: calibrated; ternary optimal]
+    #[arg(long, value_enum)]
+    method: Option<MethodName>,
+    /// ternary: 1 or 2 trits for every weight [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=2))]
+    planes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum MethodName {
+    Nearest,
+    Calibrated,
+    Absmean,
+    Optimal,
+    Ptbitnet,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PrecisionName {
+    Exact,
+    Fast,
+}
+
+impl Settings {
+    fn form(&self, name: &str) -> Result<Form, Failure> {
+        self.check(name)?;
+        let group = |usual: usize| match self.group_size {
+            None => Ok(Some(usual)),
+            Some(-1) => Ok(None),
+            Some(group) => match usize::try_from(group) {
+                Ok(group) if (1..=1 << 20).contains(&group) => Ok(Some(group)),
+                _ => Err(usage(format!("--group-size: expected -1 or a number of inputs, found {group}"))),
+            },
+        };
+        let bits = |known: &[usize]| {
+            let bits = self.bits.unwrap_or(4.0);
+            match known.iter().find(|known| **known as f64 == bits) {
+                Some(bits) => Ok(*bits),
+                None => Err(usage(format!("--bits: expected one of {known:?} for {name}, found {bits}"))),
+            }
+        };
+        Ok(match name {
+            "nf4" | "fp4" => Form::FourBit { normal: name == "nf4", nested: !self.no_double_quantization },
+            "int8" => Form::Int8,
+            "mxfp4" => Form::Mxfp4,
+            "hqq" => {
+                let group = group(64)?
+                    .ok_or_else(|| usage("--group-size: expected a number of inputs for hqq, found -1"))?;
+                Form::Hqq { bits: bits(&[1, 2, 3, 4, 8])?, group }
+            }
+            "gptq" => Form::Gptq {
+                bits: bits(&[2, 3, 4, 8])?,
+                group: group(128)?,
+                symmetric: !self.asymmetric,
+                act_order: self.act_order,
+            },
+            "awq" => Form::Awq { group: group(128)?, zero_point: true },
+            _ => {
+                let group = group(64)?;
+                if let Some(group) = group.filter(|group| !group.is_multiple_of(64)) {
+                    return Err(usage(format!(
+                        "--group-size: expected -1 or a multiple of 64 for ternary, found {group}"
+                    )));
+                }
+                let fit = match self.method {
+                    Some(MethodName::Absmean) => Fit::Absmean,
+                    _ => Fit::Optimal,
+                };
+                Form::Ternary { group, planes: self.planes.unwrap_or(1) as usize, fit }
+            }
+        })
+    }
+
+    /// Whether the method looks at the model at work.
+    fn is_calibrated(&self, form: &Form) -> Result<bool, Failure> {
+        use MethodName::{Absmean, Calibrated, Nearest, Optimal, Ptbitnet};
+        let (known, is_calibrated): (&[MethodName], _) = match form {
+            Form::Gptq { .. } | Form::Awq { .. } => {
+                (&[Nearest, Calibrated], self.method.is_none_or(|method| method == Calibrated))
+            }
+            Form::Ternary { .. } => (&[Absmean, Optimal, Ptbitnet], self.method == Some(Ptbitnet)),
+            _ => (&[], false),
+        };
+        if let Some(method) = self.method.filter(|method| !known.contains(method)) {
+            return Err(usage(
+                format!("--method: expected one of {known:?} for --to {}, found {method:?}", form.name())
+                    .to_lowercase(),
+            ));
+        }
+        if matches!(form, Form::Ternary { .. }) && self.bits.is_some() && !is_calibrated {
+            return Err(usage("--bits: expected --method ptbitnet beside it for ternary: leave it out"));
+        }
+        if self.act_order && !is_calibrated {
+            return Err(usage("--act-order: expected --method calibrated, found nearest: leave it out"));
+        }
+        Ok(is_calibrated)
+    }
+
+    /// Refuses what a form knows nothing of: it would be ignored.
+    fn check(&self, name: &str) -> Result<(), Failure> {
+        let given = [
+            ("--no-double-quantization", self.no_double_quantization, &["nf4", "fp4"][..]),
+            ("--bits", self.bits.is_some(), &["gptq", "hqq", "ternary"]),
+            ("--act-order", self.act_order, &["gptq"]),
+            ("--group-size", self.group_size.is_some(), &["gptq", "awq", "hqq", "ternary"]),
+            ("--asymmetric", self.asymmetric, &["gptq"]),
+            ("--method", self.method.is_some(), &["gptq", "awq", "ternary"]),
+            ("--planes", self.planes.is_some(), &["ternary"]),
+        ];
+        match given.iter().find(|(_, is_given, forms)| *is_given && !forms.contains(&name)) {
+            Some((flag, _, forms)) => Err(usage(format!(
+                "{flag}: expected --to {}, found --to {name}: leave it out",
+                forms.join(" or ")
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Quantize {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        interrupt::without_file_size_signal(|| self.work())
+    }
+
+    fn work(&self) -> Result<(), Failure> {
+        let started = Instant::now();
+        let form = self.settings.form(&self.form)?;
+        let is_calibrated = self.settings.is_calibrated(&form)?;
+        if self.calibration.is_asked() && !is_calibrated {
+            return Err(usage(
+                "--calibration and its kin: expected a calibrated method, found none: leave them out",
+            ));
+        }
+        let damp = self.calibration.damp()?;
+        let source = chosen_model::open(Some(&self.model))?;
+        let blueprint = Blueprint::new(&source, form)?;
+        let text = self.text(&source)?;
+        self.check_memory(&blueprint, text.is_some(), is_calibrated)?;
+        let manner = Manner {
+            threads: self.threads(),
+            shard_bytes: SHARD_BYTES,
+            begin: Begin { force: self.force, restart: self.restart },
+        };
+        let mut ready = match is_calibrated {
+            true => Some(self.calibration.ready(&source, form, self.settings.bits, self.threads())?),
+            false => None,
+        };
+        let told = ready.as_ref().map_or(Value::Null, |ready| ready.told.clone());
+        let mut run = Run::open(&blueprint, &self.output, &told, manner)?;
+        self.told(|tell| match &mut ready {
+            Some(ready) => run.layerwise(&mut ready.method, tell),
+            None => run.nearest(tell),
+        })?;
+        drop(ready);
+        self.told(|tell| run.assemble(f64::from(damp), tell))?;
+        let mut report = Report::new(&run);
+        let made = Source::open(&run.folder())?;
+        report.bytes_per_token =
+            Some(made.plan(options(&made, 2, Precision::Fast), Cpu::detect())?.bytes_per_token as u64);
+        if let Some(ids) = text {
+            report.evaluation = Some(self.evaluate(&source, &made, &ids, &run)?);
+        }
+        drop(made);
+        report.write(&run.folder())?;
+        run.publish()?;
+        if self.native {
+            self.write_native()?;
+        }
+        self.tell_report(&report, started)
+    }
+
+    fn threads(&self) -> usize {
+        self.threads.map_or_else(Threads::available, |threads| threads as usize)
+    }
+
+    /// Says what will be taken, and refuses what is too much.
+    fn check_memory(
+        &self,
+        blueprint: &Blueprint,
+        is_measured: bool,
+        is_calibrated: bool,
+    ) -> Result<(), Failure> {
+        let (mut needed, mut what) = (blueprint.memory_bytes() as u64, "the largest matrix");
+        if is_calibrated {
+            (needed, what) = (self.calibration.memory_bytes(blueprint)?, "calibration");
+        }
+        if is_measured {
+            let options = options(blueprint.source, self.window(blueprint.source), self.precision());
+            let bytes = blueprint.source.plan(options, Cpu::detect())?.bytes() as u64 + (64 << 20);
+            if bytes > needed {
+                (needed, what) = (bytes, "measuring the model as it is");
+            }
+        }
+        let limit = self.ram.or_else(memory::available);
+        if let Some(limit) = limit.filter(|limit| needed > *limit) {
+            return Err(refused(format!(
+                "{}: expected at least {} of memory for {what}, found {}: give more with --ram, close other programs, \
+                 or leave out --evaluate",
+                self.model.display(),
+                output::bytes(needed),
+                output::bytes(limit)
+            )));
+        }
+        if !self.json {
+            output::say(&format!(
+                "{}: {} weights become {}, about {} in all; takes at most {} of memory",
+                self.model.display(),
+                output::count(blueprint.weights() as u64),
+                blueprint.form.name(),
+                output::bytes(blueprint.output_bytes()),
+                output::bytes(needed)
+            ));
+            self.tell_what_stays(blueprint);
+        }
+        Ok(())
+    }
+
+    fn tell_what_stays(&self, blueprint: &Blueprint) {
+        let stacks = blueprint.left.iter().filter(|module| module.experts.is_some());
+        let weights: usize = stacks.map(|module| module.weights()).sum();
+        if weights > 0 {
+            output::warning(&format!(
+                "{} weights of stacked experts stay as they are: {} has no form for them; ternary and mxfp4 have",
+                output::count(weights as u64),
+                blueprint.form.name()
+            ));
+        }
+    }
+
+    /// Does something that takes long, with something to look at.
+    fn told<T, E: Into<Failure>>(
+        &self,
+        work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<T, E>,
+    ) -> Result<T, Failure> {
+        let progress = Progress::counting(String::new(), 1000);
+        let mut tell = |event: Event| match event {
+            Event::Matrix { name, loss, bytes, weights: [done, all], again } => {
+                if self.json {
+                    // A reader who has left is noticed at the end.
+                    let _ = output::json(&json!({
+                        "event": "matrix", "name": name, "relative_squared_error": loss, "bytes": bytes,
+                        "weights_done": done, "weights": all, "again": again,
+                    }));
+                }
+                progress.say(format!("{name}, loss {loss:.2e}"));
+                progress.at(share(done, all));
+            }
+            Event::Writing { bytes: [done, all] } => {
+                progress.say(format!("writing {} of {}", output::bytes(done), output::bytes(all)));
+                progress.at(share(done, all));
+            }
+        };
+        work(&mut tell).map_err(Into::into)
+    }
+
+    fn precision(&self) -> Precision {
+        match self.precision {
+            Some(PrecisionName::Exact) => Precision::Exact,
+            _ => Precision::Fast,
+        }
+    }
+
+    fn window(&self, source: &Source) -> usize {
+        (self.context.unwrap_or(256) as usize).min(source.spec.context)
+    }
+
+    /// The tokens of the text to measure with.
+    fn text(&self, source: &Source) -> Result<Option<Vec<u32>>, Failure> {
+        let Some(path) = &self.evaluate else { return Ok(None) };
+        let text = fs::read_to_string(path).map_err(|source| Failure::Read {
+            path: path.clone(),
+            expected: "a text in UTF-8",
+            source,
+        })?;
+        let ids = source.text()?.tokenizer.encode(&text, false);
+        let ids = ids.map_err(|error| source.tokenizer_error(error))?;
+        token_ids::check(source, &ids)?;
+        let window = self.window(source);
+        match ids.len() >= window {
+            true => Ok(Some(ids)),
+            false => Err(refused(format!(
+                "{}: expected at least one window of {window} tokens, found {} tokens: give a longer text or a \
+                 smaller --context",
+                path.display(),
+                ids.len()
+            ))),
+        }
+    }
+
+    /// Measures both models, one after the other.
+    fn evaluate(&self, source: &Source, made: &Source, ids: &[u32], run: &Run) -> Result<Value, Failure> {
+        let text = evaluate::Text { ids, width: self.window(source) };
+        let kept = run.scratch();
+        let load = |source: &Source| -> Result<Engine, Failure> {
+            let options = options(source, text.width, self.precision());
+            Ok(source.load(options, Cpu::detect(), self.threads(), None, &mut |_| {})?)
+        };
+        let progress = Progress::counting("measuring the model as it was".to_owned(), text.windows());
+        let before = evaluate::before(&mut load(source)?, &text, &kept, &mut |done| progress.at(done))?;
+        drop(progress);
+        let progress = Progress::counting("measuring the new model".to_owned(), text.windows());
+        let (after, distance) =
+            evaluate::after(&mut load(made)?, &text, &kept, &mut |done| progress.at(done))?;
+        Ok(evaluate::json(before, after, distance, text.width))
+    }
+
+    /// Loads the new model once, so that the next start can map it.
+    fn write_native(&self) -> Result<(), Failure> {
+        let made = Source::open(&self.output)?;
+        let options = options(&made, 2, Precision::Fast);
+        let plan = made.plan(options, Cpu::detect())?;
+        let native = cache::store().and_then(|store| Native::of(&made, &plan, &store));
+        let Some(native) = native else {
+            return Err(refused("expected a folder for native files, found none: set XDG_CACHE_HOME"));
+        };
+        let engine = made.load(options, Cpu::detect(), self.threads(), None, &mut |_| {})?;
+        made.keep(&engine, &native, &mut |_| {}).map_err(|error| refused(error.to_string()))?;
+        output::say(&format!("native file: {}", native.path().display()));
+        Ok(())
+    }
+
+    fn tell_report(&self, report: &Report, started: Instant) -> Result<(), Failure> {
+        let (seconds, peak) = (started.elapsed().as_secs_f64(), memory::peak());
+        if self.json {
+            let mut told = report.json();
+            told["event"] = json!("report");
+            told["seconds"] = json!(seconds);
+            told["peak_memory_bytes"] = json!(peak);
+            return Ok(output::json(&told)?);
+        }
+        let row = |name: &str, kind: &Kind| {
+            let relative = kind.loss.relative();
+            vec![
+                name.to_owned(),
+                kind.matrices.to_string(),
+                output::count(kind.weights),
+                output::bytes(kind.bytes),
+                format!("{:.3}", kind.bits()),
+                format!("{relative:.3e}"),
+                format!("{:.3e}", kind.worst),
+            ]
+        };
+        let head = ["matrices", "count", "weights", "bytes", "bits/weight", "squared error", "worst"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows.extend(report.kinds.iter().map(|(name, kind)| row(name, kind)));
+        rows.push(row("all", &report.all));
+        output::line(&output::table(&rows, &[false, true, true, true, true, true, true]))?;
+        output::line(&format!(
+            "{:.3} bits per weight without embedding and head, which take {}; {} are read for a token",
+            report.bits_per_weight(),
+            output::bytes(report.embedding[1]),
+            report.bytes_per_token.map_or_else(String::new, output::bytes)
+        ))?;
+        if let Some(found) = &report.evaluation {
+            let number = |key: &str| found[key].as_f64().unwrap_or(f64::NAN);
+            output::line(&format!(
+                "perplexity {:.4} before, {:.4} after ({:.4} times); divergence {:.5} nats, same first token in \
+                 {:.2} %",
+                number("perplexity_before"),
+                number("perplexity_after"),
+                number("perplexity_ratio"),
+                number("kl_divergence"),
+                number("top1_agreement") * 100.0
+            ))?;
+        }
+        let peak =
+            peak.map_or_else(String::new, |peak| format!(", at most {} of memory", output::bytes(peak)));
+        output::line(&format!("{}: {seconds:.1} s{peak}", self.output.display()))?;
+        Ok(())
+    }
+}
+
+/// Thousandths.
+fn share(done: u64, all: u64) -> usize {
+    (done as f64 * 1000.0 / all.max(1) as f64) as usize
+}
+
+/// How a model is run to be measured.
+fn options(source: &Source, window: usize, precision: Precision) -> Options {
+    let context = window.min(source.spec.context);
+    let chunk = context.min(512);
+    Options {
+        context,
+        sequences: 1,
+        cache_positions: None,
+        chunk,
+        logits_rows: LOGITS_ROWS.min(chunk),
+        kv: if precision == Precision::Exact { KvKind::F32 } else { KvKind::F16 },
+        precision,
+        quantization: None,
+        head: None,
+        experts: None,
+    }
+}

@@ -1,0 +1,153 @@
+//! `bantam quantize`: what it prints, what it refuses, and that being killed changes nothing of the result.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{answer, bantam, golden, program, repository};
+
+/// A folder for one test.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("quantize-{name}"));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// Every file of a folder.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
+        .collect()
+}
+
+fn refusal(arguments: &[&str], status: i32, words: &[&str]) {
+    let output = bantam(arguments);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{message}");
+    assert!(words.iter().all(|word| message.contains(word)), "{message}");
+}
+
+#[test]
+fn a_report_says_what_was_lost() {
+    let folder = folder("report");
+    let output = folder.join("made");
+    let (model, output) = (golden("llama-tied"), output.to_str().unwrap());
+    let text = folder.join("text.txt");
+    std::fs::write(&text, "A small text that is read in windows. ".repeat(20)).unwrap();
+    let text = text.to_str().unwrap();
+    let measured = ["--evaluate", text, "--context", "32", "--precision", "exact"];
+    let lines = answer(bantam(
+        &[&["quantize", &model, "--to", "nf4", "--output", output, "--json"][..], &measured].concat(),
+    ));
+    let events: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let report = events.last().unwrap();
+    assert_eq!(report["event"], "report");
+    assert_eq!(events.len() as u64 - 1, report["quantized"]["matrices"].as_u64().unwrap());
+    let bits = report["quantized"]["bits_per_weight"].as_f64().unwrap();
+    assert!(bits > 4.1 && bits < 7.0, "{bits}: tables beside small matrices count");
+    let evaluation = &report["evaluation"];
+    let number = |key: &str| evaluation[key].as_f64().unwrap();
+    assert!(number("perplexity_ratio") > 0.5 && number("perplexity_ratio") < 2.0, "{evaluation}");
+    assert!(number("kl_divergence") > 0.0 && number("top1_agreement") > 0.3, "{evaluation}");
+    let written = std::fs::read(Path::new(output).join("bantam_report.json")).unwrap();
+    let written: Value = serde_json::from_slice(&written).unwrap();
+    assert_eq!(written["evaluation"], *evaluation);
+    assert_eq!(written["seconds"], Value::Null, "the file is the same in every run");
+    let told: Value = serde_json::from_str(&answer(bantam(&["inspect", output, "--json"]))).unwrap();
+    assert!(told["bits_per_weight"].as_f64().unwrap() < 16.0);
+    let tokens = answer(bantam(&["run", output, "Once", "--max-new-tokens", "3", "--ignore-eos"]));
+    assert!(!tokens.is_empty());
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let folder = folder("refused");
+    let output = folder.join("made");
+    let (model, output) = (golden("llama-tied"), output.to_str().unwrap());
+    let with = |more: &[&str], status, words: &[&str]| {
+        refusal(&[&["quantize", &model, "--output", output][..], more].concat(), status, words);
+    };
+    with(&["--to", "nf5"], 2, &["nf5", "ternary"]);
+    with(&["--to", "nf4", "--bits", "4"], 2, &["--bits", "gptq or hqq", "leave it out"]);
+    with(&["--to", "gptq", "--bits", "5"], 2, &["--bits", "5"]);
+    with(&["--to", "ternary", "--group-size", "32"], 2, &["multiple of 64"]);
+    with(&["--to", "gptq", "--method", "ptbitnet"], 2, &["--method", "nearest", "ptbitnet"]);
+    with(&["--to", "ternary", "--bits", "2.2"], 2, &["--bits", "ptbitnet"]);
+    with(&["--to", "nf4", "--damp", "0.1"], 2, &["calibrated"]);
+    with(&["--to", "nf4", "--ram", "1MiB"], 1, &["--ram", "expected at least"]);
+    let gguf = repository("tests/goldens/quant/gguf-llama");
+    if Path::new(&gguf).is_dir() {
+        refusal(&["quantize", &gguf, "--to", "nf4", "--output", output], 1, &["GGUF"]);
+    }
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "nothing was begun");
+}
+
+#[test]
+fn calibrated_methods_write_what_is_read() {
+    let folder = folder("calibrated");
+    let model = golden("llama-tied");
+    let few = ["--calibration-sequences", "4", "--calibration-length", "32", "--json"];
+    for (number, more) in [
+        &["--to", "gptq", "--group-size", "32", "--act-order"][..],
+        &["--to", "awq", "--group-size", "64"],
+        &["--to", "ternary", "--method", "ptbitnet", "--bits", "2.4"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let output = folder.join(number.to_string());
+        let output = output.to_str().unwrap();
+        let made = [&["quantize", &model, "--output", output][..], more, &few].concat();
+        let lines = answer(bantam(&made));
+        let report: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        let error = report["quantized"]["relative_squared_error"].as_f64().unwrap();
+        assert!(error > 0.0 && error < 0.6, "{more:?}: {error}");
+        answer(bantam(&["run", output, "Once", "--max-new-tokens", "2", "--ignore-eos"]));
+    }
+}
+
+#[test]
+fn a_killed_run_ends_with_the_same_bytes() {
+    let folder = folder("killed");
+    let model = golden("llama-tied");
+    let whole = folder.join("whole");
+    let arguments = |output: &Path| -> Vec<String> {
+        let output = output.to_str().unwrap();
+        ["quantize", &model, "--to", "ternary", "--output", output, "--threads", "2"]
+            .map(str::to_owned)
+            .into()
+    };
+    let start = |output: &Path| {
+        let arguments = arguments(output);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut command = program(&arguments);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    assert!(start(&whole).wait().unwrap().success());
+    let wanted = files(&whole);
+    for number in 0..20u64 {
+        let output = folder.join(format!("killed-{number}"));
+        // Every run is killed a little later than the one before, until one comes through.
+        let mut microseconds = number * 1700 % 9000;
+        loop {
+            let mut child = start(&output);
+            sleep(Duration::from_micros(microseconds));
+            let _ = child.kill();
+            let status = child.wait().unwrap();
+            if output.exists() {
+                assert!(files(&output) == wanted, "number {number}: under its final name it is complete");
+                break;
+            }
+            assert!(!status.success(), "number {number}");
+            microseconds += 15_000 + number * 737 % 5000;
+        }
+        std::fs::remove_dir_all(&output).unwrap();
+        let _ = std::fs::remove_dir_all(folder.join(format!("killed-{number}.partial")));
+    }
+}

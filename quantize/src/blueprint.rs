@@ -1,0 +1,165 @@
+//! What will be done, known before it is: which matrices become what, what stays, how much memory and disk it takes.
+
+use std::collections::BTreeSet;
+
+use bantam_model::checkpoint::Dtype;
+use bantam_model::inventory::{self, Module, Role};
+use bantam_model::source::Source;
+
+use crate::error::{QuantizeError, refused};
+use crate::form::Form;
+use crate::layerwise::Listed;
+use crate::matrix::Dense;
+
+/// The program itself, its tables, headers and buffers.
+const BASE_BYTES: usize = 96 << 20;
+/// Bytes of what a method makes of a weight, and of the tensors that it is written as, at most.
+const MADE_BYTES: usize = 4;
+
+/// A matrix that is quantized: a module, and which expert of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unit {
+    /// The place among the modules.
+    pub module: usize,
+    /// 0 where there is one matrix.
+    pub expert: usize,
+}
+
+/// All that will be done.
+#[derive(Debug)]
+pub struct Blueprint<'a> {
+    /// The model.
+    pub source: &'a Source,
+    /// What its matrices become.
+    pub form: Form,
+    /// Modules that are quantized.
+    pub taken: Vec<Module>,
+    /// Modules that stay as they are.
+    pub left: Vec<Module>,
+}
+
+impl<'a> Blueprint<'a> {
+    /// Looks at the headers; refuses what the form cannot hold.
+    pub fn new(source: &'a Source, form: Form) -> Result<Self, QuantizeError> {
+        let shown = source.folder().display();
+        if source.checkpoint.files().any(|file| file.extension().is_some_and(|ending| ending == "gguf")) {
+            return Err(refused(format!(
+                "{shown}: expected a checkpoint in safetensors, found a GGUF file: quantize the model that it was \
+                 made from"
+            )));
+        }
+        let (taken, left): (Vec<_>, Vec<_>) =
+            inventory::modules(source)?.into_iter().partition(|module| form.takes(module));
+        let name = form.name();
+        if taken.is_empty() {
+            return Err(refused(format!(
+                "{shown}: expected matrices that {name} has a form for, found none: {name} is for stacked experts; \
+                 choose nf4, gptq or ternary"
+            )));
+        }
+        if let Some(module) = left.iter().find(|module| module.is_quantized()) {
+            return Err(refused(format!(
+                "{shown}: {}: expected numbers, because {name} leaves it as it is, found it quantized already: start \
+                 from the original model, or choose ternary, which has a form for stacked experts",
+                module.name
+            )));
+        }
+        for module in &taken {
+            if let Some(reason) = form.refusal(module.shape) {
+                return Err(refused(format!("{shown}: {}: {reason}", module.name)));
+            }
+        }
+        Ok(Blueprint { source, form, taken, left })
+    }
+
+    /// The matrices in the order in which they are done.
+    pub fn units(&self) -> Vec<Unit> {
+        let experts = |(module, of): (usize, &Module)| {
+            (0..of.experts.unwrap_or(1)).map(move |expert| Unit { module, expert })
+        };
+        self.taken.iter().enumerate().flat_map(experts).collect()
+    }
+
+    /// A matrix's name: the module's, with the expert's number where it is one of several.
+    pub fn name(&self, unit: Unit) -> String {
+        let module = &self.taken[unit.module];
+        match module.experts {
+            Some(_) => format!("{}.{}", module.name, unit.expert),
+            None => module.name.clone(),
+        }
+    }
+
+    /// What a method that goes by layers is told of a layer.
+    pub fn listed(&self, layer: usize) -> Vec<Listed> {
+        let of_layer = |unit: &Unit| self.taken[unit.module].layer == Some(layer);
+        let listed = |unit: Unit| {
+            let module = &self.taken[unit.module];
+            let expert = module.experts.map(|_| unit.expert);
+            Listed { name: self.name(unit), origin: module.name.clone(), expert }
+        };
+        self.units().into_iter().filter(of_layer).map(listed).collect()
+    }
+
+    /// The kind of a matrix: its name without numbers, as reports group them.
+    pub fn kind(&self, unit: Unit) -> String {
+        let is_number = |part: &&str| part.parse::<usize>().is_ok();
+        let name = &self.taken[unit.module].name;
+        let parts: Vec<&str> = name.split('.').collect();
+        let after_layer = parts.iter().position(is_number).map_or(0, |at| at + 1);
+        let kind = parts[after_layer..].iter().map(|part| if is_number(part) { "*" } else { part });
+        kind.collect::<Vec<_>>().join(".")
+    }
+
+    /// Reads a matrix.
+    pub fn read(&self, unit: Unit) -> Result<Dense, QuantizeError> {
+        let module = &self.taken[unit.module];
+        let mut values = Vec::new();
+        module.read(&self.source.checkpoint, unit.expert, &mut values)?;
+        Ok(Dense { name: self.name(unit), shape: module.shape, values })
+    }
+
+    /// What a matrix was stored as; where it was quantized, what tools compute with.
+    pub fn dtype(&self, unit: Unit) -> Dtype {
+        let tensor = self.taken[unit.module].tensor(&self.source.checkpoint);
+        tensor.map_or(Dtype::Bf16, |tensor| tensor.dtype)
+    }
+
+    /// Names of the tensors that are not written again.
+    pub fn replaced(&self) -> BTreeSet<&str> {
+        self.taken.iter().flat_map(Module::tensors).collect()
+    }
+
+    /// The head, where it is a matrix of its own.
+    pub fn head(&self) -> Option<&str> {
+        self.left.iter().find(|module| module.role == Role::Head).map(|module| module.name.as_str())
+    }
+
+    /// Other matrices that stay as they are, without the embedding.
+    pub fn left_names(&self) -> Vec<String> {
+        let is_told = |module: &&Module| !matches!(module.role, Role::Head | Role::Embedding);
+        self.left.iter().filter(is_told).map(|module| module.name.clone()).collect()
+    }
+
+    /// Weights that are quantized.
+    pub fn weights(&self) -> usize {
+        self.taken.iter().map(Module::weights).sum()
+    }
+
+    /// The most memory that is taken at once, without calibration.
+    pub fn memory_bytes(&self) -> usize {
+        let planes = if let Form::Ternary { planes, .. } = self.form { planes } else { 1 };
+        let bytes = |module: &Module| {
+            let weights = module.shape.rows * module.shape.columns;
+            weights * (4 + MADE_BYTES * planes) + module.scratch_bytes(&self.source.checkpoint)
+        };
+        BASE_BYTES + self.taken.iter().map(bytes).max().unwrap_or(0)
+    }
+
+    /// About how many bytes the result has.
+    pub fn output_bytes(&self) -> u64 {
+        let replaced = self.replaced();
+        let copied = self.source.checkpoint.tensors().filter(|tensor| !replaced.contains(tensor.name));
+        let copied: u64 = copied.map(|tensor| tensor.data.len() as u64).sum();
+        copied + (self.weights() as f64 * self.form.bits() / 8.0) as u64
+    }
+}

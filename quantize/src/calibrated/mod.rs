@@ -1,0 +1,264 @@
+//! Methods that look at a model at work: each block is loaded on its own, sees the hidden states of calibration text,
+//! and is quantized matrix by matrix; what the quantized block makes of the states is what the next one sees.
+//!
+//! In memory are one block in float32, the states, the squares of inputs of as many matrices as the budget allows, and
+//! where targets are corrected, the original's inputs of one block.
+
+pub mod awq;
+pub mod feedback;
+pub mod gptq;
+pub mod linear;
+pub mod sample;
+pub mod ternary;
+
+mod inputs;
+#[cfg(test)]
+mod model_tests;
+mod planes;
+mod scaled;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read, Write};
+
+use bantam_core::Cpu;
+use bantam_model::block::{Block, BlockInput, Streams};
+use bantam_model::pool::Threads;
+use bantam_model::source::Source;
+
+use crate::layerwise::{Hand, Layerwise, Listed, MethodError};
+use crate::matrix::Quantized;
+use feedback::{Hessian, Order};
+use inputs::{Kept, Targets};
+use linear::Work;
+
+/// What becomes of the matrices.
+#[derive(Debug, Clone)]
+pub enum Method {
+    /// Codes of few bits, rounded with feedback.
+    Gptq(gptq::Settings),
+    /// Four bits after a search for scales and ends.
+    Awq(awq::Settings),
+    /// Trits.
+    Ternary(ternary::Settings, Planes),
+}
+
+/// How many trits a weight is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Planes {
+    /// As many for all: 1 or 2.
+    All(usize),
+    /// Two for the matrices that gain most, by so many bits for a weight of all blocks, side data included.
+    Bits(f64),
+}
+
+/// How a model is calibrated.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What becomes of the matrices.
+    pub method: Method,
+    /// Positions of a sequence of calibration text.
+    pub length: usize,
+    /// Bytes for the squares of inputs that are gathered at once; one matrix's are always.
+    pub squares_bytes: usize,
+    /// Whether matrices are fitted to what the original's make of the original's inputs, so that errors of earlier
+    /// blocks are made good where they can be. It takes the original's inputs of one block in memory.
+    pub correct: bool,
+    /// Threads that compute.
+    pub threads: usize,
+}
+
+/// Sequences that show which matrices gain most from a second plane.
+const PLANES_SEQUENCES: usize = 16;
+
+/// A model on its way through a method.
+#[derive(Debug)]
+pub struct Calibrated<'a> {
+    source: &'a Source,
+    settings: Settings,
+    cpu: Cpu,
+    pool: Threads,
+    /// What the blocks that are quantized make of the text.
+    streams: Streams,
+    /// What the original's make of it, where that is asked for.
+    original: Option<Streams>,
+    /// Of matrices that have another number of planes than one.
+    planes: planes::Chosen,
+}
+
+impl<'a> Calibrated<'a> {
+    /// A model with the tokens that calibrate it.
+    pub fn new(
+        source: &'a Source,
+        settings: Settings,
+        tokens: &[u32],
+        cpu: Cpu,
+    ) -> Result<Self, MethodError> {
+        if tokens.len() < settings.length {
+            return Err(MethodError(format!(
+                "expected calibration text of at least {} tokens, found {}; give more text",
+                settings.length,
+                tokens.len()
+            )));
+        }
+        let streams = Streams::embed(source, tokens, settings.length).map_err(|error| said(&error))?;
+        let pool = Threads::start(settings.threads).map_err(|error| said(&error))?;
+        let is_corrected = settings.correct && !matches!(settings.method, Method::Awq(_));
+        let original = is_corrected.then(|| streams.clone());
+        let planes = match settings.method {
+            Method::Ternary(of, Planes::Bits(bits)) => {
+                let sequences = PLANES_SEQUENCES.min(streams.sequences()) * streams.length * streams.width;
+                let few = Streams { values: streams.values[..sequences].to_vec(), ..streams };
+                let work = Work { cpu, pool: &pool };
+                planes::choose(source, &of, bits, few, cpu, work, settings.threads)?
+            }
+            _ => planes::Chosen::new(),
+        };
+        Ok(Calibrated { source, settings, cpu, pool, streams, original, planes })
+    }
+
+    fn work(&self) -> Work<'_> {
+        Work { cpu: self.cpu, pool: &self.pool }
+    }
+
+    /// Quantizes the modules of one input, and puts what they have become in their place.
+    fn stage(
+        &self,
+        block: &mut Block,
+        modules: &[usize],
+        targets: Option<&Targets>,
+        hand: &mut dyn Hand,
+    ) -> Result<(), MethodError> {
+        for modules in self.batches(block, modules) {
+            let kept = Kept::gather(self.work(), block, &self.streams, &modules, targets);
+            for &module in &modules {
+                let squares = kept.of(module);
+                let weights = block.weights(module);
+                let (quantized, stages) = self.quantize(block, module, squares, weights);
+                let name = block.modules()[module].name.clone();
+                if block.set_weights(module, &quantized.values()).is_err() {
+                    return Err(MethodError(format!(
+                        "{name}: expected finite weights after quantizing; raise --damp"
+                    )));
+                }
+                hand.quantized(&name, quantized, &stages)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Modules whose squares fit into the budget together. Those that share an input stay together.
+    fn batches(&self, block: &Block, modules: &[usize]) -> Vec<Vec<usize>> {
+        let mut batches: Vec<Vec<usize>> = vec![Vec::new()];
+        let mut bytes = 0;
+        for &module in modules {
+            let width = block.modules()[module].shape.columns;
+            let more = 4 * width * width * if self.original.is_some() { 2 } else { 1 };
+            if bytes > 0 && bytes + more > self.settings.squares_bytes {
+                batches.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += more;
+            batches.last_mut().expect("there is one").push(module);
+        }
+        batches
+    }
+
+    fn quantize(
+        &self,
+        block: &Block,
+        module: usize,
+        squares: &inputs::Squares,
+        weights: Vec<f32>,
+    ) -> (Quantized, ternary::Stages) {
+        let shape = block.modules()[module].shape;
+        let work = self.work();
+        match &self.settings.method {
+            Method::Gptq(settings) => {
+                let hessian = settings.hessian(work, &squares.own, shape.columns);
+                let wanted = squares.wanted(work, &hessian, weights);
+                let found = Quantized::Grouped(gptq::quantize(work, *settings, &hessian, shape, &wanted));
+                let loss = relative_loss(work, &hessian, &wanted, &found.values());
+                (found, vec![("feedback", loss)])
+            }
+            Method::Ternary(settings, planes) => {
+                let name = &block.modules()[module].name;
+                let planes = match planes {
+                    Planes::All(planes) => *planes,
+                    Planes::Bits(_) => self.planes.get(name).copied().unwrap_or(1),
+                };
+                let hessian =
+                    Hessian::new(work, &squares.own, shape.columns, Order::LargestFirst, settings.damp);
+                let wanted = squares.wanted(work, &hessian, weights);
+                let (found, stages) = ternary::quantize(work, settings, &hessian, shape, planes, &wanted);
+                (Quantized::Trits(found), stages)
+            }
+            Method::Awq(settings) => {
+                let clip = block.modules()[module].input != BlockInput::Attention;
+                let found = awq::quantize(work, settings, &squares.own, shape, &weights, clip);
+                (Quantized::Grouped(found), Vec::new())
+            }
+        }
+    }
+}
+
+fn relative_loss(work: Work, hessian: &Hessian, wanted: &[f32], found: &[f32]) -> f64 {
+    let width = hessian.width;
+    let errors: Vec<f32> = wanted.iter().zip(found).map(|(a, b)| a - b).collect();
+    let sum = |rows: &[f32]| -> f64 {
+        let ordered: Vec<f32> = rows.chunks_exact(width).flat_map(|row| hessian.ordered(row)).collect();
+        hessian.losses(work, &ordered).iter().sum()
+    };
+    let whole = sum(wanted);
+    if whole > 0.0 { sum(&errors) / whole } else { 0.0 }
+}
+
+/// An error of another room, in its own words.
+fn said(error: &dyn std::error::Error) -> MethodError {
+    MethodError(error.to_string())
+}
+
+impl Layerwise for Calibrated<'_> {
+    fn layer(&mut self, number: usize, matrices: &[Listed], hand: &mut dyn Hand) -> Result<(), MethodError> {
+        let (length, threads) = (self.settings.length, self.settings.threads);
+        let load = Block::load(self.source, number, length, self.cpu, threads);
+        let mut block = load.map_err(|error| said(&error))?;
+        let is_listed =
+            |module: &usize| matrices.iter().any(|listed| listed.name == block.modules()[*module].name);
+        let listed: Vec<usize> = (0..block.modules().len()).filter(is_listed).collect();
+        if listed.len() < matrices.len() {
+            let missing =
+                matrices.iter().find(|&one| block.modules().iter().all(|module| module.name != one.name));
+            let name = missing.map_or("", |listed| &listed.name);
+            return Err(MethodError(format!(
+                "expected matrix {name} in layer {number}, found none of that name"
+            )));
+        }
+        let targets = self.original.as_mut().map(|original| Targets::take(&mut block, original, &listed));
+        if let Method::Awq(settings) = self.settings.method.clone() {
+            return scaled::layer(self, &settings, number, &mut block, &listed, hand);
+        }
+        for input in [BlockInput::Attention, BlockInput::Attended, BlockInput::FeedForward, BlockInput::Bent]
+        {
+            let of_input = |module: &usize| block.modules()[*module].input == input;
+            let modules: Vec<usize> = listed.iter().copied().filter(of_input).collect();
+            self.stage(&mut block, &modules, targets.as_ref(), hand)?;
+        }
+        block.run(&mut self.streams, &mut ());
+        Ok(())
+    }
+
+    fn save(&self, out: &mut dyn Write) -> io::Result<()> {
+        for streams in [Some(&self.streams), self.original.as_ref()].into_iter().flatten() {
+            out.write_all(bytemuck::cast_slice(&streams.values))?;
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, _: usize, input: &mut dyn Read) -> io::Result<()> {
+        for streams in [Some(&mut self.streams), self.original.as_mut()].into_iter().flatten() {
+            input.read_exact(bytemuck::cast_slice_mut(&mut streams.values))?;
+        }
+        Ok(())
+    }
+}

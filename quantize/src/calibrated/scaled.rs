@@ -1,0 +1,194 @@
+//! AWQ over a block: all inputs are those of the original, scales go into the norms and matrices before them, then every
+//! matrix is cut and rounded.
+//!
+//! Scaled are, as the tool does it: the inputs of queries, keys and values and those of gate and up, by their norms;
+//! those of the output projection by the rows of values, where there are as many; those of down by the rows of up,
+//! where what stands between multiplies with them. Not scaled are inputs that experts share with their router.
+
+use bantam_core::Activation;
+use bantam_model::block::{Block, BlockInput};
+use bantam_model::families::Rows;
+
+use super::awq::{self, Inputs};
+use super::inputs::Kept;
+use super::{Calibrated, Work};
+use crate::layerwise::{Hand, MethodError};
+use crate::matrix::Quantized;
+
+/// What stands before the matrices of an input, and takes the inverse of their scales.
+enum Before {
+    /// A norm.
+    Norm(String),
+    /// The rows of a module.
+    Rows(usize),
+}
+
+/// Modules with one input.
+struct Group {
+    modules: Vec<usize>,
+    before: Option<Before>,
+}
+
+/// Quantizes a block, and lets the original's results be what the next one sees.
+pub(super) fn layer(
+    calibrated: &mut Calibrated,
+    settings: &awq::Settings,
+    number: usize,
+    block: &mut Block,
+    listed: &[usize],
+    hand: &mut dyn Hand,
+) -> Result<(), MethodError> {
+    let work = Work { cpu: calibrated.cpu, pool: &calibrated.pool };
+    let kept = Kept::gather(work, block, &calibrated.streams, listed, None);
+    block.run(&mut calibrated.streams, &mut ());
+    let spec = &calibrated.source.spec;
+    let prefix = spec.names.layer.replace("{}", &number.to_string());
+    let of_block = Scaled { names: spec.names, layer: &spec.layers[number], prefix };
+    let groups = of_block.groups(block, listed);
+    let mut changed = Vec::new();
+    let mut scales_of = vec![None; block.modules().len()];
+    for Group { modules, before } in &groups {
+        let (Some(before), true) = (before, settings.scale_search) else { continue };
+        let squares = kept.of(modules[0]);
+        let inputs = Inputs { squares: &squares.own, means: &squares.means() };
+        let width = block.modules()[modules[0]].shape.columns;
+        let weights: Vec<Vec<f32>> = modules.iter().map(|&module| block.weights(module)).collect();
+        let slices: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
+        let scales = awq::scales(work, settings, inputs, width, &slices);
+        for (&module, mut weights) in modules.iter().zip(weights) {
+            let row =
+                |row: &mut [f32]| row.iter_mut().zip(&scales).for_each(|(value, scale)| *value *= scale);
+            weights.chunks_exact_mut(width).for_each(row);
+            put(block, module, &weights)?;
+            scales_of[module] = Some(scales.clone());
+        }
+        of_block.fold(block, before, &scales, &mut changed)?;
+    }
+    changed.sort();
+    changed.dedup();
+    for tensor in changed {
+        let values = block.vector(&tensor).expect("it was changed").to_vec();
+        hand.changed(&tensor, &values)?;
+    }
+    for &module in listed {
+        let shape = block.modules()[module].shape;
+        let mut squares = kept.of(module).own.clone();
+        if let Some(scales) = &scales_of[module] {
+            for (row, by) in squares.chunks_exact_mut(shape.columns).zip(scales) {
+                row.iter_mut().zip(scales).for_each(|(value, scale)| *value /= by * scale);
+            }
+        }
+        let clip =
+            block.modules()[module].input != BlockInput::Attention || is_value(&of_block, block, module);
+        let found = awq::quantize(work, settings, &squares, shape, &block.weights(module), clip);
+        hand.quantized(&block.modules()[module].name, Quantized::Grouped(found), &[])?;
+    }
+    Ok(())
+}
+
+fn is_value(of_block: &Scaled, block: &Block, module: usize) -> bool {
+    let value = of_block.names.value;
+    value.rows == Rows::All && block.modules()[module].name == format!("{}{}", of_block.prefix, value.module)
+}
+
+fn put(block: &mut Block, module: usize, values: &[f32]) -> Result<(), MethodError> {
+    block.set_weights(module, values).map_err(|_| {
+        let name = &block.modules()[module].name;
+        MethodError(format!("{name}: expected finite weights after scaling; leave the search for scales out"))
+    })
+}
+
+/// What a layer's names say about which modules stand before which.
+struct Scaled<'a> {
+    names: &'a bantam_model::families::Names,
+    layer: &'a bantam_model::spec::LayerSpec,
+    prefix: String,
+}
+
+impl Scaled<'_> {
+    fn groups(&self, block: &Block, listed: &[usize]) -> Vec<Group> {
+        let norm = |module: &str| Some(Before::Norm(format!("{}{module}", self.prefix)));
+        let of = |input: BlockInput| -> Vec<usize> {
+            listed.iter().copied().filter(|&module| block.modules()[module].input == input).collect()
+        };
+        let mut groups =
+            vec![Group { modules: of(BlockInput::Attention), before: norm(self.names.attention_norm) }];
+        let before = self.whole(block, self.names.value, None);
+        for module in of(BlockInput::Attended) {
+            let same = |value: &usize| block.modules()[*value].shape == block.modules()[module].shape;
+            groups.push(Group { modules: vec![module], before: before.filter(same).map(Before::Rows) });
+        }
+        if self.layer.mlp.experts.is_none() {
+            groups.push(Group { modules: of(BlockInput::FeedForward), before: norm(self.names.mlp_norm) });
+        }
+        let multiplies = self.layer.mlp.gated && self.layer.mlp.activation != Activation::ClampedSwish;
+        for module in of(BlockInput::Bent) {
+            let before = self.up_before(block, module).filter(|_| multiplies).map(Before::Rows);
+            groups.push(Group { modules: vec![module], before });
+        }
+        groups.retain(|group| !group.modules.is_empty());
+        groups
+    }
+
+    /// The module that is one whole projection.
+    fn whole(
+        &self,
+        block: &Block,
+        part: bantam_model::families::Part,
+        expert: Option<usize>,
+    ) -> Option<usize> {
+        let module = match expert {
+            Some(expert) => part.module.replace("{}", &expert.to_string()),
+            None => part.module.to_owned(),
+        };
+        let name = format!("{}{module}", self.prefix);
+        block.modules().iter().position(|module| module.name == name).filter(|_| part.rows == Rows::All)
+    }
+
+    /// The projection up that feeds a projection down, of the same expert.
+    fn up_before(&self, block: &Block, down: usize) -> Option<usize> {
+        let experts = self.layer.mlp.experts.map(|experts| experts.choice.experts);
+        let Some(experts) = experts else { return self.whole(block, self.names.up, None) };
+        let expert =
+            (0..experts).find(|&expert| self.whole(block, self.names.down, Some(expert)) == Some(down))?;
+        self.whole(block, self.names.up, Some(expert))
+    }
+
+    /// Divides what stands before, and its bias.
+    fn fold(
+        &self,
+        block: &mut Block,
+        before: &Before,
+        scales: &[f32],
+        changed: &mut Vec<String>,
+    ) -> Result<(), MethodError> {
+        let bias = match before {
+            Before::Norm(norm) => {
+                let weight = format!("{norm}.{}", self.names.norm_weight);
+                let shift = self.layer.norm.weight_shift;
+                if let Some(values) = block.vector_mut(&weight) {
+                    values
+                        .iter_mut()
+                        .zip(scales)
+                        .for_each(|(value, by)| *value = (*value + shift) / by - shift);
+                    changed.push(weight);
+                }
+                format!("{norm}.bias")
+            }
+            Before::Rows(module) => {
+                let width = block.modules()[*module].shape.columns;
+                let mut weights = block.weights(*module);
+                for (row, by) in weights.chunks_exact_mut(width).zip(scales) {
+                    row.iter_mut().for_each(|value| *value /= by);
+                }
+                put(block, *module, &weights)?;
+                format!("{}.bias", block.modules()[*module].name)
+            }
+        };
+        if let Some(values) = block.vector_mut(&bias) {
+            values.iter_mut().zip(scales).for_each(|(value, by)| *value /= by);
+            changed.push(bias);
+        }
+        Ok(())
+    }
+}

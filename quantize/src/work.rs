@@ -1,0 +1,291 @@
+//! The folder in which a checkpoint grows, `DIR.partial` beside `DIR`, and how it gets its final name.
+//!
+//! ```text
+//! DIR.partial/settings.json   what is made of what: another start goes on only where it is the same
+//!             lock            held while a process works here
+//!             parts/          a file for every matrix that is done, whole or not there
+//!             state           what a method that goes by layers needs to go on
+//!             result/         the checkpoint; renamed to DIR as the last act
+//!             done            result/ is complete
+//! ```
+//!
+//! Files are written beside their names and renamed, so that whatever stops the process, each is whole or absent.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use bantam_model::checkpoint::writer;
+use serde_json::Value;
+
+use crate::error::{QuantizeError, at, refused};
+
+/// What a start does with what an earlier one left.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Begin {
+    /// Whether a checkpoint that stands at `DIR` is replaced.
+    pub force: bool,
+    /// Whether unfinished work is thrown away.
+    pub restart: bool,
+}
+
+/// The folder, locked.
+#[derive(Debug)]
+pub struct Work {
+    output: PathBuf,
+    folder: PathBuf,
+    /// Released when it is dropped.
+    _lock: File,
+}
+
+impl Work {
+    /// Begins work, or goes on with what was begun.
+    pub fn open(output: &Path, settings: &Value, begin: Begin) -> Result<Work, QuantizeError> {
+        let name = output.file_name().ok_or_else(|| {
+            refused(format!("{}: expected the name of a new folder; give one", output.display()))
+        })?;
+        let mut partial = name.to_owned();
+        partial.push(".partial");
+        let folder = output.with_file_name(partial);
+        if fs::read_to_string(folder.join("done")).is_ok_and(|done| done == identity(output)) {
+            // It has its name; only the tidying up was cut short.
+            check_ours(&folder)?;
+            fs::remove_dir_all(&folder).map_err(at(&folder))?;
+        }
+        check_output(output, begin.force)?;
+        let words = || format!("{}: expected a folder of unfinished work, or none", folder.display());
+        match fs::symlink_metadata(&folder) {
+            Ok(found) if !found.is_dir() => {
+                return Err(refused(format!("{}, found another file: remove it", words())));
+            }
+            Ok(_) => check_ours(&folder)?,
+            Err(_) => fs::create_dir(&folder).map_err(at(&folder))?,
+        }
+        let lock = lock(&folder)?;
+        let work = Work { output: output.to_owned(), folder, _lock: lock };
+        if begin.restart {
+            work.clear()?;
+        }
+        work.agree(settings)?;
+        for folder in [work.parts(), work.result()] {
+            fs::create_dir_all(&folder).map_err(at(&folder))?;
+            remove_leftovers(&folder)?;
+        }
+        Ok(work)
+    }
+
+    /// Throws away everything but the lock.
+    fn clear(&self) -> Result<(), QuantizeError> {
+        // The settings go last: while they are there, the folder is known as ours.
+        for name in ["parts", "result"] {
+            let path = self.folder.join(name);
+            if path.exists() {
+                fs::remove_dir_all(&path).map_err(at(&path))?;
+            }
+        }
+        for name in ["state", "done", "settings.json"] {
+            let path = self.folder.join(name);
+            if path.exists() {
+                fs::remove_file(&path).map_err(at(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the settings down, or compares them with those that are there.
+    fn agree(&self, settings: &Value) -> Result<(), QuantizeError> {
+        let path = self.folder.join("settings.json");
+        let Ok(found) = fs::read(&path) else {
+            let text = format!("{settings:#}\n");
+            return Ok(writer::write_file(&path, text.as_bytes())?);
+        };
+        let found: Value = serde_json::from_slice(&found).unwrap_or_default();
+        if found == *settings {
+            return Ok(());
+        }
+        let empty = serde_json::Map::new();
+        let (found, wanted) = (found.as_object().unwrap_or(&empty), settings.as_object().unwrap_or(&empty));
+        let other = wanted.iter().find(|(key, value)| found.get(*key) != Some(value));
+        let words = other.map_or_else(String::new, |(key, wanted)| {
+            let found = found.get(key).unwrap_or(&Value::Null);
+            format!(" ({key}: expected {}, found {})", clipped(wanted), clipped(found))
+        });
+        Err(refused(format!(
+            "{}: expected work that was begun with the same model and settings, found other ones{words}: finish it \
+             with those, or begin anew with --restart",
+            self.folder.display()
+        )))
+    }
+
+    /// Refuses a disk that has no room for all that is still to be written.
+    pub(crate) fn check_room(&self, bytes: u64) -> Result<(), QuantizeError> {
+        let own = [self.parts(), self.result()].iter().map(|folder| folder_bytes(folder)).sum();
+        let needed = bytes.saturating_sub(own);
+        #[cfg(unix)]
+        if let Ok(disk) = rustix::fs::statvfs(&self.folder) {
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            if free < needed {
+                return Err(refused(format!(
+                    "{}: expected {needed} free bytes on the disk, for the result and one shard twice, found {free}: \
+                     make room, or give a folder on another disk",
+                    self.folder.display()
+                )));
+            }
+        }
+        let _ = needed;
+        Ok(())
+    }
+
+    /// Where matrices are kept until all are done.
+    pub(crate) fn parts(&self) -> PathBuf {
+        self.folder.join("parts")
+    }
+
+    /// Where the checkpoint grows.
+    pub fn result(&self) -> PathBuf {
+        self.folder.join("result")
+    }
+
+    /// Where a method keeps its state.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// Gives the result its final name.
+    pub fn publish(self) -> Result<(), QuantizeError> {
+        let result = self.result();
+        sync_folder(&result)?;
+        writer::write_file(&self.folder.join("done"), identity(&result).as_bytes())?;
+        let replaced =
+            self.output.exists() && fs::read_dir(&self.output).is_ok_and(|mut all| all.next().is_some());
+        match replaced {
+            false => fs::rename(&result, &self.output).map_err(at(&self.output))?,
+            // From here on the folder of the unfinished holds the old model.
+            true => exchange(&result, &self.output).map_err(at(&self.output))?,
+        }
+        let parent = self.output.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync_folder(parent.unwrap_or(Path::new(".")))?;
+        fs::remove_dir_all(&self.folder).map_err(at(&self.folder))
+    }
+}
+
+/// What stays the same when a folder is renamed.
+fn identity(folder: &Path) -> String {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        if let Ok(metadata) = fs::metadata(folder) {
+            return format!("{} {}", metadata.dev(), metadata.ino());
+        }
+    }
+    let _ = folder;
+    "unknown".to_owned()
+}
+
+/// Puts each in the place of the other, at once where the system can.
+fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        if renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok() {
+            return Ok(());
+        }
+    }
+    let aside = one.with_extension("old");
+    fs::rename(other, &aside)?;
+    fs::rename(one, other)
+}
+
+fn check_output(output: &Path, force: bool) -> Result<(), QuantizeError> {
+    let shown = output.display();
+    let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+        return Err(refused(format!(
+            "{shown}: expected a folder in a folder that exists, but {} does not: create it first",
+            parent.display()
+        )));
+    }
+    let Ok(metadata) = fs::symlink_metadata(output) else { return Ok(()) };
+    if !metadata.is_dir() {
+        return Err(refused(format!(
+            "{shown}: expected a new folder, found another file of that name: give another one"
+        )));
+    }
+    let mut entries = fs::read_dir(output).map_err(at(output))?;
+    match (entries.next().is_none(), force) {
+        (true, _) => Ok(()),
+        (false, false) => Err(refused(format!(
+            "{shown}: expected a new folder, found one with files in it: give another one, or --force to replace it"
+        ))),
+        // What is replaced is removed: a model may be, somebody's home may not.
+        (false, true) if output.join("config.json").is_file() => Ok(()),
+        (false, true) => Err(refused(format!(
+            "{shown}: expected a model to replace, found a folder without config.json: give another one"
+        ))),
+    }
+}
+
+/// Whether everything in a folder is what work leaves there.
+fn check_ours(folder: &Path) -> Result<(), QuantizeError> {
+    const OURS: [&str; 6] = ["settings.json", "lock", "parts", "state", "result", "done"];
+    for entry in fs::read_dir(folder).map_err(at(folder))? {
+        let name = entry.map_err(at(folder))?.file_name();
+        let name = name.to_string_lossy();
+        let is_ours = OURS.contains(&&*name) || name.starts_with('.') && name.ends_with(".tmp");
+        if !is_ours {
+            return Err(refused(format!(
+                "{}: expected a folder of unfinished work, found {name:?} in it: move it away, or give another \
+                 --output",
+                folder.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn lock(folder: &Path) -> Result<File, QuantizeError> {
+    let path = folder.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(at(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(refused(format!(
+            "{}: expected nobody else to work on it, found another process that does: wait for it or end it",
+            folder.display()
+        ))),
+        Err(TryLockError::Error(source)) => Err(at(&path)(source)),
+    }
+}
+
+/// Files that were being written when a process was killed.
+fn remove_leftovers(folder: &Path) -> Result<(), QuantizeError> {
+    for entry in fs::read_dir(folder).map_err(at(folder))? {
+        let path = entry.map_err(at(folder))?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        if name.starts_with('.') && name.ends_with(".tmp") {
+            fs::remove_file(&path).map_err(at(&path))?;
+        }
+    }
+    Ok(())
+}
+
+fn folder_bytes(folder: &Path) -> u64 {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+}
+
+/// Renames and new files are on the disk only when their folder is. Windows has no such call.
+fn sync_folder(folder: &Path) -> Result<(), QuantizeError> {
+    match cfg!(unix) {
+        true => File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder)),
+        false => Ok(()),
+    }
+}
+
+/// A value for a message.
+fn clipped(value: &Value) -> String {
+    const MOST: usize = 80;
+    let text = value.to_string();
+    match text.chars().count() > MOST {
+        true => text.chars().take(MOST).chain(['…']).collect(),
+        false => text,
+    }
+}

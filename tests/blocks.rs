@@ -1,0 +1,126 @@
+//! Blocks on their own: one after another they compute what the whole model computes, and what the tap sees and what
+//! stands in a block are the module's.
+
+use bantam_core::{Cpu, NormKind};
+use bantam_model::block::{Block, Seen, Streams, Tap};
+use bantam_model::source::Source;
+use bantam_model::spec::NormSpec;
+use bantam_tests::{MODELS, Noise, carried, check_close, floats, load, model_folder, options};
+
+const LENGTH: usize = 24;
+
+fn normed(source: &Source, spec: &NormSpec, values: &mut [f32]) {
+    let names = source.spec.names;
+    let read = |kind: &str| floats(&source.checkpoint, &format!("{}.{kind}", names.final_norm));
+    let weight = read(names.norm_weight);
+    let bias = if spec.bias { read("bias") } else { vec![0.0; weight.len()] };
+    for row in values.chunks_exact_mut(weight.len()) {
+        let mean = |row: &[f32]| row.iter().map(|&x| f64::from(x)).sum::<f64>() / row.len() as f64;
+        let middle = if spec.kind == NormKind::Layer { mean(row) as f32 } else { 0.0 };
+        row.iter_mut().for_each(|x| *x -= middle);
+        let squares: Vec<f32> = row.iter().map(|x| x * x).collect();
+        let by = 1.0 / (mean(&squares) + f64::from(spec.epsilon)).sqrt() as f32;
+        for ((x, weight), bias) in row.iter_mut().zip(&weight).zip(&bias) {
+            *x = *x * by * (weight + spec.weight_shift) + bias;
+        }
+    }
+}
+
+#[test]
+fn blocks_one_after_another_are_the_model() {
+    for &model in MODELS {
+        let folder = model_folder(model);
+        let source = Source::open(&folder).expect("the golden opens");
+        let tokens = Noise::new(7).tokens(3 * LENGTH, source.spec.vocab);
+        let mut streams = Streams::embed(&source, &tokens, LENGTH).expect("the golden has an embedding");
+        for layer in 0..source.spec.layers.len() {
+            let mut block = Block::load(&source, layer, LENGTH, Cpu::detect(), 2).expect("the block loads");
+            let (_, plan) = Block::plan(&source, layer, LENGTH, Cpu::detect()).expect("the block has a plan");
+            assert_eq!(block.bytes(), plan.bytes(), "{model}");
+            block.run(&mut streams, &mut ());
+        }
+        normed(&source, &source.spec.final_norm, &mut streams.values);
+        let mut engine = load(&folder, options(), Cpu::detect(), 2);
+        for (tokens, found) in tokens.chunks(LENGTH).zip(streams.values.chunks(LENGTH * streams.width)) {
+            let sequence = engine.open().expect("one is free");
+            engine
+                .prefill::<bantam_model::engine::StepError>(sequence, tokens, |_, _, _| Ok(()))
+                .expect("it fits");
+            let rows: Vec<usize> = (0..LENGTH).collect();
+            check_close(model, found, engine.hidden(&rows));
+            engine.close(sequence);
+        }
+    }
+}
+
+/// Multiplies what it sees with a module's weights.
+struct Rows {
+    module: usize,
+    rows: Vec<f32>,
+    seen: usize,
+}
+
+impl Tap for Rows {
+    fn wants(&self, module: usize) -> bool {
+        module == self.module
+    }
+
+    fn see(&mut self, seen: &Seen) {
+        assert_eq!(seen.modules, [self.module]);
+        self.rows.extend_from_slice(seen.rows);
+        self.seen += seen.rows.len() / seen.columns;
+    }
+}
+
+#[test]
+fn a_tap_sees_every_row_once_and_weights_come_back_as_they_were_put() {
+    for &model in MODELS {
+        let source = Source::open(&model_folder(model)).expect("the golden opens");
+        let tokens = Noise::new(8).tokens(2 * LENGTH, source.spec.vocab);
+        let start = Streams::embed(&source, &tokens, LENGTH).expect("the golden has an embedding");
+        let mut block = Block::load(&source, 0, LENGTH, Cpu::detect(), 1).expect("the block loads");
+        let mut plain = start.clone();
+        block.run(&mut plain, &mut ());
+        let choice = source.spec.layers[0].mlp.experts.map(|experts| experts.choice);
+        let mut by_experts = 0;
+        for module in 0..block.modules().len() {
+            let mut tap = Rows { module, rows: Vec::new(), seen: 0 };
+            let mut streams = start.clone();
+            block.run(&mut streams, &mut tap);
+            assert_eq!(streams, plain, "{model}: looking changes nothing");
+            assert!(tap.rows.iter().all(|value| value.is_finite()));
+            match block.modules()[module].is_expert {
+                true => by_experts += tap.seen,
+                false => assert_eq!(tap.seen, tokens.len(), "{model}: {}", block.modules()[module].name),
+            }
+            let weights = block.weights(module);
+            let zeros = vec![0.0; weights.len()];
+            block.set_weights(module, &zeros).expect("zeros are finite");
+            assert_eq!(block.weights(module), zeros);
+            block.set_weights(module, &weights).expect("they were finite");
+            assert_eq!(block.weights(module), weights);
+        }
+        let projections =
+            if source.spec.names.gate.is_some_and(|gate| gate.module != source.spec.names.up.module) {
+                3
+            } else {
+                2
+            };
+        assert_eq!(
+            by_experts,
+            choice.map_or(0, |choice| projections * choice.chosen * tokens.len()),
+            "{model}"
+        );
+        let mut streams = start.clone();
+        block.run(&mut streams, &mut ());
+        assert_eq!(streams, plain, "{model}: everything is where it was");
+    }
+}
+
+#[test]
+fn the_carried_models_blocks_have_their_names() {
+    let source = Source::open(&carried()).expect("the carried model opens");
+    let block = Block::load(&source, 1, LENGTH, Cpu::detect(), 1).expect("the block loads");
+    let names: Vec<&str> = block.modules().iter().map(|module| module.name.as_str()).collect();
+    assert!(names.contains(&"model.layers.1.self_attn.q_proj"), "{names:?}");
+}

@@ -354,7 +354,7 @@ fn packed<'p>(found: impl Iterator<Item = &'p Packed>) -> ByModule {
     for packed in found {
         let stack = packed.module.rsplit_once('.').filter(|_| !packed.parts.is_empty());
         let numbered = stack.and_then(|(module, number)| Some((module, number.parse().ok()?)));
-        let (module, number) = numbered.unwrap_or((&packed.module, 0));
+        let (module, number) = numbered.unwrap_or((packed.module.as_str(), 0));
         all.entry(module.to_owned()).or_default().entry(number).or_insert_with(|| packed.clone());
     }
     all

@@ -199,8 +199,8 @@ impl<'a> Merge<'a> {
         let most = |rows: &dyn Fn(usize) -> usize| {
             let of = |output: &Output| {
                 let (count, columns) = rows::rows_of(&output.shape);
-                // Rows as float32, and as they are written.
-                let made = (rows(count) * columns) as u64 * (4 + output.dtype.bytes() as u64);
+                // Rows as they are read, as float32, and as they are written.
+                let made = (rows(count) * columns) as u64 * (4 + 2 * output.dtype.bytes() as u64);
                 made + self.packed_bytes(output)
             };
             self.outputs.iter().map(of).max().unwrap_or(0)

@@ -199,8 +199,8 @@ impl<'a> Merge<'a> {
         let most = |rows: &dyn Fn(usize) -> usize| {
             let of = |output: &Output| {
                 let (count, columns) = rows::rows_of(&output.shape);
-                // Rows as float32, and as they are written.
-                let made = (rows(count) * columns) as u64 * (4 + output.dtype.bytes() as u64);
+                // Rows as they are read, as float32, and as they are written.
+                let made = (rows(count) * columns) as u64 * (4 + 2 * output.dtype.bytes() as u64);
                 made + self.packed_bytes(output)
             };
             self.outputs.iter().map(of).max().unwrap_or(0)
@@ -354,7 +354,7 @@ fn packed<'p>(found: impl Iterator<Item = &'p Packed>) -> ByModule {
     for packed in found {
         let stack = packed.module.rsplit_once('.').filter(|_| !packed.parts.is_empty());
         let numbered = stack.and_then(|(module, number)| Some((module, number.parse().ok()?)));
-        let (module, number) = numbered.unwrap_or((&packed.module, 0));
+        let (module, number) = numbered.unwrap_or((packed.module.as_str(), 0));
         all.entry(module.to_owned()).or_default().entry(number).or_insert_with(|| packed.clone());
     }
     all

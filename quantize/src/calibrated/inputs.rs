@@ -1,5 +1,5 @@
-//! What is gathered of the inputs of a block's matrices: sums over all rows, never the rows themselves; and those of the
-//! original, row by row, where targets are made of them.
+//! What is gathered of the inputs of a block's matrices: sums over all rows, never the rows themselves; and those of
+//! the original, row by row, where targets are made of them.
 
 use bantam_model::block::{Block, Seen, Streams, Tap};
 

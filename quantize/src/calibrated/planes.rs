@@ -1,7 +1,7 @@
 //! Which matrices get a second plane, where bits are given for all of them together.
 //!
-//! A second plane takes most of a matrix's error away. What that is worth to the stream: the part of the matrix's output
-//! that was wrong, times what the output's half of the block (attention, feed-forward) adds to the stream, in squares.
+//! A second plane takes most of a matrix's error away. What that is worth to the stream: the part of the output that
+//! was wrong, times what the output's half of the block (attention, feed-forward) adds to the stream, in squares.
 //! Matrices are taken by worth per bit until the bits are spent; the experts of one stack together.
 
 use std::collections::HashMap;

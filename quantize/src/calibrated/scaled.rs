@@ -1,5 +1,5 @@
-//! AWQ over a block: all inputs are those of the original, scales go into the norms and matrices before them, then every
-//! matrix is cut and rounded.
+//! AWQ over a block: all inputs are those of the original, scales go into the norms and matrices before them, then
+//! every matrix is cut and rounded.
 //!
 //! Scaled are, as the tool does it: the inputs of queries, keys and values and those of gate and up, by their norms;
 //! those of the output projection by the rows of values, where there are as many; those of down by the rows of up,

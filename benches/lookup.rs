@@ -1,5 +1,5 @@
-//! Ternary products by tables (`bantam_core::layouts::lookup`), as a way to multiply beside our kernels: tables are made
-//! anew for every token and met by all tiles. The integers are those of our kernels.
+//! Ternary products by tables (`bantam_core::layouts::lookup`), as a way to multiply beside our kernels: tables are
+//! made anew for every token and met by all tiles. The integers are those of our kernels.
 
 use std::io;
 

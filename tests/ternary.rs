@@ -1,5 +1,5 @@
-//! Ternary checkpoints of the house: a model whose matrices were made ternary, in all forms that they can have, computes
-//! as one that holds the same values in float32.
+//! Ternary checkpoints of the house: a model whose matrices were made ternary, in all forms that they can have,
+//! computes as one that holds the same values in float32.
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
 use std::fs;

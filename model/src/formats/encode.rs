@@ -186,8 +186,8 @@ pub fn int4(values: &[f32], codes: &mut [u8]) -> Scale {
     Scale { scale, zero: zero as u8 }
 }
 
-/// A group of any length as trits plus one: those that leave the least sum of squared errors under one scale. Of the `k`
-/// largest magnitudes, with sum `s`, that is `s * s / k` below the sum of squares, and their mean is the scale.
+/// A group of any length as trits plus one: those that leave the least sum of squared errors under one scale. Of the
+/// `k` largest magnitudes, with sum `s`, that is `s * s / k` below the sum of squares, and their mean is the scale.
 pub fn ternary(values: &[f32], codes: &mut [u8]) -> Scale {
     let mut sizes: Vec<u32> = values.iter().map(|value| value.abs().to_bits()).collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));

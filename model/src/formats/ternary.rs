@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! M.weight_trits    uint8 [outputs, planes, inputs / 64 * 13]   one plane or two, of any width that 64 divides
-//! M.weight_scales   float16 [outputs, planes, groups]           a group is `group_size` inputs, the last may be shorter
+//! M.weight_scales   float16 [outputs, planes, groups]           a group is `group_size` inputs, the last may have less
 //! M.weight_columns  float32 [inputs]                            a factor for every input; need not be there
 //!
 //! 13 bytes    64 trits of a row: byte i has inputs 5i to 5i + 4, byte 12 has inputs 60 to 63 and a last trit of 0
@@ -111,7 +111,7 @@ struct Ternary {
 }
 
 impl Ternary {
-    /// Names and decoder of a module's matrix, or of a stack's; where one is there, its tensors are of the right shapes.
+    /// Names and decoder of a module's matrix, or of a stack's; where it is there, its tensors have the right shapes.
     fn tensors(
         &self,
         tensors: &Tensors,

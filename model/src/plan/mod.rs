@@ -450,8 +450,8 @@ impl Plan {
         Plan::with(planner, weights, options)
     }
 
-    /// The same for one layer alone, number `number` of its model and the only one of `spec`, with neither embedding nor
-    /// head and all matrices in float32.
+    /// The same for one layer alone, number `number` of its model and the only one of `spec`, with neither embedding
+    /// nor head and all matrices in float32.
     pub fn of_layer(
         spec: &ModelSpec,
         number: usize,

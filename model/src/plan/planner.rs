@@ -274,11 +274,11 @@ impl<'a> Planner<'a> {
         tokens: usize,
     ) -> Result<Matrix, PlanError> {
         let Held { layout, ordered, factored, times, .. } = held;
-        let wide = Shape { columns: shape.columns * times, ..shape };
+        let whole = Shape { columns: shape.columns * times, ..shape };
         let stacked = if count > 1 { format!("{count} x ") } else { String::new() };
         let twice = if times > 1 { format!("{times} x ") } else { String::new() };
         let text = format!("{stacked}{}x{twice}{} {}", shape.rows, shape.columns, layout.name());
-        let bytes = Matrix::bytes(layout, wide).and_then(|bytes| bytes.checked_mul(count));
+        let bytes = Matrix::bytes(layout, whole).and_then(|bytes| bytes.checked_mul(count));
         let slot = self.slot(Region::Weights, line, text, bytes)?;
         let mut of_columns = |wanted: bool, name: &str, text: &str| {
             let bytes = shape.columns.checked_mul(4 * count);
@@ -288,7 +288,7 @@ impl<'a> Planner<'a> {
         let factors = of_columns(factored, "factors of columns", "f32 vectors")?;
         let form = layout.form(self.options.precision, self.cpu);
         // Prepared input grows by the same for every token.
-        let bytes = panel_bytes(form, wide.columns, 1)
+        let bytes = panel_bytes(form, whole.columns, 1)
             .checked_mul(tokens)
             .ok_or_else(|| PlanError::TooLarge { what: "prepared input".to_owned() })?;
         self.panel_bytes = self.panel_bytes.max(bytes);

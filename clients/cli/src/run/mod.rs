@@ -136,8 +136,8 @@ impl Run {
                 ))),
             },
             ([place], None, None) if is_a_path(place) => Err(usage(format!(
-                "{place:?} looks like a model's path or name, and there is no model there: `bantam pull` fetches one by \
-                 name; to use it as a prompt write --prompt {place:?}"
+                "{place:?} looks like a model's path or name, and there is no model there: `bantam pull` fetches one \
+                 by name; to use it as a prompt write --prompt {place:?}"
             ))),
             ([text], None, None) => Ok((None, prompt(text))),
             ([], _, None) => Err(usage("PROMPT is missing; write: bantam run [MODEL] \"Once upon a time\"")),

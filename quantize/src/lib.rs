@@ -8,7 +8,7 @@
 //! checkpoint -> Dense -> a method (nearest, hqq, or one that goes by layers) -> Quantized -> writers/ -> part
 //! parts, and what stays as it is -> assembly -> shards, config.json, report -> the folder gets its name
 //! ```
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod assembly;
 pub mod blueprint;

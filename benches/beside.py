@@ -38,6 +38,8 @@ FIGURES = ("decode_tokens_per_s", "prefill_tokens_per_s")
 def flags_of(shape, bits):
     if bits == 16:
         return []
+    if bits == 2:
+        return ["--quantization", "ternary", "--head", "int8"]
     # The rival's head has 6.6 bits.
     return MIXTURE if "experts" in SHAPES[shape] else ["--quantization", "nf4", "--head", "int8"]
 
@@ -47,9 +49,9 @@ def rivals_of(shape, bits):
     if "experts" in SHAPES[shape]:
         recipes = ["F16"] if bits == 16 else ["MXFP4"]
     else:
-        recipes = ["F16"] if bits == 16 else ["Q4_0", "Q4_K"]
+        recipes = {16: ["F16"], 4: ["Q4_0", "Q4_K"], 2: ["TQ2_0", "TQ1_0"]}[bits]
     found = [LlamaCpp(shape, recipe) for recipe in recipes]
-    if SHAPES[shape]["family"] == "llama":
+    if SHAPES[shape]["family"] == "llama" and bits > 2:
         found.append(Transformers(shape, nf4=bits == 4))
     return found
 
@@ -249,7 +251,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bantam", required=True, metavar="PATH", help="the program, built with --release")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["tinyllama"])
-    parser.add_argument("--bits", type=int, choices=(4, 16), default=4, help="of weights [default: 4]")
+    parser.add_argument("--bits", type=int, choices=(2, 4, 16), default=4, help="of weights [default: 4]")
     parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count()])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32, help="tokens to write [default: 32]")

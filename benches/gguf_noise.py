@@ -16,10 +16,13 @@ RECIPES = {
     "Q8_0": (TYPES.Q8_0, TYPES.Q8_0, TYPES.Q8_0),
     "Q4_0": (TYPES.Q4_0, TYPES.Q6_K, TYPES.Q4_0),
     "Q4_K": (TYPES.Q4_K, TYPES.Q6_K, TYPES.Q4_K),
+    # The head in eight bits, as Bantam has it beside these.
+    "TQ1_0": (TYPES.TQ1_0, TYPES.Q8_0, TYPES.Q8_0),
+    "TQ2_0": (TYPES.TQ2_0, TYPES.Q8_0, TYPES.Q8_0),
     "MXFP4": (TYPES.Q8_0, TYPES.Q8_0, TYPES.Q8_0),  # and the experts in MXFP4
 }
 FILE_TYPES = {"F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0", "Q4_0": "MOSTLY_Q4_0", "Q4_K": "MOSTLY_Q4_K_S",
-              "MXFP4": "MOSTLY_MXFP4_MOE"}
+              "TQ1_0": "MOSTLY_TQ1_0", "TQ2_0": "MOSTLY_TQ2_0", "MXFP4": "MOSTLY_MXFP4_MOE"}
 
 
 def write(path, shape, recipe):
@@ -72,6 +75,11 @@ def piece(kind, largest):
         halves(2, largest / 63)
     elif kind == TYPES.Q6_K:  # 6-bit codes times 8-bit scales
         halves(208, largest / (32 * 127))
+    elif kind == TYPES.TQ1_0:  # five trits in a byte
+        halves(52, largest)
+    elif kind == TYPES.TQ2_0:  # codes of two bits, of which the fourth is none
+        blocks &= ~(blocks >> 1 & 0x55)
+        halves(64, largest)
     elif kind == TYPES.MXFP4:  # powers of two; the largest code is 6
         blocks[:, 0] = 127 + round(float(numpy.log2(largest / 6)))
     else:

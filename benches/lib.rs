@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod case;
 pub mod ceilings;
+mod lookup;
 pub mod matrix;
 pub mod synthetic;
 pub mod table;

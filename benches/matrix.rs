@@ -3,7 +3,8 @@
 use std::cell::Cell;
 use std::io;
 
-use bantam_core::layouts::panels::Form;
+use bantam_core::layouts::coded::{TRITS, WHOLE_ROW};
+use bantam_core::layouts::panels::{Form, Taken};
 use bantam_core::layouts::{FLOAT32, LAYOUTS, Layout, Shape, TILE_ROWS};
 use bantam_core::ops::matmul::{Input, Output, multiply, panel_bytes};
 use bantam_core::{Cpu, Level, Precision, Serial};
@@ -12,6 +13,7 @@ use memmap2::MmapMut;
 
 use crate::case::{Case, Filter, Run, Variant};
 use crate::ceilings::Unit;
+use crate::lookup::Lookup;
 use crate::noises;
 
 /// What to measure.
@@ -28,7 +30,7 @@ pub struct Sizes {
 /// A small model's projections.
 pub const FULL: Sizes = Sizes {
     shapes: &[(2048, 2048), (5632, 2048), (2048, 5632)],
-    tokens: &[1, 64, 512],
+    tokens: &[1, 12, 64, 512],
     cold_bytes: 96 << 20,
 };
 
@@ -51,6 +53,8 @@ enum Way {
     Kernel(Cpu, Precision),
     /// Three loops over float32.
     Naive,
+    /// By tables, see `lookup.rs`.
+    Lookup(Cpu),
     /// Unpacks the matrix to float32 in every run, then multiplies with our float32 kernel.
     UnpackThenMultiply(Cpu),
     Rival(Rival),
@@ -61,6 +65,7 @@ impl Way {
         match self {
             Way::Kernel(cpu, Precision::Fast) => cpu.name().to_owned(),
             Way::Kernel(cpu, Precision::Exact) => format!("{}-exact", cpu.name()),
+            Way::Lookup(cpu) => format!("{}-tables", cpu.name()),
             Way::Naive => "naive".to_owned(),
             Way::UnpackThenMultiply(_) => "unpack-then-multiply".to_owned(),
             Way::Rival(rival) => rival.name.to_owned(),
@@ -83,8 +88,22 @@ fn ways(layout: &dyn Layout, rival: Rival) -> Vec<Way> {
             }
         }
     }
+    if is_ternary(layout) {
+        let mut met: Vec<Level> = Vec::new();
+        for cpu in strongest.variants() {
+            if !met.contains(&cpu.level()) {
+                met.push(cpu.level());
+                ways.push(Way::Lookup(cpu));
+            }
+        }
+    }
     ways.extend([Way::UnpackThenMultiply(strongest), Way::Rival(rival), Way::Naive]);
     ways
+}
+
+/// Whether rows are trits with one scale.
+fn is_ternary(layout: &dyn Layout) -> bool {
+    layout.coded().is_some_and(|coded| *coded.book() == TRITS && coded.run() == WHOLE_ROW)
 }
 
 /// Calls `visit` with every case that the filter keeps something of.
@@ -122,7 +141,7 @@ pub fn visit(
 }
 
 /// Several copies of one block, which take turns.
-struct Copies {
+pub(crate) struct Copies {
     memory: MmapMut,
     bytes: usize,
     turn: Cell<usize>,
@@ -130,7 +149,7 @@ struct Copies {
 
 impl Copies {
     /// As many as exceed `cold_bytes`, filled by `fill`.
-    fn new(bytes: usize, cold_bytes: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
+    pub(crate) fn new(bytes: usize, cold_bytes: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
         let count = cold_bytes / bytes + 1;
         let mut memory = memory::region(count * bytes)?;
         fill(&mut memory[..bytes]);
@@ -141,7 +160,7 @@ impl Copies {
         Ok(Copies { memory, bytes, turn })
     }
 
-    fn next(&self) -> &[u8] {
+    pub(crate) fn next(&self) -> &[u8] {
         let turn = self.turn.get();
         self.turn.set(turn + 1);
         let at = turn % (self.memory.len() / self.bytes) * self.bytes;
@@ -157,6 +176,7 @@ struct Data {
     x: Vec<f32>,
     tiles: Copies,
     plain: Copies,
+    lookup: Option<Lookup>,
 }
 
 impl Data {
@@ -170,7 +190,9 @@ impl Data {
         let plain = Copies::new(4 * rows * columns, cold_bytes, |plain| {
             unpack(layout, columns, tiles.next(), bytemuck::cast_slice_mut(plain));
         })?;
-        Ok(Data { layout, shape, tokens, x: noises(2, tokens * columns), tiles, plain })
+        let values = bytemuck::cast_slice(plain.next());
+        let lookup = is_ternary(layout).then(|| Lookup::new(shape, values, cold_bytes)).transpose()?;
+        Ok(Data { layout, shape, tokens, x: noises(2, tokens * columns), tiles, plain, lookup })
     }
 
     fn variant(&self, way: Way) -> io::Result<Variant<'_>> {
@@ -182,7 +204,11 @@ impl Data {
         Ok(Variant {
             name: way.name(),
             unit: if self.tokens == 1 { Unit::Read } else { Unit::of(form) },
-            bytes: if plain { self.plain.bytes } else { self.tiles.bytes },
+            bytes: match (&self.lookup, way) {
+                (Some(lookup), Way::Lookup(_)) => lookup.bytes(),
+                _ if plain => self.plain.bytes,
+                _ => self.tiles.bytes,
+            },
             run: self.run(way, form)?,
         })
     }
@@ -203,6 +229,10 @@ impl Data {
                     self.multiply((cpu, Precision::Exact), FLOAT32, &tiles, &mut panels, out);
                 })
             }
+            Way::Lookup(cpu) => {
+                let lookup = self.lookup.as_ref().expect("a way of ternary layouts alone");
+                Box::new(move |out| lookup.multiply(cpu, &self.x, out))
+            }
             Way::Naive => Box::new(move |out| self.naive(bytemuck::cast_slice(self.plain.next()), out)),
             Way::Rival(rival) => Box::new(move |out| {
                 (rival.product)(self.shape, bytemuck::cast_slice(self.plain.next()), &self.x, out);
@@ -218,7 +248,8 @@ impl Data {
         panels: &mut [u8],
         out: &mut [f32],
     ) {
-        let output = Output { layout, shape: self.shape, tiles, order: None, bias: None, out, add: false };
+        let output =
+            Output { layout, shape: self.shape, tiles, taken: Taken::PLAIN, bias: None, out, add: false };
         let input = Input { x: &self.x, columns: self.shape.columns, order: None };
         let (panels, segments) = (bytemuck::cast_slice_mut(panels), [[0, 0, self.tokens as u32]]);
         multiply(cpu, precision, &Serial, input, &segments, panels, &mut [output]);

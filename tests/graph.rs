@@ -47,8 +47,9 @@ impl Trace {
                 Fill::Matrix { matrix, origin, cut, .. } => {
                     name(matrix.slot, format!("{}{cut}", origin.tensors()[0]));
                 }
-                Fill::Vector { slot, tensor, cut } => name(*slot, format!("{tensor}{cut}")),
+                Fill::Vector { slot, tensor, cut, .. } => name(*slot, format!("{tensor}{cut}")),
                 Fill::Values { slot, .. } => name(*slot, "frequencies".to_owned()),
+                Fill::Low(low) => name(low.slot, format!("adapter's {:?}", low.side)),
             }
         }
         Trace { names, lines: Vec::new(), written: HashMap::new(), faults: Vec::new() }
@@ -161,6 +162,22 @@ impl Backend for Trace {
         self.reads(out, rows * width);
         let (out, places) = (self.name(out), self.name(places));
         let line = format!("{out} += shares of {places}: {rows} x {} of {width}", choice.chosen);
+        self.line(line);
+    }
+
+    fn scale(
+        &mut self,
+        routed: Option<&Routed>,
+        rows: usize,
+        width: usize,
+        factors: Slot,
+        bias: Option<Slot>,
+        x: Slot,
+    ) {
+        let places = routed.map_or(rows, |routed| routed.choice.places(rows));
+        self.reads(x, places * width);
+        let bias = bias.map_or(String::new(), |bias| format!(" + {}", self.name(bias)));
+        let line = format!("{} *= {}{bias}: {places} x {width}", self.name(x), self.name(factors));
         self.line(line);
     }
 

@@ -129,7 +129,7 @@ fn lines_and_slots_add_up(what: &str, plan: &Plan) {
             assert_eq!(matrix.slot.bytes, tiles * matrix.layout.tile_bytes(matrix.shape.columns), "{what}");
             matrix.slot
         }
-        Fill::Vector { slot, .. } | Fill::Values { slot, .. } => *slot,
+        Fill::Vector { .. } | Fill::Values { .. } | Fill::Low(_) => fill.slot(),
     });
     let regions: [(Region, usize, Vec<Slot>); 3] = [
         (Region::Weights, plan.weight_bytes, weight_slots.collect()),

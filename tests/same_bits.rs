@@ -211,4 +211,5 @@ fn logits_of_quantized_weights_depend_on_the_tokens_alone() {
     hold("mixtral", Precision::Fast, way("nf4"));
     hold("gpt_oss-bf16", Precision::Fast, way("mxfp4"));
     hold("gemma2", Precision::Fast, way("gptq"));
+    hold("mixtral", Precision::Fast, way("ternary"));
 }

@@ -32,6 +32,8 @@ const KEPT: &[(&str, &[&str])] = &[
     ("tonic", &["bantam-daemon", "bantam-proto", "bantam", "bantam-benches"]),
     ("hyper", &["bantam-daemon", "bantam-proto", "bantam", "bantam-benches"]),
     ("axum", &["bantam-daemon", "bantam-proto", "bantam", "bantam-benches"]),
+    // Only `bantam pull` asks the network for anything.
+    ("ureq", &["bantam"]),
 ];
 
 /// (a) Crates that only the named packages may declare, behind a feature or not.

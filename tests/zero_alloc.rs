@@ -28,7 +28,7 @@ use bantam_model::plan::Options;
 use bantam_model::reply::reader::Reader;
 use bantam_model::source::Source;
 use bantam_model::tokenizer::Tokenizer;
-use bantam_tests::{Noise, carried, model_folder, open};
+use bantam_tests::{Noise, carried, model_folder, open, repository};
 use counting::{ALIVE, counters};
 
 /// Allocations, frees and mappings so far. Reading the mappings allocates, so the counters are read on the inside.
@@ -348,6 +348,17 @@ fn main() {
     for model in ["gpt_neox", "gemma3", "gpt_oss-bf16"] {
         batched_steps(model, &mut loaded(model, model, options, 3));
     }
+    for (adapter, model) in [("dora-embed-gemma2", "gemma2"), ("experts-mixtral", "mixtral")] {
+        batched_steps(adapter, &mut adapted(model, adapter, options));
+    }
+}
+
+/// An engine with an adapter beside its model: every product has two more.
+fn adapted(model: &str, adapter: &str, options: Options) -> Engine {
+    let source = Source::open(&model_folder(model)).expect("the model opens");
+    let source =
+        source.adapted(&repository("tests/goldens/lora-made").join(adapter)).expect("the adapter opens");
+    source.load(options, Cpu::detect(), 3, None, &mut |_| {}).expect("the model loads")
 }
 
 /// An engine, of which the heap holds tables of offsets and names of tensors: the buffers are in the plan's regions.

@@ -20,10 +20,24 @@ pub struct Matrix {
     /// Where its columns stand in another order than its input's: for each of them the input's, as `u32`;
     /// [`IN_ORDER`](crate::ops::matmul::IN_ORDER) first where they do not.
     pub order: Option<Slot>,
+    /// Where every input is multiplied by a factor first: one float32 for each.
+    pub factors: Option<Slot>,
+    /// How often it takes its input: so many matrices stand side by side in it, and their products are added.
+    pub times: usize,
 }
 
 impl Matrix {
-    /// Bytes that a matrix of this shape takes.
+    /// A matrix that takes its input as it is.
+    pub fn plain(layout: &'static dyn Layout, shape: Shape, slot: Slot) -> Matrix {
+        Matrix { layout, shape, slot, order: None, factors: None, times: 1 }
+    }
+
+    /// Columns that are stored.
+    pub fn width(&self) -> usize {
+        self.times * self.shape.columns
+    }
+
+    /// Bytes that a matrix of so many rows and stored columns takes.
     pub fn bytes(layout: &dyn Layout, shape: Shape) -> Option<usize> {
         shape.tiles().checked_mul(layout.tile_bytes(shape.columns))
     }
@@ -254,6 +268,17 @@ pub trait Backend {
     fn matmul_experts(&mut self, routed: &Routed, rows: usize, per: RowPer, x: Slot, products: &[Product]);
     /// Adds to every row what its places hold, `width` channels each, by their shares.
     fn combine(&mut self, routed: &Routed, rows: usize, width: usize, places: Slot, out: Slot);
+    /// Multiplies the channels of every row, or of every place by its expert's, and adds a bias: `width` float32 values
+    /// in the weights region for each, of every expert where rows are places.
+    fn scale(
+        &mut self,
+        routed: Option<&Routed>,
+        rows: usize,
+        width: usize,
+        factors: Slot,
+        bias: Option<Slot>,
+        x: Slot,
+    );
     /// `out += x`.
     fn add(&mut self, rows: usize, width: usize, x: Slot, out: Slot);
     /// `x = limit * tanh(x / limit)`.

@@ -7,6 +7,7 @@ use crate::backend::{
     Activation, Attention, Backend, Batch, Heads, KvCache, Matrix, Norm, Product, Rope, Routed, RowPer,
 };
 use crate::cpu::Cpu;
+use crate::layouts::panels::Taken;
 use crate::layouts::{Precision, TILE_ROWS};
 use crate::ops::crew::Pool;
 use crate::ops::experts::{Routing, add};
@@ -95,7 +96,11 @@ fn output<'a>(weights: &'a [u8], product: &Product, out: &'a mut [f32]) -> Outpu
         layout: product.matrix.layout,
         shape: product.matrix.shape,
         tiles: &weights[product.matrix.slot.range()],
-        order: product.matrix.order.map(|slot| bytemuck::cast_slice(&weights[slot.range()])),
+        taken: Taken {
+            order: product.matrix.order.map(|slot| bytemuck::cast_slice(&weights[slot.range()])),
+            factors: product.matrix.factors.map(|slot| floats(weights, slot)),
+            times: product.matrix.times,
+        },
         bias: product.bias.map(|slot| bytemuck::cast_slice(&weights[slot.range()])),
         out,
         add: product.add,
@@ -110,6 +115,7 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
     fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: Slot) {
         let Arena { weights, work, .. } = &mut self.arena;
         let columns = table.shape.columns;
+        assert!(table.times == 1 && table.factors.is_none(), "rows of a table are read as they are");
         let tile_bytes = table.layout.tile_bytes(columns);
         let tiles = &weights[table.slot.range()];
         let [out] = disjoint(work, [out.first(tokens.len() * columns)]);
@@ -172,6 +178,32 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
         each_row(&self.pool, out, width, 16, |row, out| {
             routing.combine(cpu, choice.chosen, row, parts, out);
         });
+    }
+
+    fn scale(
+        &mut self,
+        routed: Option<&Routed>,
+        rows: usize,
+        width: usize,
+        factors: Slot,
+        bias: Option<Slot>,
+        x: Slot,
+    ) {
+        let Arena { weights, work, .. } = &mut self.arena;
+        let (factors, bias) = (floats(weights, factors), bias.map(|slot| floats(weights, slot)));
+        let places = routed.map_or(rows, |routed| routed.choice.places(rows));
+        let [routing, x] =
+            disjoint(work, [routed.map_or(NOWHERE, |routed| routed.slot), x.first(places * width)]);
+        let routing = routed.map(|routed| Routing::over(routed.choice, rows, routing));
+        let all = [[0, 0, places as u32]];
+        for &segment in routing.as_ref().map_or(&all[..], Routing::segments) {
+            let [expert, first, count] = segment.map(|word| word as usize);
+            let factors = &factors[expert * width..][..width];
+            let bias = bias.map(|bias| &bias[expert * width..][..width]);
+            each_row(&self.pool, &mut x[first * width..][..count * width], width, 16, |_, x| {
+                activation::scale(x, factors, bias);
+            });
+        }
     }
 
     fn add(&mut self, rows: usize, width: usize, x: Slot, out: Slot) {

@@ -214,7 +214,7 @@ impl Block {
         let pool = Threads::start(threads).map_err(|source| system("threads", source))?;
         let mut backend = CpuBackend::new(cpu, Precision::Exact, pool, arena, plan.work.panels);
         let (arena, pool) = backend.parts_mut();
-        weights::load(&plan, &source.checkpoint, arena, pool, &mut |_| {}).map_err(LoadError::from)?;
+        weights::load(&plan, &source.checkpoint, None, arena, pool, &mut |_| {}).map_err(LoadError::from)?;
         let (modules, pieces) = modules(&plan);
         let tables = (0..plan.pages as u32).collect();
         let decoder = Decoder::new(spec, &plan);
@@ -326,7 +326,10 @@ fn modules(plan: &Plan) -> (Vec<Module>, Vec<Piece>) {
     for fill in &plan.fills {
         let Fill::Matrix { matrix, origin, cut, .. } = fill else { continue };
         let (name, start) = match origin {
-            Origin::Tensor(name) => (name.strip_suffix(".weight").unwrap_or(name).to_owned(), cut.start),
+            // An adapter's tensors stand for those of the same name; blocks are planned without one.
+            Origin::Tensor(name) | Origin::Whole(name) => {
+                (name.strip_suffix(".weight").unwrap_or(name).to_owned(), cut.start)
+            }
             Origin::Packed(packed) => (packed.module.clone(), 0),
         };
         let module = keys.iter().position(|key| (&key.0, key.1) == (&name, start));
@@ -475,6 +478,17 @@ impl<B: Backend> Backend for Tapped<'_, B> {
     }
     fn activate(&mut self, activation: Activation, rows: usize, width: usize, gate: Slot, up: Option<Slot>) {
         self.inner.activate(activation, rows, width, gate, up);
+    }
+    fn scale(
+        &mut self,
+        routed: Option<&Routed>,
+        rows: usize,
+        width: usize,
+        factors: Slot,
+        bias: Option<Slot>,
+        out: Slot,
+    ) {
+        self.inner.scale(routed, rows, width, factors, bias, out);
     }
     fn gather(&mut self, rows: &[usize], width: usize, x: Slot, out: Slot) {
         self.inner.gather(rows, width, x, out);

@@ -5,7 +5,7 @@
 
 use bantam_core::{Attention, Backend, Batch, Heads, KvCache, Norm, Product, Routed, RowPer, Slot};
 
-use crate::plan::{LayerWeights, Linear, Plan, Weights, WorkSlots};
+use crate::plan::{LayerWeights, Linear, Low, Plan, Weights, WorkSlots};
 use crate::spec::{ExpertsSpec, LayerSpec, ModelSpec, Residual};
 
 /// A model's weights and buffers, without the device that they are on.
@@ -35,7 +35,13 @@ impl Decoder {
     ) -> bool {
         assert_eq!(batch.rows(), tokens.len());
         let s = &self.slots;
-        b.embed(&self.weights.embedding, tokens, self.spec.embedding_scale, s.stream);
+        let scale = self.spec.embedding_scale;
+        b.embed(&self.weights.embedding, tokens, scale, s.stream);
+        if let Some(low) = &self.weights.embedding_low {
+            lengthen(b, Reach::Rows(tokens.len()), low, self.spec.hidden, None, s.stream);
+            b.embed(&low.down, tokens, scale, s.low);
+            b.matmul(tokens.len(), s.low, &[raise(low, s.stream)]);
+        }
         let mut turned_by = None;
         for ((spec, weights), cache) in self.spec.layers.iter().zip(&self.weights.layers).zip(&self.caches) {
             if is_stopped() {
@@ -78,8 +84,7 @@ impl Decoder {
     pub fn logits<B: Backend>(&self, b: &mut B, rows: &[usize]) -> Slot {
         let s = &self.slots;
         self.hidden(b, rows);
-        let head = Product { matrix: self.weights.head, bias: None, out: s.logits, add: false };
-        b.matmul(rows.len(), s.chosen_normed, &[head]);
+        multiply(b, s, Reach::Rows(rows.len()), s.chosen_normed, [(&self.weights.head, s.logits, false)]);
         if let Some(limit) = self.spec.logits_cap {
             b.cap(limit, rows.len(), self.spec.vocab, s.logits);
         }
@@ -113,28 +118,98 @@ fn layer_forward<B: Backend>(
     }
 }
 
-fn product(linear: &Linear, out: Slot, add: bool) -> Product {
-    Product { matrix: linear.matrix, bias: linear.bias, out, add }
+/// Which rows a product is for.
+#[derive(Clone, Copy)]
+enum Reach<'a> {
+    /// So many.
+    Rows(usize),
+    /// Places that so many rows were sent to; the input has rows for one or the other.
+    Places(&'a Routed, usize, RowPer),
 }
 
-/// A block's last product, into the stream; where a norm comes between, by way of `scratch`.
+impl Reach<'_> {
+    fn matmul<B: Backend>(self, b: &mut B, x: Slot, products: &[Product]) {
+        match self {
+            Reach::Rows(rows) => b.matmul(rows, x, products),
+            Reach::Places(routed, rows, per) => b.matmul_experts(routed, rows, per, x, products),
+        }
+    }
+
+    /// The same where the input has rows for places.
+    fn of_places(self) -> Self {
+        match self {
+            Reach::Places(routed, rows, _) => Reach::Places(routed, rows, RowPer::Place),
+            rows @ Reach::Rows(_) => rows,
+        }
+    }
+}
+
+/// Products of one input, each with what an adapter adds: `(matrix, out, whether to add to it)`. Where an adapter
+/// has factors, nothing can be added to.
+fn multiply<B: Backend, const N: usize>(
+    b: &mut B,
+    s: &WorkSlots,
+    reach: Reach,
+    x: Slot,
+    parts: [(&Linear, Slot, bool); N],
+) {
+    let products = parts.map(|(linear, out, add)| {
+        let has_factors = has_factors(linear);
+        assert!(!(add && has_factors), "factors would multiply what is added to");
+        Product { matrix: linear.matrix, bias: linear.bias.filter(|_| !has_factors), out, add }
+    });
+    reach.matmul(b, x, &products);
+    // Projections of one module share their way to the rank.
+    let mut lowered = None;
+    for (linear, out, _) in parts {
+        let Some(low) = &linear.low else { continue };
+        lengthen(b, reach, low, linear.matrix.shape.rows, linear.bias, out);
+        if lowered != Some(low.down.slot) {
+            let down = Product { matrix: low.down, bias: None, out: s.low, add: false };
+            reach.matmul(b, x, &[down]);
+            lowered = Some(low.down.slot);
+        }
+        reach.of_places().matmul(b, s.low, &[raise(low, out)]);
+    }
+}
+
+fn has_factors(linear: &Linear) -> bool {
+    linear.low.is_some_and(|low| low.factors.is_some())
+}
+
+/// The second product of an adapter.
+fn raise(low: &Low, out: Slot) -> Product {
+    Product { matrix: low.up, bias: low.bias, out, add: true }
+}
+
+/// Gives the rows of a product the lengths that an adapter has for them; their bias comes after that.
+fn lengthen<B: Backend>(b: &mut B, reach: Reach, low: &Low, width: usize, bias: Option<Slot>, out: Slot) {
+    let Some(factors) = low.factors else { return };
+    match reach {
+        Reach::Rows(rows) => b.scale(None, rows, width, factors, bias, out),
+        Reach::Places(routed, rows, _) => b.scale(Some(routed), rows, width, factors, bias, out),
+    }
+}
+
+/// A block's last product, into the stream; where something comes between, by way of `scratch`.
+#[allow(clippy::too_many_arguments, reason = "a phase of a layer: its data, its weights, its memory")]
 fn into_stream<B: Backend>(
     b: &mut B,
+    s: &WorkSlots,
     rows: usize,
     x: Slot,
     last: &Linear,
     post_norm: Option<&Norm>,
     scratch: Slot,
-    stream: Slot,
 ) {
-    match post_norm {
-        None => b.matmul(rows, x, &[product(last, stream, true)]),
-        Some(norm) => {
-            b.matmul(rows, x, &[product(last, scratch, false)]);
-            b.norm(norm, rows, scratch, scratch);
-            b.add(rows, norm.width, scratch, stream);
-        }
+    if post_norm.is_none() && !has_factors(last) {
+        return multiply(b, s, Reach::Rows(rows), x, [(last, s.stream, true)]);
     }
+    multiply(b, s, Reach::Rows(rows), x, [(last, scratch, false)]);
+    if let Some(norm) = post_norm {
+        b.norm(norm, rows, scratch, scratch);
+    }
+    b.add(rows, last.matrix.shape.rows, scratch, s.stream);
 }
 
 /// From `normed` through attention into the stream.
@@ -151,9 +226,8 @@ fn attention_forward<B: Backend>(
     let a = &spec.attention;
     let heads = Heads { count: a.heads, width: a.head_width };
     let kv_heads = Heads { count: a.kv_heads, width: a.head_width };
-    let inputs =
-        [product(&w.query, s.query, false), product(&w.key, s.key, false), product(&w.value, s.value, false)];
-    b.matmul(rows, s.normed, &inputs);
+    let inputs = [(&w.query, s.query, false), (&w.key, s.key, false), (&w.value, s.value, false)];
+    multiply(b, s, Reach::Rows(rows), s.normed, inputs);
     if let Some([query, key]) = &w.head_norms {
         // A head is a row.
         b.norm(query, rows * a.heads, s.query, s.query);
@@ -165,7 +239,7 @@ fn attention_forward<B: Backend>(
     let attention = Attention { heads, scale: a.scale, window: a.window, softcap: a.cap, sinks: w.sinks };
     b.attend(&attention, cache, batch, s.query, s.attended);
     let post_norm = w.post_norms.as_ref().map(|[norm, _]| norm);
-    into_stream(b, rows, s.attended, &w.output, post_norm, s.normed, s.stream);
+    into_stream(b, s, rows, s.attended, &w.output, post_norm, s.normed);
 }
 
 /// From `input` through the feed-forward block into the stream.
@@ -180,19 +254,30 @@ fn mlp_forward<B: Backend>(
     if let (Some(experts), Some(router)) = (&spec.mlp.experts, &w.router) {
         return experts_forward(b, spec, experts, router, w, s, input, rows);
     }
-    let up = match &w.gate {
+    let up = gate_and_up(b, w, s, Reach::Rows(rows), input);
+    b.activate(spec.mlp.activation, rows, spec.mlp.width, s.gate, up);
+    let post_norm = w.post_norms.as_ref().map(|[_, norm]| norm);
+    into_stream(b, s, rows, s.gate, &w.down, post_norm, input);
+}
+
+/// The first products of a feed-forward block; says where the second half is, if there is one.
+fn gate_and_up<B: Backend>(
+    b: &mut B,
+    w: &LayerWeights,
+    s: &WorkSlots,
+    reach: Reach,
+    input: Slot,
+) -> Option<Slot> {
+    match &w.gate {
         Some(gate) => {
-            b.matmul(rows, input, &[product(gate, s.gate, false), product(&w.up, s.up, false)]);
+            multiply(b, s, reach, input, [(gate, s.gate, false), (&w.up, s.up, false)]);
             Some(s.up)
         }
         None => {
-            b.matmul(rows, input, &[product(&w.up, s.gate, false)]);
+            multiply(b, s, reach, input, [(&w.up, s.gate, false)]);
             None
         }
-    };
-    b.activate(spec.mlp.activation, rows, spec.mlp.width, s.gate, up);
-    let post_norm = w.post_norms.as_ref().map(|[_, norm]| norm);
-    into_stream(b, rows, s.gate, &w.down, post_norm, input, s.stream);
+    }
 }
 
 /// The same where every row is sent to some of several blocks.
@@ -209,21 +294,12 @@ fn experts_forward<B: Backend>(
 ) {
     let routed = Routed { choice: experts.choice, slot: s.routing };
     let places = experts.choice.places(rows);
-    b.matmul(rows, input, &[product(router, s.router, false)]);
+    multiply(b, s, Reach::Rows(rows), input, [(router, s.router, false)]);
     b.route(&routed, rows, s.router);
-    let up = match &w.gate {
-        Some(gate) => {
-            let inputs = [product(gate, s.gate, false), product(&w.up, s.up, false)];
-            b.matmul_experts(&routed, rows, RowPer::Token, input, &inputs);
-            Some(s.up)
-        }
-        None => {
-            b.matmul_experts(&routed, rows, RowPer::Token, input, &[product(&w.up, s.gate, false)]);
-            None
-        }
-    };
+    let up = gate_and_up(b, w, s, Reach::Places(&routed, rows, RowPer::Token), input);
     b.activate(spec.mlp.activation, places, spec.mlp.width, s.gate, up);
-    b.matmul_experts(&routed, rows, RowPer::Place, s.gate, &[product(&w.down, s.expert, false)]);
+    let reach = Reach::Places(&routed, rows, RowPer::Place);
+    multiply(b, s, reach, s.gate, [(&w.down, s.expert, false)]);
     let width = w.down.matrix.shape.rows;
     b.combine(&routed, rows, width, s.expert, s.stream);
 }

@@ -3,6 +3,7 @@
 use bantam_core::{Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
 use memmap2::MmapMut;
 
+use crate::adapter::Adapter;
 use crate::checkpoint::map::{Image, Watch};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::decoder::Decoder;
@@ -146,10 +147,23 @@ impl Engine {
         threads: usize,
         tell: &mut dyn FnMut(usize),
     ) -> Result<Engine, LoadError> {
-        let plan = Plan::new(&spec, stored(checkpoint), options, cpu)?;
+        Engine::load_adapted(spec, checkpoint, None, options, cpu, threads, tell)
+    }
+
+    /// The same with an adapter beside the model.
+    pub fn load_adapted(
+        spec: ModelSpec,
+        checkpoint: &Checkpoint,
+        adapter: Option<&Adapter>,
+        options: Options,
+        cpu: Cpu,
+        threads: usize,
+        tell: &mut dyn FnMut(usize),
+    ) -> Result<Engine, LoadError> {
+        let plan = Plan::adapted(&spec, stored(checkpoint), adapter, options, cpu)?;
         let mut engine = Engine::empty(spec, plan, None, cpu, threads)?;
         let (arena, pool) = engine.backend.parts_mut();
-        weights::load(&engine.plan, checkpoint, arena, pool, tell)?;
+        weights::load(&engine.plan, checkpoint, adapter, arena, pool, tell)?;
         Ok(engine)
     }
 

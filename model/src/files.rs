@@ -19,7 +19,8 @@ use thiserror::Error;
 #[allow(missing_docs, reason = "the messages name every field")]
 pub enum FilesError {
     #[error("{}: no model there; looked for a folder with config.json, tokenizer.json and \
-        model.safetensors, or for one .safetensors or .gguf file: check the path", .path.display())]
+        model.safetensors, or for one .safetensors or .gguf file: check the path, \
+        or fetch it with `bantam pull OWNER/NAME`", .path.display())]
     NoPath { path: PathBuf },
     #[error("{}: expected a model folder or a .safetensors or .gguf file, found something else: give the folder \
         that holds config.json", .path.display())]

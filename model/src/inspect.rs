@@ -47,7 +47,7 @@ impl Inspection {
             .flat_map(|fill| match fill {
                 Fill::Matrix { origin, .. } => origin.tensors(),
                 Fill::Vector { tensor, .. } => std::slice::from_ref(tensor),
-                Fill::Values { .. } => &[],
+                Fill::Values { .. } | Fill::Low(_) => &[],
             })
             .map(String::as_str)
             .chain(plan.fills.iter().filter_map(Fill::packed).flat_map(Packed::names))

@@ -203,7 +203,9 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, SourceError> {
         let Fill::Matrix { origin, cut, .. } = fill else { continue };
         let role = role(&plan, fill);
         let mut module = match origin {
-            Origin::Tensor(name) => of_tensor(&source.checkpoint, name, cut.turned.is_some()),
+            Origin::Tensor(name) | Origin::Whole(name) => {
+                of_tensor(&source.checkpoint, name, cut.turned.is_some())
+            }
             Origin::Packed(packed) => of_packed(packed),
         };
         (module.role, module.layer) = (role, layer(&module.name));
@@ -225,7 +227,7 @@ fn role(plan: &Plan, fill: &Fill) -> Role {
         |layer: &crate::plan::LayerWeights| layer.router.is_some_and(|router| router.matrix.slot == slot);
     match () {
         () if slot == weights.embedding.slot => Role::Embedding,
-        () if slot == weights.head.slot => Role::Head,
+        () if slot == weights.head.matrix.slot => Role::Head,
         () if weights.layers.iter().any(is_router) => Role::Router,
         () => Role::Layer,
     }

@@ -1,6 +1,7 @@
 //! A checkpoint becomes a running decoder.
 #![deny(unsafe_code)]
 
+pub mod adapter;
 pub mod block;
 pub mod checkpoint;
 pub mod config;
@@ -19,9 +20,11 @@ pub mod inspect;
 pub mod inventory;
 pub mod likelihood;
 pub mod memory;
+pub mod merge;
 pub mod native;
 pub mod plan;
 pub mod pool;
+pub mod prepared;
 pub mod prompt;
 pub mod reply;
 pub mod rope;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bantam_core::Cpu;
 
+use crate::adapter::{Adapter, AdapterError};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::ConfigError;
 use crate::detokenizer::{ByteTable, DetokenizerError};
@@ -29,6 +30,9 @@ pub enum SourceError {
     /// The weights' headers are wrong.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The adapter is not usable.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// `config.json` describes nothing that can be run.
     #[error("{}: {source}", .folder.display())]
     Spec {
@@ -110,6 +114,8 @@ pub struct Source {
     pub spec: ModelSpec,
     /// Its weights, where they lie.
     pub checkpoint: Checkpoint,
+    /// What stands beside it.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 impl Source {
@@ -118,7 +124,7 @@ impl Source {
         let files = ModelFiles::open(path)?;
         let spec = read_spec(&files)?;
         let checkpoint = Checkpoint::open(path)?;
-        Ok(Source { files, spec, checkpoint })
+        Ok(Source { files, spec, checkpoint, adapter: None })
     }
 
     /// The same for a model that is part of the program; `label` stands for its folder in messages.
@@ -126,7 +132,13 @@ impl Source {
         let files = ModelFiles::embedded(label, files);
         let spec = read_spec(&files)?;
         let checkpoint = Checkpoint::from_bytes(&format!("{label}/model.safetensors"), weights)?;
-        Ok(Source { files, spec, checkpoint })
+        Ok(Source { files, spec, checkpoint, adapter: None })
+    }
+
+    /// The same model with the adapter in a folder beside it.
+    pub fn adapted(self, folder: &Path) -> Result<Self, SourceError> {
+        let adapter = Some(Arc::new(Adapter::open(folder)?));
+        Ok(Source { adapter, ..self })
     }
 
     /// The folder, for messages.
@@ -184,9 +196,13 @@ impl Source {
 
     /// Every byte of a run, from the headers alone.
     pub fn plan(&self, options: Options, cpu: Cpu) -> Result<Plan, SourceError> {
-        Plan::new(&self.spec, stored(&self.checkpoint), options, cpu).map_err(|source| {
-            let folder = self.folder().into();
-            SourceError::Plan { folder, source }
+        let adapter = self.adapter.as_deref();
+        Plan::adapted(&self.spec, stored(&self.checkpoint), adapter, options, cpu).map_err(|source| {
+            let folder = match (&source, adapter) {
+                (PlanError::Adapter { .. }, Some(adapter)) => adapter.folder(),
+                _ => self.folder(),
+            };
+            SourceError::Plan { folder: folder.into(), source }
         })
     }
 
@@ -204,7 +220,8 @@ impl Source {
         if let Some(weights) = native.and_then(|native| native.map(tell).ok()) {
             return Ok(Engine::over(self.spec.clone(), self.plan(options, cpu)?, weights, cpu, threads)?);
         }
-        Ok(Engine::load_telling(self.spec.clone(), &self.checkpoint, options, cpu, threads, tell)?)
+        let (spec, adapter) = (self.spec.clone(), self.adapter.as_deref());
+        Ok(Engine::load_adapted(spec, &self.checkpoint, adapter, options, cpu, threads, tell)?)
     }
 
     /// Writes the weights of an engine that was loaded from here, for the next start to map, and tells how many bytes

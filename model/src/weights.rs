@@ -9,6 +9,7 @@ use bantam_core::ops::share::each_row;
 use bantam_core::{Arena, Matrix, Pool};
 use memmap2::MmapMut;
 
+use crate::adapter::{self, Adapter};
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::formats::encode::nest;
 use crate::formats::on_load::OnLoad;
@@ -60,18 +61,27 @@ pub enum WeightsError {
 pub fn load(
     plan: &Plan,
     checkpoint: &Checkpoint,
+    adapter: Option<&Adapter>,
     arena: &mut Arena<MmapMut>,
     pool: &impl Pool,
     tell: &mut dyn FnMut(usize),
 ) -> Result<(), WeightsError> {
     let buffers = Buffers::default();
     let mut bytes = 0;
-    let tensor = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
+    let tensor = |name: &str, whole: bool| {
+        let found =
+            if whole { adapter.and_then(|adapter| adapter.whole(name)) } else { checkpoint.tensor(name) };
+        found.expect("the plan was made from this checkpoint and adapter")
+    };
     for fill in &plan.fills {
         match fill {
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
-            Fill::Vector { slot, tensor: name, cut } => {
-                let source = tensor(name);
+            Fill::Low(low) => {
+                let adapter = adapter.expect("the plan was made with this adapter");
+                adapter::fill(low, adapter, arena, pool)?;
+            }
+            Fill::Vector { slot, tensor: name, cut, whole } => {
+                let source = tensor(name, *whole);
                 let mut values = vec![0.0; source.elements()];
                 source
                     .load_f32(0, &mut values, &mut Vec::new())
@@ -86,12 +96,13 @@ pub fn load(
             }
             Fill::Matrix { matrix, origin, cut, encode } => {
                 let to = To { matrix, encode: *encode, pool, buffers: &buffers };
+                let whole = matches!(origin, Origin::Whole(_));
                 match (origin, cut.turned) {
-                    (Origin::Tensor(name), None) => {
-                        to.pack_rows(&tensor(name), cut, arena.write(matrix.slot))?;
+                    (Origin::Tensor(name) | Origin::Whole(name), None) => {
+                        to.pack_rows(&tensor(name, whole), cut, arena.write(matrix.slot))?;
                     }
-                    (Origin::Tensor(name), Some(pitch)) => {
-                        to.pack_columns(&tensor(name), cut, pitch, arena.write(matrix.slot))?;
+                    (Origin::Tensor(name) | Origin::Whole(name), Some(pitch)) => {
+                        to.pack_columns(&tensor(name, whole), cut, pitch, arena.write(matrix.slot))?;
                     }
                     (Origin::Packed(packed), _) => {
                         check_notes(packed, checkpoint)?;
@@ -208,17 +219,7 @@ impl<P: Pool> To<'_, P> {
         let unpacked = Unpacked::read(packed, &sources)?;
         let columns = self.columns();
         let rows = unpacked.rows()?;
-        let mut factors = Vec::new();
-        if let Some(name) = &packed.divisors {
-            let divisors = checkpoint.tensor(name).expect("the plan was made from this checkpoint");
-            factors.resize(columns, 0.0);
-            let read = divisors.load_f32(0, &mut factors, &mut Vec::new());
-            read.map_err(|error| unreadable(&divisors, error))?;
-            if let Some(at) = factors.iter().position(|factor| !factor.is_finite() || *factor == 0.0) {
-                let reason = format!("expected numbers to divide by, found {} at element {at}", factors[at]);
-                return Err(quantized(&divisors, reason));
-            }
-        }
+        let factors = divisors(packed, checkpoint)?;
         let read = |first: usize, count: usize, out: &mut [f32], _: &mut Vec<u8>| {
             for (row, out) in (first..first + count).zip(out.chunks_exact_mut(columns)) {
                 rows.row(cut.source_row(row), out);
@@ -242,7 +243,10 @@ impl<P: Pool> To<'_, P> {
         let sources = packed.sources(checkpoint);
         let unpacked = Unpacked::read(packed, &sources)?;
         let rows = unpacked.rows()?;
-        let columns = self.columns();
+        let columns = self.matrix.width();
+        if let (Some(slot), Some(factors)) = (self.matrix.factors, rows.factors()) {
+            arena.floats_mut(slot).copy_from_slice(factors);
+        }
         let order = rows.order();
         if let Some(slot) = self.matrix.order {
             let stored: &mut [u32] = bytemuck::cast_slice_mut(arena.write(slot));
@@ -302,9 +306,10 @@ impl<P: Pool> To<'_, P> {
         pack: impl Fn(usize, usize, &mut [u8]) -> Result<Result<(), NotFinite>, WeightsError> + Sync,
     ) -> Result<(), WeightsError> {
         let Matrix { layout, shape, .. } = *self.matrix;
+        let width = self.matrix.width();
         // The first place in the matrix, whichever thread finds one first.
         let failed: Mutex<Option<(usize, WeightsError)>> = Mutex::new(None);
-        each_row(self.pool, out, layout.tile_bytes(shape.columns), 2, |tile, out| {
+        each_row(self.pool, out, layout.tile_bytes(width), 2, |tile, out| {
             let first = tile * TILE_ROWS;
             let count = TILE_ROWS.min(shape.rows - first);
             let packed = pack(first, count, out).and_then(|packed| {
@@ -323,6 +328,21 @@ impl<P: Pool> To<'_, P> {
         match failed.into_inner().expect("no holder panics") {
             Some((_, error)) => Err(error),
             None => Ok(()),
+        }
+    }
+}
+
+/// What the columns of a quantized matrix are divided by, where they are.
+pub(crate) fn divisors(packed: &Packed, checkpoint: &Checkpoint) -> Result<Vec<f32>, WeightsError> {
+    let Some(name) = &packed.divisors else { return Ok(Vec::new()) };
+    let divisors = checkpoint.tensor(name).expect("the plan was made from this checkpoint");
+    let mut factors = vec![0.0; packed.shape.columns];
+    divisors.load_f32(0, &mut factors, &mut Vec::new()).map_err(|error| unreadable(&divisors, error))?;
+    match factors.iter().position(|factor| !factor.is_finite() || *factor == 0.0) {
+        None => Ok(factors),
+        Some(at) => {
+            let reason = format!("expected numbers to divide by, found {} at element {at}", factors[at]);
+            Err(quantized(&divisors, reason))
         }
     }
 }
@@ -415,12 +435,14 @@ pub fn synthesize(plan: &Plan, arena: &mut Arena<MmapMut>, pool: &impl Pool) {
     for fill in &plan.fills {
         match fill {
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
+            Fill::Low(low) => arena.write(low.slot).fill(0),
             Fill::Vector { slot, .. } => noise(7, 1.0, arena.floats_mut(*slot)),
-            Fill::Matrix { matrix: Matrix { layout, shape, slot, .. }, .. } => {
-                let kind = (layout.name(), shape.columns);
+            Fill::Matrix { matrix, .. } => {
+                let Matrix { layout, slot, .. } = matrix;
+                let kind = (layout.name(), matrix.width());
                 let known = models.iter().position(|(name, columns, _)| (*name, *columns) == kind);
                 let at = known.unwrap_or_else(|| {
-                    models.push((kind.0, kind.1, model_tile(*layout, shape.columns)));
+                    models.push((kind.0, kind.1, model_tile(*layout, kind.1)));
                     models.len() - 1
                 });
                 let model: &[u8] = bytemuck::cast_slice(&models[at].2);

@@ -105,8 +105,8 @@ impl<'a> Blueprint<'a> {
         let is_number = |part: &&str| part.parse::<usize>().is_ok();
         let name = &self.taken[unit.module].name;
         let parts: Vec<&str> = name.split('.').collect();
-        let after_layer = parts.iter().position(|part| is_number(&part)).map_or(0, |at| at + 1);
-        let kind = parts[after_layer..].iter().map(|part| if is_number(&part) { "*" } else { part });
+        let after_layer = parts.iter().position(is_number).map_or(0, |at| at + 1);
+        let kind = parts[after_layer..].iter().map(|part| if is_number(part) { "*" } else { part });
         kind.collect::<Vec<_>>().join(".")
     }
 

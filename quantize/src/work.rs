@@ -230,7 +230,8 @@ fn check_ours(folder: &Path) -> Result<(), QuantizeError> {
     for entry in fs::read_dir(folder).map_err(at(folder))? {
         let name = entry.map_err(at(folder))?.file_name();
         let name = name.to_string_lossy();
-        if !OURS.contains(&&*name) && !(name.starts_with('.') && name.ends_with(".tmp")) {
+        let is_ours = OURS.contains(&&*name) || name.starts_with('.') && name.ends_with(".tmp");
+        if !is_ours {
             return Err(refused(format!(
                 "{}: expected a folder of unfinished work, found {name:?} in it: move it away, or give another \
                  --output",

@@ -103,7 +103,7 @@ fn layout_and_product(
     identity.iter_mut().step_by(WIDTH + 1).for_each(|x| *x = 2.0);
     let bytes = Matrix::bytes(layout, shape).ok_or("the size of a matrix")?;
     let slot = Slot { bytes, ..slots.matrix };
-    let matrix = Matrix { layout, shape, slot, order: None };
+    let matrix = Matrix::plain(layout, shape, slot);
     if panel_bytes(layout.form(precision, cpu), WIDTH, 2) > slots.panels.bytes || bytes > slots.matrix.bytes {
         return Err(layout.name());
     }
@@ -226,8 +226,7 @@ fn experts(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
     probe.arena_mut().floats_mut(x).fill(1.0);
     probe.arena_mut().floats_mut(logits)[..4].copy_from_slice(&[0.0, 1.0, 1.0, 0.0]);
     probe.route(&routed, 2, logits.first(4));
-    let stack =
-        Product { matrix: Matrix { layout, shape, slot, order: None }, bias: None, out: logits, add: false };
+    let stack = Product { matrix: Matrix::plain(layout, shape, slot), bias: None, out: logits, add: false };
     probe.matmul_experts(&routed, 2, RowPer::Token, x, &[stack]);
     probe.arena_mut().floats_mut(out).fill(0.5);
     probe.combine(&routed, 2, 1, logits, out);
@@ -235,6 +234,13 @@ fn experts(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
     near(&probe.read(out)[..2], |row| [3.0 * width + 0.5, 2.0 * width + 0.5][row], "experts")?;
     probe.add(1, 2, x, out);
     near(&probe.read(out)[..2], |row| [3.0 * width + 1.5, 2.0 * width + 1.5][row], "sums")?;
+    // One channel: of the first expert's place doubled, of the second's tripled and one more.
+    let [factors, bias] = slots.vectors;
+    probe.arena_mut().floats_mut(factors)[..2].copy_from_slice(&[2.0, 3.0]);
+    probe.arena_mut().floats_mut(bias)[..2].copy_from_slice(&[0.0, 1.0]);
+    probe.arena_mut().floats_mut(logits)[..2].fill(1.0);
+    probe.scale(Some(&routed), 2, 1, factors, Some(bias), logits);
+    near(&probe.read(logits)[..2], |place| [2.0, 4.0][place], "factors of experts")?;
     probe.cap(1.0, 1, 2, x);
     near(&probe.read(x)[..2], |_| 0.761_594_2, "limits")
 }

@@ -32,6 +32,10 @@ const FOLDERS: &[(&str, &[&str])] =
 /// The quantized checkpoints, all that the reference has: what a test of weights needs of them.
 const QUANTIZED: &[&str] = &["config.json", "golden.safetensors", "safetensors", "gguf"];
 
+/// The adapters but those of models that cannot be run, and what of them is needed.
+const ADAPTERS: &[&str] = &["adapter_config.json", "adapter_model.safetensors", "golden.safetensors"];
+const ADAPTERS_LEFT_OUT: &[&str] = &["lora-mamba"];
+
 /// For people; the tests read the tensors.
 const LEFT_OUT: &[&str] = &["golden.json"];
 
@@ -54,6 +58,15 @@ pub(crate) fn run(root: &Path, reference: &Path) -> Result<()> {
     for entry in listing {
         let below = Path::new("quant").join(entry?.file_name());
         copy_folder(reference, &goldens, &below, &[], &mut tally)?;
+    }
+    let adapters = reference.join("lora");
+    let listing =
+        fs::read_dir(&adapters).with_context(|| format!("{}: no such reference", adapters.display()))?;
+    for entry in listing {
+        let name = entry?.file_name();
+        if !ADAPTERS_LEFT_OUT.iter().any(|left_out| name == *left_out) {
+            copy_folder(reference, &goldens, &Path::new("lora").join(name), ADAPTERS, &mut tally)?;
+        }
     }
     for (folder, files) in FOLDERS {
         copy_folder(reference, &goldens, Path::new(folder), files, &mut tally)?;

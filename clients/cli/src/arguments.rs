@@ -4,8 +4,8 @@ use clap::{Command, CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::{
-    bench, cache, chat, completions, doctor, eval, inspect, models, plan, quantize, run, score, serve, style, tokenize,
-    top,
+    bench, cache, chat, completions, doctor, eval, inspect, merge, models, plan, prepare, pull, quantize,
+    run, score, serve, style, tokenize, top,
 };
 
 /// Runs, measures and inspects language models on small machines.
@@ -43,7 +43,10 @@ pub(crate) enum Verb {
     Plan(plan::PlanRun),
     Eval(eval::Eval),
     Quantize(quantize::Quantize),
+    Merge(merge::MergeAdapter),
+    Prepare(prepare::Prepare),
     Cache(cache::Cache),
+    Pull(pull::Pull),
     Serve(serve::Serve),
     Top(top::Top),
     Models(models::Models),
@@ -60,7 +63,10 @@ pub(crate) enum Verb {
 /// The order in which help shows the verbs.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Text", &["run", "chat"]),
-    ("Models", &["plan", "inspect", "score", "tokenize", "eval", "quantize", "cache"]),
+    (
+        "Models",
+        &["pull", "plan", "inspect", "score", "tokenize", "eval", "quantize", "merge", "prepare", "cache"],
+    ),
     ("Daemon", &["serve", "top", "models", "load", "unload", "budget"]),
     ("This machine", &["doctor", "bench"]),
     ("This program", &["completions", "man", "help"]),
@@ -77,7 +83,10 @@ impl Verb {
             Verb::Plan(verb) => verb.run(),
             Verb::Eval(verb) => verb.run(),
             Verb::Quantize(verb) => verb.run(),
+            Verb::Merge(verb) => verb.run(),
+            Verb::Prepare(verb) => verb.run(),
             Verb::Cache(verb) => verb.run(),
+            Verb::Pull(verb) => verb.run(),
             Verb::Serve(verb) => verb.run(),
             Verb::Top(verb) => verb.run(),
             Verb::Models(verb) => verb.run(),

@@ -15,6 +15,7 @@ use bantam_model::speed::{Machine, Spread, decode, prefill};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::adapter_flag::AdapterFlag;
 use crate::chosen_model::ChosenModel;
 use crate::engine_flags::{EngineFlags, kv_name, precision_name, size};
 use crate::failure::{Failure, refused};
@@ -51,6 +52,8 @@ pub(crate) struct Bench {
     /// Writes a JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    adapter: AdapterFlag,
     #[command(flatten)]
     engine: EngineFlags,
 }
@@ -135,7 +138,7 @@ impl Bench {
         if self.model.path().is_none() {
             return Ok(None);
         }
-        let source = self.model.open()?;
+        let source = self.adapter.beside(self.model.open()?)?;
         source.plan(self.options(), cpu)?;
         Ok(Some(Subject::Model(source)))
     }

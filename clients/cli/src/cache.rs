@@ -1,9 +1,11 @@
-//! `bantam cache`: the native files that earlier runs have written, so that later ones map them.
+//! `bantam cache`: the native files that earlier runs have written, so that later ones map them, and the models that
+//! `bantam prepare` has made.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bantam_model::native::{Kept, State, Store};
+use bantam_model::prepared::{Entry, Prepared};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -61,6 +63,11 @@ struct Verified {
     json: bool,
 }
 
+/// Models that were made from others, beside the native files.
+pub(crate) fn prepared() -> Option<Prepared> {
+    Some(Prepared::new(store()?.folder().join("prepared")))
+}
+
 /// Native files, where the system keeps what can be made again; `None` where no variable says where that is.
 pub(crate) fn store() -> Option<Store> {
     // A place that depends on where the program was started is none.
@@ -75,11 +82,13 @@ impl Cache {
         let store = store().ok_or_else(|| {
             refused("no cache: neither XDG_CACHE_HOME nor HOME names a folder; set one of them")
         })?;
-        let kept = store.list().map_err(|error| refused(format!("{}: {error}", store.folder().display())))?;
+        let failed = |error| refused(format!("{}: {error}", store.folder().display()));
+        let kept = store.list().map_err(failed)?;
+        let made = prepared().map_or(Ok(Vec::new()), |prepared| prepared.list()).map_err(failed)?;
         match self.action {
-            Action::Ls(listed) => listed.list(&store, &kept),
-            Action::Du(listed) => listed.sum(&store, &kept),
-            Action::Rm(removed) => removed.remove(&store, &kept),
+            Action::Ls(listed) => listed.list(&store, &kept, &made),
+            Action::Du(listed) => listed.sum(&store, &kept, &made),
+            Action::Rm(removed) => removed.remove(&store, &kept, &made),
             Action::Verify(verified) => verified.verify(&store, &kept),
         }
     }
@@ -97,12 +106,12 @@ fn state(kept: &Kept) -> (&'static str, &'static str) {
 }
 
 impl Listed {
-    fn list(&self, store: &Store, kept: &[Kept]) -> Result<(), Failure> {
+    fn list(&self, store: &Store, kept: &[Kept], made: &[Entry]) -> Result<(), Failure> {
         if self.json {
             let files: Vec<Value> = kept.iter().map(as_json).collect();
-            return Ok(output::json(
-                &json!({ "folder": store.folder().display().to_string(), "files": files }),
-            )?);
+            let made: Vec<Value> = made.iter().map(made_as_json).collect();
+            let folder = store.folder().display().to_string();
+            return Ok(output::json(&json!({ "folder": folder, "files": files, "prepared": made }))?);
         }
         let mut rows =
             vec![["name", "model", "layouts", "made", "state", "size"].map(str::to_owned).to_vec()];
@@ -111,23 +120,35 @@ impl Listed {
             [] => output::say(&format!("{}: no native files yet", store.folder().display())),
             _ => output::line(&output::table(&rows, &[false, false, false, false, false, true]))?,
         }
+        if !made.is_empty() {
+            let mut rows = vec![
+                ["prepared", "model", "adapter", "made as", "state", "size"].map(str::to_owned).to_vec(),
+            ];
+            rows.extend(made.iter().map(made_row));
+            output::line(&output::table(&rows, &[false, false, false, false, false, true]))?;
+        }
         Ok(())
     }
 
-    fn sum(&self, store: &Store, kept: &[Kept]) -> Result<(), Failure> {
+    fn sum(&self, store: &Store, kept: &[Kept], made: &[Entry]) -> Result<(), Failure> {
         let folder = store.folder().display();
         let bytes = store.bytes().map_err(|error| refused(format!("{folder}: {error}")))?;
         let stale: u64 = kept.iter().filter(|kept| kept.is_stale()).map(|kept| kept.bytes).sum();
+        let of_made: u64 = made.iter().map(|entry| entry.bytes).sum();
         let text = match self.json {
             true => {
                 let (folder, files) = (folder.to_string(), kept.len());
-                json!({ "folder": folder, "files": files, "bytes": bytes, "stale_bytes": stale }).to_string()
+                json!({ "folder": folder, "files": files, "bytes": bytes, "stale_bytes": stale,
+                        "prepared": made.len(), "prepared_bytes": of_made })
+                .to_string()
             }
             false => format!(
-                "{} in {} files, {} of them stale\n{folder}",
+                "{} in {} files, {} of them stale; {} in {} prepared models\n{folder}",
                 output::bytes(bytes),
                 kept.len(),
-                output::bytes(stale)
+                output::bytes(stale),
+                output::bytes(of_made),
+                made.len()
             ),
         };
         Ok(output::line(&text)?)
@@ -164,6 +185,39 @@ fn row(kept: &Kept) -> Vec<String> {
     row.map(|cell| output::harmless(&cell).into_owned()).to_vec()
 }
 
+fn made_state(entry: &Entry) -> &'static str {
+    match (&entry.note, entry.is_stale()) {
+        (Err(_), _) => "stale: damaged",
+        (Ok(_), true) => "stale: what it was made from is gone",
+        (Ok(_), false) => "of use",
+    }
+}
+
+fn made_as_json(entry: &Entry) -> Value {
+    let note = entry.note.as_ref();
+    json!({
+        "name": entry.name,
+        "path": entry.path.display().to_string(),
+        "bytes": entry.bytes,
+        "stale": entry.is_stale(),
+        "model": note.map(|note| &note.base).ok(),
+        "adapter": note.ok().and_then(|note| note.adapter.as_ref()),
+        "to": note.map(|note| &note.to).ok(),
+        "made": note.map(|note| note.made).ok(),
+        "damage": note.err(),
+    })
+}
+
+fn made_row(entry: &Entry) -> Vec<String> {
+    let (model, adapter, to) = match &entry.note {
+        Ok(note) => (note.base.clone(), note.adapter.clone().unwrap_or_default(), note.to.clone()),
+        Err(_) => Default::default(),
+    };
+    let row =
+        [entry.name.clone(), model, adapter, to, made_state(entry).to_owned(), output::bytes(entry.bytes)];
+    row.map(|cell| output::harmless(&cell).into_owned()).to_vec()
+}
+
 /// The file of that name.
 fn named<'a>(store: &Store, kept: &'a [Kept], name: &str) -> Result<&'a Kept, Failure> {
     let name = name.strip_suffix(".safetensors").unwrap_or(name);
@@ -174,15 +228,24 @@ fn named<'a>(store: &Store, kept: &'a [Kept], name: &str) -> Result<&'a Kept, Fa
 }
 
 impl Removed {
-    fn remove(&self, store: &Store, kept: &[Kept]) -> Result<(), Failure> {
+    fn remove(&self, store: &Store, kept: &[Kept], made: &[Entry]) -> Result<(), Failure> {
         if self.names.is_empty() && !self.all && !self.stale {
             return Err(usage("NAME is missing; give one, or --stale, or --all"));
         }
         let mut chosen: Vec<&Kept> = Vec::new();
+        let mut models: Vec<&Entry> = Vec::new();
         for name in &self.names {
-            chosen.push(named(store, kept, name)?);
+            match made.iter().find(|entry| entry.name == *name) {
+                Some(entry) => models.push(entry),
+                None => chosen.push(named(store, kept, name)?),
+            }
         }
         chosen.extend(kept.iter().filter(|kept| self.all || (self.stale && kept.is_stale())));
+        models.extend(made.iter().filter(|entry| self.all || (self.stale && entry.is_stale())));
+        for entry in &models {
+            let failed = |error| refused(format!("{}: {error}; check its permissions", entry.path.display()));
+            entry.remove().map_err(failed)?;
+        }
         for kept in &chosen {
             let failed = |error| refused(format!("{}: {error}; check its permissions", kept.path.display()));
             kept.remove().map_err(failed)?;
@@ -190,8 +253,15 @@ impl Removed {
         if self.all || self.stale {
             store.sweep(Duration::ZERO);
         }
+        if let Some(prepared) = prepared().filter(|_| self.all) {
+            prepared.remove_unfinished();
+        }
         let bytes = chosen.iter().map(|kept| kept.bytes).sum();
         output::say(&format!("removed {} files, {}", chosen.len(), output::bytes(bytes)));
+        if !models.is_empty() {
+            let bytes = models.iter().map(|entry| entry.bytes).sum();
+            output::say(&format!("removed {} prepared models, {}", models.len(), output::bytes(bytes)));
+        }
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Which model a verb works on: a path, or the one that the program carries.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use bantam_daemon::carried;
@@ -7,11 +8,13 @@ use bantam_model::source::{Source, SourceError};
 use clap::Args;
 
 use crate::failure::Failure;
+use crate::pull;
 
 /// MODEL, by place or by name.
 #[derive(Args)]
 pub(crate) struct ChosenModel {
-    /// Folder or .safetensors file in Hugging Face form; without it, the small model that bantam carries
+    /// Folder or .safetensors file in Hugging Face form, or the name of a model that was pulled; without it, the small
+    /// model that bantam carries
     #[arg(value_name = "MODEL")]
     place: Option<PathBuf>,
     /// MODEL by name
@@ -33,7 +36,16 @@ impl ChosenModel {
 /// Opens the model at a path, or the carried one.
 pub(crate) fn open(path: Option<&Path>) -> Result<Source, SourceError> {
     match path {
-        Some(path) => Source::open(path),
+        Some(path) => Source::open(&found(path)),
         None => carried::open(),
+    }
+}
+
+/// A path as it stands, where there is something; or else what `bantam pull` has fetched by that name. Nothing is
+/// fetched here.
+pub(crate) fn found(path: &Path) -> Cow<'_, Path> {
+    match path.exists() {
+        true => Cow::Borrowed(path),
+        false => pull::snapshot(path).map_or(Cow::Borrowed(path), Cow::Owned),
     }
 }

@@ -1,10 +1,10 @@
 //! `bantam doctor`: what this machine is, how fast it was measured to be, and which models it can run.
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::Cpu;
 use bantam_model::engine::synthetic_plan;
 use bantam_model::families::SHAPES;
-use bantam_model::formats::on_load::{OnLoad, way};
-use bantam_model::plan::{Options, Plan};
+use bantam_model::formats::on_load::way;
+use bantam_model::plan::Plan;
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
 use bantam_model::spec::ModelSpec;
@@ -13,11 +13,11 @@ use bantam_model::{checkpoint::Dtype, memory};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::chosen_model::ChosenModel;
+use crate::chosen_model::{self, ChosenModel};
 use crate::failure::{Failure, refused};
 use crate::hardware::{self, Cores};
 use crate::progress::Progress;
-use crate::{engine_flags, output, style};
+use crate::{engine_flags, output, recommend, style};
 
 /// Measurements of each kind.
 const ROUNDS: usize = 5;
@@ -34,13 +34,17 @@ const MODEL_HELP: &str =
 /// Shows what this machine is, how fast, and which models it can run
 #[derive(Args)]
 #[command(mut_arg("place", |model| model.help(MODEL_HELP)))]
-#[command(after_help = "Examples:\n  bantam doctor\n  bantam doctor ./my-model\n  bantam doctor --json")]
+#[command(after_help = "Examples:\n  bantam doctor\n  bantam doctor ./my-model\n  \
+                        bantam doctor --recommend\n  bantam doctor --json")]
 pub(crate) struct Doctor {
     #[command(flatten)]
     model: ChosenModel,
     /// Writes a JSON object
     #[arg(long)]
     json: bool,
+    /// Shows the settings that suit the memory that is free, and measures nothing
+    #[arg(long)]
+    recommend: bool,
 }
 
 /// A model in one form, and what it would take here.
@@ -71,9 +75,13 @@ struct Report {
 impl Doctor {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let cpu = Cpu::detect();
+        if self.recommend {
+            let source = self.model.path().map(Source::open).transpose()?;
+            return recommend::show(source.as_ref(), self.json);
+        }
         // What is wrong with a model is said before anything takes time.
         let candidates = match self.model.path() {
-            Some(path) => of_model(&Source::open(path)?, cpu)?,
+            Some(path) => of_model(&chosen_model::open(Some(path))?, cpu)?,
             None => of_shapes(cpu),
         };
         let report = Report::new(cpu, candidates, self.model.path().is_some())?;
@@ -85,33 +93,16 @@ impl Doctor {
     }
 }
 
-/// How a model would be run if no flag said otherwise.
-fn options(spec: &ModelSpec, quantization: Option<&'static OnLoad>) -> Options {
-    let context = engine_flags::usual_context(spec);
-    let (chunk, kv) = (engine_flags::CHUNK.min(context), KvKind::F16);
-    let precision = Precision::Fast;
-    Options {
-        context,
-        sequences: 1,
-        chunk,
-        logits_rows: 1,
-        kv,
-        precision,
-        quantization,
-        head: None,
-        cache_positions: None,
-        experts: None,
-    }
-}
-
 /// The published shapes, each in two forms.
 fn of_shapes(cpu: Cpu) -> Vec<Candidate> {
     let forms = [("bf16", None), ("int8", way("int8")), ("nf4", way("nf4"))];
     let both = SHAPES.iter().flat_map(|shape| forms.map(|form| (shape, form)));
     both.map(|((name, config), (form, quantization))| {
         let outcome = match ModelSpec::parse(config.as_bytes()) {
-            Ok(spec) => synthetic_plan(&spec, Dtype::Bf16, options(&spec, quantization), cpu)
-                .map_err(|error| error.to_string()),
+            Ok(spec) => {
+                synthetic_plan(&spec, Dtype::Bf16, engine_flags::usual_options(&spec, quantization), cpu)
+                    .map_err(|error| error.to_string())
+            }
             Err(error) => Err(error.to_string()),
         };
         Candidate { name: (*name).to_owned(), form, outcome }
@@ -122,8 +113,10 @@ fn of_shapes(cpu: Cpu) -> Vec<Candidate> {
 /// A model as it is, and in eight bits where it can be had so.
 fn of_model(source: &Source, cpu: Cpu) -> Result<Vec<Candidate>, Failure> {
     let name = source.folder().display().to_string();
-    let plain = source.plan(options(&source.spec, None), cpu)?;
-    let int8 = source.plan(options(&source.spec, way("int8")), cpu).map_err(|error| error.to_string());
+    let plain = source.plan(engine_flags::usual_options(&source.spec, None), cpu)?;
+    let int8 = source
+        .plan(engine_flags::usual_options(&source.spec, way("int8")), cpu)
+        .map_err(|error| error.to_string());
     Ok(vec![
         Candidate { name: name.clone(), form: "as it is", outcome: Ok(plain) },
         Candidate { name, form: "int8", outcome: int8 },

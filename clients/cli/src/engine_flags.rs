@@ -46,7 +46,8 @@ pub(crate) struct EngineFlags {
     #[arg(long, value_enum, value_name = "TYPE")]
     kv: Option<KvName>,
     /// Quantizes the matrices of the layers that are not yet: int8, nf4, bnb-4bit (nf4 with double quantization), fp4,
-    /// mxfp4, gptq (four bits in groups of 128, without calibration)
+    /// mxfp4, gptq (four bits in groups of 128, without calibration), ternary (-1, 0 and 1 in groups of 64, each with its
+    /// best scale)
     #[arg(long, value_parser = way_of, value_name = "TYPE")]
     quantization: Option<&'static OnLoad>,
     /// The same for the head, which otherwise stays as it is
@@ -93,6 +94,23 @@ impl ContextFlag {
 /// Positions where no flag says how many.
 pub(crate) fn usual_context(spec: &ModelSpec) -> usize {
     spec.context.min(CONTEXT)
+}
+
+/// How a model is run if no flag says otherwise.
+pub(crate) fn usual_options(spec: &ModelSpec, quantization: Option<&'static OnLoad>) -> Options {
+    let context = usual_context(spec);
+    Options {
+        context,
+        sequences: 1,
+        chunk: CHUNK.min(context),
+        logits_rows: 1,
+        kv: KvKind::F16,
+        precision: Precision::Fast,
+        quantization,
+        head: None,
+        cache_positions: None,
+        experts: None,
+    }
 }
 
 /// A flag's number; one that does not fit is refused further on as too large.

@@ -9,6 +9,7 @@ use bantam_model::source::Source;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use crate::adapter_flag::AdapterFlag;
 use crate::chosen_model::ChosenModel;
 use crate::engine_flags::{ContextFlag, EngineFlags};
 use crate::failure::{Failure, refused, usage};
@@ -61,12 +62,14 @@ struct Perplexity {
     #[command(flatten)]
     context: ContextFlag,
     #[command(flatten)]
+    adapter: AdapterFlag,
+    #[command(flatten)]
     engine: EngineFlags,
 }
 
 impl Perplexity {
     fn run(self) -> Result<(), Failure> {
-        let source = self.model.open()?;
+        let source = self.adapter.beside(self.model.open()?)?;
         let window = self.context.of(&source.spec);
         if window < 2 {
             return Err(usage(

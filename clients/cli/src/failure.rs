@@ -8,9 +8,12 @@ use bantam_model::checkpoint::writer::WriteError;
 use bantam_model::engine::StepError;
 use bantam_model::generate::GenerateError;
 use bantam_model::generation::GenerationError;
+use bantam_model::merge::MergeError;
 use bantam_model::score::ScoreError;
 use bantam_model::source::SourceError;
 use bantam_quantize::error::QuantizeError;
+
+use crate::pull::PullError;
 
 /// Why a verb did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -32,18 +35,36 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Generate(#[from] GenerateError),
     #[error(transparent)]
-    Quantize(#[from] QuantizeError),
+    Quantize(Box<QuantizeError>),
     /// Sampling flags out of range.
     #[error(transparent)]
     Generation(#[from] GenerationError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error(transparent)]
+    Merge(Box<MergeError>),
+    /// A repository was not fetched.
+    #[error(transparent)]
+    Pull(#[from] PullError),
     /// A file that the user named cannot be read.
     #[error("{}: {source}; expected {expected}", .path.display())]
     Read { path: PathBuf, expected: &'static str, source: io::Error },
     /// Standard output cannot be written.
     #[error("standard output: {0}")]
     Output(#[from] io::Error),
+}
+
+/// Boxed, or every result would be as large as these.
+impl From<QuantizeError> for Failure {
+    fn from(error: QuantizeError) -> Self {
+        Failure::Quantize(Box::new(error))
+    }
+}
+
+impl From<MergeError> for Failure {
+    fn from(error: MergeError) -> Self {
+        Failure::Merge(Box::new(error))
+    }
 }
 
 impl Failure {

@@ -1,6 +1,7 @@
 //! `bantam`, the command line. This file reads arguments and reports failures; every verb has a file of its own.
 #![forbid(unsafe_code)]
 
+mod adapter_flag;
 mod arguments;
 mod bench;
 mod cache;
@@ -17,11 +18,15 @@ mod failure;
 mod hardware;
 mod inspect;
 mod interrupt;
+mod merge;
 mod models;
 mod output;
 mod plan;
+mod prepare;
 mod progress;
+mod pull;
 mod quantize;
+mod recommend;
 mod run;
 mod sampling_flags;
 mod score;

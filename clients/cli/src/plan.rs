@@ -12,6 +12,7 @@ use bantam_proto::v1;
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::adapter_flag::AdapterFlag;
 use crate::chosen_model::ChosenModel;
 use crate::daemon::{DaemonFlags, Link, Step};
 use crate::engine_flags::{ContextFlag, EngineFlags, kv_name, precision_name, size};
@@ -37,6 +38,8 @@ pub(crate) struct PlanRun {
     sequences: Option<u64>,
     #[command(flatten)]
     context: ContextFlag,
+    #[command(flatten)]
+    adapter: AdapterFlag,
     #[command(flatten)]
     engine: EngineFlags,
     #[command(flatten)]
@@ -105,12 +108,12 @@ impl PlanRun {
             let plan = plan.map_err(|error| refused(format!("{name}: {error}")))?;
             return Ok(Needs::here(name.to_owned(), &plan, None));
         }
-        if let Some(link) = self.daemon.find()?
+        if let Some(link) = self.adapter.find(&self.daemon)?
             && let Step::Done(needs) = self.by_daemon(&link)?
         {
             return Ok(needs);
         }
-        let source = self.model.open()?;
+        let source = self.adapter.beside(self.model.open()?)?;
         let plan = source.plan(self.options(&source.spec), cpu)?;
         let native = self.engine.native(&source, &plan);
         Ok(Needs::here(source.folder().display().to_string(), &plan, native.as_ref()))

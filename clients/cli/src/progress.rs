@@ -38,6 +38,12 @@ impl Progress {
         Progress::start(ProgressBar::new(total as u64), style, message)
     }
 
+    /// Bytes that come from elsewhere: how fast they do matters as much.
+    pub(crate) fn transfer(message: String, total: u64) -> Self {
+        let style = "{msg} {wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}{left}";
+        Progress::start(ProgressBar::new(total), style, message)
+    }
+
     fn start(bar: ProgressBar, style: &str, message: String) -> Self {
         bar.set_draw_target(ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template(style).expect("the templates of this file are sound");
@@ -69,6 +75,21 @@ impl Progress {
     /// Says how much is done.
     pub(crate) fn at(&self, done: usize) {
         self.bar.set_position(done as u64);
+    }
+
+    /// Says how much more is done.
+    pub(crate) fn advance(&self, done: u64) {
+        self.bar.inc(done);
+    }
+
+    /// Says that some of what was done must be done again.
+    pub(crate) fn expect_more(&self, more: u64) {
+        self.bar.inc_length(more);
+    }
+
+    /// Says something without writing into the line.
+    pub(crate) fn beside(&self, say: impl FnOnce()) {
+        self.bar.suspend(say);
     }
 }
 

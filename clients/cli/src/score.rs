@@ -11,6 +11,7 @@ use bantam_model::source::Source;
 use clap::Args;
 use serde_json::json;
 
+use crate::adapter_flag::AdapterFlag;
 use crate::chosen_model::ChosenModel;
 use crate::daemon::DaemonFlags;
 use crate::engine_flags::EngineFlags;
@@ -38,12 +39,11 @@ pub(crate) struct Score {
     /// The file to write: one tensor `logits`, float32, tokens x vocabulary
     #[arg(long, value_name = "OUT.safetensors")]
     logits: PathBuf,
-    /// An adapter over the model
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
     /// Writes a JSON object about what was written
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    adapter: AdapterFlag,
     #[command(flatten)]
     engine: EngineFlags,
     #[command(flatten)]
@@ -52,17 +52,10 @@ pub(crate) struct Score {
 
 impl Score {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        if let Some(adapter) = &self.adapter {
-            return Err(refused(format!(
-                "--adapter {}: adapters are not supported yet; leave the flag out, or merge the adapter with the \
-                 tool that made it",
-                adapter.display()
-            )));
-        }
         if let Some(link) = self.daemon.find()? {
             link.cannot::<()>("it gives log-probabilities of tokens and not all logits")?;
         }
-        let source = self.model.open()?;
+        let source = self.adapter.beside(self.model.open()?)?;
         let ids = self.ids(&source)?;
         token_ids::check(&source, &ids)?;
         check_length(&source, ids.len())?;

@@ -54,17 +54,40 @@ class Tcp(unittest.TestCase):
                 with self.assertRaises(bantam.Unavailable):
                     client.models(timeout=PATIENCE)
 
+    @unittest.skipUnless(shutil.which("openssl"), "openssl is not installed: no certificates to test TLS with")
+    def test_a_certificate_lets_in_without_a_token(self) -> None:
+        ca, certificate, key = self.certificates()
+        ours, our_key = self.certificate("client", "extendedKeyUsage=clientAuth")
+        files = ["--tls-certificate", str(certificate), "--tls-key", str(key), "--tls-client-ca", str(ca)]
+        address = self.address.replace("127.0.0.1", "localhost")
+        with Daemon("--tcp-listen", self.address, *files):
+            with bantam.connect(address, tls=bantam.Tls(ca=ca, certificate=ours, key=our_key)) as client:
+                client.models(timeout=PATIENCE)
+            with bantam.connect(address, tls=bantam.Tls(ca=ca)) as client:
+                with self.assertRaises((bantam.Unavailable, bantam.NotAllowed)):
+                    client.models(timeout=PATIENCE)
+
     def certificates(self) -> tuple[Path, Path, Path]:
         """An authority, a certificate by it, and the certificate's key."""
-        names = [self.folder / name for name in ("ca.pem", "ca.key", "server.pem", "server.key", "server.csr", "names")]
-        ca, ca_key, certificate, key, request, extensions = map(str, names)
-        names[-1].write_text("subjectAltName=DNS:localhost\n")
-        new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        _openssl("req", "-x509", *new, "-subj", "/CN=authority", "-keyout", ca_key, "-out", ca)
-        _openssl("req", *new, "-subj", "/CN=localhost", "-keyout", key, "-out", request)
-        signer = ["-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-days", "2"]
-        _openssl("x509", "-req", "-in", request, *signer, "-extfile", extensions, "-out", certificate)
-        return Path(ca), Path(certificate), Path(key)
+        ca, ca_key = self.folder / "ca.pem", self.folder / "ca.key"
+        _openssl("req", "-x509", *_NEW, "-subj", "/CN=authority", "-keyout", str(ca_key), "-out", str(ca))
+        return (ca, *self.certificate("localhost", "subjectAltName=DNS:localhost"))
+
+    def certificate(self, name: str, extension: str) -> tuple[Path, Path]:
+        """A certificate by the authority, and its key."""
+        certificate, key, request, extensions = (
+            self.folder / f"{name}.{kind}" for kind in ("pem", "key", "csr", "extensions")
+        )
+        extensions.write_text(f"{extension}\n")
+        _openssl("req", *_NEW, "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(request))
+        signer = ["-CA", str(self.folder / "ca.pem"), "-CAkey", str(self.folder / "ca.key"), "-CAcreateserial"]
+        signed = ["-in", str(request), *signer, "-days", "2", "-extfile", str(extensions), "-out", str(certificate)]
+        _openssl("x509", "-req", *signed)
+        return certificate, key
+
+
+#: A key that is made with a request.
+_NEW = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
 
 
 def _openssl(*arguments: str) -> None:

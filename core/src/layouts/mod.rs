@@ -15,6 +15,8 @@
 
 pub mod code8;
 pub mod coded;
+#[doc(hidden)]
+pub mod lookup;
 pub mod page;
 pub mod panels;
 pub mod tile;
@@ -129,6 +131,13 @@ pub static LAYOUTS: &[&dyn Layout] = &[
     &coded::COUNT8_16,
     &coded::COUNT8_32,
     &coded::COUNT8_128,
+    &coded::AROUND_1_64,
+    &coded::AROUND_1_128,
+    &coded::AROUND_1_ROW,
+    &coded::TRITS_64,
+    &coded::TRITS_128,
+    &coded::TRITS_ROW,
+    &coded::COUNT2_EXACT_64,
     &coded::NF4_EXACT,
     &coded::FP4_EXACT,
     &coded::COUNT4_EXACT_32,

@@ -108,8 +108,47 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// Prepares group `index` of `tokens` tokens, whose rows `row` gives, into `memory`. Where there is an `order`, column
-/// `i` is the row's column `order[i]`.
+/// How a matrix takes its input.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Taken<'a> {
+    /// Which column of the input is which of the matrix's.
+    pub order: Option<&'a [u32]>,
+    /// What every column is multiplied by, in the input's order.
+    pub factors: Option<&'a [f32]>,
+    /// How often it is taken, once after another.
+    pub times: usize,
+}
+
+impl Taken<'_> {
+    /// As it is.
+    pub const PLAIN: Taken<'static> = Taken { order: None, factors: None, times: 1 };
+
+    /// The values from column `at` on, of those that stand within one time.
+    #[inline(always)]
+    fn values(&self, row: &[f32], at: usize, out: &mut [f32]) {
+        let from = at % row.len();
+        match self.order {
+            None => out.copy_from_slice(&row[from..from + out.len()]),
+            Some(order) => {
+                let columns = &order[from..from + out.len()];
+                out.iter_mut().zip(columns).for_each(|(value, &i)| *value = row[i as usize]);
+            }
+        }
+        match (self.factors, self.order) {
+            (None, _) => {}
+            (Some(factors), None) => {
+                out.iter_mut().zip(&factors[from..]).for_each(|(value, factor)| *value *= factor);
+            }
+            (Some(factors), Some(order)) => {
+                let factors = order[from..].iter().map(|&i| factors[i as usize]);
+                out.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+            }
+        }
+    }
+}
+
+/// Prepares group `index` of `tokens` tokens, whose rows of `columns` values `row` gives, into `memory`, which has room
+/// for `taken.times` as many columns.
 ///
 /// # Safety
 /// No other thread may touch this group's part of `memory`.
@@ -120,11 +159,13 @@ pub unsafe fn fill_group<'x>(
     columns: usize,
     tokens: usize,
     row: impl Fn(usize) -> &'x [f32],
-    order: Option<&[u32]>,
+    taken: Taken,
     index: usize,
     memory: &Shared<'_, u32>,
 ) {
-    let words = form.words(columns);
+    assert!(taken.times == 1 || columns.is_multiple_of(ROUNDED), "each time ends where a rounding does");
+    let all = taken.times * columns;
+    let words = form.words(all);
     let first = index * group(cpu);
     let count = group(cpu).min(tokens - first);
     // SAFETY: groups have disjoint panels, scales and sums; the caller gave this group to us alone.
@@ -134,22 +175,27 @@ pub unsafe fn fill_group<'x>(
         let row = &row(token)[..columns];
         let slots = panel[member..].iter_mut().step_by(count);
         match form {
-            Form::Float => match order {
-                None => slots.zip(row).for_each(|(word, x)| *word = x.to_bits()),
-                Some(order) => slots.zip(order).for_each(|(word, &i)| *word = row[i as usize].to_bits()),
-            },
+            Form::Float => {
+                let mut slots = slots;
+                for at in (0..all).step_by(ROUNDED) {
+                    let mut values = [0.0; ROUNDED];
+                    let values = &mut values[..ROUNDED.min(all - at)];
+                    taken.values(row, at, values);
+                    values.iter().zip(&mut slots).for_each(|(x, word)| *word = x.to_bits());
+                }
+            }
             Form::Bf16 => {
-                assert!(order.is_none(), "only codes have an order");
+                assert!(taken == Taken::PLAIN, "only codes take their input otherwise");
                 fill_bf16(row, slots);
             }
             Form::Int8 { block } => {
-                let blocks = form.blocks(columns);
+                let blocks = form.blocks(all);
                 let sums_at = tokens * words + tokens + first * blocks;
                 // SAFETY: as above.
                 let (scale, sums) =
                     unsafe { (memory.part(tokens * words + token, 1), memory.part(sums_at, count * blocks)) };
                 let (slots, sums) = (&mut panel[member..], &mut sums[member..]);
-                scale[0] = launch(cpu, FillInt8 { row, order, block, slots, sums, count }).to_bits();
+                scale[0] = launch(cpu, FillInt8 { row, taken, block, slots, sums, count }).to_bits();
             }
         }
     }
@@ -177,7 +223,7 @@ fn bf16(x: f32) -> u32 {
 /// Codes of one token, the sums of its blocks; returns its scale, the largest magnitude over 127.
 struct FillInt8<'a, 'p> {
     row: &'a [f32],
-    order: Option<&'a [u32]>,
+    taken: Taken<'a>,
     block: usize,
     /// The token's words and its blocks' sums, `count` apart.
     slots: &'p mut [u32],
@@ -188,39 +234,51 @@ struct FillInt8<'a, 'p> {
 /// Columns that are rounded at once.
 const ROUNDED: usize = 64;
 
+impl FillInt8<'_, '_> {
+    /// The largest magnitude: an order changes nothing about it.
+    #[inline(always)]
+    fn peak(&self) -> f32 {
+        let mut peaks = [0.0f32; 16];
+        let mut higher = |values: &[f32]| {
+            for (peak, x) in peaks.iter_mut().zip(values) {
+                *peak = if x.abs() > *peak { x.abs() } else { *peak };
+            }
+        };
+        match self.taken.factors {
+            None => self.row.chunks(16).for_each(higher),
+            Some(factors) => {
+                for (row, factors) in self.row.chunks(16).zip(factors.chunks(16)) {
+                    let mut values = [0.0; 16];
+                    let products = row.iter().zip(factors).map(|(x, factor)| x * factor);
+                    values.iter_mut().zip(products).for_each(|(value, x)| *value = x);
+                    higher(&values);
+                }
+            }
+        }
+        peaks.into_iter().fold(0.0, f32::max)
+    }
+}
+
 impl Kernel for FillInt8<'_, '_> {
     type Output = f32;
 
     /// Plain loops, of which the compiler makes the level's vectors.
     #[inline(always)]
     unsafe fn run<V: Vector>(self) -> f32 {
-        let FillInt8 { row, order, block, slots, sums, count } = self;
-        let mut peaks = [0.0f32; 16];
-        let sixteens = row.chunks_exact(16);
-        let rest = sixteens.remainder().iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
-        for values in sixteens {
-            for (peak, x) in peaks.iter_mut().zip(values) {
-                *peak = if x.abs() > *peak { x.abs() } else { *peak };
-            }
-        }
-        let peak = peaks.into_iter().fold(rest, f32::max);
+        let peak = self.peak();
+        let FillInt8 { row, taken, block, slots, sums, count } = self;
+        let all = taken.times * row.len();
         let scale = peak / 127.0;
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let mut slots = slots.iter_mut().step_by(count);
         for (number, sum) in sums.iter_mut().step_by(count).enumerate() {
             let first = number.saturating_mul(block);
-            let end = row.len().min(first.saturating_add(block));
+            let end = all.min(first.saturating_add(block));
             let mut total = 0i32;
             for at in (first..end).step_by(ROUNDED) {
                 let mut values = [0.0f32; ROUNDED];
                 let here = ROUNDED.min(end - at);
-                match order {
-                    None => values[..here].copy_from_slice(&row[at..at + here]),
-                    Some(order) => {
-                        let columns = order[at..at + here].iter();
-                        values.iter_mut().zip(columns).for_each(|(value, &i)| *value = row[i as usize]);
-                    }
-                }
+                taken.values(row, at, &mut values[..here]);
                 let codes = values.map(|x| round_even(x * inverse));
                 total += codes.iter().sum::<i32>();
                 let words = here.div_ceil(4);
@@ -286,7 +344,9 @@ mod tests {
         let shared = Shared::new(&mut memory);
         for index in (0..tokens.div_ceil(group(cpu))).rev() {
             // SAFETY: one group after the other.
-            unsafe { fill_group(form, cpu, columns, tokens, |t| &x[t * columns..], None, index, &shared) };
+            unsafe {
+                fill_group(form, cpu, columns, tokens, |t| &x[t * columns..], Taken::PLAIN, index, &shared)
+            };
         }
         let panels = Panels::new(form, cpu, columns, tokens, &memory);
         for index in 0..panels.groups() {
@@ -327,7 +387,7 @@ mod tests {
         let mut memory = vec![1; Form::Int8 { block: 4 }.memory_words(8, 1)];
         let (form, shared) = (Form::Int8 { block: 4 }, Shared::new(&mut memory));
         // SAFETY: the only thread.
-        unsafe { fill_group(form, Cpu::PORTABLE, 8, 1, |_| &[0.0; 8], None, 0, &shared) };
+        unsafe { fill_group(form, Cpu::PORTABLE, 8, 1, |_| &[0.0; 8], Taken::PLAIN, 0, &shared) };
         assert!(memory.iter().all(|&word| word == 0), "{memory:?}");
     }
 }

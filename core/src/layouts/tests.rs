@@ -3,6 +3,7 @@
 extern crate std;
 
 use super::*;
+use crate::layouts::panels::Taken;
 use crate::ops::crew::Serial;
 use crate::ops::matmul::{Input, Output, Segment, multiply, panel_bytes};
 use proptest::prelude::*;
@@ -74,7 +75,7 @@ impl Case {
         let form = self.layout.form(precision, cpu);
         let mut panels = aligned(panel_bytes(form, self.shape.columns, tokens));
         let Case { layout, shape, .. } = *self;
-        let output = Output { layout, shape, tiles: self.tiles(), order: None, bias, out, add };
+        let output = Output { layout, shape, tiles: self.tiles(), taken: Taken::PLAIN, bias, out, add };
         let input = Input { x, columns: self.shape.columns, order: None };
         let panels = bytemuck::cast_slice_mut(&mut panels);
         multiply(cpu, precision, &Serial, input, &[[0, 0, tokens as u32]], panels, &mut [output]);
@@ -156,6 +157,16 @@ proptest! {
     }
 }
 
+/// Wider than what is opened at once, and than what shares side words.
+#[test]
+fn units_of_blocks_follow_one_another() {
+    for &layout in LAYOUTS {
+        for tokens in [1, 3, 13] {
+            check(layout, 33, 610, tokens, 7);
+        }
+    }
+}
+
 /// Every row of a stack's product is what its own matrix alone makes of it.
 fn check_stack(layout: &'static dyn Layout, columns: usize, counts: &[usize], order: &[u32], seed: u64) {
     let rows = 37;
@@ -182,7 +193,7 @@ fn check_stack(layout: &'static dyn Layout, columns: usize, counts: &[usize], or
             let (shape, tiles) = (Shape { rows, columns }, &bytemuck::cast_slice(&stack)[..bytes.len()]);
             let biases = Some(&bias[..]);
             let output =
-                Output { layout, shape, tiles, order: None, bias: biases, out: &mut out, add: false };
+                Output { layout, shape, tiles, taken: Taken::PLAIN, bias: biases, out: &mut out, add: false };
             let input = Input { x: &x, columns, order: Some(&order[..places]) };
             multiply(cpu, precision, &Serial, input, &segments, panels, &mut [output]);
             for &[matrix, first, count] in &segments {
@@ -262,9 +273,18 @@ fn codes_are_kept_and_orders_followed() {
         let mut next = noise(11);
         let blocks = layout.blocks(columns);
         let book = layout.book();
-        let top = if layout.name().contains("code4") { 16.0 } else { 256.0 };
+        let name = layout.name();
+        let tops = [("trit", 3.0), ("code2", 4.0), ("code4", 16.0), ("code8", 256.0)];
+        let top = tops.iter().find(|(start, _)| name.starts_with(start)).expect("one of these").1;
         let codes: Vec<u8> = (0..rows * columns).map(|_| ((next() + 1.0) * top / 2.0) as u8).collect();
-        let scales: Vec<f32> = (0..rows * blocks).map(|i| libm::scalbnf(1.0, i as i32 % 7 - 9)).collect();
+        // Blocks that must have the same scale have it.
+        let run = match name {
+            "trit-row" | "code2-around1-row" => blocks,
+            "trit-128" | "code2-around1-128" => 2,
+            _ => 1,
+        };
+        let scale = |i: usize| libm::scalbnf(1.0, (i / run) as i32 % 7 - 9);
+        let scales: Vec<f32> = (0..rows * blocks).map(scale).collect();
         let zeros: Vec<f32> = (0..rows * blocks).map(|i| (i % 9) as f32).collect();
         let mut tiles = aligned(2 * layout.tile_bytes(columns));
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut tiles);
@@ -282,13 +302,9 @@ fn codes_are_kept_and_orders_followed() {
             let values = case.row(row);
             for (column, value) in values.iter().enumerate() {
                 let block = row * blocks + column / layout.block();
-                let zero = if layout.name().contains("zero") || layout.name().contains("f32") {
-                    zeros[block]
-                } else {
-                    0.0
-                };
+                let zero = if name.contains("zero") || name.contains("f32") { zeros[block] } else { 0.0 };
                 let want = (book.value(codes[row * columns + column]) - zero) * scales[block];
-                assert_eq!(*value, want, "{} {row} {column}", layout.name());
+                assert_eq!(*value, want, "{name} {row} {column}");
             }
         }
         follow(&case, columns);
@@ -308,12 +324,46 @@ fn follow(case: &Case, columns: usize) {
         out.fill(0.0);
         let Case { layout, shape, .. } = *case;
         let mut panels = aligned(panel_bytes(layout.form(precision, cpu), columns, 3));
-        let order = Some(&order[..]);
+        let taken = Taken { order: Some(&order[..]), ..Taken::PLAIN };
         let output =
-            Output { layout, shape, tiles: case.tiles(), order, bias: None, out: &mut out, add: false };
+            Output { layout, shape, tiles: case.tiles(), taken, bias: None, out: &mut out, add: false };
         let input = Input { x: &x, columns, order: None };
         let panels = bytemuck::cast_slice_mut(&mut panels);
         multiply(cpu, precision, &Serial, input, &[[0, 0, 3]], panels, &mut [output]);
         assert_eq!(out, want, "{}", layout.name());
+    }
+}
+
+/// Taking the input twice, each column with a factor, is the product with an input that is twice as wide.
+#[test]
+fn an_input_is_taken_twice_with_factors() {
+    let (rows, columns, tokens) = (37, 192, 5);
+    for layout in LAYOUTS.iter().filter(|layout| layout.coded().is_some()) {
+        let case = Case::new(*layout, rows, 2 * columns, 3);
+        let mut next = noise(4);
+        let x: Vec<f32> = (0..tokens * columns).map(|_| next()).collect();
+        let factors: Vec<f32> = (0..columns).map(|_| next() + 1.5).collect();
+        let order: Vec<u32> = (0..columns as u32).map(|i| i * 5 % columns as u32).collect();
+        for order in [None, Some(&order[..])] {
+            let at = |i: usize| order.map_or(i, |order| order[i] as usize);
+            let wide = |x: &[f32]| -> Vec<f32> {
+                (0..2 * columns).map(|i| at(i % columns)).map(|i| x[i] * factors[i]).collect()
+            };
+            let wide: Vec<f32> = x.chunks(columns).flat_map(wide).collect();
+            for precision in [Precision::Exact, Precision::Fast] {
+                let cpu = Cpu::detect();
+                let (mut want, mut out) = (vec![0.0; tokens * rows], vec![0.0; tokens * rows]);
+                case.multiply(cpu, precision, &wide, None, &mut want, false);
+                let mut panels = aligned(panel_bytes(layout.form(precision, cpu), 2 * columns, tokens));
+                let taken = Taken { order, factors: Some(&factors), times: 2 };
+                let (shape, tiles) = (Shape { rows, columns }, case.tiles());
+                let output =
+                    Output { layout: *layout, shape, tiles, taken, bias: None, out: &mut out, add: false };
+                let input = Input { x: &x, columns, order: None };
+                let panels = bytemuck::cast_slice_mut(&mut panels);
+                multiply(cpu, precision, &Serial, input, &[[0, 0, tokens as u32]], panels, &mut [output]);
+                assert_eq!(out, want, "{} {precision:?}", layout.name());
+            }
+        }
     }
 }

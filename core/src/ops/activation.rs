@@ -155,6 +155,15 @@ impl Lanewise for Cap {
     }
 }
 
+/// `x = x * factors + bias`, channel by channel.
+pub fn scale(x: &mut [f32], factors: &[f32], bias: Option<&[f32]>) {
+    assert!(x.len() == factors.len() && bias.is_none_or(|bias| bias.len() == x.len()));
+    x.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+    if let Some(bias) = bias {
+        x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@
 use super::share::Shared;
 use super::vector::group;
 use crate::cpu::Cpu;
-use crate::layouts::panels::{Form, Panels, fill_group};
+use crate::layouts::panels::{Form, Panels, Taken, fill_group};
 use crate::layouts::{Layout, Precision, Shape, Sink};
 use crate::ops::crew::Pool;
 
@@ -19,8 +19,9 @@ pub struct Output<'a> {
     pub shape: Shape,
     /// The tiles of all.
     pub tiles: &'a [u8],
-    /// Which column of the input is which of the matrix's, `shape.columns` per matrix; see [`IN_ORDER`].
-    pub order: Option<&'a [u32]>,
+    /// How they take the input: orders and factors of `shape.columns` per matrix, see [`IN_ORDER`]; a matrix has
+    /// `times` as many columns as its shape says.
+    pub taken: Taken<'a>,
     /// Added to every row, `shape.rows` values per matrix.
     pub bias: Option<&'a [f32]>,
     /// `rows x shape.rows` values.
@@ -53,7 +54,7 @@ impl<'a> Input<'a> {
 /// Rows of a product that meet one matrix of a stack: its number, the first of the rows, how many.
 pub type Segment = [u32; 3];
 
-/// Bytes that [`multiply`] needs for prepared input.
+/// Bytes that [`multiply`] needs for prepared input, of as many columns as matrices have.
 pub fn panel_bytes(form: Form, columns: usize, tokens: usize) -> usize {
     4 * form.memory_words(columns, tokens)
 }
@@ -77,25 +78,27 @@ pub fn multiply<'a, P: Pool>(
         next + count as usize
     });
     let panels: &mut [u32] = bytemuck::cast_slice_mut(panels);
-    let mut done: heapless::Vec<(Form, Option<&[u32]>), 3> = heapless::Vec::new();
+    let mut done: heapless::Vec<(Form, Taken), 3> = heapless::Vec::new();
     for i in 0..outputs.len() {
-        let key = |output: &Output<'a>| (output.layout.form(precision, cpu), order(output));
-        let (form, order) = key(&outputs[i]);
-        if done.contains(&(form, order)) {
+        let key = |output: &Output<'a>| (output.layout.form(precision, cpu), taken(output));
+        let (form, taken) = key(&outputs[i]);
+        if done.contains(&(form, taken)) {
             continue;
         }
-        prepare(cpu, pool, form, &input, order, segments, panels);
-        let prepared = Prepared { form, cpu, columns, memory: panels, segments };
-        let same = |output: &&mut Output<'a>| key(output) == (form, order);
+        prepare(cpu, pool, form, &input, taken, segments, panels);
+        let prepared = Prepared { form, cpu, columns: taken.times * columns, memory: panels, segments };
+        let same = |output: &&mut Output<'a>| key(output) == (form, taken);
         share_tiles(pool, &prepared, outputs.iter_mut().filter(same));
-        let _ = done.push((form, order));
+        let _ = done.push((form, taken));
     }
 }
 
-/// Where a matrix of the stack has an order other than its own.
-fn order<'a>(output: &Output<'a>) -> Option<&'a [u32]> {
+/// With an order only where a matrix of the stack has another than its own.
+fn taken<'a>(output: &Output<'a>) -> Taken<'a> {
     let columns = output.shape.columns;
-    output.order.filter(|order| order.iter().step_by(columns).any(|&first| first != IN_ORDER))
+    let order = output.taken.order;
+    let order = order.filter(|order| order.iter().step_by(columns).any(|&first| first != IN_ORDER));
+    Taken { order, ..output.taken }
 }
 
 fn prepare<P: Pool>(
@@ -103,13 +106,13 @@ fn prepare<P: Pool>(
     pool: &P,
     form: Form,
     input: &Input,
-    order: Option<&[u32]>,
+    taken: Taken,
     segments: &[Segment],
     panels: &mut [u32],
 ) {
     let groups_of = |segment: &Segment| (segment[2] as usize).div_ceil(group(cpu));
     let groups: usize = segments.iter().map(groups_of).sum();
-    let token_words = form.memory_words(input.columns, 1);
+    let token_words = form.memory_words(taken.times * input.columns, 1);
     let memory = Shared::new(panels);
     let work = |index: usize| {
         let mut index = index;
@@ -118,10 +121,13 @@ fn prepare<P: Pool>(
             if index < groups_of(segment) {
                 let memory = memory.narrow(first * token_words, count * token_words);
                 let row = |token| input.row(first + token);
-                let order = order.map(|order| &order[matrix * input.columns..][..input.columns]);
+                let range = matrix * input.columns..(matrix + 1) * input.columns;
+                let order = taken.order.map(|order| &order[range.clone()]);
                 let order = order.filter(|order| order[0] != IN_ORDER);
+                let factors = taken.factors.map(|factors| &factors[range]);
+                let taken = Taken { order, factors, ..taken };
                 // SAFETY: every group of every segment is filled by one task.
-                unsafe { fill_group(form, cpu, input.columns, count, row, order, index, &memory) }
+                unsafe { fill_group(form, cpu, input.columns, count, row, taken, index, &memory) }
                 return;
             }
             index -= groups_of(segment);
@@ -134,6 +140,7 @@ fn prepare<P: Pool>(
 struct Prepared<'a> {
     form: Form,
     cpu: Cpu,
+    /// Of the matrices.
     columns: usize,
     memory: &'a [u32],
     segments: &'a [Segment],
@@ -181,7 +188,7 @@ impl Part<'_> {
         let (bytes, panels) = (&self.tiles[at..][..self.tile_bytes], x.panels(first, count));
         let first_row = tile * crate::layouts::TILE_ROWS;
         // SAFETY: tiles have rows of their own, and this one is ours by the caller's promise.
-        unsafe { self.layout.multiply(x.cpu, self.shape.columns, bytes, &panels, &sink, first_row) };
+        unsafe { self.layout.multiply(x.cpu, x.columns, bytes, &panels, &sink, first_row) };
     }
 }
 
@@ -194,7 +201,7 @@ fn share_tiles<'a, 'b: 'a, P: Pool>(
     for output in outputs {
         assert_eq!(output.out.len(), x.tokens() * output.shape.rows);
         let Output { layout, shape, tiles, bias, add, .. } = *output;
-        let (tile_bytes, out) = (layout.tile_bytes(shape.columns), Shared::new(output.out));
+        let (tile_bytes, out) = (layout.tile_bytes(x.columns), Shared::new(output.out));
         let part = Part { layout, shape, tile_bytes, tiles, bias, out, add };
         assert!(parts.push(part).is_ok(), "three outputs at most");
     }
@@ -236,8 +243,15 @@ mod tests {
         let layout = FLOAT32;
         let tiles = std::vec![0; 2 * layout.tile_bytes(1)];
         let (mut out, mut panels) = ([0.0; 2], [0.0; 64]);
-        let output =
-            Output { layout, shape, tiles: &tiles, order: None, bias: None, out: &mut out, add: false };
+        let output = Output {
+            layout,
+            shape,
+            tiles: &tiles,
+            taken: Taken::PLAIN,
+            bias: None,
+            out: &mut out,
+            add: false,
+        };
         let input = Input { x: &[1.0, 2.0], columns: 1, order: None };
         let segments = [[0, 0, 1], [1, 0, 1]];
         let cpu = Cpu::detect();

@@ -100,6 +100,7 @@ pub fn group(cpu: Cpu) -> usize {
 macro_rules! unroll {
     (2: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1] $i $n, $body) };
     (4: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1 2 3] $i $n, $body) };
+    (5: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1 2 3 4] $i $n, $body) };
     (6: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1 2 3 4 5] $i $n, $body) };
     (8: $i:ident < $n:expr, $body:block) => { $crate::ops::vector::unroll!(@ [0 1 2 3 4 5 6 7] $i $n, $body) };
     (12: $i:ident < $n:expr, $body:block) => {

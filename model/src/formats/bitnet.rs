@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
-use bantam_core::layouts::coded::{COUNT, Coding};
+use bantam_core::layouts::coded::{Coding, TRITS};
 
 use super::{CodeRow, Decode, FLOATS, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, floats};
 use crate::checkpoint::Dtype;
@@ -62,7 +62,7 @@ struct Decoder {
 
 impl Decode for Decoder {
     fn coding(&self, _: Shape) -> Option<Coding> {
-        Some(Coding { book: &COUNT, bits: 4, run: WHOLE_ROW })
+        Some(Coding { book: &TRITS, bits: 2, run: WHOLE_ROW })
     }
 
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {

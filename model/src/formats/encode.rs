@@ -24,6 +24,8 @@ pub const FOUR_BIT_BLOCK: usize = 64;
 pub const MX_BLOCK: usize = 32;
 /// Inputs under one scale and zero in [`int4`].
 pub const INT4_GROUP: usize = 128;
+/// Inputs under one scale in [`ternary`].
+pub const TERNARY_GROUP: usize = 64;
 /// Scales under one scale in [`nest`].
 pub const NESTED_BLOCK: usize = 256;
 
@@ -182,6 +184,25 @@ pub fn int4(values: &[f32], codes: &mut [u8]) -> Scale {
         *code = ((value / scale).round_ties_even() + zero).clamp(0.0, 15.0) as u8;
     }
     Scale { scale, zero: zero as u8 }
+}
+
+/// A group of any length as trits plus one: those that leave the least sum of squared errors under one scale. Of the `k`
+/// largest magnitudes, with sum `s`, that is `s * s / k` below the sum of squares, and their mean is the scale.
+pub fn ternary(values: &[f32], codes: &mut [u8]) -> Scale {
+    let mut sizes: Vec<u32> = values.iter().map(|value| value.abs().to_bits()).collect();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    let (mut sum, mut best, mut least, mut scale) = (0.0f64, 0.0, f32::INFINITY, 0.0);
+    for (before, &size) in sizes.iter().enumerate() {
+        let (size, count) = (f32::from_bits(size), (before + 1) as f64);
+        sum += f64::from(size);
+        if sum * sum > best * count {
+            (best, least, scale) = (sum * sum / count, size, (sum / count) as f32);
+        }
+    }
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = if value.abs() < least { 1 } else { 1 + u8::from(*value > 0.0) - u8::from(*value < 0.0) };
+    }
+    Scale { scale, zero: 1 }
 }
 
 /// Scales that are quantized again: scale = [`dynamic_map`]`[code] * scales[block] + offset`.

@@ -139,6 +139,34 @@ fn nested_scales_are_the_nearest_of_their_map() {
     nest(&mut []);
 }
 
+/// Of all thresholds the best, with the mean of what is above it as the scale.
+#[test]
+fn trits_leave_the_least_error() {
+    let error = |values: &[f32], codes: &[u8], scale: f32| {
+        let error =
+            |(value, code): (&f32, &u8)| f64::from(*value) - f64::from(scale) * (f64::from(*code) - 1.0);
+        values.iter().zip(codes).map(error).map(|error| error * error).sum::<f64>()
+    };
+    for seed in 0..200 {
+        let values = noise(seed, TERNARY_GROUP);
+        let (codes, Scale { scale, zero }) = encoded(ternary, &values);
+        assert!(zero == 1 && codes.iter().all(|code| *code < 3));
+        let found = error(&values, &codes, scale);
+        for threshold in &values {
+            let kept: Vec<f32> = values.iter().map(|x| x.abs()).filter(|x| *x >= threshold.abs()).collect();
+            let mean = kept.iter().sum::<f32>() / kept.len() as f32;
+            let code = |x: &f32| match x.abs() >= threshold.abs() {
+                true => 1 + u8::from(*x > 0.0) - u8::from(*x < 0.0),
+                false => 1,
+            };
+            let codes: Vec<u8> = values.iter().map(code).collect();
+            assert!(found <= error(&values, &codes, mean) * (1.0 + 1e-5), "seed {seed}");
+        }
+    }
+    assert_eq!(encoded(ternary, &[0.0, -0.0, 0.0]), (vec![1; 3], Scale { scale: 0.0, zero: 1 }));
+    assert_eq!(encoded(ternary, &[-2.0, 2.0, 0.5]), (vec![0, 2, 1], Scale { scale: 2.0, zero: 1 }));
+}
+
 #[test]
 fn means_are_rounded_as_torch_rounds_them() {
     for (count, bits) in [

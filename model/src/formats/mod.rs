@@ -23,6 +23,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
+pub(crate) use bantam_core::layouts::coded::WHOLE_ROW;
 use bantam_core::layouts::coded::{COUNT, Coding};
 use serde_json::Value;
 
@@ -221,6 +222,14 @@ pub(crate) trait Decode: Debug + Send + Sync {
     fn ordered(&self) -> bool {
         false
     }
+    /// Whether its codes want their inputs multiplied first: see [`Rows::factors`].
+    fn factored(&self) -> bool {
+        false
+    }
+    /// How many matrices of codes stand side by side, whose sum it is: see [`Rows::codes`].
+    fn times(&self) -> usize {
+        1
+    }
     /// Looks at the bytes, and refuses what must not be there: scales that are no numbers, indices that lead nowhere.
     /// The reason says which tensor, by its place among them, what was expected and what was found.
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal>;
@@ -239,9 +248,14 @@ pub(crate) struct Refusal {
 pub trait Rows: Sync {
     /// One output row, as many values as there are inputs.
     fn row(&self, row: usize, out: &mut [f32]);
-    /// The same as codes. Only asked of formats that say how they lie.
+    /// The same as codes, of all matrices whose sum it is one after another. Only asked of formats that say how they
+    /// lie.
     fn codes(&self, _: usize, _: &mut CodeRow) {
         unreachable!("a format without a coding has no codes");
+    }
+    /// What every input is multiplied by before it meets the codes.
+    fn factors(&self) -> Option<&[f32]> {
+        None
     }
     /// The inputs in the order in which those of a group stand together, where that is not theirs.
     fn order(&self) -> Option<&[u32]> {
@@ -253,9 +267,6 @@ pub trait Rows: Sync {
 pub(crate) fn counting(bits: usize, run: usize) -> Coding {
     Coding { book: &COUNT, bits: if bits > 4 { 8 } else { 4 }, run }
 }
-
-/// A run that every block divides: a whole row.
-pub(crate) const WHOLE_ROW: usize = 1 << 20;
 
 /// The columns under one scale, where blocks of `block` values follow one another over all rows.
 pub(crate) fn run_of_flat(block: usize, columns: usize) -> usize {

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use bantam_core::layouts::coded::{COUNT, Coded, CodedRows, Coding, E2M1, FP4, NF4};
+use bantam_core::layouts::coded::{COUNT, Coded, CodedRows, Coding, E2M1, FP4, NF4, TRITS, WHOLE_ROW};
 use bantam_core::layouts::{INT8_ROWS, Layout, NotFinite, Precision, Shape};
 
-use super::WHOLE_ROW;
-use super::encode::{self, FOUR_BIT_BLOCK, INT4_GROUP, MX_BLOCK, Scale};
+use super::encode::{self, FOUR_BIT_BLOCK, INT4_GROUP, MX_BLOCK, Scale, TERNARY_GROUP};
 
 /// A way to quantize.
 pub struct OnLoad {
@@ -78,6 +77,15 @@ pub static WAYS: &[OnLoad] = &[
         blocks: Some(Blocks {
             coding: Coding { book: &COUNT, bits: 4, run: INT4_GROUP },
             encode: encode::int4,
+        }),
+        nested: false,
+    },
+    OnLoad {
+        name: "ternary",
+        about: "-1, 0 and 1 in groups of 64, each with its best threshold and scale: no calibration",
+        blocks: Some(Blocks {
+            coding: Coding { book: &TRITS, bits: 2, run: TERNARY_GROUP },
+            encode: encode::ternary,
         }),
         nested: false,
     },

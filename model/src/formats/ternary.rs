@@ -19,10 +19,12 @@
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
-use bantam_core::layouts::coded::{COUNT, Coding};
+use bantam_core::layouts::coded::{Coding, TRITS as BOOK};
 use serde_json::{Value, json};
 
-use super::{CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, floats, group_size};
+use super::{
+    CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, floats, group_size, run_of_flat,
+};
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
 use crate::plan::PlanError;
@@ -61,7 +63,7 @@ pub fn settings(group_size: Option<usize>, not_converted: &[String]) -> Value {
 /// Where they are not whole blocks.
 pub fn pack(trits: &[i8], out: &mut Vec<u8>) {
     assert!(trits.len().is_multiple_of(BLOCK), "{} trits are not whole blocks of {BLOCK}", trits.len());
-    let digit = |trit: i8| (trit + 1).clamp(0, 2).cast_unsigned();
+    let digit = |value: i8| (value + 1).clamp(0, 2).cast_unsigned();
     for block in trits.chunks_exact(BLOCK) {
         for trits in block.chunks(OF_BYTE) {
             let digits = trits.iter().copied().chain([0; OF_BYTE]).take(OF_BYTE).map(digit);
@@ -81,8 +83,8 @@ static DIGITS: [[u8; OF_BYTE]; 256] = {
     while value < 243 {
         let (mut at, mut rest) = (0, byte(value) as u16);
         while at < OF_BYTE {
-            table[byte(value) as usize][at] = (rest * 3 >> 8) as u8;
-            rest = rest * 3 & 0xff;
+            table[byte(value) as usize][at] = ((rest * 3) >> 8) as u8;
+            rest = (rest * 3) & 0xff;
             at += 1;
         }
         value += 1;
@@ -118,7 +120,8 @@ impl Ternary {
         shape: Shape,
     ) -> Result<Option<(Vec<String>, Decoder)>, PlanError> {
         let name = |suffix: &str| format!("{module}{suffix}");
-        let Some(stored) = tensors.get(&name(TRITS)) else {
+        let dimensions = experts.len() + 3;
+        let Some(stored) = tensors.get(&name(TRITS)).filter(|stored| stored.shape.len() == dimensions) else {
             return Ok(None);
         };
         let of = |dimensions: &[usize]| [experts, dimensions].concat();
@@ -127,9 +130,10 @@ impl Ternary {
         let wrong = |expected: &[usize], found: Vec<usize>| {
             Err(PlanError::Shape { tensor: name(TRITS), expected: of(expected), found })
         };
-        let Some(&planes @ (1 | 2)) = stored.shape.get(experts.len() + 1) else {
+        let planes = stored.shape[experts.len() + 1];
+        if !matches!(planes, 1 | 2) {
             return wrong(&[rows, 1, bytes], stored.shape);
-        };
+        }
         if !columns.is_multiple_of(BLOCK) {
             return wrong(&[rows, planes, columns.next_multiple_of(BLOCK)], of(&[rows, planes, columns]));
         }
@@ -138,11 +142,12 @@ impl Ternary {
         tensors.need(&name(SCALES), &[Dtype::F16], &of(&[rows, planes, groups]))?;
         let mut names = vec![name(TRITS), name(SCALES)];
         let columns_name = name(COLUMNS);
-        if tensors.get(&columns_name).is_some() {
+        let factored = tensors.get(&columns_name).is_some();
+        if factored {
             tensors.need(&columns_name, &[Dtype::F32], &of(&[columns]))?;
             names.push(columns_name);
         }
-        Ok(Some((names, Decoder { planes, group: self.group.unwrap_or(columns), groups })))
+        Ok(Some((names, Decoder { planes, group: self.group.unwrap_or(columns), groups, factored })))
     }
 }
 
@@ -184,12 +189,26 @@ struct Decoder {
     group: usize,
     /// Scales of a row and plane.
     groups: usize,
+    factored: bool,
 }
 
 impl Decode for Decoder {
-    fn coding(&self, _: Shape) -> Option<Coding> {
-        let run = if self.groups == 1 { WHOLE_ROW } else { self.group };
-        (self.planes == 1).then_some(Coding { book: &COUNT, bits: 4, run })
+    fn coding(&self, shape: Shape) -> Option<Coding> {
+        let run = match (self.planes, self.groups) {
+            (1, 1) => WHOLE_ROW,
+            (1, _) => self.group,
+            // The second plane begins where the first one ends, with a scale of its own.
+            _ => run_of_flat(self.group, shape.columns),
+        };
+        Some(Coding { book: &BOOK, bits: 2, run })
+    }
+
+    fn factored(&self) -> bool {
+        self.factored
+    }
+
+    fn times(&self) -> usize {
+        self.planes
     }
 
     fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
@@ -247,11 +266,20 @@ impl Rows for Matrix<'_> {
     }
 
     fn codes(&self, row: usize, out: &mut CodeRow) {
-        let (digits, scales) = self.plane(row, 0);
-        out.codes.iter_mut().zip(digits).for_each(|(code, digit)| *code = digit);
-        for (number, (scale, zero)) in out.scales.iter_mut().zip(&mut *out.zeros).enumerate() {
-            (*scale, *zero) = (scales[number * out.block / self.of.group], 1.0);
+        out.zeros.fill(1.0);
+        let blocks = self.columns / out.block;
+        let planes = out.codes.chunks_exact_mut(self.columns).zip(out.scales.chunks_exact_mut(blocks));
+        for (plane, (codes, of_blocks)) in planes.enumerate() {
+            let (digits, scales) = self.plane(row, plane);
+            codes.iter_mut().zip(digits).for_each(|(code, digit)| *code = digit);
+            for (number, scale) in of_blocks.iter_mut().enumerate() {
+                *scale = scales[number * out.block / self.of.group];
+            }
         }
+    }
+
+    fn factors(&self) -> Option<&[f32]> {
+        self.factors.as_deref()
     }
 }
 

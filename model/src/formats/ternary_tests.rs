@@ -98,7 +98,7 @@ fn a_byte_is_five_digits() {
         assert_eq!((DIGITS[usize::from(bytes[0])], bytes[1], bytes[12]), (digits, 128, 128), "{value}");
         let mut rest = bytes[0];
         for digit in digits {
-            assert_eq!(u16::from(rest) * 3 >> 8, u16::from(digit));
+            assert_eq!((u16::from(rest) * 3) >> 8, u16::from(digit));
             rest = rest.wrapping_mul(3);
         }
     }
@@ -112,7 +112,8 @@ fn what_is_no_ternary_matrix_is_refused() {
         change(&mut module);
         module.refusal()
     };
-    let cases: [(&str, &dyn Fn(&mut Module)); 11] = [
+    type Lie<'a> = (&'a str, &'a dyn Fn(&mut Module));
+    let cases: [Lie; 11] = [
         ("\"version\" is 2; expected 1", &|m| m.config["version"] = json!(2)),
         ("\"group_size\" is 96; expected a multiple of 64", &|m| m.config["group_size"] = json!(96)),
         ("\"group_size\" is 0; expected", &|m| m.config["group_size"] = json!(0)),

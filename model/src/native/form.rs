@@ -159,30 +159,29 @@ fn note(what: &str, sum: u128) -> String {
 fn what(fill: &Fill) -> String {
     match fill {
         Fill::Matrix { matrix, .. } => {
-            format!("{} {}x{}", matrix.layout.name(), matrix.shape.rows, matrix.shape.columns)
+            format!("{} {}x{}", matrix.layout.name(), matrix.shape.rows, matrix.width())
         }
-        Fill::Vector { slot, .. } | Fill::Values { slot, .. } => format!("f32 {}", slot.bytes / 4),
+        Fill::Vector { .. } | Fill::Values { .. } | Fill::Low(_) => format!("f32 {}", fill.slot().bytes / 4),
     }
 }
 
-/// Every fill as a tensor that reaches to the next, and every order of columns as one of its own.
+/// Every fill as a tensor that reaches to the next, and what matrices have for their columns as tensors of their own.
 fn parts(plan: &Plan) -> Vec<Part> {
     let mut slots = Vec::with_capacity(plan.fills.len());
     for fill in &plan.fills {
         let name = match fill {
             Fill::Matrix { origin, cut, matrix, .. } => {
                 let name = format!("{}{cut}", origin.tensors().first().map_or("", String::as_str));
-                if let Some(slot) = matrix.order {
-                    slots.push((
-                        slot.offset,
-                        format!("{name} (order of columns)"),
-                        format!("u32 {}", slot.bytes / 4),
-                    ));
+                let of_columns = [(matrix.order, "order", "u32"), (matrix.factors, "factors", "f32")];
+                for (slot, what, dtype) in of_columns {
+                    let Some(slot) = slot else { continue };
+                    let name = format!("{name} ({what} of columns)");
+                    slots.push((slot.offset, name, format!("{dtype} {}", slot.bytes / 4)));
                 }
                 name
             }
             Fill::Vector { tensor, cut, .. } => format!("{tensor}{cut}"),
-            Fill::Values { .. } => "values".to_owned(),
+            Fill::Values { .. } | Fill::Low(_) => "values".to_owned(),
         };
         slots.push((fill.slot().offset, name, what(fill)));
     }

@@ -88,8 +88,12 @@ pub struct Native {
 
 impl Native {
     /// `None` where none would be worth its bytes, or nothing tells a changed model from an unchanged one, as for a
-    /// model that the program carries.
+    /// model that the program carries. With an adapter beside it a model has none: its weights would stand on the disk
+    /// once more for every adapter.
     pub fn of(source: &Source, plan: &Plan, store: &Store) -> Option<Native> {
+        if source.adapter.is_some() {
+            return None;
+        }
         let Options { quantization, head, experts, .. } = plan.options;
         let is_quantized = [quantization, head, experts].iter().any(Option::is_some)
             || plan.fills.iter().any(|fill| fill.packed().is_some());

@@ -3,16 +3,20 @@
 //! A plan is computed from a model's specification and the headers of its tensors; loading takes exactly the regions
 //! that it adds up to. [`Fill`]s say what is to be put where.
 
+mod low;
 mod planner;
 
 use bantam_core::layouts::page::POSITIONS;
 use bantam_core::{Cpu, KvCache, KvKind, Matrix, Norm, Precision, Region, Rope, Slot};
 
+use crate::adapter::{Adapter, Used};
 use crate::checkpoint::Dtype;
 use crate::formats::Packed;
 use crate::formats::on_load::OnLoad;
 use crate::sampler::Sampler;
 use crate::spec::ModelSpec;
+pub(crate) use low::wrapped;
+pub use low::{Low, LowFill, LowSide};
 use planner::Planner;
 
 /// Choices that decide how much memory a run takes.
@@ -86,6 +90,14 @@ pub enum PlanError {
         /// Its type.
         found: &'static str,
     },
+    /// An adapter that does not go with the model.
+    #[error("adapter: tensor {tensor}: {reason}")]
+    Adapter {
+        /// Its tensor.
+        tensor: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
     /// A longer context than the model knows.
     #[error(
         "expected a --context of at most the model's {most} positions, found {asked}; choose {most} or less"
@@ -143,6 +155,8 @@ pub struct Linear {
     pub matrix: Matrix,
     /// float32, one value per row.
     pub bias: Option<Slot>,
+    /// What an adapter adds.
+    pub low: Option<Low>,
 }
 
 /// Weights of a layer.
@@ -172,7 +186,9 @@ pub struct LayerWeights {
 #[allow(missing_docs, reason = "the names of families.rs")]
 pub struct Weights {
     pub embedding: Matrix,
-    pub head: Matrix,
+    /// What an adapter adds to the embedding.
+    pub embedding_low: Option<Low>,
+    pub head: Linear,
     pub final_norm: Norm,
     pub layers: Vec<LayerWeights>,
     pub ropes: Vec<Rope>,
@@ -232,6 +248,8 @@ impl std::fmt::Display for Cut {
 pub enum Origin {
     /// A tensor of floating point.
     Tensor(String),
+    /// The adapter's tensor in the place of that one.
+    Whole(String),
     /// Tensors that hold it quantized. Fills are many, and most are of the other kind.
     Packed(Box<Packed>),
 }
@@ -240,7 +258,7 @@ impl Origin {
     /// Names of the tensors; the first gives the matrix its name.
     pub fn tensors(&self) -> &[String] {
         match self {
-            Origin::Tensor(name) => std::slice::from_ref(name),
+            Origin::Tensor(name) | Origin::Whole(name) => std::slice::from_ref(name),
             Origin::Packed(packed) => &packed.tensors,
         }
     }
@@ -268,7 +286,11 @@ pub enum Fill {
         tensor: String,
         /// Which elements.
         cut: Cut,
+        /// Whether the adapter has it in the model's place.
+        whole: bool,
     },
+    /// What an adapter adds to a matrix that stands before in the list.
+    Low(Box<LowFill>),
     /// Values that are computed.
     Values {
         /// Where to.
@@ -284,6 +306,7 @@ impl Fill {
         match self {
             Fill::Matrix { matrix, .. } => matrix.slot,
             Fill::Vector { slot, .. } | Fill::Values { slot, .. } => *slot,
+            Fill::Low(low) => low.slot,
         }
     }
 
@@ -317,12 +340,14 @@ pub struct WorkSlots {
     pub chosen: Slot,
     pub chosen_normed: Slot,
     pub logits: Slot,
+    /// Of as many channels as an adapter's largest rank.
+    pub low: Slot,
     pub panels: Slot,
 }
 
 impl WorkSlots {
     /// Each with its name.
-    pub fn named(&self) -> [(&'static str, Slot); 17] {
+    pub fn named(&self) -> [(&'static str, Slot); 18] {
         [
             ("stream", self.stream),
             ("normed", self.normed),
@@ -340,6 +365,7 @@ impl WorkSlots {
             ("chosen", self.chosen),
             ("chosen_normed", self.chosen_normed),
             ("logits", self.logits),
+            ("low", self.low),
             ("panels", self.panels),
         ]
     }
@@ -395,6 +421,17 @@ impl Plan {
         options: Options,
         cpu: Cpu,
     ) -> Result<Plan, PlanError> {
+        Plan::adapted(spec, stored, None, options, cpu)
+    }
+
+    /// The same with an adapter beside the model.
+    pub fn adapted(
+        spec: &ModelSpec,
+        stored: impl Fn(&str, &[usize]) -> Option<Stored>,
+        adapter: Option<&Adapter>,
+        options: Options,
+        cpu: Cpu,
+    ) -> Result<Plan, PlanError> {
         let zero =
             [("--context", options.context), ("sequences", options.sequences), ("chunk", options.chunk)];
         if let Some((what, _)) =
@@ -405,8 +442,11 @@ impl Plan {
         if options.context > spec.context {
             return Err(PlanError::Context { asked: options.context, most: spec.context });
         }
-        let mut planner = Planner::new(spec, &stored, options, cpu);
+        let used = Used::default();
+        let adapter = adapter.map(|adapter| (adapter, &used));
+        let mut planner = Planner::new(spec, &stored, adapter, options, cpu);
         let weights = planner.weights()?;
+        adapter.map_or(Ok(()), |(adapter, used)| adapter.check_used(used))?;
         Plan::with(planner, weights, options)
     }
 
@@ -422,7 +462,7 @@ impl Plan {
         if options.context > spec.context {
             return Err(PlanError::Context { asked: options.context, most: spec.context });
         }
-        let mut planner = Planner::new(spec, &stored, options, cpu);
+        let mut planner = Planner::new(spec, &stored, None, options, cpu);
         let weights = planner.layer_alone(number)?;
         Plan::with(planner, weights, options)
     }
@@ -433,7 +473,8 @@ impl Plan {
         let pages = pages(&options, pages_per_sequence)?;
         let caches = planner.caches(pages)?;
         let work = planner.work()?;
-        let untied = if spec.tied { 0 } else { weights.embedding.slot.bytes };
+        let is_tied = weights.head.matrix.slot == weights.embedding.slot;
+        let untied = if is_tied { 0 } else { weights.embedding.slot.bytes };
         Ok(Plan {
             options,
             bytes_per_token: planner.weights.bytes() - untied - planner.unread_bytes,

@@ -6,10 +6,12 @@ use bantam_core::layouts::{BFLOAT16, FLOAT16, FLOAT32, Layout, Shape};
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_core::{Choice, Cpu, KvCache, Matrix, Norm, Precision, Region, Rope, Slot};
 
+use crate::adapter::{Adapter, Used};
 use crate::checkpoint::Dtype;
 use crate::families::{Part, Rows, Stack};
 use crate::formats::on_load::OnLoad;
 use crate::formats::{Packed, Tensors};
+use crate::plan::low::Lows;
 use crate::plan::{
     Cut, Fill, LayerWeights, Line, Linear, Options, Origin, PlanError, Stored, Weights, WorkSlots,
 };
@@ -19,7 +21,8 @@ use crate::spec::{LayerSpec, MlpSpec, ModelSpec, NormSpec};
 pub(crate) struct Planner<'a> {
     pub(crate) spec: &'a ModelSpec,
     stored: &'a dyn Fn(&str, &[usize]) -> Option<Stored>,
-    options: Options,
+    pub(super) adapter: Option<(&'a Adapter, &'a Used)>,
+    pub(super) options: Options,
     cpu: Cpu,
     pub(crate) lines: Vec<Line>,
     pub(crate) fills: Vec<Fill>,
@@ -31,21 +34,32 @@ pub(crate) struct Planner<'a> {
     floats: bool,
     /// Bytes of experts that a token is not sent to.
     pub(crate) unread_bytes: usize,
+    pub(super) lows: Lows,
 }
 
 /// How a matrix is held in memory.
 #[derive(Clone, Copy)]
-struct Held {
-    layout: &'static dyn Layout,
+pub(super) struct Held {
+    pub(super) layout: &'static dyn Layout,
     /// Whether it may have an order of columns.
-    ordered: bool,
+    pub(super) ordered: bool,
+    /// Whether it has factors of columns.
+    pub(super) factored: bool,
+    /// How often it takes its input.
+    pub(super) times: usize,
     /// How it is quantized on the way there.
-    encode: Option<&'static OnLoad>,
+    pub(super) encode: Option<&'static OnLoad>,
 }
 
 impl Held {
     fn is(&self, other: &Held) -> bool {
-        self.layout.name() == other.layout.name() && self.ordered == other.ordered
+        let taken = |held: &Held| (held.ordered, held.factored, held.times);
+        self.layout.name() == other.layout.name() && taken(self) == taken(other)
+    }
+
+    /// A matrix that takes its input as it is.
+    pub(super) fn plain(layout: &'static dyn Layout, encode: Option<&'static OnLoad>) -> Held {
+        Held { layout, ordered: false, factored: false, times: 1, encode }
     }
 }
 
@@ -53,15 +67,17 @@ impl Held {
 type Source = (Origin, Cut, Option<&'static OnLoad>);
 
 /// A matrix of the plan, on its way from names to slots.
-struct Wanted<'a> {
+pub(super) struct Wanted<'a> {
     /// Its line in the table.
     line: &'a str,
     /// Where its tensor is.
     part: Part,
+    /// Where it was when the model was trained.
+    pub(super) trained: Part,
     /// Its size.
-    shape: Shape,
+    pub(super) shape: Shape,
     /// Rows of all projections that share the tensor, in their order.
-    sections: &'a [usize],
+    pub(super) sections: &'a [usize],
     /// Whether it has a bias.
     bias: bool,
 }
@@ -70,12 +86,14 @@ impl<'a> Planner<'a> {
     pub(crate) fn new(
         spec: &'a ModelSpec,
         stored: &'a dyn Fn(&str, &[usize]) -> Option<Stored>,
+        adapter: Option<(&'a Adapter, &'a Used)>,
         options: Options,
         cpu: Cpu,
     ) -> Self {
         Planner {
             spec,
             stored,
+            adapter,
             options,
             cpu,
             lines: Vec::new(),
@@ -86,6 +104,7 @@ impl<'a> Planner<'a> {
             panel_bytes: 0,
             floats: false,
             unread_bytes: 0,
+            lows: Lows::default(),
         }
     }
 
@@ -98,7 +117,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Takes a slot and writes its line; slots of the same name add up in one line.
-    fn slot(
+    pub(super) fn slot(
         &mut self,
         region: Region,
         name: &str,
@@ -131,7 +150,12 @@ impl<'a> Planner<'a> {
     }
 
     fn stored_as(&self, tensor: &str, expected: &[usize]) -> Result<Dtype, PlanError> {
-        let Some(stored) = (self.stored)(tensor, expected) else {
+        let whole = self.adapter.and_then(|(adapter, _)| adapter.stored(tensor));
+        self.dtype_of(tensor, whole.or_else(|| (self.stored)(tensor, expected)), expected)
+    }
+
+    fn dtype_of(&self, tensor: &str, stored: Option<Stored>, expected: &[usize]) -> Result<Dtype, PlanError> {
+        let Some(stored) = stored else {
             return Err(PlanError::MissingTensor { tensor: tensor.to_owned(), expected: expected.to_vec() });
         };
         if stored.shape != expected {
@@ -148,7 +172,7 @@ impl<'a> Planner<'a> {
     }
 
     /// A matrix on its own.
-    fn matrix(
+    pub(super) fn matrix(
         &mut self,
         line: &str,
         tensor: String,
@@ -158,6 +182,17 @@ impl<'a> Planner<'a> {
     ) -> Result<Matrix, PlanError> {
         let stored = Shape { rows: stored, columns: shape.columns };
         let (held, origin) = self.origin(line, tensor, stored)?;
+        self.matrix_of(line, held, origin, cut, shape)
+    }
+
+    pub(super) fn matrix_of(
+        &mut self,
+        line: &str,
+        held: Held,
+        origin: Origin,
+        cut: Cut,
+        shape: Shape,
+    ) -> Result<Matrix, PlanError> {
         let tokens = if line == "head" { self.options.logits_rows } else { self.options.chunk };
         let matrix = self.stack(line, held, shape, 1, tokens)?;
         self.fills.push(Fill::Matrix { matrix, origin, cut, encode: held.encode });
@@ -166,12 +201,27 @@ impl<'a> Planner<'a> {
 
     /// Where a matrix stands, and how it is held.
     fn origin(&self, line: &str, tensor: String, shape: Shape) -> Result<(Held, Origin), PlanError> {
+        if self.takes_whole(&tensor) {
+            let dtype = self.stored_as(&tensor, &[shape.rows, shape.columns])?;
+            return Ok((self.held_floats(line, dtype, shape), Origin::Whole(tensor)));
+        }
+        self.origin_in_base(line, tensor, shape)
+    }
+
+    /// The same of the model itself.
+    pub(super) fn origin_in_base(
+        &self,
+        line: &str,
+        tensor: String,
+        shape: Shape,
+    ) -> Result<(Held, Origin), PlanError> {
         let tensors = |name: &str| (self.stored)(name, &[]);
         let module = tensor.strip_suffix(".weight").unwrap_or(&tensor);
         if let Some(packed) = self.spec.format.find(&Tensors(&tensors), module, shape)? {
             return Ok((self.held_codes(line, &packed), Origin::Packed(Box::new(packed))));
         }
-        let dtype = self.stored_as(&tensor, &[shape.rows, shape.columns])?;
+        let expected = [shape.rows, shape.columns];
+        let dtype = self.dtype_of(&tensor, (self.stored)(&tensor, &expected), &expected)?;
         Ok((self.held_floats(line, dtype, shape), Origin::Tensor(tensor)))
     }
 
@@ -189,7 +239,7 @@ impl<'a> Planner<'a> {
             way.and_then(|way| Some((way, way.layout(shape, self.options.precision)?)))
         {
             let encode = layout.coded().map(|_| way);
-            return Held { layout, ordered: false, encode };
+            return Held::plain(layout, encode);
         }
         let layout: &'static dyn Layout = match dtype {
             _ if self.floats => FLOAT32,
@@ -197,21 +247,25 @@ impl<'a> Planner<'a> {
             Dtype::F16 => FLOAT16,
             _ => FLOAT32,
         };
-        Held { layout, ordered: false, encode: None }
+        Held::plain(layout, None)
     }
 
     /// How a quantized matrix is held: in its codes, where a layout takes them; else in floating point, in as many bits
     /// as the precision asks for.
     fn held_codes(&self, line: &str, packed: &Packed) -> Held {
-        let coding = packed.decode.coding(packed.shape).filter(|_| packed.divisors.is_none());
-        match coding.filter(|_| !self.floats).and_then(|coding| coding.layout(self.options.precision)) {
-            Some(layout) => Held { layout, ordered: packed.decode.ordered(), encode: None },
+        let (ordered, factored) = (packed.decode.ordered(), packed.decode.factored());
+        let times = packed.decode.times();
+        // Rows of a table are read without an input.
+        let unread = packed.divisors.is_some() || line == "embedding" && (factored || times > 1);
+        let coding = packed.decode.coding(packed.shape).filter(|_| !unread && !self.floats);
+        match coding.and_then(|coding| coding.layout(self.options.precision)) {
+            Some(layout) => Held { layout, ordered, factored, times, encode: None },
             None => self.held_floats(line, self.unpacked_dtype(), packed.shape),
         }
     }
 
     /// Memory for `count` matrices of one shape, and for the prepared input that `tokens` rows need.
-    fn stack(
+    pub(super) fn stack(
         &mut self,
         line: &str,
         held: Held,
@@ -219,25 +273,26 @@ impl<'a> Planner<'a> {
         count: usize,
         tokens: usize,
     ) -> Result<Matrix, PlanError> {
-        let Held { layout, ordered, .. } = held;
-        let times = if count > 1 { format!("{count} x ") } else { String::new() };
-        let text = format!("{times}{}x{} {}", shape.rows, shape.columns, layout.name());
-        let bytes = Matrix::bytes(layout, shape).and_then(|bytes| bytes.checked_mul(count));
+        let Held { layout, ordered, factored, times, .. } = held;
+        let wide = Shape { columns: shape.columns * times, ..shape };
+        let stacked = if count > 1 { format!("{count} x ") } else { String::new() };
+        let twice = if times > 1 { format!("{times} x ") } else { String::new() };
+        let text = format!("{stacked}{}x{twice}{} {}", shape.rows, shape.columns, layout.name());
+        let bytes = Matrix::bytes(layout, wide).and_then(|bytes| bytes.checked_mul(count));
         let slot = self.slot(Region::Weights, line, text, bytes)?;
-        let order = match ordered {
-            true => {
-                let bytes = shape.columns.checked_mul(4 * count);
-                Some(self.slot(Region::Weights, "orders of columns", "u32 vectors".to_owned(), bytes)?)
-            }
-            false => None,
+        let mut of_columns = |wanted: bool, name: &str, text: &str| {
+            let bytes = shape.columns.checked_mul(4 * count);
+            wanted.then(|| self.slot(Region::Weights, name, text.to_owned(), bytes)).transpose()
         };
+        let order = of_columns(ordered, "orders of columns", "u32 vectors")?;
+        let factors = of_columns(factored, "factors of columns", "f32 vectors")?;
         let form = layout.form(self.options.precision, self.cpu);
         // Prepared input grows by the same for every token.
-        let bytes = panel_bytes(form, shape.columns, 1)
+        let bytes = panel_bytes(form, wide.columns, 1)
             .checked_mul(tokens)
             .ok_or_else(|| PlanError::TooLarge { what: "prepared input".to_owned() })?;
         self.panel_bytes = self.panel_bytes.max(bytes);
-        Ok(Matrix { layout, shape, slot, order })
+        Ok(Matrix { layout, shape, slot, order, factors, times })
     }
 
     fn vector(
@@ -250,7 +305,8 @@ impl<'a> Planner<'a> {
     ) -> Result<Slot, PlanError> {
         self.stored_as(&tensor, stored)?;
         let slot = self.slot(Region::Weights, line, "f32 vectors".to_owned(), len.checked_mul(4))?;
-        self.fills.push(Fill::Vector { slot, tensor, cut });
+        let whole = self.takes_whole(&tensor);
+        self.fills.push(Fill::Vector { slot, tensor, cut, whole });
         Ok(slot)
     }
 
@@ -285,7 +341,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Which rows of its tensor a matrix of `rows` rows is, and how many the tensor has.
-    fn cut(&self, rows: Rows, count: usize, sections: &[usize]) -> (Cut, usize) {
+    pub(super) fn cut(&self, rows: Rows, count: usize, sections: &[usize]) -> (Cut, usize) {
         let head = self.spec.layers.first().map_or(1, |layer| layer.attention.head_width);
         match rows {
             Rows::All => (Cut::WHOLE, count),
@@ -301,23 +357,23 @@ impl<'a> Planner<'a> {
     }
 
     fn linear(&mut self, prefix: &str, wanted: &Wanted) -> Result<Linear, PlanError> {
-        let Wanted { line, part, shape, sections, bias } = *wanted;
+        let Wanted { line, part, shape, sections, bias, .. } = *wanted;
         let (cut, stored) = self.cut(part.rows, shape.rows, sections);
         let name = |kind: &str| format!("{prefix}{}.{kind}", part.module);
         let matrix = self.matrix(line, name("weight"), cut, stored, shape)?;
         let bias =
             bias.then(|| self.vector("biases", name("bias"), cut, &[stored], shape.rows)).transpose()?;
-        Ok(Linear { matrix, bias })
+        let low = self.low_of_linear(prefix, wanted, matrix)?;
+        Ok(Linear { matrix, bias, low })
     }
 
     pub(crate) fn weights(&mut self) -> Result<Weights, PlanError> {
         let spec = self.spec;
         let names = spec.names;
         let table = Shape { rows: spec.vocab, columns: spec.hidden };
-        let whole = |planner: &mut Self, line, module: &str| {
-            planner.matrix(line, format!("{module}.weight"), Cut::WHOLE, table.rows, table)
-        };
-        let embedding = whole(self, "embedding", names.embedding)?;
+        self.check_wholes()?;
+        let embedding = format!("{}.weight", names.embedding);
+        let embedding = self.matrix("embedding", embedding, Cut::WHOLE, table.rows, table)?;
         let layers = spec
             .layers
             .iter()
@@ -325,12 +381,10 @@ impl<'a> Planner<'a> {
             .map(|(i, layer)| self.layer(i, layer))
             .collect::<Result<_, _>>()?;
         let final_norm = self.norm(names.final_norm, &spec.final_norm, spec.hidden)?;
-        let head = match spec.tied {
-            true => embedding,
-            false => whole(self, "head", names.head)?,
-        };
+        let embedding_low = self.low_of_table(embedding)?;
+        let head = self.head(embedding)?;
         let ropes = spec.ropes.iter().map(|rope| self.rope(rope)).collect::<Result<_, PlanError>>()?;
-        Ok(Weights { embedding, head, final_norm, layers, ropes })
+        Ok(Weights { embedding, embedding_low, head, final_norm, layers, ropes })
     }
 
     /// The one layer of the specification, all in float32.
@@ -341,9 +395,10 @@ impl<'a> Planner<'a> {
         let ropes = spec.ropes.iter().map(|rope| self.rope(rope)).collect::<Result<_, PlanError>>()?;
         let slot = Slot { region: Region::Weights, offset: 0, bytes: 0 };
         let shape = Shape { rows: 0, columns: spec.hidden };
-        let nothing = Matrix { layout: FLOAT32, shape, slot, order: None };
+        let embedding = Matrix::plain(FLOAT32, shape, slot);
+        let head = Linear { matrix: embedding, bias: None, low: None };
         let final_norm = layers[0].attention_norm;
-        Ok(Weights { embedding: nothing, head: nothing, final_norm, layers, ropes })
+        Ok(Weights { embedding, embedding_low: None, head, final_norm, layers, ropes })
     }
 
     fn rope(&mut self, rope: &RopeSpec) -> Result<Rope, PlanError> {
@@ -369,17 +424,19 @@ impl<'a> Planner<'a> {
         let (query, kv) = (a.heads * a.head_width, a.kv_heads * a.head_width);
         let output = Shape { rows: hidden, columns: query };
         let (line, sections) = ("layers: attention", [query, kv, kv]);
-        let input = |part, rows| Wanted {
+        let trained = self.spec.trained;
+        let input = |part, trained, rows| Wanted {
             line,
             part,
+            trained,
             shape: Shape { rows, columns: hidden },
             sections: &sections,
             bias: a.input_bias,
         };
         let attention_norm = self.norm(&format!("{prefix}{}", names.attention_norm), &layer.norm, hidden)?;
-        let query = self.linear(&prefix, &input(names.query, query))?;
-        let key = self.linear(&prefix, &input(names.key, kv))?;
-        let value = self.linear(&prefix, &input(names.value, kv))?;
+        let query = self.linear(&prefix, &input(names.query, trained.query, query))?;
+        let key = self.linear(&prefix, &input(names.key, trained.key, kv))?;
+        let value = self.linear(&prefix, &input(names.value, trained.value, kv))?;
         let head_norms = self.norms(&prefix, names.head_norms, &layer.norm, a.head_width)?;
         let sinks = match names.sinks {
             Some(name) => {
@@ -388,7 +445,8 @@ impl<'a> Planner<'a> {
             }
             None => None,
         };
-        let wanted = Wanted { line, part: names.output, shape: output, sections: &[], bias: a.output_bias };
+        let (part, trained) = (names.output, trained.output);
+        let wanted = Wanted { line, part, trained, shape: output, sections: &[], bias: a.output_bias };
         let output = self.linear(&prefix, &wanted)?;
         let mlp_norm = self.norm(&format!("{prefix}{}", names.mlp_norm), &layer.norm, hidden)?;
         let post_norms = self.norms(&prefix, names.post_norms, &layer.norm, hidden)?;
@@ -421,21 +479,28 @@ impl<'a> Planner<'a> {
         let hidden = self.spec.hidden;
         let (up, down) =
             (Shape { rows: mlp.width, columns: hidden }, Shape { rows: hidden, columns: mlp.width });
-        let parts = [(names.gate, up), (Some(names.up), up), (Some(names.down), down)];
-        let router = match (mlp.experts, names.experts) {
-            (Some(experts), Some((module, _))) => {
+        let trained = self.spec.trained;
+        let parts = [
+            (names.gate.zip(trained.gate), up),
+            (Some((names.up, trained.up)), up),
+            (Some((names.down, trained.down)), down),
+        ];
+        let router = match (mlp.experts, names.experts.zip(trained.experts)) {
+            (Some(experts), Some(((module, _), (trained, _)))) => {
                 let shape = Shape { rows: experts.choice.experts, columns: hidden };
-                let part = Part { module, rows: Rows::All };
+                let [part, trained] = [module, trained].map(|module| Part { module, rows: Rows::All });
                 let bias = experts.router_bias;
-                Some(self.linear(prefix, &Wanted { line: "routers", part, shape, sections: &[], bias })?)
+                let wanted = Wanted { line: "routers", part, trained, shape, sections: &[], bias };
+                Some(self.linear(prefix, &wanted)?)
             }
             _ => None,
         };
         let mut linears = [None; 3];
         for ((part, shape), linear) in parts.into_iter().zip(&mut linears) {
             let sections = &[mlp.width, mlp.width];
-            let Some(part) = part else { continue };
-            let wanted = Wanted { line: "layers: feed-forward", part, shape, sections, bias: mlp.bias };
+            let Some((part, trained)) = part else { continue };
+            let (line, bias) = ("layers: feed-forward", mlp.bias);
+            let wanted = Wanted { line, part, trained, shape, sections, bias };
             *linear = Some(match (mlp.experts, names.experts) {
                 (Some(experts), Some((_, stack))) => self.experts(prefix, &wanted, experts.choice, stack)?,
                 _ => self.linear(prefix, &wanted)?,
@@ -475,7 +540,8 @@ impl<'a> Planner<'a> {
             Stack::Together { matrix, turned } => {
                 let shape = Shape { rows: stored, columns: shape.columns };
                 let name = format!("{}{matrix}", name(0));
-                if let Some(packed) = self.packed_stack(&name, choice.experts, shape)? {
+                let whole = self.takes_whole(&name);
+                if !whole && let Some(packed) = self.packed_stack(&name, choice.experts, shape)? {
                     let held = self.held_codes(line, &packed[0]);
                     let source = |packed| (Origin::Packed(Box::new(packed)), cut, held.encode);
                     return Ok((held, packed.into_iter().map(source).collect()));
@@ -485,7 +551,8 @@ impl<'a> Planner<'a> {
                 let turned = turned.then_some(stored);
                 let cut = |expert| Cut { start: expert * shape.columns * stored, turned, ..cut };
                 let held = self.held_floats(line, dtype, shape);
-                let source = |expert| (Origin::Tensor(name.clone()), cut(expert), held.encode);
+                let origin = if whole { Origin::Whole } else { Origin::Tensor };
+                let source = |expert| (origin(name.clone()), cut(expert), held.encode);
                 (held, (0..choice.experts).map(source).collect())
             }
         })
@@ -517,7 +584,7 @@ impl<'a> Planner<'a> {
         choice: Choice,
         stack: Stack,
     ) -> Result<Linear, PlanError> {
-        let &Wanted { line, part, shape, sections, bias } = wanted;
+        let &Wanted { line, part, shape, sections, bias, .. } = wanted;
         let line = &format!("{line}, experts");
         let (cut, stored) = self.cut(part.rows, shape.rows, sections);
         let name = |expert: usize| format!("{prefix}{}", part.module.replace("{}", &expert.to_string()));
@@ -531,7 +598,8 @@ impl<'a> Planner<'a> {
                 let bytes = slot.bytes / choice.experts;
                 Slot { offset: slot.offset + expert * bytes, bytes, ..slot }
             };
-            let matrix = Matrix { slot: part(matrix.slot), order: matrix.order.map(part), ..matrix };
+            let (order, factors) = (matrix.order.map(part), matrix.factors.map(part));
+            let matrix = Matrix { slot: part(matrix.slot), order, factors, ..matrix };
             self.fills.push(Fill::Matrix { matrix, origin, cut, encode });
         }
         let bias = match (bias, stack) {
@@ -542,7 +610,8 @@ impl<'a> Planner<'a> {
             }
             (true, Stack::Apart) => panic!("no family has biases of experts apart"),
         };
-        Ok(Linear { matrix, bias })
+        let low = self.low_of_experts(prefix, wanted, choice, matrix)?;
+        Ok(Linear { matrix, bias, low })
     }
 
     pub(crate) fn caches(&mut self, pages: usize) -> Result<Vec<KvCache>, PlanError> {
@@ -595,6 +664,7 @@ impl<'a> Planner<'a> {
             chosen: rows("rows for the head", logits_rows, spec.hidden)?,
             chosen_normed: rows("rows for the head, normed", logits_rows, spec.hidden)?,
             logits: rows("logits", logits_rows, spec.vocab)?,
+            low: self.lows.work(&mut self.work, &mut self.lines)?,
             routing: {
                 let bytes = experts.map_or(Some(0), |choice| choice.bytes(chunk));
                 self.slot(Region::Work, "routing", "words".to_owned(), bytes)?

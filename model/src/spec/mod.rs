@@ -100,6 +100,8 @@ pub struct ModelSpec {
     pub family: &'static str,
     /// Where its tensors are.
     pub names: &'static Names,
+    /// Where they were when it was trained, and adapters know them.
+    pub trained: &'static Names,
     /// Channels of the stream.
     pub hidden: usize,
     /// Rows of embedding and head.

@@ -51,6 +51,8 @@ impl Config<'_> {
             true => (family.gguf.names.as_ref().unwrap_or(&family.names), 0.0),
             false => (&family.names, family.weight_shift),
         };
+        // Of files that are spelled in two ways, adapters follow the first.
+        let trained = FAMILIES.iter().find(|first| first.name == family.name).unwrap_or(family);
         let vocab = self.needed_size("vocab_size", 1 << 24)?;
         let context = self.context(family)?;
         let norm = NormSpec {
@@ -77,6 +79,7 @@ impl Config<'_> {
         Ok(ModelSpec {
             family: family.name,
             names,
+            trained: &trained.names,
             hidden,
             vocab,
             context,

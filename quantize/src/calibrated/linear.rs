@@ -5,6 +5,7 @@
 //! along.
 
 use bantam_core::Cpu;
+use bantam_core::layouts::panels::Taken;
 use bantam_core::layouts::{FLOAT32, Precision, Shape, TILE_ROWS};
 use bantam_core::ops::matmul::{Input, Output, multiply, panel_bytes};
 use bantam_core::ops::share::each_row;
@@ -31,7 +32,7 @@ struct Packed {
 }
 
 impl Work<'_> {
-    fn pack<'b>(&self, rows: usize, columns: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Packed {
+    fn pack(&self, rows: usize, columns: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Packed {
         let shape = Shape { rows, columns };
         let tile = FLOAT32.tile_bytes(columns) / 4;
         let mut tiles = vec![0.0f32; shape.tiles() * tile];
@@ -53,7 +54,8 @@ impl Work<'_> {
         let mut panels = vec![0.0; panel_bytes(form, columns, ROWS.min(a.len() / columns)) / 4];
         for (x, out) in a.chunks(ROWS * columns).zip(out.chunks_mut(ROWS * rows)) {
             let tiles = bytemuck::cast_slice(&b.tiles);
-            let output = Output { layout: FLOAT32, shape: b.shape, tiles, order: None, bias: None, out, add };
+            let taken = Taken::PLAIN;
+            let output = Output { layout: FLOAT32, shape: b.shape, tiles, taken, bias: None, out, add };
             let segments = [[0, 0, (x.len() / columns) as u32]];
             let input = Input { x, columns, order: None };
             multiply(self.cpu, Precision::Exact, self.pool, input, &segments, &mut panels, &mut [output]);

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io::Write;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bantam_core::Cpu;
@@ -59,7 +58,7 @@ impl Far {
     /// The model of a chat, loaded, where the daemon takes it.
     pub(super) fn open(link: Link, chat: &Chat) -> Result<Step<Self>, Failure> {
         let path = chat.model.path();
-        let is_here = link.shares_files() && path.is_none_or(Path::exists);
+        let is_here = link.shares_files() && path.is_none_or(|path| chosen_model::found(path).exists());
         let source = is_here.then(|| chosen_model::open(path)).transpose()?;
         if let Some(source) = &source {
             // What would be refused without a daemon is refused in the same words.

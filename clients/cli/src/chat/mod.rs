@@ -17,6 +17,7 @@ use bantam_model::generate::{Finish, Held};
 use bantam_model::reply::reader::Reader;
 use clap::Args;
 
+use crate::adapter_flag::AdapterFlag;
 use crate::chosen_model::ChosenModel;
 use crate::daemon::{DaemonFlags, Step};
 use crate::engine_flags::{ContextFlag, EngineFlags};
@@ -72,6 +73,8 @@ pub(crate) struct Chat {
     #[command(flatten)]
     context: ContextFlag,
     #[command(flatten)]
+    adapter: AdapterFlag,
+    #[command(flatten)]
     engine: EngineFlags,
     #[command(flatten)]
     daemon: DaemonFlags,
@@ -122,7 +125,7 @@ impl Chat {
 
     /// The model, in a daemon's memory where there is one, else in ours.
     fn talk(self) -> Result<Talk, Failure> {
-        let far = match self.daemon.find()? {
+        let far = match self.adapter.find(&self.daemon)? {
             Some(link) => Far::open(link, &self)?,
             None => Step::Without,
         };
@@ -138,7 +141,7 @@ impl Chat {
 
     /// Everything that can be refused is, before the model is loaded.
     fn here(&self) -> Result<Here, Failure> {
-        let source = self.model.open()?;
+        let source = self.adapter.beside(self.model.open()?)?;
         let context = self.context.of(&source.spec);
         let options = self.engine.options(context, 1, 1);
         run::warn_of_overlooked(&source, &source.plan(options, Cpu::detect())?);

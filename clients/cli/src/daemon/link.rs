@@ -19,8 +19,8 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::Address;
 use crate::failure::{Failure, refused};
-use crate::output;
 use crate::progress::Progress;
+use crate::{chosen_model, output};
 
 /// A daemon that has not said that it is well by then is not waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -100,7 +100,7 @@ impl Link {
     pub(crate) fn model(&self, path: Option<&Path>) -> String {
         let Some(path) = path else { return String::new() };
         // A daemon takes no `..`.
-        let absolute = path.canonicalize().ok().filter(|_| self.shares_files());
+        let absolute = chosen_model::found(path).canonicalize().ok().filter(|_| self.shares_files());
         absolute.as_deref().unwrap_or(path).display().to_string()
     }
 

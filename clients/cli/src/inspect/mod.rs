@@ -100,7 +100,12 @@ impl Inspect {
             (_, Err(error)) => return Err(error.into()),
         };
         if let Some(out) = &self.out {
-            let files = self.model.path().map(ModelFiles::open).transpose().map_err(SourceError::from)?;
+            let files = self
+                .model
+                .path()
+                .map(|path| ModelFiles::open(&chosen_model::found(path)))
+                .transpose()
+                .map_err(SourceError::from)?;
             written_file::check(out, &checkpoint, files.as_ref())?;
             write_tensor(&tensor, out)?;
             if !self.json {
@@ -148,7 +153,7 @@ impl Inspect {
         });
         match (opened, self.model.path()) {
             (Ok((checkpoint, plan)), _) => Ok((checkpoint, Ok(plan))),
-            (Err(error), Some(path)) => Ok((Checkpoint::open(path)?, Err(error))),
+            (Err(error), Some(path)) => Ok((Checkpoint::open(&chosen_model::found(path))?, Err(error))),
             (Err(error), None) => Err(error.into()),
         }
     }

@@ -30,7 +30,7 @@ impl Run {
         prompt: Prompt,
     ) -> Result<Option<Left>, Failure> {
         // A name may be one that only the daemon knows.
-        let is_here = link.shares_files() && model.is_none_or(Path::exists);
+        let is_here = link.shares_files() && model.is_none_or(|path| chosen_model::found(path).exists());
         let source = is_here.then(|| chosen_model::open(model)).transpose()?;
         let prompt = match prompt {
             Prompt::Piped => Prompt::Text(piped()?),

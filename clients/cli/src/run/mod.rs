@@ -17,6 +17,7 @@ use bantam_model::source::{Source, Text};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::adapter_flag::AdapterFlag;
 use crate::daemon::DaemonFlags;
 use crate::engine_flags::{ContextFlag, EngineFlags};
 use crate::failure::{Failure, refused, usage};
@@ -60,6 +61,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     context: ContextFlag,
     #[command(flatten)]
+    adapter: AdapterFlag,
+    #[command(flatten)]
     engine: EngineFlags,
     #[command(flatten)]
     daemon: DaemonFlags,
@@ -76,7 +79,7 @@ enum Prompt {
 impl Run {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let (model, prompt) = self.model_and_prompt()?;
-        let (prompt, source) = match self.daemon.find()? {
+        let (prompt, source) = match self.adapter.find(&self.daemon)? {
             Some(link) => match self.by_daemon(&link, model.as_deref(), prompt)? {
                 None => return Ok(()),
                 Some(left) => left,
@@ -84,6 +87,7 @@ impl Run {
             None => (prompt, None),
         };
         let source = source.map_or_else(|| chosen_model::open(model.as_deref()), Ok)?;
+        let source = self.adapter.beside(source)?;
         let context = self.context.of(&source.spec);
         let options = self.engine.options(context, 1, 1);
         warn_of_overlooked(&source, &source.plan(options, Cpu::detect())?);
@@ -132,8 +136,8 @@ impl Run {
                 ))),
             },
             ([place], None, None) if is_a_path(place) => Err(usage(format!(
-                "{place:?} looks like a path, and there is no model there; to use it as a prompt write --prompt \
-                 {place:?}"
+                "{place:?} looks like a model's path or name, and there is no model there: `bantam pull` fetches one by \
+                 name; to use it as a prompt write --prompt {place:?}"
             ))),
             ([text], None, None) => Ok((None, prompt(text))),
             ([], _, None) => Err(usage("PROMPT is missing; write: bantam run [MODEL] \"Once upon a time\"")),
@@ -233,7 +237,7 @@ fn prompt(text: &str) -> Prompt {
 
 /// Whether one argument alone is rather a model than a prompt.
 fn is_a_model(place: &str) -> bool {
-    let path = Path::new(place);
+    let path = chosen_model::found(Path::new(place));
     path.join("config.json").is_file() || (path.is_file() && place.ends_with(".safetensors"))
 }
 

@@ -2,15 +2,18 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure is a failed test")]
 
+mod adapters;
 mod answers;
 mod chats;
 mod clients;
 mod comforts;
 mod fake;
 mod native;
+mod pulls;
 mod quantize;
 mod refusals;
 mod serving;
+mod stand_in;
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};

@@ -203,10 +203,12 @@ fn damaged_weights_are_refused_before_anything_is_read() {
 }
 
 #[test]
-fn what_does_not_exist_yet_says_so() {
+fn what_is_no_adapter_says_so() {
     let model = repository("model/carried");
     let score = ["score", &model, "--ids", "1", "--logits", "x", "--adapter", "y"];
-    check(&score, 1, &["adapters are not supported yet"]);
+    check(&score, 1, &["adapter_config.json", "nothing there"]);
+    let run = ["run", &model, "--ids", "1", "--adapter", &model];
+    check(&run, 1, &["adapter_config.json", "no adapter_config.json"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::integer::Job;
 use super::quads::{Plain, Quads};
-use super::{Coded, Side};
+use super::{Coded, Side, trits};
 use crate::cpu::Cpu;
 #[cfg(any(all(target_arch = "x86_64", not(target_os = "none")), target_arch = "aarch64"))]
 use crate::cpu::Level;
@@ -101,12 +101,15 @@ unsafe fn run<Q: Quads>(job: &Job) {
 #[inline(always)]
 unsafe fn open<Q: Quads>(job: &Job, column: usize, count: usize, values: &mut Values) {
     let Coded { bits, block, side, book, .. } = *job.layout;
+    let layout = job.layout;
     let lanes = Q::Floats::LANES;
     let multiples = &job.tile[job.tile.len() - TILE_ROWS..];
     // SAFETY: the tile holds all blocks, and `values` a piece's columns.
     unsafe {
         for first in (column..column + count).step_by(block) {
-            let place = job.layout.place(first / block);
+            let place = layout.place(first / block);
+            let (side_word, side_shift) = side.half(place.member);
+            let (shared, digits) = (place.side + side.words() * TILE_ROWS, Q::digit_table());
             for lane in (0..TILE_ROWS).step_by(lanes) {
                 let words = job.tile.as_ptr().add(place.side + lane);
                 let word = Q::load(words);
@@ -115,21 +118,31 @@ unsafe fn open<Q: Quads>(job: &Job, column: usize, count: usize, values: &mut Va
                     Side::Float => {
                         (Q::Floats::load(words.cast()), Q::Floats::load(words.add(TILE_ROWS).cast()))
                     }
-                    Side::Pair => (Q::half(word, 16 * place.member as u32), none),
+                    Side::Pair | Side::Quarters | Side::Halves => {
+                        (Q::half(Q::load(words.add(side_word * TILE_ROWS)), side_shift), none)
+                    }
+                    Side::Row => (Q::Floats::splat(1.0), none),
                     Side::Zero => (Q::half(word, 0), Q::half(word, 16)),
                     Side::Exponents => (Q::power(word, 8 * place.member as u32), none),
                 };
                 let scale = scale.mul(Q::Floats::load(multiples.as_ptr().add(lane).cast()));
-                let codes = job.tile.as_ptr().add(place.codes + lane);
+                let tile = job.tile.as_ptr().add(lane);
                 let bias = Q::Floats::splat(f32::from(book.bias));
                 for j in 0..block.min(column + count - first) {
-                    let per_word = 32 / bits;
-                    let (at, j_in) = (j / per_word, j % per_word);
-                    let shift = if bits == 8 { 8 * j_in } else { 8 * (j_in % 4) + 4 * (j_in / 4) };
-                    let word = Q::load(codes.add(at * TILE_ROWS));
                     let value = match book.table {
-                        Some((table, _)) => Q::value(table, word, shift as u32),
-                        None => Q::number(word, shift as u32, bits).sub(bias),
+                        _ if book.trits => {
+                            let at = trits::Place { own: place.codes, shared, member: place.member }.of(j);
+                            let word = Q::load(tile.add(at.word));
+                            Q::number(Q::digits(digits, word)[at.digit], 8 * at.byte as u32, 8).sub(bias)
+                        }
+                        table => {
+                            let (word, shift) = layout.field(j);
+                            let word = Q::load(tile.add(place.codes + word * TILE_ROWS));
+                            match table {
+                                Some((table, _)) => Q::value(table, word, shift),
+                                None => Q::number(word, shift, bits).sub(bias),
+                            }
+                        }
                     };
                     let out = values.0.as_mut_ptr().add((first - column + j) * TILE_ROWS + lane);
                     value.sub(zero).mul(scale).store(out);

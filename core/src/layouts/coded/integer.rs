@@ -4,6 +4,8 @@
 //! piece of the tile is turned into bytes once, small enough for the nearest cache, and meets all tokens there.
 //! Both do the same arithmetic in the same order.
 
+mod blocks;
+
 use core::marker::PhantomData;
 
 use super::quads::{Plain, Quads};
@@ -15,6 +17,7 @@ use crate::layouts::panels::Panels;
 use crate::layouts::tile::emit;
 use crate::layouts::{Sink, TILE_ROWS};
 use crate::ops::vector::{Vector, unroll};
+use blocks::Common;
 
 /// A tile and what it is multiplied with, sizes checked.
 pub(super) struct Job<'a> {
@@ -96,6 +99,23 @@ trait Kind {
     const TABLE: bool;
     /// No byte is above 127.
     const SMALL: bool;
+    /// Five to a byte.
+    const TRITS: bool = false;
+}
+
+struct Count2;
+impl Kind for Count2 {
+    const BITS: usize = 2;
+    const TABLE: bool = false;
+    const SMALL: bool = true;
+}
+
+struct Trits;
+impl Kind for Trits {
+    const BITS: usize = 2;
+    const TABLE: bool = false;
+    const SMALL: bool = true;
+    const TRITS: bool = true;
 }
 
 struct Wide4;
@@ -129,22 +149,29 @@ impl Kind for Count8 {
 /// What a unit's side words hold.
 trait Sides {
     const BLOCKS: usize;
-    const ZERO: bool;
-    /// The scale of a block.
+    const ZERO: bool = false;
+    fn new(side: Side) -> Self;
+    fn words(&self) -> usize {
+        1
+    }
+    /// The scale of a block, from the rows' side words.
     ///
     /// # Safety
-    /// The instruction set is proven.
-    unsafe fn scale<Q: Quads>(side: Q::Lanes, member: usize) -> Q::Floats;
+    /// The instruction set is proven, and `side` points to side words.
+    unsafe fn scale<Q: Quads>(&self, side: *const u32, member: usize) -> Q::Floats;
 }
 
 struct Pair;
 impl Sides for Pair {
     const BLOCKS: usize = 2;
-    const ZERO: bool = false;
     #[inline(always)]
-    unsafe fn scale<Q: Quads>(side: Q::Lanes, member: usize) -> Q::Floats {
+    fn new(_: Side) -> Self {
+        Pair
+    }
+    #[inline(always)]
+    unsafe fn scale<Q: Quads>(&self, side: *const u32, member: usize) -> Q::Floats {
         // SAFETY: passed on.
-        unsafe { Q::half(side, 16 * member as u32) }
+        unsafe { Q::half(Q::load(side), 16 * member as u32) }
     }
 }
 
@@ -153,20 +180,55 @@ impl Sides for Zero {
     const BLOCKS: usize = 1;
     const ZERO: bool = true;
     #[inline(always)]
-    unsafe fn scale<Q: Quads>(side: Q::Lanes, _: usize) -> Q::Floats {
+    fn new(_: Side) -> Self {
+        Zero
+    }
+    #[inline(always)]
+    unsafe fn scale<Q: Quads>(&self, side: *const u32, _: usize) -> Q::Floats {
         // SAFETY: passed on.
-        unsafe { Q::half(side, 0) }
+        unsafe { Q::half(Q::load(side), 0) }
     }
 }
 
 struct Exponents;
 impl Sides for Exponents {
     const BLOCKS: usize = 4;
-    const ZERO: bool = false;
     #[inline(always)]
-    unsafe fn scale<Q: Quads>(side: Q::Lanes, member: usize) -> Q::Floats {
+    fn new(_: Side) -> Self {
+        Exponents
+    }
+    #[inline(always)]
+    unsafe fn scale<Q: Quads>(&self, side: *const u32, member: usize) -> Q::Floats {
         // SAFETY: passed on.
-        unsafe { Q::power(side, 8 * member as u32) }
+        unsafe { Q::power(Q::load(side), 8 * member as u32) }
+    }
+}
+
+/// Those of two bits and of trits, told apart while they run: they are small beside what they stand with, and kernels
+/// are many as it is.
+struct Fours {
+    side: Side,
+}
+impl Sides for Fours {
+    const BLOCKS: usize = 4;
+    #[inline(always)]
+    fn new(side: Side) -> Self {
+        Fours { side }
+    }
+    #[inline(always)]
+    fn words(&self) -> usize {
+        self.side.words()
+    }
+    #[inline(always)]
+    unsafe fn scale<Q: Quads>(&self, side: *const u32, member: usize) -> Q::Floats {
+        let (word, shift) = self.side.half(member);
+        // SAFETY: passed on.
+        unsafe {
+            match self.side {
+                Side::Row => Q::Floats::splat(1.0),
+                _ => Q::half(Q::load(side.add(word * TILE_ROWS)), shift),
+            }
+        }
     }
 }
 
@@ -183,6 +245,12 @@ unsafe fn run<Q: Quads>(job: &Job) {
             (4, Side::Pair, false) => Product::<Q, Count4, Pair>::new(job).run(),
             (4, Side::Exponents, true) if small => Product::<Q, Small4, Exponents>::new(job).run(),
             (4, Side::Zero, false) => Product::<Q, Count4, Zero>::new(job).run(),
+            (2, Side::Quarters | Side::Halves | Side::Row, _) if book.trits => {
+                Product::<Q, Trits, Fours>::new(job).run();
+            }
+            (2, Side::Quarters | Side::Halves | Side::Row, _) => {
+                Product::<Q, Count2, Fours>::new(job).run();
+            }
             (8, Side::Pair, false) => Product::<Q, Count8, Pair>::new(job).run(),
             (8, Side::Zero, false) => Product::<Q, Count8, Zero>::new(job).run(),
             _ => panic!("{} has no integer kernel", job.layout.name),
@@ -218,22 +286,28 @@ struct Product<'a, Q, K, S> {
     bias: i32,
     block: usize,
     blocks: usize,
-    of: PhantomData<(Q, K, S)>,
+    sides: S,
+    of: PhantomData<(Q, K)>,
 }
 
 impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
     #[inline(always)]
     fn new(job: &'a Job<'a>) -> Self {
-        let Coded { block, book, .. } = *job.layout;
+        let Coded { block, book, side, .. } = *job.layout;
         let blocks = job.columns.div_ceil(block);
         assert!(job.x.sums.len() == blocks * job.x.tokens, "a sum for every token and block");
-        Product { job, book, bias: i32::from(book.bias), block, blocks, of: PhantomData }
+        let (bias, sides) = (i32::from(book.bias), S::new(side));
+        Product { job, book, bias, block, blocks, sides, of: PhantomData }
     }
 
     /// Words of a block in the tile.
     #[inline(always)]
     fn words(&self) -> usize {
-        self.block * K::BITS / 32
+        match K::BITS {
+            // Blocks of 64; of trits, four stand in the word that blocks share.
+            2 => 4 - usize::from(K::TRITS),
+            bits => self.block * bits / 32,
+        }
     }
 
     /// # Safety
@@ -351,49 +425,32 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
             let mut x = panel;
             for unit in (0..self.blocks).step_by(S::BLOCKS) {
                 let side = at;
-                at = at.add(TILE_ROWS);
+                let common = Common::new::<K>(at.add(self.sides.words() * TILE_ROWS));
+                at = at.add((self.sides.words() + usize::from(K::TRITS)) * TILE_ROWS);
                 unroll!(4: member < S::BLOCKS, {
                     let block = unit + member;
                     if block >= self.blocks {
                         break;
                     }
                     let sum = self.job.x.sums.as_ptr().add(block * G);
-                    // One token has a second row of sums, so that dot products do not wait for one another.
                     let mut dots = [[Q::splat(0); N]; G];
-                    let mut others = [[Q::splat(0); N]; G];
                     unroll!(4: g < G, {
                         let start = self.start(sum.add(g));
                         unroll!(8: v < N, { dots[g][v] = start; });
                     });
-                    for _ in 0..words {
-                        prefetch::<G>(at);
-                        unroll!(8: v < N, {
-                            let word = Q::load(at.add(v * lanes));
-                            if K::BITS == 8 {
-                                unroll!(4: g < G, { dots[g][v] = Self::dot(dots[g][v], word, x.add(g)); });
-                            } else {
-                                let [low, high] = Self::open(table, word);
-                                unroll!(4: g < G, {
-                                    dots[g][v] = Self::dot(dots[g][v], low, x.add(g));
-                                    let next = x.add(G + g);
-                                    if G == 1 {
-                                        others[g][v] = Self::dot(others[g][v], high, next);
-                                    } else {
-                                        dots[g][v] = Self::dot(dots[g][v], high, next);
-                                    }
-                                });
-                            }
-                        });
-                        at = at.add(TILE_ROWS);
-                        x = x.add(G * 8 / K::BITS);
+                    if K::BITS == 2 {
+                        self.add_small::<G, N>(&mut dots, at, x, &common, member);
+                    } else {
+                        self.add_codes::<G, N>(&mut dots, at, x, table);
                     }
+                    at = at.add(words * TILE_ROWS);
+                    x = x.add(self.block / 4 * G);
                     unroll!(8: v < N, {
-                        let side = Q::load(side.add(v * lanes));
-                        let scale = S::scale::<Q>(side, member);
-                        let zero = if S::ZERO { Q::half(side, 16) } else { scale };
+                        let side = side.add(v * lanes);
+                        let scale = self.sides.scale::<Q>(side, member);
+                        let zero = if S::ZERO { Q::half(Q::load(side), 16) } else { scale };
                         unroll!(4: g < G, {
-                            let dot = if G == 1 { Q::add(dots[g][v], others[g][v]) } else { dots[g][v] };
-                            let dot = Self::less_zero(dot, zero, sum.add(g));
+                            let dot = Self::less_zero(dots[g][v], zero, sum.add(g));
                             sums[g][v] = sums[g][v].add(dot.mul(scale));
                         });
                     });
@@ -468,13 +525,18 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                 let place = self.job.layout.place(block + b);
                 let side = self.job.tile.as_ptr().add(place.side);
                 for lane in (0..TILE_ROWS).step_by(lanes) {
-                    let side = Q::load(side.add(lane));
-                    S::scale::<Q>(side, place.member).store(scales.add(b * TILE_ROWS + lane));
+                    let side = side.add(lane);
+                    self.sides.scale::<Q>(side, place.member).store(scales.add(b * TILE_ROWS + lane));
                     if S::ZERO {
-                        Q::half(side, 16).store(zeros.add(b * TILE_ROWS + lane));
+                        Q::half(Q::load(side), 16).store(zeros.add(b * TILE_ROWS + lane));
                     }
                 }
                 let mut codes = self.job.tile.as_ptr().add(place.codes);
+                if K::BITS == 2 {
+                    self.open_small(codes, side.add(self.sides.words() * TILE_ROWS), place.member, bytes);
+                    bytes = bytes.add(self.block / 4 * TILE_ROWS);
+                    continue;
+                }
                 for _ in 0..self.words() {
                     for lane in (0..TILE_ROWS).step_by(lanes) {
                         let word = Q::load(codes.add(lane));
@@ -608,19 +670,4 @@ struct Piece {
     x: *const u32,
     block_sums: *const i32,
     stride: usize,
-}
-
-/// Asks for what one token reads soon: a tile is read once, in order, and the next one follows.
-#[inline(always)]
-fn prefetch<const G: usize>(at: *const u32) {
-    #[cfg(target_arch = "x86_64")]
-    if G == 1 {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint, at whatever address.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(1024).cast());
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(1040).cast());
-        }
-    }
-    let _ = at;
 }

@@ -1,21 +1,27 @@
-//! Codes of four or eight bits in blocks that share a scale: `code4` and `code8`.
+//! Codes of two, four or eight bits in blocks that share a scale: `code2`, `code4` and `code8`; and ternary ones of
+//! five in a byte: `trit`.
 //!
 //! A row is cut into blocks of columns, blocks into units that share side words, one word of each of the 32 rows:
 //!
 //! ```text
-//! unit    side words   scales (and zeros) of the unit's blocks
+//! unit    side words   scales (and zeros) of the unit's blocks; of five trits in a byte, one word for all blocks
 //!         code words   block after block
 //! ...                  the last unit has as many blocks as are left
-//! 32 x f32             what the scales of a row are multiples of, a power of two
+//! 32 x f32             what the scales of a row are multiples of, a power of two; of rows with one scale, that scale
 //!
 //! code word, 8 bits    byte j                column 4w + j
 //! code word, 4 bits    byte j, low half      column 8w + j         high half   column 8w + 4 + j
+//! code word, 2 bits    byte j, bits 2k       column 16w + 4k + j
+//! code word, trits     see `trits.rs`
 //!
 //! side words           scale                 zero
 //!   Float              float32               float32 in a second word
 //!   Pair               float16 of block 2u in the low half, of 2u + 1 in the high half
 //!   Zero               float16, low half     float16, high half
 //!   Exponents          byte k is block 4u + k's power of two, 127 for the row's largest
+//!   Quarters           like Pair, blocks 4u and 4u + 1 in the first word, 4u + 2 and 4u + 3 in a second
+//!   Halves             like Pair, each for two blocks
+//!   Row                none
 //! ```
 //!
 //! A weight is `(value of the code - zero) * scale`. Codes stand for values by a [`Book`].
@@ -28,6 +34,7 @@ mod float;
 mod integer;
 mod nearest;
 mod quads;
+mod trits;
 
 use super::panels::{Form, Panels};
 use super::{Layout, NotFinite, Precision, Sink, TILE_ROWS, check_rows};
@@ -44,6 +51,8 @@ pub struct Book {
     bias: u8,
     /// The value of one step of a byte.
     unit: f32,
+    /// Whether codes are 0, 1 and 2 alone.
+    trits: bool,
 }
 
 impl Book {
@@ -111,19 +120,25 @@ pub static E2M1_VALUES: [f32; 16] =
 static E2M1_BYTES: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
 /// See [`NF4_VALUES`].
-pub static NF4: Book = Book { table: Some((&NF4_VALUES, &NF4_BYTES)), bias: 128, unit: 1.0 / 127.0 };
+pub static NF4: Book =
+    Book { table: Some((&NF4_VALUES, &NF4_BYTES)), bias: 128, unit: 1.0 / 127.0, trits: false };
 /// See [`FP4_VALUES`].
-pub static FP4: Book = Book { table: Some((&FP4_VALUES, &FP4_BYTES)), bias: 96, unit: 1.0 / 96.0 };
+pub static FP4: Book =
+    Book { table: Some((&FP4_VALUES, &FP4_BYTES)), bias: 96, unit: 1.0 / 96.0, trits: false };
 /// See [`E2M1_VALUES`].
-pub static E2M1: Book = Book { table: Some((&E2M1_VALUES, &E2M1_BYTES)), bias: 12, unit: 0.5 };
+pub static E2M1: Book = Book { table: Some((&E2M1_VALUES, &E2M1_BYTES)), bias: 12, unit: 0.5, trits: false };
 /// Codes count from zero.
-pub static COUNT: Book = Book { table: None, bias: 0, unit: 1.0 };
+pub static COUNT: Book = Book { table: None, bias: 0, unit: 1.0, trits: false };
 /// Four bits around eight.
-pub static AROUND_8: Book = Book { table: None, bias: 8, unit: 1.0 };
+pub static AROUND_8: Book = Book { table: None, bias: 8, unit: 1.0, trits: false };
+/// Two bits around one.
+pub static AROUND_1: Book = Book { table: None, bias: 1, unit: 1.0, trits: false };
+/// Trits plus one.
+pub static TRITS: Book = Book { trits: true, ..AROUND_1 };
 /// Six bits around 32.
-pub static AROUND_32: Book = Book { table: None, bias: 32, unit: 1.0 };
+pub static AROUND_32: Book = Book { table: None, bias: 32, unit: 1.0, trits: false };
 /// Eight bits around 128.
-pub static AROUND_128: Book = Book { table: None, bias: 128, unit: 1.0 };
+pub static AROUND_128: Book = Book { table: None, bias: 128, unit: 1.0, trits: false };
 
 /// What stands beside the codes of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +147,9 @@ enum Side {
     Pair,
     Zero,
     Exponents,
+    Quarters,
+    Halves,
+    Row,
 }
 
 impl Side {
@@ -140,15 +158,25 @@ impl Side {
         match self {
             Side::Float | Side::Zero => 1,
             Side::Pair => 2,
-            Side::Exponents => 4,
+            Side::Exponents | Side::Quarters | Side::Halves | Side::Row => 4,
         }
     }
 
     /// Side words of a unit.
     const fn words(self) -> usize {
         match self {
-            Side::Float => 2,
+            Side::Float | Side::Quarters => 2,
+            Side::Row => 0,
             _ => 1,
+        }
+    }
+
+    /// Where the float16 of a unit's block stands among the side words: the word, the lowest bit.
+    const fn half(self, member: usize) -> (usize, u32) {
+        match self {
+            Side::Halves => (0, 16 * (member as u32 / 2)),
+            Side::Zero => (0, 0),
+            _ => (member / 2, 16 * (member as u32 % 2)),
         }
     }
 }
@@ -216,6 +244,18 @@ layouts! {
     COUNT8_32 = "code8-zero-32", 8, 32, COUNT, Zero;
     /// Eight bits and a zero per 128.
     COUNT8_128 = "code8-zero-128", 8, 128, COUNT, Zero;
+    /// Two bits around one with a scale per 64.
+    AROUND_1_64 = "code2-around1-64", 2, 64, AROUND_1, Quarters;
+    /// Two bits around one with a scale per 128.
+    AROUND_1_128 = "code2-around1-128", 2, 64, AROUND_1, Halves;
+    /// Two bits around one with a scale per row.
+    AROUND_1_ROW = "code2-around1-row", 2, 64, AROUND_1, Row;
+    /// Trits with a scale per 64.
+    TRITS_64 = "trit-64", 2, 64, TRITS, Quarters;
+    /// Trits with a scale per 128.
+    TRITS_128 = "trit-128", 2, 64, TRITS, Halves;
+    /// Trits with a scale per row.
+    TRITS_ROW = "trit-row", 2, 64, TRITS, Row;
     /// NF4 for float32 arithmetic.
     NF4_EXACT = "code4-nf4-32-f32", 4, 32, NF4, Float;
     /// FP4 for float32 arithmetic.
@@ -224,6 +264,8 @@ layouts! {
     COUNT4_EXACT_32 = "code4-zero-32-f32", 4, 32, COUNT, Float;
     /// Four bits and a zero per 16, for float32 arithmetic.
     COUNT4_EXACT_16 = "code4-zero-16-f32", 4, 16, COUNT, Float;
+    /// Two bits and a zero per 64, for float32 arithmetic.
+    COUNT2_EXACT_64 = "code2-zero-64-f32", 2, 64, COUNT, Float;
     /// Eight bits and a zero per 32, for float32 arithmetic.
     COUNT8_EXACT_32 = "code8-zero-32-f32", 8, 32, COUNT, Float;
     /// Eight bits and a zero per 16, for float32 arithmetic.
@@ -235,11 +277,14 @@ layouts! {
 pub struct Coding {
     /// What they stand for.
     pub book: &'static Book,
-    /// Of a code: 4 or 8.
+    /// Of a code: 2, 4 or 8.
     pub bits: usize,
-    /// Columns that share a scale, from the first column on.
+    /// Columns that share a scale, from the first column on; [`WHOLE_ROW`] for all.
     pub run: usize,
 }
+
+/// A run that every block divides: a whole row.
+pub const WHOLE_ROW: usize = 1 << 20;
 
 impl Coding {
     /// The layout that holds them in the fewest bytes, where one holds them at all.
@@ -249,10 +294,11 @@ impl Coding {
         let counts = self.book.table.is_none();
         let fits = |layout: &&&Coded| {
             let kind = layout.side == Side::Exponents || exact == (layout.side == Side::Float);
-            let book = *layout.book == *self.book || counts && *layout.book == COUNT;
-            kind && book && layout.bits == self.bits && self.run.is_multiple_of(layout.block)
+            let ternary = self.book.trits && *layout.book == AROUND_1;
+            let book = *layout.book == *self.book || counts && *layout.book == COUNT || ternary;
+            kind && book && layout.bits == self.bits && self.run.is_multiple_of(layout.run())
         };
-        let bits = |layout: &&&Coded| layout.side.words() * 32 * 128 / (layout.side.blocks() * layout.block);
+        let bits = |layout: &&&Coded| layout.unit_words() * 512 / (layout.side.blocks() * layout.block);
         ALL.iter().filter(fits).min_by_key(bits).copied()
     }
 }
@@ -284,14 +330,32 @@ impl Coded {
 
     /// Words of a row's block.
     fn block_words(&self) -> usize {
-        self.block * self.bits / 32
+        // Of a block's trits, four of 64 stand in the unit's shared word.
+        if self.book.trits { self.block * self.bits / 32 - 1 } else { self.block * self.bits / 32 }
+    }
+
+    /// Words of a row's unit beside those of its blocks.
+    fn side_words(&self) -> usize {
+        self.side.words() + usize::from(self.book.trits)
+    }
+
+    fn unit_words(&self) -> usize {
+        self.side_words() + self.side.blocks() * self.block_words()
+    }
+
+    /// Columns that must have the same scale.
+    pub fn run(&self) -> usize {
+        match self.side {
+            Side::Row => WHOLE_ROW,
+            Side::Halves => 2 * self.block,
+            _ => self.block,
+        }
     }
 
     fn place(&self, block: usize) -> Place {
         let (unit, member) = (block / self.side.blocks(), block % self.side.blocks());
-        let unit_words = self.side.words() + self.side.blocks() * self.block_words();
-        let side = unit * unit_words;
-        let codes = side + self.side.words() + member * self.block_words();
+        let side = unit * self.unit_words();
+        let codes = side + self.side_words() + member * self.block_words();
         Place { side: side * TILE_ROWS, member, codes: codes * TILE_ROWS }
     }
 
@@ -299,7 +363,28 @@ impl Coded {
     fn words(&self, columns: usize) -> usize {
         let blocks = self.blocks(columns);
         let units = blocks.div_ceil(self.side.blocks());
-        (units * self.side.words() + blocks * self.block_words()) * TILE_ROWS
+        (units * self.side_words() + blocks * self.block_words()) * TILE_ROWS
+    }
+
+    /// Where in a row's block the code of a column stands: the word, the lowest bit. Not of trits.
+    fn field(&self, column: usize) -> (usize, u32) {
+        let per_word = 32 / self.bits;
+        (column / per_word, (8 * (column % 4) + self.bits * (column % per_word / 4)) as u32)
+    }
+
+    /// Where the trits of a row's block stand.
+    fn trits(&self, place: Place, row: usize) -> trits::Place {
+        let shared = place.side + self.side.words() * TILE_ROWS + row;
+        trits::Place { own: place.codes + row, shared, member: place.member }
+    }
+
+    /// The code of a row's column in a block.
+    fn code(&self, words: &[u32], place: Place, row: usize, column: usize) -> u8 {
+        if self.book.trits {
+            return self.trits(place, row).get(column, words);
+        }
+        let (word, shift) = self.field(column);
+        (words[place.codes + word * TILE_ROWS + row] >> shift & ((1 << self.bits) - 1)) as u8
     }
 
     /// Packs up to [`TILE_ROWS`] rows of codes. Powers of two are taken as given where the layout holds only those.
@@ -333,7 +418,10 @@ impl Coded {
     fn pack_row(&self, row: &Row, r: usize, words: &mut [u32]) {
         let zero = |b: usize| row.zeros.get(b).copied().unwrap_or(0.0);
         let scales = row.scales.iter().enumerate().map(|(b, &scale)| self.storable(scale, zero(b)).0);
-        let multiple = self.multiple(scales.fold(0.0f32, |most, scale| most.max(scale.abs())));
+        let multiple = match self.side {
+            Side::Row => row.scales[0],
+            _ => self.multiple(scales.fold(0.0f32, |most, scale| most.max(scale.abs()))),
+        };
         let last = words.len() - TILE_ROWS;
         words[last + r] = multiple.to_bits();
         for (b, codes) in row.codes.chunks(self.block).enumerate() {
@@ -348,13 +436,19 @@ impl Coded {
         let place = self.place(b);
         let zero = block.zeros.first().copied().unwrap_or(0.0);
         let (scale, zero, flat) = self.storable(block.scales[0], zero);
+        let (word, shift) = self.side.half(place.member);
         let side = &mut words[place.side + r..];
         match self.side {
+            Side::Row => {}
+            // Of two blocks the first says it.
+            Side::Halves if place.member % 2 == 1 => {}
             Side::Float => {
                 side[0] = scale.to_bits();
                 side[TILE_ROWS] = zero.to_bits();
             }
-            Side::Pair => side[0] |= u32::from(half(scale, multiple)) << (16 * place.member),
+            Side::Pair | Side::Quarters | Side::Halves => {
+                side[word * TILE_ROWS] |= u32::from(half(scale, multiple)) << shift;
+            }
             Side::Zero => {
                 let zero = f16::from_f32(zero).to_bits();
                 side[0] = u32::from(half(scale, multiple)) | u32::from(zero) << 16;
@@ -364,7 +458,9 @@ impl Coded {
                 side[0] |= power << (8 * place.member);
             }
         }
-        if !flat {
+        if self.book.trits {
+            self.trits(place, r).put(block.codes, words);
+        } else if !flat {
             self.pack_block(block.codes, r, &mut words[place.codes..]);
         }
     }
@@ -373,8 +469,7 @@ impl Coded {
         let per_word = 32 / self.bits;
         for (word, codes) in words[r..].iter_mut().step_by(TILE_ROWS).zip(codes.chunks(per_word)) {
             for (j, &code) in codes.iter().enumerate() {
-                let shift = if self.bits == 8 { 8 * j } else { 8 * (j % 4) + 4 * (j / 4) };
-                *word |= (u32::from(code) & ((1 << self.bits) - 1)) << shift;
+                *word |= (u32::from(code) & ((1 << self.bits) - 1)) << self.field(j).1;
             }
         }
     }
@@ -391,19 +486,24 @@ impl Coded {
     fn multiple(&self, most: f32) -> f32 {
         match self.side {
             Side::Float => 1.0,
+            Side::Row => most,
             _ if most == 0.0 => 1.0,
             Side::Exponents => libm::scalbnf(1.0, exponent(most)),
-            Side::Pair | Side::Zero => libm::scalbnf(1.0, (exponent(most) - 14).max(-126)),
+            Side::Pair | Side::Zero | Side::Quarters | Side::Halves => {
+                libm::scalbnf(1.0, (exponent(most) - 14).max(-126))
+            }
         }
     }
 
     /// Scale and zero of a row's block, as stored.
     fn scale(&self, words: &[u32], place: Place, row: usize) -> (f32, f32) {
-        let side = words[place.side + row];
+        let (word, shift) = self.side.half(place.member);
+        let (side, first) = (words[place.side + row], words[place.side + word * TILE_ROWS + row]);
         let wide = |bits: u32| f16::from_bits(bits as u16).to_f32();
         let (scale, zero) = match self.side {
             Side::Float => (f32::from_bits(side), f32::from_bits(words[place.side + TILE_ROWS + row])),
-            Side::Pair => (wide(side >> (16 * place.member)), 0.0),
+            Side::Pair | Side::Quarters | Side::Halves => (wide(first >> shift), 0.0),
+            Side::Row => (1.0, 0.0),
             Side::Zero => (wide(side), wide(side >> 16)),
             Side::Exponents => (f32::from_bits((side >> (8 * place.member) & 0xff) << 23), 0.0),
         };
@@ -454,17 +554,11 @@ impl Layout for Coded {
     fn unpack(&self, columns: usize, tile: &[u8], row: usize, out: &mut [f32]) {
         assert!(row < TILE_ROWS && out.len() == columns);
         let words: &[u32] = bytemuck::cast_slice(tile);
-        let per_word = 32 / self.bits;
         for (b, out) in out.chunks_mut(self.block).enumerate() {
             let place = self.place(b);
             let (scale, zero) = self.scale(words, place, row);
-            let codes = words[place.codes + row..].iter().step_by(TILE_ROWS);
-            for (word, out) in codes.zip(out.chunks_mut(per_word)) {
-                for (j, x) in out.iter_mut().enumerate() {
-                    let shift = if self.bits == 8 { 8 * j } else { 8 * (j % 4) + 4 * (j / 4) };
-                    let code = (word >> shift & ((1 << self.bits) - 1)) as u8;
-                    *x = (self.book.value(code) - zero) * scale;
-                }
+            for (j, x) in out.iter_mut().enumerate() {
+                *x = (self.book.value(self.code(words, place, row, j)) - zero) * scale;
             }
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! One contract for all methods: the instruction set is proven, pointers are valid for all lanes.
 
+use super::trits::{self, DIGITS};
 use crate::ops::vector::{Portable, Vector};
 
 /// Lanes of 32 bits, one output row each.
@@ -42,6 +43,96 @@ pub(super) trait Quads {
     unsafe fn value(table: &[f32; 16], words: Self::Lanes, shift: u32) -> Self::Floats;
     /// The number in the `bits` bits above bit `shift`.
     unsafe fn number(words: Self::Lanes, shift: u32, bits: usize) -> Self::Floats;
+    /// The two-bit codes of every byte, the lowest first.
+    unsafe fn fields(words: Self::Lanes) -> [Self::Lanes; 4];
+    /// What finds the digits of a byte.
+    type Digits: Copy;
+    unsafe fn digit_table() -> Self::Digits;
+    /// The digits of every byte, see `trits.rs`.
+    unsafe fn digits(table: Self::Digits, words: Self::Lanes) -> [Self::Lanes; DIGITS];
+
+    /// One token's dot product with a block of 64 codes, none above 3, in parts: nothing need be shifted or widened
+    /// until the block's end.
+    type Parts: Copy;
+    unsafe fn no_parts() -> Self::Parts;
+    /// Adds the fields of a word; `x` is four words.
+    unsafe fn add_fields(parts: Self::Parts, words: Self::Lanes, x: *const u32) -> Self::Parts;
+    /// Adds the digits of a word; `x` is five words.
+    unsafe fn add_digits(
+        parts: Self::Parts,
+        table: Self::Digits,
+        words: Self::Lanes,
+        x: *const u32,
+    ) -> Self::Parts;
+    /// A word that four blocks share, see `trits.rs`.
+    type Shared: Copy;
+    unsafe fn share(table: Self::Digits, words: Self::Lanes) -> Self::Shared;
+    /// Adds what is a block's of it; `x` is one word.
+    unsafe fn add_shared(
+        parts: Self::Parts,
+        shared: Self::Shared,
+        member: usize,
+        x: *const u32,
+    ) -> Self::Parts;
+    unsafe fn whole(parts: Self::Parts) -> Self::Lanes;
+}
+
+/// Parts where there is nothing to be won: the sum of all.
+macro_rules! one_part {
+    () => {
+        type Digits = ();
+        type Parts = Self::Lanes;
+        type Shared = [Self::Lanes; $crate::layouts::coded::trits::DIGITS];
+
+        #[inline(always)]
+        unsafe fn digit_table() {}
+        #[inline(always)]
+        unsafe fn no_parts() -> Self::Lanes {
+            // SAFETY: passed on.
+            unsafe { Self::splat(0) }
+        }
+        #[inline(always)]
+        unsafe fn add_fields(mut parts: Self::Lanes, words: Self::Lanes, x: *const u32) -> Self::Lanes {
+            // SAFETY: passed on.
+            unsafe {
+                let fields = Self::fields(words);
+                $crate::ops::vector::unroll!(4: k < 4, {
+                    parts = Self::dot_small(parts, fields[k], x.add(k));
+                });
+                parts
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_digits(mut parts: Self::Lanes, _: (), words: Self::Lanes, x: *const u32) -> Self::Lanes {
+            // SAFETY: passed on.
+            unsafe {
+                let digits = Self::digits((), words);
+                $crate::ops::vector::unroll!(5: k < $crate::layouts::coded::trits::DIGITS, {
+                    parts = Self::dot_small(parts, digits[k], x.add(k));
+                });
+                parts
+            }
+        }
+        #[inline(always)]
+        unsafe fn share(_: (), words: Self::Lanes) -> Self::Shared {
+            // SAFETY: passed on.
+            unsafe { Self::digits((), words) }
+        }
+        #[inline(always)]
+        unsafe fn add_shared(
+            parts: Self::Lanes,
+            shared: Self::Shared,
+            member: usize,
+            x: *const u32,
+        ) -> Self::Lanes {
+            // SAFETY: passed on.
+            unsafe { Self::dot_small(parts, shared[member + 1], x) }
+        }
+        #[inline(always)]
+        unsafe fn whole(parts: Self::Lanes) -> Self::Lanes {
+            parts
+        }
+    };
 }
 
 /// The definition, four lanes of plain Rust.
@@ -125,6 +216,17 @@ impl Quads for Plain {
     unsafe fn number(words: Self::Lanes, shift: u32, bits: usize) -> Self::Floats {
         Portable::from(words.map(|w| (w >> shift & ((1 << bits) - 1)) as f32))
     }
+    #[inline(always)]
+    unsafe fn fields(words: Self::Lanes) -> [Self::Lanes; 4] {
+        core::array::from_fn(|k| words.map(|w| w >> (2 * k) & 0x0303_0303))
+    }
+    #[inline(always)]
+    unsafe fn digits(_: (), words: Self::Lanes) -> [Self::Lanes; DIGITS] {
+        core::array::from_fn(|k| {
+            words.map(|w| u32::from_le_bytes(w.to_le_bytes().map(|byte| trits::digits(byte)[k])))
+        })
+    }
+    one_part!();
 }
 
 #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]

@@ -106,6 +106,7 @@ pub(super) static KINDS: &[Kind] = &[
     },
     Kind {
         dtype: Dtype::Tq1x0,
+        bits: 2,
         values: 256,
         bytes: 54,
         group: 256,
@@ -116,6 +117,7 @@ pub(super) static KINDS: &[Kind] = &[
     },
     Kind {
         dtype: Dtype::Tq2x0,
+        bits: 2,
         values: 256,
         bytes: 66,
         group: 256,

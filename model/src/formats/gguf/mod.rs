@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
-use bantam_core::layouts::coded::{AROUND_8, AROUND_32, AROUND_128, COUNT, Coding, E2M1};
+use bantam_core::layouts::coded::{AROUND_1, AROUND_8, AROUND_32, AROUND_128, COUNT, Coding, E2M1, TRITS};
 
 use super::{CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors};
 use crate::checkpoint::{Dtype, f16_to_f32};
@@ -183,6 +183,9 @@ impl Decode for Decoder {
         let Kind { bits, group: run, .. } = *self.0;
         let book = match self.0.level {
             Level::Book(_) => &E2M1,
+            // A block of the type that has two bits for a trit may hold a fourth code.
+            Level::Less(1) if self.0.dtype == Dtype::Tq1x0 => &TRITS,
+            Level::Less(1) => &AROUND_1,
             Level::Less(8) => &AROUND_8,
             Level::Less(32) => &AROUND_32,
             Level::Less(128) => &AROUND_128,

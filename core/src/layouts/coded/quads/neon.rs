@@ -4,8 +4,10 @@
 //! are valid for all lanes; that is the trait's contract, and these bodies add no other obligation.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
+use super::super::trits::{DIGITS, FIRST, SECOND};
 use super::Quads;
 use crate::ops::vector::neon::F32x4;
+use crate::ops::vector::unroll;
 use core::arch::aarch64::*;
 use core::arch::asm;
 
@@ -91,6 +93,36 @@ macro_rules! four_lanes {
                 vcvtq_f32_u32(vandq_u32(words, vdupq_n_u32((1 << bits) - 1))).into()
             }
         }
+        #[inline(always)]
+        unsafe fn fields(words: uint32x4_t) -> [uint32x4_t; 4] {
+            unsafe {
+                let (bytes, mask) = (vreinterpretq_u8_u32(words), vdupq_n_u8(3));
+                [
+                    vreinterpretq_u32_u8(vandq_u8(bytes, mask)),
+                    vreinterpretq_u32_u8(vandq_u8(vshrq_n_u8::<2>(bytes), mask)),
+                    vreinterpretq_u32_u8(vandq_u8(vshrq_n_u8::<4>(bytes), mask)),
+                    vreinterpretq_u32_u8(vshrq_n_u8::<6>(bytes)),
+                ]
+            }
+        }
+        #[inline(always)]
+        unsafe fn digits(_: (), words: uint32x4_t) -> [uint32x4_t; DIGITS] {
+            unsafe {
+                let mut rest = vreinterpretq_s8_u32(words);
+                let mut digits = [words; DIGITS];
+                unroll!(5: k < DIGITS, {
+                    if k > 0 {
+                        rest = vaddq_s8(vaddq_s8(rest, rest), rest);
+                    }
+                    // Comparisons give -1 where they hold.
+                    let first = vcgtq_s8(rest, vdupq_n_s8(FIRST));
+                    let second = vcgtq_s8(rest, vdupq_n_s8(SECOND));
+                    digits[k] = vreinterpretq_u32_s8(vnegq_s8(vreinterpretq_s8_u8(vaddq_u8(first, second))));
+                });
+                digits
+            }
+        }
+        one_part!();
     };
 }
 

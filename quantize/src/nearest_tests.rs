@@ -1,6 +1,4 @@
 //! Methods without calibration: what they promise, and what they must survive.
-#![allow(clippy::unwrap_used, reason = "a failure is a failed test")]
-
 use super::*;
 
 /// Numbers around zero that are the same in every run, a few of them large.

@@ -99,7 +99,7 @@ impl Calibration {
         &self,
         source: &'s Source,
         form: Form,
-        budget: Option<f64>,
+        bits_wanted: Option<f64>,
         threads: usize,
     ) -> Result<Ready<'s>, Failure> {
         let written = self.written(source, threads);
@@ -119,7 +119,7 @@ impl Calibration {
                 Method::Awq(awq::Settings { group, zero_point, ..awq::Settings::default() })
             }
             Form::Ternary { group: Some(group), planes, .. } => {
-                let planes = budget.map_or(Planes::All(planes), Planes::Bits);
+                let planes = bits_wanted.map_or(Planes::All(planes), Planes::Bits);
                 Method::Ternary(ternary::Settings { group, damp, ..ternary::Settings::default() }, planes)
             }
             _ => {

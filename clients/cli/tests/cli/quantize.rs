@@ -134,7 +134,7 @@ fn a_killed_run_ends_with_the_same_bytes() {
     for number in 0..20u64 {
         let output = folder.join(format!("killed-{number}"));
         // Every run is killed a little later than the one before, until one comes through.
-        let mut microseconds = number * 1700 % 9000;
+        let mut microseconds = number * 7919 % 60_000;
         loop {
             let mut child = start(&output);
             sleep(Duration::from_micros(microseconds));
@@ -145,7 +145,7 @@ fn a_killed_run_ends_with_the_same_bytes() {
                 break;
             }
             assert!(!status.success(), "number {number}");
-            microseconds += 15_000 + number * 737 % 5000;
+            microseconds += 60_000 + number * 737 % 5000;
         }
         std::fs::remove_dir_all(&output).unwrap();
         let _ = std::fs::remove_dir_all(folder.join(format!("killed-{number}.partial")));

@@ -223,7 +223,10 @@ fn field(field: &str, why: String) -> Judged {
 fn exhausted(subject: &str, why: String, retry: Option<Duration>) -> Judged {
     let mut judged = plain(Code::ResourceExhausted, "NO_ROOM");
     judged.1.add_quota_failure_violation(subject, why);
-    judged.1.set_retry_info(retry);
+    // An empty one would say: at once.
+    if retry.is_some() {
+        judged.1.set_retry_info(retry);
+    }
     judged
 }
 
@@ -287,7 +290,14 @@ fn of_source(error: &SourceError) -> Judged {
 
 fn of_room(why: &residency::Refusal, line: Option<&(String, u64)>) -> Judged {
     use residency::Refusal;
-    let subject = line.map_or("ram", |(name, _)| name.as_str());
+    let is_about_places = match why {
+        Refusal::TooLarge(account) | Refusal::Pinned(account) | Refusal::OverBudget(account) => {
+            account.device == residency::Device::Places
+        }
+        _ => false,
+    };
+    let line = line.filter(|_| !is_about_places);
+    let subject = if is_about_places { "models.max" } else { line.map_or("ram", |(name, _)| name.as_str()) };
     let told = match line {
         Some((name, bytes)) => format!("{why}; the largest line of its plan is {name:?} with {bytes} bytes"),
         None => why.to_string(),

@@ -55,7 +55,7 @@ fn flag(key: &Key) -> Arg {
     // Names are compiled in; leaking some dozens of them once is what the type asks for.
     let heading: &'static str = heading.leak();
     let name: &'static str = key.flag().leak();
-    let doc = key.doc.lines().map(str::trim).collect::<Vec<_>>().join(" ").replace("\\\"", "\"");
+    let doc = key.lines().collect::<Vec<_>>().join(" ");
     let argument = match key.list {
         // As in variables; nothing between commas is nothing.
         true => Arg::new(key.name).action(ArgAction::Append).value_delimiter(','),

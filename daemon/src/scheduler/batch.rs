@@ -95,7 +95,10 @@ impl<S: Steps> Batch<S> {
         if self.phase == Phase::Stopped {
             return Advance::Over;
         }
-        self.look(now);
+        // Whoever is thrown out makes room for those who wait.
+        while self.look(now) {
+            self.admit(now);
+        }
         let budget = self.budget;
         if share(&self.views, budget, &mut self.tokens) == 0 {
             self.gauge();
@@ -211,8 +214,9 @@ impl<S: Steps> Batch<S> {
         self.runs.push(Run { wish, job, sequence, admitted: now, first_result, stalled, paused, outcome });
     }
 
-    /// How far everybody is; ends those whose readers are too slow.
-    fn look(&mut self, now: Duration) {
+    /// How far everybody is; ends those whose readers are too slow, and says whether there were any.
+    fn look(&mut self, now: Duration) -> bool {
+        let before = self.runs.len();
         for i in (0..self.runs.len()).rev() {
             let run = &self.runs[i];
             let (sequence, length) = (run.sequence, run.job.wanted().len());
@@ -232,6 +236,7 @@ impl<S: Steps> Batch<S> {
         }
         self.tokens.clear();
         self.tokens.resize(self.runs.len(), 0);
+        self.runs.len() < before
     }
 
     /// Notes whether a stream is paused; says when that has lasted too long.

@@ -372,6 +372,20 @@ fn a_reader_that_takes_nothing_pauses_alone_and_is_given_up() {
 }
 
 #[test]
+fn who_waits_gets_the_place_of_a_reader_that_is_given_up() {
+    let (desk, mut batch, clock) = one_at_a_time();
+    let _stuck = desk.submit(reply(1, 3, 200)).unwrap();
+    let mut waits = desk.submit(reply(2, 3, 5)).unwrap();
+    while batch.advance() == Advance::Stepped {}
+    let Advance::Idle(Some(until)) = batch.advance() else { panic!("something to do") };
+    clock.advance(until - clock.now());
+    // Nobody rings: the step in which the place is freed is the last one that would see who waits for it.
+    assert_eq!(batch.advance(), Advance::Stepped);
+    assert_eq!((desk.figures().failed, desk.figures().waiting), (1, 0));
+    assert!(matches!(poll(&mut waits), Some(Event::Piece(_))));
+}
+
+#[test]
 fn a_slow_reader_goes_on_where_it_paused() {
     let (desk, mut batch, clock) = one_at_a_time();
     let mut slow = desk.submit(reply(1, 3, 200)).unwrap();

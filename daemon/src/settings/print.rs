@@ -17,8 +17,8 @@ impl Effective {
                 let _ = write!(text, "\n[{section}]");
             }
             text.push('\n');
-            for line in key.doc.lines() {
-                let _ = writeln!(text, "#{line}");
+            for line in key.lines() {
+                let _ = writeln!(text, "# {line}");
             }
             let _ =
                 writeln!(text, "# Expected: {}. Also {}, --{}.", key.expected, key.variable(), key.flag());

@@ -24,6 +24,11 @@ pub struct Key {
 }
 
 impl Key {
+    /// Its description, line by line. (A macro gets a comment's quotes with a backslash.)
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.doc.lines().map(|line| line.trim().replace("\\\"", "\""))
+    }
+
     /// The environment variable that sets it.
     #[must_use]
     pub fn variable(&self) -> String {
@@ -113,7 +118,7 @@ settings! {
     /// The authority whose clients may come in by their certificates, PEM.
     tls_client_ca: PathBuf = "tls.client_ca", [""], |_| true, "a path";
 
-    /// Folders in which a model's name is looked up; a request may name nothing outside of them.
+    /// Folders in which a model's name is looked up; a request by TCP may name nothing outside of them.
     model_folders: Vec<PathBuf> = "models.folders", [], |all| all.iter().all(|one| one.is_absolute()), "absolute paths";
     /// Memory that models may take together, as bytes or a share of the machine's.
     ram_budget: Budget = "models.ram_budget", ["75%"], |_| true, "bytes like \"6GiB\", or a share like \"75%\"";
@@ -146,7 +151,7 @@ settings! {
         "a whole number from 1 to 65536";
     /// Requests that may wait for one model.
     queue: usize = "schedule.queue", ["256"], |n| (1..=1 << 16).contains(n), "a whole number from 1 to 65536";
-    /// Tokens that a stream may be ahead of its reader.
+    /// Tokens that may wait for a stream's connection; what HTTP/2 has taken for its reader comes on top.
     tokens_in_flight: usize = "schedule.tokens_in_flight", ["64"], |n| (1..=4096).contains(n),
         "a whole number from 1 to 4096";
     /// A reader that took nothing for so long loses its stream.

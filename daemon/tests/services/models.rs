@@ -4,6 +4,7 @@ use bantam_daemon::settings::Settings;
 use bantam_proto::v1;
 use bantam_proto::v1::watch_residency_response::Event;
 use tonic::Code;
+use tonic_types::StatusExt;
 
 use super::{Served, asked, fields, generate, goldens};
 use crate::support::LONG;
@@ -177,6 +178,9 @@ async fn no_more_models_than_places() {
     let refused = generate(&mut client, asked("llama-tied", "Once", 2, 1)).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert!(refused.message().contains("1 place of `models.max`"), "{}", refused.message());
+    let details = refused.get_error_details();
+    assert_eq!(details.quota_failure().unwrap().violations[0].subject, "models.max");
+    assert!(details.retry_info().is_none(), "waiting does not help");
     served.end().await;
 }
 

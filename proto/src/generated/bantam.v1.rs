@@ -542,8 +542,8 @@ pub mod generate_request {
     /// One of these, and not empty; with the new tokens it has to fit the model's context.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Input {
-        /// A text. The tokenizer adds the special tokens that it adds to every text, and takes those that the text spells: who
-        /// writes a prompt may write its control tokens. What strangers wrote belongs into `Chat`, where they stay text.
+        /// A text. The tokenizer adds the special tokens that it adds to every text, and takes those that the text spells:
+        /// who writes a prompt may write its control tokens. What strangers wrote belongs into `Chat`, where they stay text.
         #[prost(string, tag = "2")]
         Prompt(::prost::alloc::string::String),
         /// Token ids, taken as they are.
@@ -3113,7 +3113,8 @@ pub enum ModelState {
     Loading = 3,
     /// In memory.
     Resident = 4,
-    /// On its way out: running requests end, new ones wait until it has been loaded again.
+    /// On its way out: running requests end, new ones wait until it has been loaded again. Where somebody asked for that
+    /// while it was being loaded, those who waited for it are UNAVAILABLE: they may ask again.
     Leaving = 5,
 }
 impl ModelState {
@@ -3669,7 +3670,8 @@ pub mod model_service_client {
     /// NOT_FOUND names the model (google.rpc.ResourceInfo). RESOURCE_EXHAUSTED says which bytes or places are missing
     /// (google.rpc.QuotaFailure) and, where waiting helps, when to try again (google.rpc.RetryInfo). FAILED_PRECONDITION
     /// says what has to be changed first, in a checkpoint too. DATA_LOSS is a model whose file or memory broke while it was
-    /// loaded. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
+    /// loaded. UNAVAILABLE is a daemon that drains, or a model that was unloaded before it was there. UNIMPLEMENTED
+    /// says what is not yet.
     #[derive(Debug, Clone)]
     pub struct ModelServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -4010,7 +4012,8 @@ pub mod model_service_server {
     /// NOT_FOUND names the model (google.rpc.ResourceInfo). RESOURCE_EXHAUSTED says which bytes or places are missing
     /// (google.rpc.QuotaFailure) and, where waiting helps, when to try again (google.rpc.RetryInfo). FAILED_PRECONDITION
     /// says what has to be changed first, in a checkpoint too. DATA_LOSS is a model whose file or memory broke while it was
-    /// loaded. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
+    /// loaded. UNAVAILABLE is a daemon that drains, or a model that was unloaded before it was there. UNIMPLEMENTED
+    /// says what is not yet.
     #[derive(Debug)]
     pub struct ModelServiceServer<T> {
         inner: Arc<T>,

@@ -58,8 +58,8 @@ class GenerateRequest(_message.Message):
     model: _builtins.str
     """Which model; empty is the one that the program carries."""
     prompt: _builtins.str
-    """A text. The tokenizer adds the special tokens that it adds to every text, and takes those that the text spells: who
-    writes a prompt may write its control tokens. What strangers wrote belongs into `Chat`, where they stay text.
+    """A text. The tokenizer adds the special tokens that it adds to every text, and takes those that the text spells:
+    who writes a prompt may write its control tokens. What strangers wrote belongs into `Chat`, where they stay text.
     """
     max_new_tokens: _builtins.int
     """New tokens at most, 1 to 2147483648; the end of the context ends the text before. Absent: the model's own default,

@@ -93,7 +93,9 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     MODEL_STATE_RESIDENT: _ModelState.ValueType  # 4
     """In memory."""
     MODEL_STATE_LEAVING: _ModelState.ValueType  # 5
-    """On its way out: running requests end, new ones wait until it has been loaded again."""
+    """On its way out: running requests end, new ones wait until it has been loaded again. Where somebody asked for that
+    while it was being loaded, those who waited for it are UNAVAILABLE: they may ask again.
+    """
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
     """Whether a model can answer."""
@@ -109,7 +111,9 @@ MODEL_STATE_LOADING: ModelState.ValueType  # 3
 MODEL_STATE_RESIDENT: ModelState.ValueType  # 4
 """In memory."""
 MODEL_STATE_LEAVING: ModelState.ValueType  # 5
-"""On its way out: running requests end, new ones wait until it has been loaded again."""
+"""On its way out: running requests end, new ones wait until it has been loaded again. Where somebody asked for that
+while it was being loaded, those who waited for it are UNAVAILABLE: they may ask again.
+"""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 @_typing.final

@@ -35,7 +35,8 @@ class ModelServiceStub(object):
     NOT_FOUND names the model (google.rpc.ResourceInfo). RESOURCE_EXHAUSTED says which bytes or places are missing
     (google.rpc.QuotaFailure) and, where waiting helps, when to try again (google.rpc.RetryInfo). FAILED_PRECONDITION
     says what has to be changed first, in a checkpoint too. DATA_LOSS is a model whose file or memory broke while it was
-    loaded. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
+    loaded. UNAVAILABLE is a daemon that drains, or a model that was unloaded before it was there. UNIMPLEMENTED
+    says what is not yet.
     """
 
     def __init__(self, channel):
@@ -91,7 +92,8 @@ class ModelServiceServicer(object):
     NOT_FOUND names the model (google.rpc.ResourceInfo). RESOURCE_EXHAUSTED says which bytes or places are missing
     (google.rpc.QuotaFailure) and, where waiting helps, when to try again (google.rpc.RetryInfo). FAILED_PRECONDITION
     says what has to be changed first, in a checkpoint too. DATA_LOSS is a model whose file or memory broke while it was
-    loaded. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
+    loaded. UNAVAILABLE is a daemon that drains, or a model that was unloaded before it was there. UNIMPLEMENTED
+    says what is not yet.
     """
 
     def List(self, request, context):
@@ -204,7 +206,8 @@ class ModelService(object):
     NOT_FOUND names the model (google.rpc.ResourceInfo). RESOURCE_EXHAUSTED says which bytes or places are missing
     (google.rpc.QuotaFailure) and, where waiting helps, when to try again (google.rpc.RetryInfo). FAILED_PRECONDITION
     says what has to be changed first, in a checkpoint too. DATA_LOSS is a model whose file or memory broke while it was
-    loaded. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
+    loaded. UNAVAILABLE is a daemon that drains, or a model that was unloaded before it was there. UNIMPLEMENTED
+    says what is not yet.
     """
 
     @staticmethod

@@ -36,7 +36,8 @@ class ModelServiceStub:
     NOT_FOUND names the model (google.rpc.ResourceInfo). RESOURCE_EXHAUSTED says which bytes or places are missing
     (google.rpc.QuotaFailure) and, where waiting helps, when to try again (google.rpc.RetryInfo). FAILED_PRECONDITION
     says what has to be changed first, in a checkpoint too. DATA_LOSS is a model whose file or memory broke while it was
-    loaded. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
+    loaded. UNAVAILABLE is a daemon that drains, or a model that was unloaded before it was there. UNIMPLEMENTED
+    says what is not yet.
     """
 
     @_typing.overload
@@ -76,7 +77,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     NOT_FOUND names the model (google.rpc.ResourceInfo). RESOURCE_EXHAUSTED says which bytes or places are missing
     (google.rpc.QuotaFailure) and, where waiting helps, when to try again (google.rpc.RetryInfo). FAILED_PRECONDITION
     says what has to be changed first, in a checkpoint too. DATA_LOSS is a model whose file or memory broke while it was
-    loaded. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
+    loaded. UNAVAILABLE is a daemon that drains, or a model that was unloaded before it was there. UNIMPLEMENTED
+    says what is not yet.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -112,7 +114,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     NOT_FOUND names the model (google.rpc.ResourceInfo). RESOURCE_EXHAUSTED says which bytes or places are missing
     (google.rpc.QuotaFailure) and, where waiting helps, when to try again (google.rpc.RetryInfo). FAILED_PRECONDITION
     says what has to be changed first, in a checkpoint too. DATA_LOSS is a model whose file or memory broke while it was
-    loaded. UNAVAILABLE is a daemon that drains. UNIMPLEMENTED says what is not yet.
+    loaded. UNAVAILABLE is a daemon that drains, or a model that was unloaded before it was there. UNIMPLEMENTED
+    says what is not yet.
     """
 
     @_abc_1.abstractmethod

@@ -167,7 +167,7 @@ fn check(model: &str, form: Form) {
     let fast = logits(quantized, &house, Options { precision: Precision::Fast, ..options() }, &tokens);
     let errors: f32 = fast.iter().zip(&wanted).map(|(a, b)| (a - b) * (a - b)).sum();
     let relative = (errors / wanted.iter().map(|x| x * x).sum::<f32>()).sqrt();
-    assert!(relative < 0.05, "{what}: {relative}");
+    assert!(relative < 0.15, "{what}: {relative}");
 }
 
 #[test]

@@ -112,7 +112,7 @@ const LINE_CHARACTERS: usize = 120;
 
 /// (h) What a clone costs: the carried model, about one megabyte of golden for every family and format, and four for
 /// the code, of which one is generated (`proto/`, `clients/python`).
-const REPOSITORY_BYTES: u64 = 62_000_000;
+const REPOSITORY_BYTES: u64 = 67_000_000;
 
 /// One Rust file: its path from the root, its text, the same taken apart.
 struct File {

@@ -108,7 +108,7 @@ impl Values {
     pub(crate) fn add_to_input(&self, input: usize, row: &mut [f32]) {
         let down: Vec<f32> = (0..self.rank).map(|at| self.down[at * self.inputs + input]).collect();
         for (x, up) in row.iter_mut().zip(self.up.chunks_exact(self.rank)) {
-            let sum: f32 = up.iter().zip(&down).map(|(up, down)| up * down).sum();
+            let sum = up.iter().zip(&down).fold(0.0, |sum, (up, down)| fused(sum, *up, *down));
             *x += sum * self.scale;
         }
     }
@@ -121,7 +121,7 @@ impl Values {
             sum.fill(0.0);
             for (at, weight) in weights.iter().enumerate() {
                 let down = &down(at)[first..][..sum.len()];
-                sum.iter_mut().zip(down).for_each(|(sum, x)| *sum += weight * x);
+                sum.iter_mut().zip(down).for_each(|(sum, x)| *sum = fused(*sum, *weight, *x));
             }
             row.iter_mut().zip(sum).for_each(|(row, sum)| *row += *sum * self.scale);
         }
@@ -136,6 +136,12 @@ impl Values {
     pub(crate) fn factor(&self, output: usize, square: f64) -> f32 {
         self.magnitude.as_ref().map_or(1.0, |magnitude| magnitude[output] / square.sqrt() as f32)
     }
+}
+
+/// `sum + a * b`, rounded once, as the reference's products do it: where a weight and its change nearly cancel, another
+/// rounding would be most of what is left. The product is exact in float64; the processor's own is not everywhere.
+fn fused(sum: f32, a: f32, b: f32) -> f32 {
+    (f64::from(a) * f64::from(b) + f64::from(sum)) as f32
 }
 
 /// The square of a row's length.

@@ -101,8 +101,13 @@ fn check_rows(what: &str, merged: &Checkpoint, wanted: &Checkpoint, left_out: &s
         };
         let mut values = vec![0.0; rows.len()];
         found.read_f32(start, &mut values);
+        // Where a weight and its change nearly cancel, what is left is the rounding of float32 sums, in torch's order.
+        let rounding = rows.iter().fold(0.0f32, |most, x| most.max(x.abs())) * 2.0 * f32::EPSILON;
         for (at, (a, b)) in values.iter().zip(&rows).enumerate() {
-            assert!((a - b).abs() <= ulp(*b), "{what}: {name}, element {at}: {a}, PEFT has {b}");
+            assert!(
+                (a - b).abs() <= ulp(*b).max(rounding),
+                "{what}: {name}, element {at}: {a}, PEFT has {b}"
+            );
         }
         seen += 1;
     }

@@ -47,8 +47,8 @@ pub struct Grouped {
     pub group_of: Option<Vec<u32>>,
 }
 
-/// Codes of a matrix taken as one row of values after another, in blocks that may span rows: value = book[code] *
-/// scale, or (code - zero) * scale where there is no book.
+/// Codes of a matrix taken as one row of values after another, in blocks that may span rows: `value = book[code] *
+/// scale`, or (code - zero) * scale where there is no book.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Flat {
     /// Outputs and inputs.
@@ -78,7 +78,7 @@ pub enum Told {
     Largest(Vec<f32>),
 }
 
-/// Trits: value = columns[input] * sum over planes of trit * scale.
+/// Trits: `value = columns[input] * sum over planes of trit * scale`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trits {
     /// Outputs and inputs; a multiple of 64 inputs.

@@ -1,6 +1,6 @@
 //! An adapter beside a model: a PEFT folder with `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Two things can stand in one. A [`Change`] is a product of two narrow matrices that is added to a matrix of the model
+//! Two things can stand in one. A `Change` is a product of two narrow matrices that is added to a matrix of the model
 //! (with factors for its rows, where it is a DoRA). A whole tensor takes the place of one of the model's. `plan/low.rs`
 //! finds room for changes beside the matrices, `fill.rs` puts them there, and `merge/` adds them up for good.
 

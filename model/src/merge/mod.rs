@@ -1,7 +1,7 @@
 //! An adapter added up with its model, as a checkpoint that other tools load.
 //!
-//! What is written is a list of [`Output`]s, one for each tensor of the result: copied from the model as it stands,
-//! taken from the adapter, or made row by row ([`rows`]). Nothing is ever held but a tensor or some of its rows. The
+//! What is written is a list of `Output`s, one for each tensor of the result: copied from the model as it stands,
+//! taken from the adapter, or made row by row (`rows`). Nothing is ever held but a tensor or some of its rows. The
 //! folder appears under its name when all of it is on the disk.
 
 pub mod cascade;

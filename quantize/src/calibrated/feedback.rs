@@ -2,7 +2,7 @@
 //! outputs is made good, as far as that is possible, by the columns that are still to come (GPTQ).
 //!
 //! With H = X^T X of the inputs and U the upper triangular factor of its inverse (H^-1 = U^T U), the error e of column
-//! i moves every later column j by -e / U[i][i] * U[i][j]: then those are the best there are, given what is rounded.
+//! i moves every later column j by `-e / U[i][i] * U[i][j]`: then those are the best there are, given what is rounded.
 
 use bantam_core::ops::share::each_row;
 

@@ -54,7 +54,7 @@ pub(crate) struct MergeFlags {
     threads: Option<u64>,
 }
 
-/// Adds an adapter to a model's weights, and writes the result as a model
+/// Adds an adapter to its model, and writes the sum as a model
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam merge ./my-model ./my-lora --output ./merged\n  \
                         bantam merge ./my-model ./my-qlora --output ./merged --trained-in-4bit yes")]

@@ -20,7 +20,7 @@ const MERGED: &str = "merged";
 /// The verb that makes everything else.
 const QUANTIZE: &str = "quantize";
 
-/// Merges an adapter, quantizes, and keeps the result for the next time
+/// Merges an adapter, quantizes, and keeps the result
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam prepare ./my-model ./my-lora\n  \
                         bantam prepare ./my-model ./my-lora --to gptq -- --group-size 64\n  \

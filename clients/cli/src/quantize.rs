@@ -28,7 +28,7 @@ use crate::{cache, chosen_model, interrupt, models, output, token_ids};
 /// Positions whose logits are computed together.
 const LOGITS_ROWS: usize = 64;
 
-/// Makes a smaller checkpoint, in the form that the original tools read
+/// Makes a smaller checkpoint, as the original tools read it
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam quantize ./my-model --to nf4 --output ./my-model-nf4\n  \
                   bantam quantize ./my-model --to gptq --bits 4 --group-size 64 --output ./my-model-gptq\n  \

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use bantam_core::Cpu;
 use bantam_core::layouts::Shape;
-use bantam_core::{Cpu, KvKind, Precision};
 
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::formats::Packed;
@@ -178,19 +178,7 @@ const STEP: usize = 1 << 20;
 
 /// All matrices of a model, in the order in which a decoder meets them.
 pub fn modules(source: &Source) -> Result<Vec<Module>, SourceError> {
-    let options = Options {
-        context: 1,
-        sequences: 1,
-        cache_positions: None,
-        chunk: 1,
-        logits_rows: 1,
-        kv: KvKind::F32,
-        precision: Precision::Exact,
-        quantization: None,
-        head: None,
-        experts: None,
-    };
-    let plan = source.plan(options, Cpu::detect())?;
+    let plan = source.plan(Options::SMALLEST, Cpu::detect())?;
     let (before, after) = source.spec.names.layer.split_once("{}").unwrap_or((source.spec.names.layer, ""));
     let layer = |name: &str| {
         let rest = name.strip_prefix(before)?;

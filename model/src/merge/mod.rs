@@ -12,8 +12,8 @@ pub mod trained;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use bantam_core::Cpu;
 use bantam_core::layouts::Shape;
-use bantam_core::{Cpu, KvKind, Precision};
 
 use crate::adapter::{Adapter, Asked, Change, Used};
 use crate::checkpoint::writer::WriteError;
@@ -140,7 +140,7 @@ impl<'a> Merge<'a> {
                  adapter beside this one with --adapter, or merge it into the original",
             ));
         }
-        let plan = source.plan(options(), Cpu::detect()).map_err(Box::new)?;
+        let plan = source.plan(Options::SMALLEST, Cpu::detect()).map_err(Box::new)?;
         let packed = packed(plan.fills.iter().filter_map(Fill::packed));
         let planned: BTreeSet<&str> = plan
             .fills
@@ -319,22 +319,6 @@ impl<'a> Merge<'a> {
         }
         let text = serde_json::to_string_pretty(&config).expect("JSON as it was read");
         Ok((text + "\n").into_bytes())
-    }
-}
-
-/// Options for a plan that is only looked at.
-fn options() -> Options {
-    Options {
-        context: 1,
-        sequences: 1,
-        cache_positions: None,
-        chunk: 1,
-        logits_rows: 1,
-        kv: KvKind::F32,
-        precision: Precision::Exact,
-        quantization: None,
-        head: None,
-        experts: None,
     }
 }
 

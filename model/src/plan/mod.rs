@@ -44,6 +44,22 @@ pub struct Options {
     pub experts: Option<&'static OnLoad>,
 }
 
+impl Options {
+    /// For a plan that is only looked at: how weights lie, and where they come from.
+    pub const SMALLEST: Options = Options {
+        context: 1,
+        sequences: 1,
+        cache_positions: None,
+        chunk: 1,
+        logits_rows: 1,
+        kv: KvKind::F32,
+        precision: Precision::Exact,
+        quantization: None,
+        head: None,
+        experts: None,
+    };
+}
+
 /// How a tensor stands in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {

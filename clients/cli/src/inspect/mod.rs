@@ -27,18 +27,7 @@ use crate::{output, written_file};
 const NAMES_SHOWN: usize = 8;
 
 /// How the weights will lie in memory is all that is asked of a plan here.
-const SMALLEST: Options = Options {
-    context: 1,
-    sequences: 1,
-    chunk: 1,
-    logits_rows: 1,
-    kv: KvKind::F16,
-    precision: Precision::Fast,
-    quantization: None,
-    head: None,
-    cache_positions: None,
-    experts: None,
-};
+const SMALLEST: Options = Options { kv: KvKind::F16, precision: Precision::Fast, ..Options::SMALLEST };
 
 /// Shows what a model is: family, shapes, types, bits per weight
 #[derive(Args)]

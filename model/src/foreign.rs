@@ -7,7 +7,7 @@ const CHARACTERS_MAX: usize = 200;
 
 /// The beginning of `words`, which are not spelled out any further, with control characters escaped so that a file
 /// cannot write to the terminal.
-pub(crate) fn clipped(words: impl Display) -> String {
+pub fn clipped(words: impl Display) -> String {
     let mut clip = Clip { text: String::new(), left: CHARACTERS_MAX };
     // The only error is our own: enough.
     let _ = write!(clip, "{words}");

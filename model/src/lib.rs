@@ -11,7 +11,7 @@ pub mod embedding;
 pub mod engine;
 pub mod families;
 pub mod files;
-mod foreign;
+pub mod foreign;
 pub mod formats;
 pub mod generate;
 pub mod generation;

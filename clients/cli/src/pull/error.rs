@@ -1,7 +1,6 @@
 //! Everything that can go wrong while a repository is fetched, in words that say what was expected, what was found and
 //! what to do.
 
-use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 
@@ -134,19 +133,4 @@ fn whose(token: &Option<String>, endpoint: &str) -> String {
             format!("{origin} must hold a token of that account that may read gated repositories")
         }
     }
-}
-
-/// Words of a server, as much as a message bears.
-pub(super) fn clipped(words: impl Display) -> String {
-    const CHARACTERS_MAX: usize = 200;
-    let words = words.to_string();
-    let clip: String = words
-        .chars()
-        .take(CHARACTERS_MAX)
-        .flat_map(|c| match c.is_control() {
-            true => c.escape_debug().collect::<Vec<_>>(),
-            false => vec![c],
-        })
-        .collect();
-    if words.chars().nth(CHARACTERS_MAX).is_some() { clip + "…" } else { clip }
 }

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bantam_model::foreign::clipped;
 use ureq::http::{HeaderName, header};
 
-use super::error::{PullError, clipped};
+use super::error::PullError;
 use super::home::{Home, Place, State};
 use super::listing::{File, Repository};
 use super::partial::Partial;

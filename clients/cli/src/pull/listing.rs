@@ -4,10 +4,11 @@
 
 use std::collections::HashSet;
 
+use bantam_model::foreign::clipped;
 use serde::Deserialize;
 
 use super::checksum::Etag;
-use super::error::{PullError, clipped};
+use super::error::PullError;
 use super::web::{Answer, Web, WebError};
 use crate::output;
 

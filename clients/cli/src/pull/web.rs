@@ -6,11 +6,12 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bantam_model::foreign::clipped;
 use ureq::http::{HeaderName, Request, Response, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, BodyReader, Proxy};
 
-use super::error::{PullError, clipped};
+use super::error::PullError;
 use super::hub::{Hub, Token, Variable};
 
 /// More than any hub needs.

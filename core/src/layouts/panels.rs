@@ -239,20 +239,24 @@ impl FillInt8<'_, '_> {
     #[inline(always)]
     fn peak(&self) -> f32 {
         let mut peaks = [0.0f32; 16];
-        let mut higher = |values: &[f32]| {
+        let mut higher = |values: &[f32; 16]| {
             for (peak, x) in peaks.iter_mut().zip(values) {
                 *peak = if x.abs() > *peak { x.abs() } else { *peak };
             }
         };
+        // Whole vectors, then what is left, filled up with zeros.
+        let (row, rest) = self.row.as_chunks::<16>();
+        let filled = |rest: &[f32]| core::array::from_fn(|i| rest.get(i).copied().unwrap_or(0.0));
         match self.taken.factors {
-            None => self.row.chunks(16).for_each(higher),
+            None => {
+                row.iter().for_each(&mut higher);
+                higher(&filled(rest));
+            }
             Some(factors) => {
-                for (row, factors) in self.row.chunks(16).zip(factors.chunks(16)) {
-                    let mut values = [0.0; 16];
-                    let products = row.iter().zip(factors).map(|(x, factor)| x * factor);
-                    values.iter_mut().zip(products).for_each(|(value, x)| *value = x);
-                    higher(&values);
-                }
+                let (factors, last) = factors[..self.row.len()].as_chunks::<16>();
+                let product = |x: &[f32; 16], y: &[f32; 16]| core::array::from_fn(|i| x[i] * y[i]);
+                row.iter().zip(factors).for_each(|(x, factors)| higher(&product(x, factors)));
+                higher(&product(&filled(rest), &filled(last)));
             }
         }
         peaks.into_iter().fold(0.0, f32::max)
@@ -280,10 +284,10 @@ impl Kernel for FillInt8<'_, '_> {
                 let here = ROUNDED.min(end - at);
                 taken.values(row, at, &mut values[..here]);
                 let codes = values.map(|x| round_even(x * inverse));
-                total += codes.iter().sum::<i32>();
+                total += codes.iter().map(|&code| i32::from(code)).sum::<i32>();
                 let words = here.div_ceil(4);
-                for (codes, word) in codes.chunks_exact(4).zip(slots.by_ref().take(words)) {
-                    *word = codes.iter().rev().fold(0, |word, &code| word << 8 | code as u32 & 0xff);
+                for (codes, word) in codes.as_chunks().0.iter().zip(slots.by_ref().take(words)) {
+                    *word = u32::from_le_bytes(codes.map(i8::cast_unsigned));
                 }
             }
             // Beyond the row there is nothing, up to the block's end.
@@ -297,11 +301,11 @@ impl Kernel for FillInt8<'_, '_> {
     }
 }
 
-/// To the nearest integer, ties to even, for magnitudes below 2^22: adding and subtracting 1.5 * 2^23 rounds.
+/// To the nearest integer, ties to even, for magnitudes up to 127: a step in the last place of 1.5 * 2^23 is one.
 #[inline(always)]
-fn round_even(x: f32) -> i32 {
+fn round_even(x: f32) -> i8 {
     const MAGIC: f32 = 12_582_912.0;
-    ((x + MAGIC) - MAGIC) as i32
+    (x + MAGIC).to_bits() as i8
 }
 
 #[cfg(test)]

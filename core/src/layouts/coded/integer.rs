@@ -17,7 +17,6 @@ use crate::layouts::panels::Panels;
 use crate::layouts::tile::emit;
 use crate::layouts::{Sink, TILE_ROWS};
 use crate::ops::vector::{Vector, unroll};
-use blocks::Common;
 
 /// A tile and what it is multiplied with, sizes checked.
 pub(super) struct Job<'a> {
@@ -154,6 +153,10 @@ trait Sides {
     fn words(&self) -> usize {
         1
     }
+    /// Blocks, of a unit at most, whose dot products are added as integers: they share a scale.
+    fn together(&self) -> usize {
+        1
+    }
     /// The scale of a block, from the rows' side words.
     ///
     /// # Safety
@@ -218,6 +221,14 @@ impl Sides for Fours {
     #[inline(always)]
     fn words(&self) -> usize {
         self.side.words()
+    }
+    #[inline(always)]
+    fn together(&self) -> usize {
+        match self.side {
+            Side::Row => 4,
+            Side::Halves => 2,
+            _ => 1,
+        }
     }
     #[inline(always)]
     unsafe fn scale<Q: Quads>(&self, side: *const u32, member: usize) -> Q::Floats {
@@ -308,6 +319,15 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
             2 => 4 - usize::from(K::TRITS),
             bits => self.block * bits / 32,
         }
+    }
+
+    /// Blocks whose dot products are added as integers. A row's may be as long as float32 keeps their sum exactly,
+    /// which it does however they are grouped; nobody has wider ones.
+    #[inline(always)]
+    fn together(&self) -> usize {
+        /// Two-bit codes are at most 2 from zero, and 2 * 127 * 2^16 < 2^24.
+        const EXACT: usize = 1 << 16;
+        if K::BITS == 2 && self.job.columns <= EXACT { self.sides.together() } else { 1 }
     }
 
     /// # Safety
@@ -416,6 +436,11 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
     /// As for [`run`]; `panel` holds these tokens.
     #[inline(always)]
     unsafe fn fused<const G: usize, const N: usize>(&self, panel: *const u32, lane: usize) {
+        if K::BITS == 2 {
+            // SAFETY: passed on.
+            unsafe { self.fused_small::<G, N>(panel, lane) };
+            return;
+        }
         let (lanes, words) = (Q::Floats::LANES, self.words());
         // SAFETY: the tile holds all blocks and the panel all words of them: checked when the job was made.
         unsafe {
@@ -425,8 +450,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
             let mut x = panel;
             for unit in (0..self.blocks).step_by(S::BLOCKS) {
                 let side = at;
-                let common = Common::new::<K>(at.add(self.sides.words() * TILE_ROWS));
-                at = at.add((self.sides.words() + usize::from(K::TRITS)) * TILE_ROWS);
+                at = at.add(self.sides.words() * TILE_ROWS);
                 unroll!(4: member < S::BLOCKS, {
                     let block = unit + member;
                     if block >= self.blocks {
@@ -438,11 +462,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                         let start = self.start(sum.add(g));
                         unroll!(8: v < N, { dots[g][v] = start; });
                     });
-                    if K::BITS == 2 {
-                        self.add_small::<G, N>(&mut dots, at, x, &common, member);
-                    } else {
-                        self.add_codes::<G, N>(&mut dots, at, x, table);
-                    }
+                    self.add_codes::<G, N>(&mut dots, at, x, table);
                     at = at.add(words * TILE_ROWS);
                     x = x.add(self.block / 4 * G);
                     unroll!(8: v < N, {
@@ -614,12 +634,18 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     kept[g] = [Q::Floats::load(sums), Q::Floats::load(sums.add(lanes))];
                 });
             }
-            for b in 0..piece.count {
+            let mut b = 0;
+            while b < piece.count {
+                let together = self.together().min(piece.count - b);
                 let mut dots = [[Q::splat(0); 2]; G];
                 unroll!(12: g < G, {
-                    dots[g] = [self.start(block_sums.add(g)); 2];
+                    let mut start = self.start(block_sums.add(g));
+                    for more in 1..together {
+                        start = Q::add(start, self.start(block_sums.add(more * piece.stride + g)));
+                    }
+                    dots[g] = [start; 2];
                 });
-                for _ in 0..self.block / 4 {
+                for _ in 0..together * self.block / 4 {
                     let words = [Q::load(bytes), Q::load(bytes.add(lanes))];
                     unroll!(12: g < G, {
                         dots[g][0] = Self::dot(dots[g][0], words[0], x.add(g));
@@ -642,7 +668,8 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                         }
                     });
                 });
-                block_sums = block_sums.add(piece.stride);
+                block_sums = block_sums.add(together * piece.stride);
+                b += together;
             }
             if Self::keeps::<G>() {
                 let done = kept;

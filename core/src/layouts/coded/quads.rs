@@ -51,9 +51,10 @@ pub(super) trait Quads {
     /// The digits of every byte, see `trits.rs`.
     unsafe fn digits(table: Self::Digits, words: Self::Lanes) -> [Self::Lanes; DIGITS];
 
-    /// One token's dot product with a block of 64 codes, none above 3, in parts: nothing need be shifted or widened
-    /// until the block's end.
+    /// One token's dot product with codes none above 3, in parts: nothing need be shifted or widened until the end.
     type Parts: Copy;
+    /// Whether parts hold no more than a block of 64.
+    const NARROW: bool = false;
     unsafe fn no_parts() -> Self::Parts;
     /// Adds the fields of a word; `x` is four words.
     unsafe fn add_fields(parts: Self::Parts, words: Self::Lanes, x: *const u32) -> Self::Parts;

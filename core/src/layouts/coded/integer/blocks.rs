@@ -13,7 +13,7 @@ const LAST: usize = WORDS - 1;
 
 /// What the blocks of a unit share, of `N` vectors of rows: for one token, for more. Only one of the two is used, and
 /// where nothing is shared none; the compiler leaves out the others.
-pub(super) struct Common<Q: Quads, const N: usize> {
+struct Common<Q: Quads, const N: usize> {
     table: Q::Digits,
     one: [Q::Shared; N],
     many: [[Q::Lanes; DIGITS]; N],
@@ -23,7 +23,7 @@ impl<Q: Quads, const N: usize> Common<Q, N> {
     /// # Safety
     /// `from` points to `N` vectors of words.
     #[inline(always)]
-    pub(super) unsafe fn new<K: Kind>(from: *const u32) -> Self {
+    unsafe fn new<K: Kind>(from: *const u32) -> Self {
         // SAFETY: passed on.
         unsafe {
             let table = Q::digit_table();
@@ -38,6 +38,39 @@ impl<Q: Quads, const N: usize> Common<Q, N> {
             }
             Common { table, one, many }
         }
+    }
+}
+
+/// Dot products of `G` tokens and `N` vectors of rows that no scale has met yet.
+struct Open<Q: Quads, const G: usize, const N: usize> {
+    /// What the tokens' begin with.
+    starts: [Q::Lanes; G],
+    dots: [[Q::Lanes; N]; G],
+    /// One token's, see [`Quads::Parts`].
+    parts: [Q::Parts; N],
+}
+
+impl<Q: Quads, const G: usize, const N: usize> Open<Q, G, N> {
+    #[inline(always)]
+    unsafe fn new() -> Self {
+        // SAFETY: passed on.
+        let (zero, part) = unsafe { (Q::splat(0), Q::no_parts()) };
+        Open { starts: [zero; G], dots: [[zero; N]; G], parts: [part; N] }
+    }
+
+    #[inline(always)]
+    unsafe fn close(&self) -> [[Q::Lanes; N]; G] {
+        let mut dots = self.dots;
+        // SAFETY: passed on.
+        unsafe {
+            unroll!(8: v < N, {
+                if G == 1 && !Q::NARROW {
+                    dots[0][v] = Q::whole(self.parts[v]);
+                }
+                unroll!(4: g < G, { dots[g][v] = Q::add(dots[g][v], self.starts[g]); });
+            });
+        }
+        dots
     }
 }
 
@@ -86,14 +119,62 @@ impl<Q: Quads, K: Kind, S: Sides> Product<'_, Q, K, S> {
         }
     }
 
+    /// [`Product::fused`] for two bits and trits: blocks that share a scale are added as integers.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    pub(super) unsafe fn fused_small<const G: usize, const N: usize>(&self, panel: *const u32, lane: usize) {
+        let together = self.together();
+        // A row's are closed once, after the last.
+        let closes = |member: usize| together < 4 && (member + 1) % together == 0;
+        // SAFETY: the tile holds all blocks and the panel all words of them: checked when the job was made.
+        unsafe {
+            let mut sums = [[Q::Floats::splat(0.0); N]; G];
+            let mut open = Open::<Q, G, N>::new();
+            let mut at = self.job.tile.as_ptr().add(lane);
+            let mut x = panel;
+            for unit in (0..self.blocks).step_by(S::BLOCKS) {
+                let side = at;
+                let common = Common::new::<K>(at.add(self.sides.words() * TILE_ROWS));
+                at = at.add((self.sides.words() + usize::from(K::TRITS)) * TILE_ROWS);
+                unroll!(4: member < S::BLOCKS, {
+                    let block = unit + member;
+                    if block >= self.blocks {
+                        break;
+                    }
+                    let sum = self.job.x.sums.as_ptr().add(block * G);
+                    unroll!(4: g < G, { open.starts[g] = Q::add(open.starts[g], self.start(sum.add(g))); });
+                    self.add_small::<G, N>(&mut open, at, x, &common, member);
+                    at = at.add(self.words() * TILE_ROWS);
+                    x = x.add(self.block / 4 * G);
+                    if closes(member) || block + 1 == self.blocks {
+                        let dots = open.close();
+                        unroll!(8: v < N, {
+                            let scale = self.sides.scale::<Q>(side.add(v * Q::Floats::LANES), member);
+                            unroll!(4: g < G, {
+                                sums[g][v] = sums[g][v].add(Q::floats(dots[g][v]).mul(scale));
+                            });
+                        });
+                        open = Open::new();
+                    }
+                });
+            }
+            let done = sums;
+            for (g, sums) in done.into_iter().enumerate() {
+                self.emit::<N>(g, lane, sums);
+            }
+        }
+    }
+
     /// Adds the products of a block of two bits or trits.
     ///
     /// # Safety
     /// As for [`Product::add_codes`].
     #[inline(always)]
-    pub(super) unsafe fn add_small<const G: usize, const N: usize>(
+    unsafe fn add_small<const G: usize, const N: usize>(
         &self,
-        dots: &mut [[Q::Lanes; N]; G],
+        open: &mut Open<Q, G, N>,
         at: *const u32,
         x: *const u32,
         common: &Common<Q, N>,
@@ -102,9 +183,10 @@ impl<Q: Quads, K: Kind, S: Sides> Product<'_, Q, K, S> {
         // SAFETY: passed on.
         unsafe {
             if G == 1 {
-                self.add_parts::<N>(&mut dots[0], at, x, common, member);
+                self.add_parts::<G, N>(open, at, x, common, member);
                 return;
             }
+            let dots = &mut open.dots;
             for w in 0..self.words() {
                 unroll!(8: v < N, {
                     let word = Q::load(at.add(w * TILE_ROWS + v * Q::Floats::LANES));
@@ -127,9 +209,9 @@ impl<Q: Quads, K: Kind, S: Sides> Product<'_, Q, K, S> {
 
     /// The same for one token.
     #[inline(always)]
-    unsafe fn add_parts<const N: usize>(
+    unsafe fn add_parts<const G: usize, const N: usize>(
         &self,
-        dots: &mut [Q::Lanes; N],
+        open: &mut Open<Q, G, N>,
         at: *const u32,
         x: *const u32,
         common: &Common<Q, N>,
@@ -137,7 +219,7 @@ impl<Q: Quads, K: Kind, S: Sides> Product<'_, Q, K, S> {
     ) {
         // SAFETY: passed on.
         unsafe {
-            let mut parts = [Q::no_parts(); N];
+            let parts = &mut open.parts;
             for w in 0..self.words() {
                 let at = at.add(w * TILE_ROWS);
                 prefetch::<1>(at);
@@ -153,7 +235,10 @@ impl<Q: Quads, K: Kind, S: Sides> Product<'_, Q, K, S> {
                 if K::TRITS {
                     parts[v] = Q::add_shared(parts[v], common.one[v], member, x.add(LAST));
                 }
-                dots[v] = Q::add(dots[v], Q::whole(parts[v]));
+                if Q::NARROW {
+                    open.dots[0][v] = Q::add(open.dots[0][v], Q::whole(parts[v]));
+                    parts[v] = Q::no_parts();
+                }
             });
         }
     }

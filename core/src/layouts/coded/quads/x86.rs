@@ -483,6 +483,7 @@ pub(in super::super) struct Madd;
 impl Quads for Madd {
     eight_lanes!();
     const OFFSET: i32 = 128;
+    const NARROW: bool = true;
 
     /// `vpmaddubsw` saturates its 16-bit pairs, and 255 * 127 * 2 is too much; with |code| <= 128 as the unsigned
     /// side and the activation carrying the code's sign, a pair is at most 128 * 127 * 2 = 32512.

@@ -46,7 +46,7 @@ pub(crate) struct EngineFlags {
     #[arg(long, value_enum, value_name = "TYPE")]
     kv: Option<KvName>,
     /// Quantizes the matrices of the layers that are not yet: int8, nf4, bnb-4bit (nf4 with double quantization), fp4,
-    /// mxfp4, gptq (four bits in groups of 128, without calibration), ternary (-1, 0 and 1 in groups of 64, each with
+    /// mxfp4, gptq (four bits in groups of 128, without calibration), ternary (-1, 0 and 1 in groups of 128, each with
     /// its best scale)
     #[arg(long, value_parser = way_of, value_name = "TYPE")]
     quantization: Option<&'static OnLoad>,

@@ -25,7 +25,7 @@ pub const MX_BLOCK: usize = 32;
 /// Inputs under one scale and zero in [`int4`].
 pub const INT4_GROUP: usize = 128;
 /// Inputs under one scale in [`ternary`].
-pub const TERNARY_GROUP: usize = 64;
+pub const TERNARY_GROUP: usize = 128;
 /// Scales under one scale in [`nest`].
 pub const NESTED_BLOCK: usize = 256;
 

@@ -82,7 +82,7 @@ pub static WAYS: &[OnLoad] = &[
     },
     OnLoad {
         name: "ternary",
-        about: "-1, 0 and 1 in groups of 64, each with its best threshold and scale: no calibration",
+        about: "-1, 0 and 1 in groups of 128, each with its best threshold and scale: no calibration",
         blocks: Some(Blocks {
             coding: Coding { book: &TRITS, bits: 2, run: TERNARY_GROUP },
             encode: encode::ternary,

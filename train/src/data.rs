@@ -1,0 +1,1 @@
+//! Examples on their way to batches: data sets, templates, masks, packing.

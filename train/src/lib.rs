@@ -1,0 +1,8 @@
+//! Fine-tuning: the decoder that serves, backwards.
+//!
+//! What people write, down to batches of token ids, is read by `settings` and `data`; a step over such a batch is in
+//! `step` and its neighbours, which know nothing of files that people write.
+
+pub mod data;
+pub mod settings;
+pub mod step;

@@ -13,7 +13,7 @@ use bantam_model::pool::Threads;
 use bantam_model::source::Source;
 use bantam_quantize::blueprint::Blueprint;
 use bantam_quantize::evaluate;
-use bantam_quantize::form::{Fit, Form, NAMES};
+use bantam_quantize::form::{Fit, Form, Head, NAMES};
 use bantam_quantize::report::{Kind, Report};
 use bantam_quantize::run::{Event, Manner, Run, SHARD_BYTES};
 use bantam_quantize::work::Begin;
@@ -89,7 +89,7 @@ struct Settings {
     /// average: matrices that gain most get a second trit, such as for 2.2
     #[arg(long, value_name = "N")]
     bits: Option<f64>,
-    /// Inputs under one scale, -1 for whole rows [default: gptq, awq 128; hqq, ternary 64]
+    /// Inputs under one scale, -1 for whole rows [default: gptq, awq 128; hqq, ternary 64, by --method ptbitnet 128]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     group_size: Option<i64>,
     /// gptq: zeros wherever they fit best, and not in the middle
@@ -102,6 +102,10 @@ struct Settings {
     /// optimal has the least squared error, ptbitnet is calibrated [default: calibrated; ternary optimal]
     #[arg(long, value_enum)]
     method: Option<MethodName>,
+    /// ternary: bits of the head, which else stays as it is, as embeddings do; one that is the embedding gets weights
+    /// of its own
+    #[arg(long, value_enum)]
+    head: Option<HeadName>,
     /// ternary: 1 or 2 trits for every weight [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=2))]
     planes: Option<u64>,
@@ -114,6 +118,12 @@ enum MethodName {
     Absmean,
     Optimal,
     Ptbitnet,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum HeadName {
+    Int8,
+    Int4,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -157,7 +167,8 @@ impl Settings {
             },
             "awq" => Form::Awq { group: group(128)?, zero_point: true },
             _ => {
-                let group = group(64)?;
+                let is_calibrated = self.method == Some(MethodName::Ptbitnet);
+                let group = group(if is_calibrated { 128 } else { 64 })?;
                 if let Some(group) = group.filter(|group| !group.is_multiple_of(64)) {
                     return Err(usage(format!(
                         "--group-size: expected -1 or a multiple of 64 for ternary, found {group}"
@@ -170,6 +181,16 @@ impl Settings {
                 Form::Ternary { group, planes: self.planes.unwrap_or(1) as usize, fit }
             }
         })
+    }
+
+    fn blueprint<'s>(&self, source: &'s Source, form: Form) -> Result<Blueprint<'s>, Failure> {
+        let blueprint = Blueprint::new(source, form)?;
+        let head = match self.head {
+            None => return Ok(blueprint),
+            Some(HeadName::Int8) => Head::Int8,
+            Some(HeadName::Int4) => Head::Int4,
+        };
+        Ok(blueprint.with_head(head)?)
     }
 
     /// Whether the method looks at the model at work.
@@ -207,6 +228,7 @@ impl Settings {
             ("--asymmetric", self.asymmetric, &["gptq"]),
             ("--method", self.method.is_some(), &["gptq", "awq", "ternary"]),
             ("--planes", self.planes.is_some(), &["ternary"]),
+            ("--head", self.head.is_some(), &["ternary"]),
         ];
         match given.iter().find(|(_, is_given, forms)| *is_given && !forms.contains(&name)) {
             Some((flag, _, forms)) => Err(usage(format!(
@@ -234,7 +256,7 @@ impl Quantize {
         }
         let damp = self.calibration.damp()?;
         let source = chosen_model::open(Some(&self.model))?;
-        let blueprint = Blueprint::new(&source, form)?;
+        let blueprint = self.settings.blueprint(&source, form)?;
         let text = self.text(&source)?;
         self.check_memory(&blueprint, text.is_some(), is_calibrated)?;
         let manner = Manner {
@@ -445,6 +467,7 @@ impl Quantize {
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(report.kinds.iter().map(|(name, kind)| row(name, kind)));
         rows.push(row("all", &report.all));
+        rows.extend(report.head.as_ref().map(|head| row("head", head)));
         output::line(&output::table(&rows, &[false, true, true, true, true, true, true]))?;
         output::line(&format!(
             "{:.3} bits per weight without embedding and head, which take {}; {} are read for a token",

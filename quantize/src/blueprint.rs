@@ -120,8 +120,7 @@ impl<'a> Blueprint<'a> {
             Role::Head => of.shape.rows.div_ceil(self.head_rows),
             _ => of.experts.unwrap_or(1),
         };
-        let each =
-            |(module, of)| (0..count(of)).map(move |expert| Unit { module, expert });
+        let each = |(module, of)| (0..count(of)).map(move |expert| Unit { module, expert });
         self.taken.iter().enumerate().flat_map(each).collect()
     }
 

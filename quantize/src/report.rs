@@ -77,7 +77,9 @@ impl Report {
             if blueprint.is_head(unit) {
                 report.embedding[0] += one.weights;
                 report.embedding[1] += one.bytes;
-                report.head.get_or_insert_default().add(&one);
+                let head = report.head.get_or_insert_default();
+                head.add(&one);
+                head.matrices = 1;
                 continue;
             }
             report.all.add(&one);

@@ -29,9 +29,8 @@ pub(super) fn head(name: &str, grouped: &Grouped) -> Vec<Piece> {
     let Shape { rows, columns } = grouped.shape;
     let scales = f16_bytes(grouped.scales.iter().copied());
     let scales = Piece::new(format!("{name}{SCALES}"), Dtype::F16, &[rows, grouped.groups()], scales);
-    let codes = |bytes: Vec<u8>| {
-        Piece::new(format!("{name}{CODES}"), Dtype::U8, &[rows, bytes.len() / rows], bytes)
-    };
+    let codes =
+        |bytes: Vec<u8>| Piece::new(format!("{name}{CODES}"), Dtype::U8, &[rows, bytes.len() / rows], bytes);
     if grouped.bits == 8 {
         return vec![codes(grouped.codes.clone()), scales];
     }

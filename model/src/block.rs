@@ -3,7 +3,8 @@
 //!
 //! The states belong to the caller, so a model of any depth takes the memory of one block: its matrices in float32, and
 //! buffers for a few sequences. A mixture has too many of them for that: its experts can lie as they are stored, with
-//! room for the codes that they become ([`Replaced`]). [`Block::plan`] says how much it is before it is taken. The decoder is the one that generates; only the backend beneath it is wrapped.
+//! room for the codes that they become ([`Replaced`]). [`Block::plan`] says how much it is before it is taken. The
+//! decoder is the one that generates; only the backend beneath it is wrapped.
 
 use bantam_core::layouts::{NotFinite, Shape, TILE_ROWS};
 use bantam_core::ops::experts::Routing;
@@ -297,8 +298,8 @@ impl Block {
         self.replaced.iter().any(|stack| stack.holds(&self.pieces, module))
     }
 
-    /// Puts codes in an expert's place; `codes` fills in those of a row, in the order of the inputs. Once all experts of
-    /// a stack have theirs, the block computes with them, and no longer knows what they were.
+    /// Puts codes in an expert's place; `codes` fills in those of a row, in the order of the inputs. Once all experts
+    /// of a stack have theirs, the block computes with them, and no longer knows what they were.
     ///
     /// # Panics
     /// If the block was not loaded for it: see [`takes_codes`](Self::takes_codes).

@@ -18,7 +18,7 @@ const BASE_BYTES: usize = 96 << 20;
 /// Bytes of what a method makes of a weight, and of the tensors that it is written as, at most.
 const MADE_BYTES: usize = 4;
 /// A vocabulary has too many rows to be in memory together.
-const HEAD_ROWS: usize = 1 << 14;
+const HEAD_ROWS: usize = 1 << 13;
 
 /// A matrix that is quantized: a module, and which expert of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! Experts of a block that get codes in the place of their weights: a stack of originals, a stack of codes beside it that
-//! fills up expert by expert, and once it is whole takes the first one's place.
+//! Experts of a block that get codes in the place of their weights: beside a stack of originals, a stack of codes fills
+//! up expert by expert, and takes the first one's place once it is whole.
 
 use bantam_core::layouts::coded::CodedRows;
 use bantam_core::layouts::{Layout, NotFinite, TILE_ROWS};
@@ -9,7 +9,7 @@ use memmap2::MmapMut;
 use super::Piece;
 use crate::decoder::Decoder;
 use crate::formats::CodeRow;
-use crate::plan::{Cut, Plan};
+use crate::plan::{Cut, Linear, Plan};
 use crate::pool::Threads;
 
 /// The same projection of all experts.
@@ -28,9 +28,9 @@ impl Stack {
     pub(super) fn all(plan: &Plan, codes: [Option<Matrix>; 3], pieces: &[Piece]) -> Vec<Stack> {
         let layer = &plan.weights.layers[0];
         let originals = [layer.gate, Some(layer.up), Some(layer.down)];
-        let stack = |(kind, (original, codes)): (usize, (Option<_>, Option<Matrix>))| {
-            let (original, codes): (crate::plan::Linear, _) = (original?, codes?);
-            let of_it = |at: &usize| original.matrix.slot.range().contains(&pieces[*at].matrix.slot.offset);
+        let stack = |(kind, (original, codes)): (usize, (Option<Linear>, Option<Matrix>))| {
+            let (original, codes) = (original?.matrix.slot, codes?);
+            let of_it = |at: &usize| original.range().contains(&pieces[*at].matrix.slot.offset);
             let pieces: Vec<usize> = (0..pieces.len()).filter(of_it).collect();
             Some(Stack { kind, codes, is_done: vec![false; pieces.len()], pieces })
         };

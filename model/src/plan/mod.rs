@@ -477,8 +477,8 @@ impl Plan {
     }
 
     /// The same for one layer alone, number `number` of its model and the only one of `spec`, with neither embedding
-    /// nor head and all matrices in float32; a mixture's experts lie as they are stored where they are to be `replaced`,
-    /// and there is room for what they become: gate, up, down.
+    /// nor head and all matrices in float32; a mixture's experts lie as they are stored where they are to be
+    /// `replaced`, and there is room for what they become: gate, up, down.
     pub fn of_layer(
         spec: &ModelSpec,
         number: usize,

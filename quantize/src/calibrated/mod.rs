@@ -1,9 +1,9 @@
 //! Methods that look at a model at work: each block is loaded on its own, sees the hidden states of calibration text,
 //! and is quantized matrix by matrix; what the quantized block makes of the states is what the next one sees.
 //!
-//! In memory are one block in float32 (of a mixture's experts that become ternary, the codes that they are stored in and
-//! those that they get), the states, the squares of inputs of as many matrices as the budget allows, and where targets
-//! are corrected, the original's inputs of one block. [`memory::bytes`] says how much that is.
+//! In memory are one block in float32 (of experts that become ternary, the codes that they are stored in and those that
+//! they get), the states, the squares of inputs of as many matrices as the budget allows, and where targets are
+//! corrected, the original's inputs of one block. [`memory::bytes`] says how much that is.
 
 pub mod awq;
 pub mod feedback;

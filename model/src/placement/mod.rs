@@ -30,3 +30,7 @@ pub use shelf::{Action, Place, Shelf, Ticket};
 pub use stands::{Stand, stands};
 pub use sweep::{Keep, LayerCost, Swept, sweep};
 pub use time::{Hits, step_seconds};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failure is a failed test.
+mod tests;

@@ -199,7 +199,7 @@ impl Walk<'_> {
                 (false, true) => 2.0,
                 (false, false) => 0.0,
             };
-            self.seconds += odd * (hops * hop + self.longest(side(found), side(chosen - found), 0.5));
+            self.seconds += odd * (hops * hop + self.longest(side(found), side(chosen - found), 1.0));
         }
     }
 }

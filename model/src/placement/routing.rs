@@ -12,8 +12,6 @@
 //!
 //! There is no count of tokens: a recorder that is interrupted leaves a file that can be read but for its last token.
 
-use std::io::{self, Write};
-
 /// What stands first.
 const MAGIC: &[u8; 8] = b"bantamRT";
 const VERSION: u16 = 1;
@@ -157,12 +155,11 @@ impl Trace {
         &self.chosen[(token * self.routes.layers as usize + layer) * chosen..][..chosen]
     }
 
-    /// Writes it as a file has it.
-    pub fn write(&self, to: &mut dyn Write) -> io::Result<()> {
-        to.write_all(&self.routes.header())?;
+    /// The file's bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
         let width = self.routes.width();
-        let bytes = self.chosen.iter().flat_map(|expert| expert.to_le_bytes().into_iter().take(width));
-        to.write_all(&bytes.collect::<Vec<u8>>())
+        let chosen = self.chosen.iter().flat_map(|expert| expert.to_le_bytes().into_iter().take(width));
+        self.routes.header().into_iter().chain(chosen).collect()
     }
 }
 
@@ -171,19 +168,13 @@ impl Trace {
 mod tests {
     use super::*;
 
-    fn written(trace: &Trace) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        trace.write(&mut bytes).unwrap();
-        bytes
-    }
-
     #[test]
     fn what_is_written_is_read() {
         for (experts, size) in [(8, 16 + 8), (300, 16 + 16)] {
             let mut trace = Trace::new(Routes { layers: 2, experts, chosen: 2 }).unwrap();
             trace.push(&[0, 7, 3, 1]).unwrap();
             trace.push(&[1, 2, 6, experts - 1]).unwrap();
-            let bytes = written(&trace);
+            let bytes = trace.to_bytes();
             assert_eq!(bytes.len(), size);
             assert_eq!(Trace::parse(&bytes).unwrap(), trace);
             assert_eq!(trace.of(1, 0), [1, 2]);
@@ -196,7 +187,7 @@ mod tests {
     fn damage_is_refused_with_its_place() {
         let mut trace = Trace::new(Routes { layers: 1, experts: 4, chosen: 2 }).unwrap();
         trace.push(&[0, 3]).unwrap();
-        let sound = written(&trace);
+        let sound = trace.to_bytes();
         let message = |at: usize, byte: u8| {
             let mut bytes = sound.clone();
             bytes[at] = byte;

@@ -195,8 +195,8 @@ impl Placed {
             self.memories(),
             self.table(),
             self.policies(),
-            self.more_told(),
-            self.prefill_told(),
+            if self.auto.fits { self.more_told() } else { String::new() },
+            if self.auto.fits { self.prefill_told() } else { self.lacking() },
             faint(match self.is_traced || self.parts.experts() == 0 {
                 true => "expected for a machine that is described, and not measured",
                 false => {
@@ -250,6 +250,14 @@ impl Placed {
             "{}\n(one sequence, after {} tokens)",
             output::table(&rows, &[false, true, true, true, false]),
             self.positions()
+        )
+    }
+
+    fn lacking(&self) -> String {
+        let (needed, free) = (output::bytes(self.auto.ram), output::bytes(self.machine.free_ram()));
+        let no = style::on_stdout(style::BAD, "does not fit:");
+        format!(
+            "{no} {needed} of RAM are needed, {free} are free; try --quantization, --kv int8 or a shorter --context"
         )
     }
 

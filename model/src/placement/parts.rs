@@ -192,3 +192,45 @@ fn linear_bytes(linear: &Linear) -> usize {
 fn ops(matrix: &Matrix) -> f64 {
     2.0 * matrix.shape.rows as f64 * matrix.width() as f64
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failure is a failed test.
+mod tests {
+    use super::*;
+    use crate::checkpoint::Dtype;
+    use crate::engine::synthetic_plan;
+    use crate::families::SHAPES;
+    use crate::formats::on_load::way;
+    use crate::placement::{MACHINES, Question, stands};
+    use crate::plan::Options;
+    use bantam_core::{Cpu, KvKind, Precision};
+
+    #[test]
+    fn parts_of_published_shapes_add_up_to_their_plans_and_so_does_what_stands_where() {
+        for (name, config) in SHAPES {
+            let spec = ModelSpec::parse(config.as_bytes()).unwrap();
+            let (context, chunk, quantization) = (1024, 128, way("nf4"));
+            let precision = Precision::Fast;
+            let kv = KvKind::Int8;
+            let options = Options { context, chunk, kv, precision, quantization, ..Options::SMALLEST };
+            let plan = synthetic_plan(&spec, Dtype::Bf16, options, Cpu::detect()).unwrap();
+            let parts = Parts::new(&spec, &plan);
+            let held = (plan.weight_bytes + plan.cache_bytes) as f64;
+            assert!((parts.held() - held).abs() < 1.0, "{name}: {} of {held}", parts.held());
+            assert!((parts.small as f64) < 0.01 * held, "{name}: {} bytes are small", parts.small);
+            for machine in MACHINES {
+                let question = Question { parts: &parts, machine, trace: None };
+                let auto = question.auto();
+                let lines = stands(&parts, &auto, machine);
+                let vram: u64 = lines.iter().map(|line| line.vram).sum();
+                let ram: u64 = lines.iter().map(|line| line.ram).sum();
+                assert!(vram.abs_diff(auto.vram) < 8, "{name}: {vram} in lines, {} in all", auto.vram);
+                assert!(
+                    ram.abs_diff(auto.ram) < 8 + parts.small,
+                    "{name}: {ram} in lines, {} in all",
+                    auto.ram
+                );
+            }
+        }
+    }
+}

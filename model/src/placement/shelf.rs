@@ -266,7 +266,7 @@ mod tests {
 
     fn upload(shelf: &mut Shelf, thing: u32) -> Ticket {
         assert!(shelf.fetch(thing));
-        match shelf.actions().last().unwrap() {
+        match shelf.actions().next_back().unwrap() {
             Action::Upload { ticket, .. } => ticket,
             other => panic!("{other:?}"),
         }

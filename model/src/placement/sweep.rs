@@ -118,7 +118,7 @@ impl Sweep<'_> {
 
     fn fetch(&mut self, layer: usize, asked: f64) {
         assert!(self.shelf.fetch(layer as u32), "a place that nobody uses");
-        let action = self.shelf.actions().last();
+        let action = self.shelf.actions().next_back();
         let Some(Action::Upload { ticket, .. }) = action else { panic!("a fetch is a copy: {action:?}") };
         let place = ticket.place.0 as usize;
         self.copying = self.copying.max(self.free[place]).max(asked) + self.layers[layer].upload;

@@ -252,7 +252,7 @@ impl Adapter {
     }
 
     /// The tensor that takes the place of one of the model's.
-    pub(crate) fn whole(&self, name: &str) -> Option<TensorView<'_>> {
+    pub fn whole(&self, name: &str) -> Option<TensorView<'_>> {
         Some(self.tensor(self.wholes.get(name)?))
     }
 

@@ -126,7 +126,17 @@ impl Optimizer {
                 Rule::Muon(constants) => {
                     let matrices = matrices.expect("muon is for matrices");
                     let machine = training.machine();
-                    muon::step(machine, &constants, rate, decay, matrices, gradient, first, values, &mut self.work);
+                    muon::step(
+                        machine,
+                        &constants,
+                        rate,
+                        decay,
+                        matrices,
+                        gradient,
+                        first,
+                        values,
+                        &mut self.work,
+                    );
                 }
             }
             training.write(at, values);

@@ -2,9 +2,7 @@
 
 use bantam_core::Cpu;
 use bantam_core::layouts::{FLOAT32, Precision, Shape};
-use bantam_core::ops::backward::products::{
-    Rows, pack, product, tile_floats, transposed, transposed_floats,
-};
+use bantam_core::ops::backward::products::{Rows, pack, product, tile_floats, transposed, transposed_floats};
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_model::pool::Threads;
 
@@ -114,7 +112,10 @@ fn orthogonalize(
         of_rows(cpu, pool, turned, columns, square, tiles, words);
         of_rows(cpu, pool, square, rows, fourth, tiles, words);
         let [first, third, fifth] = COEFFICIENTS;
-        fourth.iter_mut().zip(&*square).for_each(|(fourth, square)| *fourth = third * square + fifth * *fourth);
+        fourth
+            .iter_mut()
+            .zip(&*square)
+            .for_each(|(fourth, square)| *fourth = third * square + fifth * *fourth);
         (0..rows).for_each(|at| fourth[at * rows + at] += first);
         let shape = Shape { rows, columns };
         let from = Rows::Plain(turned);

@@ -6,10 +6,10 @@ use bantam_core::ops::backward::loss::Entropy;
 use bantam_core::ops::share::each_row;
 use bantam_model::bare::Bare;
 
+use super::layer::{norm, norm_backward};
 use super::linear::{Products, Scratch, room};
 use super::parameters::Target;
 use super::sites::{NormSite, Site};
-use super::layer::{norm, norm_backward};
 
 /// Rows of the vocabulary whose logits are there at once, whole tiles.
 const CHUNK: usize = 4096;
@@ -57,7 +57,13 @@ impl Ends {
 }
 
 /// Adds the gradients of the rows of tokens.
-pub(crate) fn embed_backward(bare: &Bare, to: Option<Target>, tokens: &[u32], d: &[f32], gradients: &mut [f32]) {
+pub(crate) fn embed_backward(
+    bare: &Bare,
+    to: Option<Target>,
+    tokens: &[u32],
+    d: &[f32],
+    gradients: &mut [f32],
+) {
     let Some(to) = to else { return };
     let scale = bare.spec.embedding_scale;
     for (d, &token) in d.chunks_exact(bare.spec.hidden).zip(tokens) {

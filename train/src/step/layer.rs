@@ -239,7 +239,14 @@ impl Layer<'_> {
         };
         let (logs, scores) = (&k.logs[..rows * a.heads], room(&mut k.scores, shape.scratch_floats()));
         attention::attend_backward(
-            bare.cpu, &bare.pool, &shape, x, attended, logs, &k.dattended[..attended.len()], d, scores,
+            bare.cpu,
+            &bare.pool,
+            &shape,
+            x,
+            logs,
+            &k.dattended[..attended.len()],
+            d,
+            scores,
         );
         let pairs = 2 * bare.plan.weights.ropes[a.rope].pairs();
         for (at, d) in [&mut k.dqueries, &mut k.dkeys].into_iter().enumerate() {

@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 
-use bantam_model::adapter::Change;
-use bantam_model::plan::{Cut, Fill, LowSide};
-use bantam_model::bare::Bare;
 use bantam_model::adapter::Adapter;
+use bantam_model::adapter::Change;
+use bantam_model::bare::Bare;
+use bantam_model::plan::{Cut, Fill, LowSide};
 
 use super::TrainError;
 use super::parameters::{Parameters, Role};

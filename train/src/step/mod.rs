@@ -41,7 +41,9 @@ pub enum TrainError {
     Adapter { what: &'static str },
     #[error("expected an adapter to train beside the model, found none")]
     NoAdapter,
-    #[error("expected a label for each of {tokens} tokens and documents of as many in all, found {labels} labels and documents of {documents}")]
+    #[error(
+        "expected a label for each of {tokens} tokens and documents of as many in all, found {labels} labels and documents of {documents}"
+    )]
     Batch { tokens: usize, labels: usize, documents: usize },
     #[error("{what} {found} is outside the vocabulary of {vocab}; was the data made with another tokenizer?")]
     Vocabulary { what: &'static str, found: i64, vocab: usize },
@@ -77,7 +79,8 @@ impl Batch<'_> {
         if let Some(&token) = self.tokens.iter().find(|&&token| token as usize >= vocab) {
             return Err(outside("token", token.into()));
         }
-        let is_odd = |label: i32| label != IGNORED && usize::try_from(label).map_or(true, |label| label >= vocab);
+        let is_odd =
+            |label: i32| label != IGNORED && usize::try_from(label).map_or(true, |label| label >= vocab);
         match self.labels.iter().find(|&&label| is_odd(label)) {
             Some(&label) => Err(outside("label", label.into())),
             None => Ok(()),
@@ -111,8 +114,7 @@ impl Training {
     /// All weights of a model, in float32.
     pub fn full(source: &Source, cpu: Cpu, threads: usize) -> Result<Training, TrainError> {
         let bare = Bare::load(source, true, cpu, threads)?;
-        let shapes = |name: &str| source.checkpoint.tensor(name).map(|tensor| tensor.shape.to_vec());
-        let parameters = Parameters::of_model(&bare, shapes)?;
+        let parameters = Parameters::of_model(&bare, &source.checkpoint)?;
         Ok(Training::new(bare, parameters, Lows::default()))
     }
 
@@ -120,7 +122,7 @@ impl Training {
     pub fn adapter(source: &Source, cpu: Cpu, threads: usize) -> Result<Training, TrainError> {
         let adapter = source.adapter.as_deref().ok_or(TrainError::NoAdapter)?;
         let bare = Bare::load(source, false, cpu, threads)?;
-        let mut parameters = Parameters::default();
+        let mut parameters = Parameters::of_wholes(&bare, adapter)?;
         let lows = Lows::of_adapter(&bare, adapter, &mut parameters)?;
         Ok(Training::new(bare, parameters, lows))
     }

@@ -7,9 +7,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use bantam_core::layouts::TILE_ROWS;
+use bantam_core::layouts::{FLOAT32, TILE_ROWS};
 use bantam_core::{Matrix, Slot};
+use bantam_model::adapter::Adapter;
 use bantam_model::bare::{Bare, Memory};
+use bantam_model::checkpoint::{Checkpoint, TensorView};
 use bantam_model::plan::{Cut, Fill, Origin};
 
 use super::TrainError;
@@ -114,7 +116,8 @@ impl Target {
     /// Where so many rows stand, if they stand as they are.
     pub(crate) fn straight(&self, rows: usize) -> Option<Range<usize>> {
         let of = |row: usize| self.cut.source_row(self.first + row);
-        let is_straight = self.cut.turned.is_none() && self.cut.pairs.is_none() && of(rows - 1) == of(0) + rows - 1;
+        let is_straight =
+            self.cut.turned.is_none() && self.cut.pairs.is_none() && of(rows - 1) == of(0) + rows - 1;
         let start = self.of_row(0).0;
         is_straight.then(|| start..start + rows * self.columns)
     }
@@ -132,36 +135,59 @@ pub(crate) struct Parameters {
 
 impl Parameters {
     /// Every tensor of a model.
-    pub(crate) fn of_model(bare: &Bare, shapes: impl Fn(&str) -> Option<Vec<usize>>) -> Result<Self, TrainError> {
+    pub(crate) fn of_model(bare: &Bare, checkpoint: &Checkpoint) -> Result<Self, TrainError> {
         let mut all = Parameters::default();
         for fill in &bare.plan.fills {
-            let (name, cut, columns, piece) = match fill {
-                Fill::Matrix { matrix, origin: Origin::Tensor(name), cut, .. } => {
-                    (name, *cut, matrix.shape.columns, Piece::Matrix(*matrix, *cut))
+            let named = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
+            match fill {
+                Fill::Matrix { origin: Origin::Tensor(name), .. } | Fill::Vector { tensor: name, .. } => {
+                    all.add(bare, fill, name, named(name));
                 }
-                Fill::Vector { slot, tensor, cut, .. } => (tensor, *cut, 1, Piece::Vector(*slot, *cut)),
-                Fill::Values { .. } => continue,
                 Fill::Matrix { origin, .. } => {
                     return Err(TrainError::Quantized { tensor: origin.tensors()[0].clone() });
                 }
-                Fill::Low(_) => continue,
-            };
-            let at = match all.by_name.get(name) {
-                Some(&at) => at,
-                None => {
-                    let shape = shapes(name).expect("the plan was made from this checkpoint");
-                    let home = Home::Decoder(Vec::new());
-                    all.push(name.clone(), shape, role(bare, name, matches!(piece, Piece::Vector(..))), home)
-                }
-            };
-            let start = all.list[at].range.start;
-            all.targets.insert(fill.slot().offset, Target { start, cut, columns, first: 0 });
-            match &mut all.list[at].home {
-                Home::Decoder(pieces) => pieces.push(piece),
-                Home::Own(_) => unreachable!("only an adapter's tensors stand by themselves"),
+                Fill::Values { .. } | Fill::Low(_) => {}
             }
         }
         Ok(all)
+    }
+
+    /// The whole tensors that an adapter has in the place of the model's.
+    pub(crate) fn of_wholes(bare: &Bare, adapter: &Adapter) -> Result<Self, TrainError> {
+        let mut all = Parameters::default();
+        for fill in &bare.plan.fills {
+            let named = |name: &str| adapter.whole(name).expect("the plan was made with this adapter");
+            match fill {
+                Fill::Matrix { origin: Origin::Whole(name), matrix, .. } => {
+                    if matrix.layout.name() != FLOAT32.name() {
+                        return Err(TrainError::Adapter { what: "whole tensors in less than float32" });
+                    }
+                    all.add(bare, fill, name, named(name));
+                }
+                Fill::Vector { tensor, whole: true, .. } => all.add(bare, fill, tensor, named(tensor)),
+                _ => {}
+            }
+        }
+        Ok(all)
+    }
+
+    /// A part of the decoder and the tensor that it is from: `name` in the model, `stored` in the file.
+    fn add(&mut self, bare: &Bare, fill: &Fill, name: &str, stored: TensorView) {
+        let (cut, columns, piece) = match fill {
+            Fill::Matrix { matrix, cut, .. } => (*cut, matrix.shape.columns, Piece::Matrix(*matrix, *cut)),
+            Fill::Vector { slot, cut, .. } => (*cut, 1, Piece::Vector(*slot, *cut)),
+            Fill::Values { .. } | Fill::Low(_) => unreachable!("these are from no tensor"),
+        };
+        let at = self.by_name.get(stored.name).copied().unwrap_or_else(|| {
+            let role = role(bare, name, matches!(piece, Piece::Vector(..)));
+            self.push(stored.name.to_owned(), stored.shape.to_vec(), role, Home::Decoder(Vec::new()))
+        });
+        let start = self.list[at].range.start;
+        self.targets.insert(fill.slot().offset, Target { start, cut, columns, first: 0 });
+        match &mut self.list[at].home {
+            Home::Decoder(pieces) => pieces.push(piece),
+            Home::Own(_) => unreachable!("only sides of changes stand by themselves"),
+        }
     }
 
     fn push(&mut self, name: String, shape: Vec<usize>, role: Role, home: Home) -> usize {
@@ -174,7 +200,12 @@ impl Parameters {
     }
 
     /// Adds a tensor of an adapter, once.
-    pub(crate) fn own(&mut self, name: &str, role: Role, read: impl FnOnce() -> Result<(Vec<usize>, Vec<f32>), TrainError>) -> Result<usize, TrainError> {
+    pub(crate) fn own(
+        &mut self,
+        name: &str,
+        role: Role,
+        read: impl FnOnce() -> Result<(Vec<usize>, Vec<f32>), TrainError>,
+    ) -> Result<usize, TrainError> {
         match self.by_name.get(name) {
             Some(&at) => Ok(at),
             None => {
@@ -188,7 +219,7 @@ impl Parameters {
     pub(crate) fn own_values(&self, at: usize) -> &[f32] {
         match &self.list[at].home {
             Home::Own(values) => values,
-            Home::Decoder(_) => unreachable!("an adapter's tensors stand by themselves"),
+            Home::Decoder(_) => unreachable!("sides of changes stand by themselves"),
         }
     }
 

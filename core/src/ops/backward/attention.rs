@@ -41,7 +41,7 @@ impl Shape<'_> {
 
     /// Scratch floats of both directions.
     pub fn scratch_floats(&self) -> usize {
-        2 * self.heads * self.documents.iter().max().copied().unwrap_or(0)
+        3 * self.heads * self.documents.iter().max().copied().unwrap_or(0)
     }
 
     /// Every row, after the first that it sees.
@@ -145,14 +145,13 @@ pub struct Gradients<'a> {
     pub sinks: Option<&'a mut [f32]>,
 }
 
-/// From `dy`, the gradient of what rows gathered (`y`, with its logarithms), to those of the operands.
+/// From `dy`, the gradient of what rows gathered, to those of the operands. `logs` are forward's.
 #[allow(clippy::too_many_arguments, reason = "who computes, the operands, and the memory")]
 pub fn attend_backward<P: Pool>(
     cpu: Cpu,
     pool: &P,
     shape: &Shape,
     x: Operands,
-    y: &[f32],
     logs: &[f32],
     dy: &[f32],
     d: Gradients,
@@ -171,7 +170,7 @@ pub fn attend_backward<P: Pool>(
             // SAFETY: every head has its own scratch.
             let scores = unsafe { scratch.part(head * room, room) };
             let d = [queries, keys, values];
-            launch(cpu, Backward { shape, x, y, logs, dy, head, d, sinks, scores });
+            launch(cpu, Backward { shape, x, logs, dy, head, d, sinks, scores });
         }
     });
 }
@@ -179,7 +178,6 @@ pub fn attend_backward<P: Pool>(
 struct Backward<'a> {
     shape: &'a Shape<'a>,
     x: Operands<'a>,
-    y: &'a [f32],
     logs: &'a [f32],
     dy: &'a [f32],
     head: usize,
@@ -194,40 +192,49 @@ impl Kernel for Backward<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Backward { shape, x, y, logs, dy, head, d: [dqueries, dkeys, dvalues], sinks, scores } = self;
+        let Backward { shape, x, logs, dy, head, d: [dqueries, dkeys, dvalues], sinks, scores } = self;
         let (width, rows) = (shape.width, shape.rows());
         let kv_head = head / (shape.heads / shape.kv_heads);
         let mut dsink = 0.0f64;
         for (first, row) in shape.seen() {
-            let (scores, bends) = scores.split_at_mut(row - first + 1);
+            let seen = row - first + 1;
+            let (scores, rest) = scores.split_at_mut(seen);
+            let (alongs, bends) = rest.split_at_mut(seen);
             let at = (row * shape.heads + head) * width;
-            let (query, y, dy) = (&x.queries[at..][..width], &y[at..][..width], &dy[at..][..width]);
+            let (query, dy) = (&x.queries[at..][..width], &dy[at..][..width]);
             let log = logs[head * rows + row];
             // SAFETY: launched with a proven vector; the gradients of this head, and of its keys and values, are
             // written by one task.
             unsafe {
                 score::<V>(shape, &x, head, first, row, scores);
                 let bends = shape.softcap.map(|_| {
-                    let bends = &mut bends[..scores.len()];
+                    let bends = &mut bends[..seen];
                     bends.copy_from_slice(scores);
                     bends
                 });
                 map_in_place::<V>(scores, &Exponential(log));
-                let mean = dot::<V>(dy, y);
-                if let Some(sinks) = shape.sinks {
-                    dsink -= libm::exp(f64::from(sinks[head]) - f64::from(log)) * f64::from(mean);
+                // Shares of one row, made to add up: the gradients of its scores then cancel, as they must where a
+                // bias of all keys changes nothing.
+                let sink =
+                    shape.sinks.map_or(0.0, |sinks| libm::exp(f64::from(sinks[head]) - f64::from(log)));
+                let total = sink + scores.iter().map(|share| f64::from(*share)).sum::<f64>();
+                let mut mean = 0.0f64;
+                for (n, share) in scores.iter_mut().enumerate() {
+                    *share = (f64::from(*share) / total) as f32;
+                    alongs[n] = dot::<V>(dy, kv_row(shape, x.values, first + n, head));
+                    mean += f64::from(*share) * f64::from(alongs[n]);
                 }
+                dsink -= sink / total * mean;
                 let dquery = dqueries.part(at, width);
                 dquery.fill(0.0);
                 for (n, share) in scores.iter().enumerate() {
                     let kv_at = ((first + n) * shape.kv_heads + kv_head) * width;
                     add::<V>(*share, dy, dvalues.part(kv_at, width));
-                    let along = dot::<V>(dy, &x.values[kv_at..][..width]);
                     let bend = match (&bends, shape.softcap) {
                         (Some(bends), Some(cap)) => 1.0 - (bends[n] / cap) * (bends[n] / cap),
                         _ => 1.0,
                     };
-                    let d = share * (along - mean) * bend * shape.scale;
+                    let d = share * (f64::from(alongs[n]) - mean) as f32 * bend * shape.scale;
                     add::<V>(d, &x.keys[kv_at..][..width], dquery);
                     add::<V>(d, query, dkeys.part(kv_at, width));
                 }
@@ -334,13 +341,13 @@ mod tests {
         let (q, kv) = (rows * shape.heads * shape.width, rows * shape.kv_heads * shape.width);
         let (queries, keys, values, dy) = (noise(1, q), noise(2, kv), noise(3, kv), noise(4, q));
         let x = Operands { queries: &queries, keys: &keys, values: &values };
-        let [y, logs] = forward(cpu, shape, x);
+        let [_, logs] = forward(cpu, shape, x);
         let (mut dq, mut dk, mut dv) = (vec![f32::NAN; q], vec![f32::NAN; kv], vec![f32::NAN; kv]);
         let mut ds = vec![0.0; shape.heads];
         let sinks = shape.sinks.map(|_| &mut ds[..]);
         let d = Gradients { queries: &mut dq, keys: &mut dk, values: &mut dv, sinks };
         let mut scratch = vec![f32::NAN; shape.scratch_floats()];
-        attend_backward(cpu, &Serial, shape, x, &y, &logs, &dy, d, &mut scratch);
+        attend_backward(cpu, &Serial, shape, x, &logs, &dy, d, &mut scratch);
         let of = |x: Operands| {
             let [y, _] = forward(cpu, shape, x);
             y

@@ -29,9 +29,8 @@ pub(crate) mod tests {
     /// Compares a gradient with differences of `dy * f(x)`.
     pub(crate) fn check(what: &str, x: &[f32], dy: &[f32], dx: &[f32], f: impl Fn(&[f32]) -> Vec<f32>) {
         const STEP: f32 = 1e-2;
-        let value = |x: &[f32]| -> f64 {
-            f(x).iter().zip(dy).map(|(y, dy)| f64::from(*y) * f64::from(*dy)).sum()
-        };
+        let value =
+            |x: &[f32]| -> f64 { f(x).iter().zip(dy).map(|(y, dy)| f64::from(*y) * f64::from(*dy)).sum() };
         let size = dx.iter().fold(1.0f32, |size, dx| size.max(dx.abs()));
         for at in 0..x.len() {
             let at_step = |step: f32| {

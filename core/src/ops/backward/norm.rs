@@ -61,8 +61,7 @@ mod tests {
                 let (x, dy) = (noise(1, width), noise(2, width));
                 let (weight, bias) = (noise(3, width), noise(4, width));
                 let of = |weight: &[f32], bias: &[f32], x: &[f32]| {
-                    let norm =
-                        RowNorm { kind, epsilon: 1e-2, weight_shift: 0.5, weight, bias: Some(bias) };
+                    let norm = RowNorm { kind, epsilon: 1e-2, weight_shift: 0.5, weight, bias: Some(bias) };
                     let mut y = x.to_vec();
                     crate::ops::norm::norm_row(Cpu::detect(), &norm, &mut y);
                     y

@@ -63,7 +63,7 @@ fn check_number(what: &str, found: f64, wanted: &Value) {
 }
 
 /// What is known of all tensors: sum, length, projection on a cosine.
-fn check_statistics(what: &str, values: &[f32], wanted: &Value) {
+fn check_statistics(what: &str, values: &[f32], wanted: &Value) -> f64 {
     let sum = |f: &dyn Fn(usize, f64) -> f64| -> f64 {
         values.iter().enumerate().map(|(at, &x)| f(at, f64::from(x))).sum()
     };
@@ -75,14 +75,17 @@ fn check_statistics(what: &str, values: &[f32], wanted: &Value) {
         ("sum", sum(&|_, x| x), most),
         ("cosproj", sum(&|at, x| x * (0.37 * at as f64).cos()), most),
     ];
+    let mut worst = 0.0f64;
     for (name, found, most) in of {
         let wanted = number(&wanted[name]);
         assert!((found - wanted).abs() <= most, "{what}: {name} {found}, not {wanted}");
+        worst = worst.max((found - wanted).abs() / most.max(f64::MIN_POSITIVE) * TOLERANCE);
     }
     for (found, wanted) in values.iter().zip(wanted["first4"].as_array().expect("numbers")) {
         let error = (f64::from(*found) - number(wanted)).abs();
         assert!(error <= TOLERANCE * length, "{what}: {found}, not {wanted}");
     }
+    worst
 }
 
 /// A golden run, and the largest error that was seen in it.
@@ -108,7 +111,7 @@ impl Golden {
     fn check(&mut self, kind: &str, parameter: &Parameter, values: &[f32], statistics: &Value) {
         let name = in_golden(parameter);
         let what = format!("{}: {kind}.{name}", self.name);
-        check_statistics(&what, values, &statistics[&name]);
+        self.worst = self.worst.max(check_statistics(&what, values, &statistics[&name]));
         let stored = [format!("{kind}.{name}"), format!("{kind}.{name}.rows")];
         let Some(stored) = stored.iter().find(|name| self.tensors.tensor(name).is_some()) else { return };
         let wanted = floats(&self.tensors, stored);

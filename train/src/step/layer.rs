@@ -86,7 +86,7 @@ impl Layer<'_> {
             norm(self.bare(), &sites.mlp_norm, x, normed_for_mlp);
         }
         self.attention(documents, x.len(), k);
-        self.into_stream(0, x, k);
+        self.add_result(0, x, k);
         room(&mut k.middle, size).copy_from_slice(x);
         if self.spec.residual == Residual::Sequential {
             norm(self.bare(), &sites.mlp_norm, x, &mut k.normed_for_mlp[..size]);
@@ -94,11 +94,11 @@ impl Layer<'_> {
         let out = room(&mut k.out, size);
         let input = &k.normed_for_mlp[..size];
         mixture::forward(&self.products, self.spec, sites, input, &mut k.block, out, &mut k.scratch);
-        self.into_stream(1, x, k);
+        self.add_result(1, x, k);
     }
 
     /// Adds a block's result to the stream, normed where that is.
-    fn into_stream(&self, block: usize, x: &mut [f32], k: &mut Kept) {
+    fn add_result(&self, block: usize, x: &mut [f32], k: &mut Kept) {
         let out = &mut k.out[..x.len()];
         if let Some(norms) = &self.sites.post_norms {
             let raw = room(&mut k.results[block], x.len());

@@ -75,7 +75,7 @@ pub(crate) struct LowSite {
 }
 
 impl LowSite {
-    pub(crate) fn from_row(self, row: usize) -> LowSite {
+    pub(crate) fn starting_at(self, row: usize) -> LowSite {
         LowSite { first: self.first + row, ..self }
     }
 

@@ -95,7 +95,7 @@ pub(crate) struct Target {
 
 impl Target {
     /// The same from a row on.
-    pub(crate) fn from_row(self, row: usize) -> Target {
+    pub(crate) fn starting_at(self, row: usize) -> Target {
         Target { first: self.first + row, ..self }
     }
 

@@ -54,9 +54,9 @@ impl Site {
         Site {
             matrix: Matrix { shape, slot, ..self.matrix },
             bias,
-            weight_to: self.weight_to.map(|target| target.from_row(first)),
-            bias_to: self.bias_to.map(|target| target.from_row(first)),
-            low: self.low.map(|low| low.from_row(first)),
+            weight_to: self.weight_to.map(|target| target.starting_at(first)),
+            bias_to: self.bias_to.map(|target| target.starting_at(first)),
+            low: self.low.map(|low| low.starting_at(first)),
         }
     }
 }
@@ -133,7 +133,7 @@ impl<'a> Finder<'a> {
                 matrix: Matrix { slot: of(matrix.slot), order, factors, ..matrix },
                 bias: bias.map(of),
                 weight_to: self.parameters.target(of(matrix.slot)),
-                bias_to: bias_to.map(|target| target.from_row(number * matrix.shape.rows)),
+                bias_to: bias_to.map(|target| target.starting_at(number * matrix.shape.rows)),
                 low: change.map(|(fill, change)| self.lows.site(change, fill.cut())),
             }
         };

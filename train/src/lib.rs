@@ -4,5 +4,6 @@
 //! `step` and its neighbours, which know nothing of files that people write.
 
 pub mod data;
+pub mod optimizer;
 pub mod settings;
 pub mod step;

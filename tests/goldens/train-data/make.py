@@ -52,7 +52,7 @@ module("llamafactory.extras", logging=module("llamafactory.extras.logging", get_
 module("llamafactory.extras.constants", IGNORE_INDEX=-100, DATA_CONFIG="dataset_info.json")
 module("llamafactory.extras.misc", use_modelscope=lambda: False, use_openmind=lambda: False)
 module("llamafactory.data.data_utils", Role=Role, SLOTS=list)
-module("llamafactory.data.mm_plugin", get_mm_plugin=lambda **_: Plugin(), BasePlugin=Plugin)
+module("llamafactory.data.mm_plugin", get_mm_plugin=lambda *_, **__: Plugin(), BasePlugin=Plugin)
 
 from transformers import AutoTokenizer  # noqa: E402
 
@@ -116,6 +116,8 @@ def examples(case):
         batch = {key: values[start : start + size] for key, values in aligned.items()}
         made = processor.preprocess_dataset(batch)
         keys = [key for key in ("input_ids", "labels", "attention_mask", "position_ids") if key in made]
+        if not arguments.neat_packing:
+            keys.remove("attention_mask")  # ones
         found += [{key: made[key][i] for key in keys} for i in range(len(made["input_ids"]))]
     return found
 

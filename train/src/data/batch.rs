@@ -72,7 +72,12 @@ mod tests {
     #[test]
     fn rows_are_filled_to_a_multiple() {
         let short = Example::alone(vec![1, 2], vec![IGNORED, 2]);
-        let packed = Example { ids: vec![3, 4, 5, 0], labels: vec![3, 4, 5, IGNORED], pieces: vec![2, 1], is_apart: true };
+        let packed = Example {
+            ids: vec![3, 4, 5, 0],
+            labels: vec![3, 4, 5, IGNORED],
+            pieces: vec![2, 1],
+            is_apart: true,
+        };
         let collation = Collation { pad: 9, multiple: 3, learns_padding: false };
         let batch = Batch::of(&[&short, &packed], &collation);
         assert_eq!((batch.rows, batch.columns, batch.learnt()), (2, 6, 3));

@@ -15,7 +15,8 @@ const BAD_HISTORY: Reason = "has a history that is no list of pairs of question 
 const NO_ANSWER: Reason = "has no answer";
 pub(super) const EMPTY_ANSWER: Reason = "has an empty answer";
 const NO_MESSAGES: Reason = "has no messages";
-const WRONG_ROLE: Reason = "has messages in another order than user, assistant, user, assistant (by their tags)";
+const WRONG_ROLE: Reason =
+    "has messages in another order than user, assistant, user, assistant (by their tags)";
 const ODD_TURNS: Reason = "has an odd number of turns: the last has no answer";
 const PREFERENCE: Reason = "has a mark of preference; the stage kto is for it";
 const PICTURES: Reason = "has pictures, video or sound, of which only text is read";
@@ -120,7 +121,9 @@ fn questions(row: &Row, attributes: &Attributes) -> Result<Vec<Message>, Reason>
     if let Some(Value::Array(pairs)) = at(row, attributes.column("history")) {
         for pair in pairs {
             let pair = pair.as_array().map(Vec::as_slice);
-            let Some([Value::String(question), Value::String(answer)]) = pair else { return Err(BAD_HISTORY) };
+            let Some([Value::String(question), Value::String(answer)]) = pair else {
+                return Err(BAD_HISTORY);
+            };
             messages.push(Message { role: Role::User, content: question.clone() });
             messages.push(Message { role: Role::Assistant, content: answer.clone() });
         }
@@ -133,7 +136,9 @@ fn questions(row: &Row, attributes: &Attributes) -> Result<Vec<Message>, Reason>
 
 /// ShareGPT's messages in order, and the system's.
 fn turns(row: &Row, attributes: &Attributes) -> Result<(Vec<Message>, String), Reason> {
-    let Some(Value::Array(messages)) = at(row, attributes.column("messages")) else { return Err(NO_MESSAGES) };
+    let Some(Value::Array(messages)) = at(row, attributes.column("messages")) else {
+        return Err(NO_MESSAGES);
+    };
     let tag = |message: &'_ Value| -> Option<String> {
         message.get(attributes.tag("role_tag")?)?.as_str().map(str::to_owned)
     };
@@ -189,7 +194,7 @@ mod tests {
     fn check(form: &str, row: Value, expected: Result<&str, Reason>) {
         let attributes = Attributes::of_file("x", form).unwrap();
         let found = conversation(row.as_object().unwrap(), &attributes).map(|found| {
-            let turns: Vec<String> = found.messages.iter().map(|message| {
+            let turns = found.messages.iter().map(|message| {
                 let letter = match message.role {
                     Role::User => 'u',
                     Role::Assistant => 'a',
@@ -217,7 +222,8 @@ mod tests {
     #[test]
     fn sharegpt() {
         let said = |turns: &[(&str, &str)]| {
-            let turns: Vec<Value> = turns.iter().map(|(from, value)| json!({"from": from, "value": value})).collect();
+            let turns: Vec<Value> =
+                turns.iter().map(|(from, value)| json!({"from": from, "value": value})).collect();
             json!({ "conversations": turns })
         };
         check("sharegpt", said(&[("human", "a"), ("gpt", "b")]), Ok("[] u:a a:b"));

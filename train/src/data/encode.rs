@@ -78,7 +78,9 @@ fn labelled(
         false => vec![IGNORED; source.len()],
     };
     // Where no answer ends with eos, the beginning of the next question stands for the end of the one before.
-    if let (Some(eos), Some(first), false) = (masking.efficient_eos, labels.first_mut(), masking.train_on_prompt) {
+    if let (Some(eos), Some(first), false) =
+        (masking.efficient_eos, labels.first_mut(), masking.train_on_prompt)
+    {
         *first = eos as i32;
     }
     match is_history {
@@ -111,10 +113,7 @@ mod tests {
     }
 
     fn turns() -> Vec<Turn> {
-        vec![
-            Turn { source: vec![1, 2], target: vec![3, 9] },
-            Turn { source: vec![4, 5], target: vec![6, 9] },
-        ]
+        vec![Turn { source: vec![1, 2], target: vec![3, 9] }, Turn { source: vec![4, 5], target: vec![6, 9] }]
     }
 
     fn check(masking: Masking, ids: &[u32], labels: &[i32], is_cut: bool) {
@@ -124,7 +123,8 @@ mod tests {
 
     #[test]
     fn prompts_and_history_are_masked_as_told() {
-        let plain = Masking { cutoff_len: 100, train_on_prompt: false, mask_history: false, efficient_eos: None };
+        let plain =
+            Masking { cutoff_len: 100, train_on_prompt: false, mask_history: false, efficient_eos: None };
         const X: i32 = IGNORED;
         let all = [1, 2, 3, 9, 4, 5, 6, 9];
         check(plain, &all, &[X, X, 3, 9, X, X, 6, 9], false);

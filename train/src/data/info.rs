@@ -109,7 +109,8 @@ impl Attributes {
     }
 
     fn of_entry(name: &str, entry: &Value) -> Result<Self, DataError> {
-        let wrong = |expected, found: String, advice: &str| Err(DataError::set(name, expected, found, advice));
+        let wrong =
+            |expected, found: String, advice: &str| Err(DataError::set(name, expected, found, advice));
         let Some(entry) = entry.as_object() else {
             return wrong("an object that describes it", clipped(entry), "write {\"file_name\": …}");
         };
@@ -124,7 +125,8 @@ impl Attributes {
         match text_at(name, entry, "split")?.as_deref() {
             None | Some("train") => {}
             Some(split) => {
-                let advice = "local files are one split; choose rows with num_samples or by files of their own";
+                let advice =
+                    "local files are one split; choose rows with num_samples or by files of their own";
                 return wrong("the split \"train\"", clipped(format_args!("{split:?}")), advice);
             }
         }
@@ -172,9 +174,10 @@ impl Attributes {
             Formatting::Tokenized => matches!(*column, "input_ids" | "labels"),
             _ => !matches!(*column, "input_ids" | "labels"),
         };
-        let columns = self.columns.iter().filter(move |(column, _)| {
-            of_this_form(column) && (self.has_columns || needed.contains(column))
-        });
+        let columns = self
+            .columns
+            .iter()
+            .filter(move |(column, _)| of_this_form(column) && (self.has_columns || needed.contains(column)));
         columns.filter_map(|(_, called)| called.as_deref())
     }
 }
@@ -235,7 +238,9 @@ fn local_file(name: &str, entry: &Map<String, Value>) -> Result<String, DataErro
     }
     match text_at(name, entry, "file_name")? {
         Some(file) => Ok(file),
-        None => Err(DataError::set(name, "file_name", "none".to_owned(), "name the file or folder with its data")),
+        None => {
+            Err(DataError::set(name, "file_name", "none".to_owned(), "name the file or folder with its data"))
+        }
     }
 }
 

@@ -80,10 +80,17 @@ pub fn prepare(
 
 fn nothing_left(settings: &DataSettings, summary: &Summary) -> DataError {
     let advice = match summary.sets.iter().any(|set| set.kept > 0) {
-        true => "no block of cutoff_len tokens was filled: lower cutoff_len, or set packing to false".to_owned(),
+        true => {
+            "no block of cutoff_len tokens was filled: lower cutoff_len, or set packing to false".to_owned()
+        }
         false => format!("the rows say why:\n{summary}"),
     };
-    DataError::set(&settings.datasets.join(","), "at least one example", "none that is left".to_owned(), advice)
+    DataError::set(
+        &settings.datasets.join(","),
+        "at least one example",
+        "none that is left".to_owned(),
+        advice,
+    )
 }
 
 /// The template that the settings name, with what they change about it.
@@ -211,7 +218,11 @@ impl<'s> Maker<'s> {
         Ok(chosen.into_iter().map(|row| origin(&read.rows[row])).collect())
     }
 
-    fn said(&self, values: &serde_json::Map<String, serde_json::Value>, set: &Attributes) -> Result<Said, Reason> {
+    fn said(
+        &self,
+        values: &serde_json::Map<String, serde_json::Value>,
+        set: &Attributes,
+    ) -> Result<Said, Reason> {
         match (set.formatting, self.stage) {
             (Formatting::Tokenized, _) => tokenized(values, set, self.id_end).map(Said::Ids),
             (_, Stage::Pretrain) => conversation::text(values, set).map(Said::Text),
@@ -257,9 +268,7 @@ impl<'s> Maker<'s> {
             next[set] += 1;
             exhausted[set] |= next[set] >= lengths[set];
             let is_done = match (self.settings.mix, &self.settings.interleave_probs) {
-                (Mix::Under, None) => {
-                    turn + 1 == lengths.len() * lengths.iter().min().copied().unwrap_or(0)
-                }
+                (Mix::Under, None) => turn + 1 == lengths.len() * lengths.iter().min().copied().unwrap_or(0),
                 (_, None) => turn + 1 == lengths.len() * lengths.iter().max().copied().unwrap_or(0),
                 (Mix::Under, Some(_)) => exhausted.contains(&true),
                 (_, Some(_)) => exhausted.iter().all(|done| *done),

@@ -105,7 +105,13 @@ fn text_of(path: &Path) -> Result<String, DataError> {
             .filter(|&&byte| byte == b'\n')
             .count();
         let found = "bytes that are no UTF-8".to_owned();
-        DataError::Line { path: path.into(), line, expected: "text in UTF-8", found, advice: "convert the file" }
+        DataError::Line {
+            path: path.into(),
+            line,
+            expected: "text in UTF-8",
+            found,
+            advice: "convert the file",
+        }
     })
 }
 
@@ -282,21 +288,22 @@ mod tests {
 
     #[test]
     fn rows_know_their_lines() {
-        check("a.json", "[\n{\"a\": 1},\n\n {\"a\":\n\"],\\\"\"}, 3 ]\n", &[
-            (2, r#"{"a":1}"#),
-            (4, r#"{"a":"],\""}"#),
-            (5, "is no JSON object"),
-        ]);
+        check(
+            "a.json",
+            "[\n{\"a\": 1},\n\n {\"a\":\n\"],\\\"\"}, 3 ]\n",
+            &[(2, r#"{"a":1}"#), (4, r#"{"a":"],\""}"#), (5, "is no JSON object")],
+        );
         check("a.json", " [ ] ", &[]);
-        check("a.jsonl", "{\"a\":1}\n\n{\"a\":\n[]\n", &[
-            (1, r#"{"a":1}"#),
-            (3, "is broken JSON"),
-            (4, "is no JSON object"),
-        ]);
-        check("a.csv", "a,b\n1,\n1\n", &[(2, r#"{"a":"1","b":null}"#), (
-            3,
-            "has more or fewer fields than the first line",
-        )]);
+        check(
+            "a.jsonl",
+            "{\"a\":1}\n\n{\"a\":\n[]\n",
+            &[(1, r#"{"a":1}"#), (3, "is broken JSON"), (4, "is no JSON object")],
+        );
+        check(
+            "a.csv",
+            "a,b\n1,\n1\n",
+            &[(2, r#"{"a":"1","b":null}"#), (3, "has more or fewer fields than the first line")],
+        );
         check("a.txt", "x\n\ny\n", &[(1, r#"{"text":"x"}"#), (2, r#"{"text":""}"#), (3, r#"{"text":"y"}"#)]);
     }
 

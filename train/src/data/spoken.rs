@@ -24,7 +24,11 @@ pub struct Spoken<'t> {
 
 impl<'t> Spoken<'t> {
     /// The language of a model; `tokenizer_config` is the file of that name.
-    pub fn new(tokenizer: &'t Tokenizer, chat_template: Option<ChatTemplate>, tokenizer_config: Option<&[u8]>) -> Self {
+    pub fn new(
+        tokenizer: &'t Tokenizer,
+        chat_template: Option<ChatTemplate>,
+        tokenizer_config: Option<&[u8]>,
+    ) -> Self {
         let config: Option<Value> = tokenizer_config.and_then(|bytes| serde_json::from_slice(bytes).ok());
         let config = config.unwrap_or_default();
         let names_pad = config.get("pad_token").is_some_and(|token| !token.is_null());

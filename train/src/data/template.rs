@@ -15,7 +15,8 @@ use super::spoken::{Ends, Spoken};
 use super::tools::ToolFormat;
 
 static TEMPLATES: LazyLock<Vec<Template>> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("templates.json")).expect("our own table is well formed, a test reads it")
+    serde_json::from_str(include_str!("templates.json"))
+        .expect("our own table is well formed, a test reads it")
 });
 
 const CONTENT: &str = "{{content}}";
@@ -183,7 +184,9 @@ impl<'s> Bound<'s> {
                 slots.iter().any(|slot| matches!(slot, Slot::Text(text) if text.contains(word.as_str())));
             if is_spelled && tokenizer.id(word).is_none() {
                 let name = &template.name;
-                notes.push(format!("the vocabulary has no {word} of the template {name}: it is spelled in pieces"));
+                notes.push(format!(
+                    "the vocabulary has no {word} of the template {name}: it is spelled in pieces"
+                ));
             }
         }
         for slot in &slots {

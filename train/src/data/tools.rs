@@ -59,7 +59,8 @@ impl ToolFormat {
             Ok(call @ Value::Object(_)) => vec![call],
             _ => return Err(BAD_CALL),
         };
-        let parts = |call: &Value| Some((call.get("name")?.as_str()?.to_owned(), call.get("arguments")?.clone()));
+        let parts =
+            |call: &Value| Some((call.get("name")?.as_str()?.to_owned(), call.get("arguments")?.clone()));
         let calls: Option<Vec<(String, Value)>> = calls.iter().map(parts).collect();
         Ok(thought.unwrap_or_default().to_owned() + &self.written(&calls.ok_or(BAD_CALL)?)?)
     }
@@ -193,8 +194,7 @@ fn glm_tools(tools: &[Value]) -> Result<String, Reason> {
 
 /// It names today's date, so that the ids of a data set with tools depend on the day, there as here.
 fn llama_tools(tools: &[Value]) -> String {
-    let tools: Vec<String> =
-        tools.iter().map(|tool| python_json(&wrapped(tool), Some(4)) + "\n\n").collect();
+    let tools: Vec<String> = tools.iter().map(|tool| python_json(&wrapped(tool), Some(4)) + "\n\n").collect();
     let clock = ChatTemplate::from_text("{{ strftime_now('%d %b %Y') }}");
     let date = clock.and_then(|clock| clock.render(&Conversation::new(Vec::new()))).unwrap_or_default();
     format!(
@@ -264,12 +264,36 @@ fn break_line(indent: Option<usize>, depth: usize, text: &mut String) {
 mod tests {
     use super::*;
 
+    const GOLDEN: &str = include_str!("../../../tests/goldens/train-data/golden.json");
+
     #[test]
     fn json_is_written_as_python_does() {
         let value = json!({"a": [1, {"b": null}], "c": {}, "é": []});
         assert_eq!(python_json(&value, None), r#"{"a": [1, {"b": null}], "c": {}, "é": []}"#);
-        let lines = "{\n  \"a\": [\n    1,\n    {\n      \"b\": null\n    }\n  ],\n  \"c\": {},\n  \"é\": []\n}";
+        let lines =
+            "{\n  \"a\": [\n    1,\n    {\n      \"b\": null\n    }\n  ],\n  \"c\": {},\n  \"é\": []\n}";
         assert_eq!(python_json(&value, Some(2)), lines);
+    }
+
+    #[test]
+    fn words_are_those_of_llama_factory() {
+        let golden: Value = serde_json::from_str(GOLDEN).expect("the golden is JSON");
+        let tools = golden["tools_given"].as_str().expect("the golden has tools");
+        let formats = golden["tools"].as_array().expect("the golden has formats");
+        assert_eq!(formats.len(), 5);
+        for written in formats {
+            let format = ToolFormat::of(written["format"].as_str().unwrap_or_default()).expect("it is known");
+            if let Some(expected) = written["tools"].as_str() {
+                assert_eq!(format.tools(tools).as_deref(), Ok(expected), "{format:?}");
+            }
+            let calls = golden["calls_given"].as_array().into_iter().flatten();
+            for (call, expected) in calls.zip(written["calls"].as_array().into_iter().flatten()) {
+                let found = format.calls(call.as_str().unwrap_or_default()).ok();
+                assert_eq!(found.as_deref(), expected.as_str(), "{format:?}");
+            }
+        }
+        let llama = ToolFormat::Llama3.tools(tools).unwrap_or_default();
+        assert!(llama.contains("Today Date: ") && llama.contains("    \"type\": \"function\""), "{llama}");
     }
 
     #[test]

@@ -80,7 +80,9 @@ impl Key {
             (Content::List(items), Kind::Names) => return names(items).map(Value::Names),
             (_, Kind::Anything) => return Ok(Value::Other),
             // Commands of other tools put a single name into a list.
-            (Content::List(items), Kind::Text | Kind::Word(_)) if items.len() == 1 => return self.value(&items[0]),
+            (Content::List(items), Kind::Text | Kind::Word(_)) if items.len() == 1 => {
+                return self.value(&items[0]);
+            }
             _ => return Err(self.kind.expected()),
         };
         if is_plain && matches!(words, "" | "~" | "null" | "Null" | "NULL") {

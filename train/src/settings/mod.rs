@@ -140,7 +140,9 @@ impl Settings {
         let Content::Map(entries) = root.content else {
             let found = root.content.kind();
             let advice = "write lines such as `stage: sft`";
-            return Err(SettingsError::one(format!("{name}: expected keys with values, found {found}; {advice}")));
+            return Err(SettingsError::one(format!(
+                "{name}: expected keys with values, found {found}; {advice}"
+            )));
         };
         let mut collected = Collected::default();
         for (key, node) in sections::flat(entries, &mut |line, words| {
@@ -209,7 +211,8 @@ impl Collected {
     fn take_override(&mut self, given: &str) {
         let Some((key, text)) = given.split_once('=') else {
             let found = clipped(given);
-            self.complaints.push(format!("{found}: expected key=value, found no =; write learning_rate=1e-5"));
+            self.complaints
+                .push(format!("{found}: expected key=value, found no =; write learning_rate=1e-5"));
             return;
         };
         let words = Node { line: 0, content: Content::Scalar(text.to_owned(), true) };

@@ -92,7 +92,8 @@ fn take(section: &str, key: &str, node: Node, keys: &mut Vec<(String, Node)>) {
             word("quantization_bit", if key == "train_4bit" { "4" } else { "8" });
         }
         ("training", "use_wandb") if is_on => word("report_to", "wandb"),
-        ("model", "train_4bit" | "train_8bit") | ("training", "use_wandb" | "gpu_devices" | "wandb_project") => {}
+        ("model", "train_4bit" | "train_8bit")
+        | ("training", "use_wandb" | "gpu_devices" | "wandb_project") => {}
         _ => keys.push((renamed(section, key).to_owned(), node)),
     }
 }

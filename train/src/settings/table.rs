@@ -240,13 +240,8 @@ const METHOD: &[Key] = &[
 ];
 
 const INTERVALS: Kind = Word(&["no", "steps", "epoch"]);
-const SCHEDULES: Kind = Word(&[
-    "linear",
-    "cosine",
-    "constant",
-    "constant_with_warmup",
-    "warmup_stable_decay",
-]);
+const SCHEDULES: Kind =
+    Word(&["linear", "cosine", "constant", "constant_with_warmup", "warmup_stable_decay"]);
 const OPTIMIZERS: Kind = Word(&[
     "adamw_torch",
     "adamw_torch_fused",
@@ -305,7 +300,12 @@ const TRAINING: &[Key] = &[
     done("eval_on_start", Flag, "false"),
     done("disable_tqdm", Flag, "null"),
     refused("do_predict", Flag, "false", "use `bantam run` for answers, `bantam eval` for perplexity"),
-    refused("predict_with_generate", Flag, "false", "use `bantam run` for answers, `bantam eval` for perplexity"),
+    refused(
+        "predict_with_generate",
+        Flag,
+        "false",
+        "use `bantam run` for answers, `bantam eval` for perplexity",
+    ),
     refused("fp16", Flag, "false", BF16),
     refused("fp16_full_eval", Flag, "false", BF16),
     idle("fp16_opt_level", Text, "O1", BF16),

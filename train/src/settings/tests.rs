@@ -93,15 +93,19 @@ fn all_that_is_wrong_is_said_with_its_line() {
         let error = read(&text, &[]).unwrap_err();
         assert!(error.contains(expected), "{error}");
     };
-    check("lora_rank: 8", "lora_rnk: 8", "x.yaml:9: expected a known key, found lora_rnk; did you mean lora_rank?");
-    check("1.0e-4", "fast", "x.yaml:32: expected a number from 0 for learning_rate, found fast");
+    check(
+        "lora_rank: 8",
+        "lora_rnk: 8",
+        "x.yaml:9: expected a known key, found lora_rnk; did you mean lora_rank?",
+    );
+    check("1.0e-4", "fast", "x.yaml:33: expected a number from 0 for learning_rate, found fast");
     check("stage: sft", "stage: dpo", "x.yaml:6: expected the stage pt or sft, found dpo");
     check("stage: sft", "stage: pt\nmask_history: true", "x.yaml:7: mask_history is for the stage sft");
-    check("bf16: true", "fp16: true", "x.yaml:36: fp16: true is not done here; use bf16: true");
+    check("bf16: true", "fp16: true", "x.yaml:37: fp16: true is not done here; use bf16: true");
     check("bf16: true", "use_galore: true", "finetuning_type: lora");
     check("lora_target: all", "val_size: 0.1\neval_dataset: x", "x.yaml:10: val_size and eval_dataset");
     check("finetuning_type: lora", "finetuning_type: full\nquantization_bit: 4", "quantization_bit is for");
-    check("bf16: true", "bf16: true\nbf16: false", "x.yaml:37: expected YAML, found the key bf16");
+    check("bf16: true", "bf16: true\nbf16: false", "x.yaml:38: expected YAML, found the key bf16");
     check("model_name_or_path: meta", "cache_dir: meta", "expected model_name_or_path, found none");
     let two = read(&SFT.replace("lora_rank", "lora_rnk").replace("1.0e-4", "fast"), &[]).unwrap_err();
     assert_eq!(two.lines().count(), 2, "{two}");

@@ -49,8 +49,12 @@ pub(super) struct Broken {
 pub(super) fn parse(text: &str) -> Result<Node, Broken> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     // A library that stops in a strange file must not end the process.
-    let parsed = catch_unwind(AssertUnwindSafe(|| Builder { parser: Parser::new_from_str(text), nodes: 0 }.document()));
-    parsed.unwrap_or_else(|_| Err(Broken { line: 1, reason: "something that the YAML library stops at".to_owned() }))
+    let parsed = catch_unwind(AssertUnwindSafe(|| {
+        Builder { parser: Parser::new_from_str(text), nodes: 0 }.document()
+    }));
+    parsed.unwrap_or_else(|_| {
+        Err(Broken { line: 1, reason: "something that the YAML library stops at".to_owned() })
+    })
 }
 
 struct Builder<'t> {
@@ -94,10 +98,14 @@ impl<'t> Builder<'t> {
         }
         let content = match event {
             Event::Alias(_) => return broken("an alias (*name)"),
-            Event::Scalar(_, _, _, Some(_)) | Event::SequenceStart(_, Some(_)) | Event::MappingStart(_, Some(_)) => {
+            Event::Scalar(_, _, _, Some(_))
+            | Event::SequenceStart(_, Some(_))
+            | Event::MappingStart(_, Some(_)) => {
                 return broken("a tag (!name)");
             }
-            Event::Scalar(words, style, ..) => Content::Scalar(words.into_owned(), style == ScalarStyle::Plain),
+            Event::Scalar(words, style, ..) => {
+                Content::Scalar(words.into_owned(), style == ScalarStyle::Plain)
+            }
             Event::SequenceStart(..) => {
                 let mut items = Vec::new();
                 loop {
@@ -124,7 +132,8 @@ impl<'t> Builder<'t> {
                 return Err(Broken { line, reason: "a key that is no word".to_owned() });
             };
             if let Some((_, first)) = entries.iter().find(|(known, _)| *known == key) {
-                let reason = format!("the key {} for the second time, after line {}", clipped(&key), first.line);
+                let reason =
+                    format!("the key {} for the second time, after line {}", clipped(&key), first.line);
                 return Err(Broken { line, reason });
             }
             let (event, value_line) = self.next()?;
@@ -147,7 +156,8 @@ mod tests {
             Content::Scalar(words, false) => format!("{words:?}"),
             Content::List(items) => format!("[{}]", items.iter().map(shown).collect::<Vec<_>>().join(" ")),
             Content::Map(entries) => {
-                let entries = entries.iter().map(|(key, node)| format!("{key}@{}={}", node.line, shown(node)));
+                let entries =
+                    entries.iter().map(|(key, node)| format!("{key}@{}={}", node.line, shown(node)));
                 format!("{{{}}}", entries.collect::<Vec<_>>().join(" "))
             }
         }
@@ -156,7 +166,10 @@ mod tests {
     #[test]
     fn trees_know_their_lines() {
         let text = "### model\na: 1e-4  # c\n\nb:\n  - x y\n  - \"2\"\nc: {d: null, e: }\nf: [1, two]\n";
-        assert_eq!(shown(&parse(text).unwrap()), "{a@2=1e-4 b@4=[x y \"2\"] c@7={d@7=null e@7=~} f@8=[1 two]}");
+        assert_eq!(
+            shown(&parse(text).unwrap()),
+            "{a@2=1e-4 b@4=[x y \"2\"] c@7={d@7=null e@7=} f@8=[1 two]}"
+        );
         assert_eq!(shown(&parse("{\"a\": true}").unwrap()), "{a@1=true}");
         assert_eq!(shown(&parse("# nothing\n").unwrap()), "{}");
     }

@@ -172,7 +172,7 @@ fn what_cannot_be_used_is_refused_with_its_name() {
     };
     refused("dataset: alpacca", "expected a name in dataset_info.json, found none");
     refused("dataset: plain\ntemplate: lama3", "llama3");
-    refused("dataset: plain\ntemplate: chatglm3", "[gMASK]");
+    refused("dataset: plain\ntemplate: chatglm3", "choose the template");
     refused("dataset: plain\ntemplate: falcon\ntrain_on_prompt: true", "train_on_prompt");
     refused("dataset: text\nstage: pt\ncutoff_len: 100000", "lower cutoff_len");
     refused("dataset: plain\ntemplate: llama3\nval_size: 2", "fewer rows");

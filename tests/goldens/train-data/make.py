@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import types
+from copy import deepcopy
 from enum import Enum
 from pathlib import Path
 
@@ -65,6 +66,8 @@ from llamafactory.data.processor.supervised import (  # noqa: E402
 )
 from llamafactory.data import template as templates  # noqa: E402
 
+# Settings change the templates themselves.
+UNTOUCHED = deepcopy(templates.TEMPLATES)
 DEFAULTS = dict(
     template=None, cutoff_len=2048, train_on_prompt=False, mask_history=False, packing=None, neat_packing=False,
     tool_format=None, default_system=None, enable_thinking=True, preprocessing_batch_size=1000, max_samples=None,
@@ -99,6 +102,7 @@ def examples(case):
         settings["packing"] = stage == "pt"
     arguments = types.SimpleNamespace(**settings)
     tokenizer = tokenizer_of(case["model"])
+    templates.TEMPLATES.update(deepcopy(UNTOUCHED))
     template = templates.get_template_and_fix_tokenizer(tokenizer, arguments)
     aligned = {}
     for attributes in get_dataset_list(case["dataset"], str(HERE)):
@@ -144,7 +148,7 @@ def spelled():
     for model, names in FITTING.items():
         for name in names or [entry["name"] for entry in known]:
             tokenizer = tokenizer_of(model)
-            template = templates.TEMPLATES.get(name)
+            template = UNTOUCHED.get(name)
             slots = template and sum((f.slots for f in (template.format_prefix, template.format_user)), [])
             if not template or any(isinstance(slot, dict) for slot in slots):
                 continue

@@ -1,6 +1,10 @@
 //! Examples side by side: rows of one width, filled up at the right.
 
 use super::{Example, IGNORED};
+use crate::settings::{DataSettings, Stage};
+
+/// Rows of conversations are this much wider than need be, in LLaMA-Factory as well.
+const MULTIPLE_OF_SFT: usize = 8;
 
 /// How rows are filled up.
 #[derive(Debug, Clone, Copy)]
@@ -11,6 +15,15 @@ pub struct Collation {
     pub multiple: usize,
     /// Whether what fills is learnt nevertheless (`ignore_pad_token_for_loss: false`).
     pub learns_padding: bool,
+}
+
+impl Collation {
+    /// How the original fills the rows of a stage.
+    pub fn new(settings: &DataSettings, stage: Stage, pad: u32) -> Self {
+        let is_sft = stage == Stage::Sft;
+        let multiple = if is_sft { MULTIPLE_OF_SFT } else { 1 };
+        Self { pad, multiple, learns_padding: is_sft && !settings.ignore_pad }
+    }
 }
 
 /// A batch of `rows` by `columns`, row by row.

@@ -9,6 +9,8 @@ use super::error::DataError;
 
 const FILE: &str = "dataset_info.json";
 const FILE_BYTES_MAX: u64 = 16 << 20;
+/// Rows that are drawn lie in memory.
+const SAMPLES_MAX: u64 = 10_000_000;
 
 /// How rows are to be understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,9 +144,15 @@ impl Attributes {
         };
         let num_samples = match entry.get("num_samples") {
             None | Some(Value::Null) => None,
-            Some(value) => match value.as_u64().filter(|count| (1..=1 << 32).contains(count)) {
+            Some(value) => match value.as_u64().filter(|count| (1..=SAMPLES_MAX).contains(count)) {
                 Some(count) => Some(count as usize),
-                None => return wrong("num_samples from 1 to 2^32", clipped(value), "give a number of rows"),
+                None => {
+                    return wrong(
+                        "num_samples from 1 to 10 million",
+                        clipped(value),
+                        "give a number of rows",
+                    );
+                }
             },
         };
         let columns = named(name, entry, "columns", COLUMNS, formatting)?;
@@ -163,8 +171,9 @@ impl Attributes {
         find(&self.tags, tag)
     }
 
-    /// Columns that the file must have: those that somebody named, and those without which there is nothing to read.
-    pub(super) fn required(&self) -> impl Iterator<Item = &str> {
+    /// Columns that must be somewhere: those without which there is nothing to read and, in files that were read to the
+    /// end, all that somebody named.
+    pub(super) fn required(&self, is_whole: bool) -> impl Iterator<Item = &str> {
         let needed: &[&str] = match self.formatting {
             Formatting::Alpaca => &["prompt", "response"],
             Formatting::Sharegpt | Formatting::Openai => &["messages"],
@@ -174,10 +183,9 @@ impl Attributes {
             Formatting::Tokenized => matches!(*column, "input_ids" | "labels"),
             _ => !matches!(*column, "input_ids" | "labels"),
         };
-        let columns = self
-            .columns
-            .iter()
-            .filter(move |(column, _)| of_this_form(column) && (self.has_columns || needed.contains(column)));
+        let columns = self.columns.iter().filter(move |(column, _)| {
+            of_this_form(column) && ((self.has_columns && is_whole) || needed.contains(column))
+        });
         columns.filter_map(|(_, called)| called.as_deref())
     }
 }
@@ -292,10 +300,10 @@ mod tests {
     fn a_block_takes_away_what_it_does_not_name() {
         let plain = attributes(json!({"file_name": "a.json"})).unwrap();
         assert_eq!((plain.column("query"), plain.column("system")), (Some("input"), None));
-        assert_eq!(plain.required().collect::<Vec<_>>(), ["instruction", "output"]);
+        assert_eq!(plain.required(true).collect::<Vec<_>>(), ["instruction", "output"]);
         let named = attributes(json!({"file_name": "a", "columns": {"prompt": "text"}})).unwrap();
         assert_eq!((named.column("prompt"), named.column("response")), (Some("text"), None));
-        assert_eq!((named.tag("role_tag"), named.required().count()), (Some("from"), 1));
+        assert_eq!((named.tag("role_tag"), named.required(true).count()), (Some("from"), 1));
         let tagged = attributes(json!({"file_name": "a", "tags": {"role_tag": "role"}})).unwrap();
         assert_eq!((tagged.tag("role_tag"), tagged.tag("user_tag")), (Some("role"), None));
         let openai = attributes(json!({"file_name": "a", "formatting": "openai"})).unwrap();

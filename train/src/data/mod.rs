@@ -15,6 +15,7 @@ mod info;
 mod order;
 mod packing;
 mod parsed;
+mod pcg;
 mod prepare;
 mod rows;
 mod spoken;

@@ -1,8 +1,8 @@
-//! In which order examples come: the permutation that PyTorch's `randperm` gives for the same seed.
+//! In which order examples come: as PyTorch's `randperm` has it for the same seed.
 //!
 //! `transformers` shuffles every epoch with a generator of its own, seeded with the seed plus the epoch's number, so
-//! the order of a run is the same there and here. What is drawn from NumPy there (`val_size`, `num_samples`, and
-//! `interleave_probs`) comes from this generator here, and so are other rows.
+//! the order of a run is the same there and here. The same Mersenne Twister is NumPy's older generator, with which
+//! `num_samples` is drawn; its newer one, for `val_size` and `interleave_probs`, is in `pcg.rs`.
 
 const SIZE: usize = 624;
 const SHIFT: usize = 397;
@@ -45,13 +45,28 @@ impl Twister {
         bits ^ (bits >> 18)
     }
 
-    /// A number from 0 to below 1.
-    pub(super) fn unit(&mut self) -> f64 {
-        f64::from(self.bits32()) / 4_294_967_296.0
+    /// A number up to `most`, which fits 32 bits, as NumPy draws it: bits are drawn until they fit.
+    pub(super) fn up_to(&mut self, most: usize) -> usize {
+        let mask = most.checked_ilog2().map_or(0, |bits| u32::MAX >> (31 - bits.min(31)));
+        loop {
+            let drawn = (self.bits32() & mask) as usize;
+            if drawn <= most {
+                return drawn;
+            }
+        }
     }
 
-    /// All numbers below `count` in some order.
-    pub(super) fn permutation(&mut self, count: usize) -> Vec<usize> {
+    /// All numbers below `count` as NumPy shuffles them.
+    pub(super) fn shuffled(&mut self, count: usize) -> Vec<usize> {
+        let mut numbers: Vec<usize> = (0..count).collect();
+        for index in (1..count).rev() {
+            numbers.swap(index, self.up_to(index));
+        }
+        numbers
+    }
+
+    /// All numbers below `count` as PyTorch orders them.
+    fn permutation(&mut self, count: usize) -> Vec<usize> {
         let mut numbers: Vec<usize> = (0..count).collect();
         for index in 0..count.saturating_sub(1) {
             let other = index + self.bits32() as usize % (count - index);
@@ -79,5 +94,15 @@ mod tests {
         assert_eq!(long[..8], [615, 284, 599, 580, 347, 92, 383, 891]);
         assert_eq!(epoch_order(1, 1, 0), [0]);
         assert!(epoch_order(0, 1, 0).is_empty());
+    }
+
+    #[test]
+    fn samples_are_those_of_numpy() {
+        // numpy.random.seed(42); numpy.random.permutation(10), numpy.random.choice(10, 5)
+        let mut generator = Twister::new(42);
+        assert_eq!(generator.shuffled(10), [8, 1, 5, 0, 7, 2, 9, 4, 3, 6]);
+        let chosen: Vec<usize> = (0..5).map(|_| generator.up_to(9)).collect();
+        assert_eq!(chosen, [2, 6, 7, 4, 3]);
+        assert_eq!(generator.up_to(0), 0);
     }
 }

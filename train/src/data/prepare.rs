@@ -1,5 +1,6 @@
 //! From the settings to examples: every data set read, put together, made ids, and split.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use super::info::{self, Attributes, Formatting};
 use super::order::Twister;
 use super::packing;
 use super::parsed::parsed;
+use super::pcg::Pcg;
 use super::rows::{self, Row, Rows};
 use super::spoken::Spoken;
 use super::summary::{SetSummary, Summary};
@@ -65,7 +67,8 @@ pub fn prepare(
     let pad = bound.as_ref().map(|bound| bound.ends.pad);
     let pad = pad.or_else(|| spoken.and_then(|spoken| spoken.tokenizer.pad())).unwrap_or(0);
     let notes = bound.as_ref().map(|bound| bound.notes.clone()).unwrap_or_default();
-    let maker = Maker { settings, stage, seed, id_end, pad, bound };
+    let maker =
+        Maker { settings, stage, seed, samples: RefCell::new(Twister::new(seed)), id_end, pad, bound };
     let mut summary = Summary { sets: Vec::new(), notes };
     let mut train = maker.examples(&sets, folder, &mut summary)?;
     let mut eval = maker.examples(&eval_sets, settings.folder.clone(), &mut summary)?;
@@ -129,7 +132,7 @@ fn split_off(train: &mut Vec<Example>, size: f64, seed: u64) -> Result<Vec<Examp
             advice: "lower it".to_owned(),
         });
     }
-    let order = Twister::new(seed).permutation(all);
+    let order = Pcg::new(seed).permutation(all);
     let mut taken: Vec<Option<Example>> = std::mem::take(train).into_iter().map(Some).collect();
     let mut take = |index: &usize| taken[*index].take().expect("a permutation names every row once");
     let eval = order[..count].iter().map(&mut take).collect();
@@ -154,6 +157,8 @@ struct Maker<'s> {
     settings: &'s DataSettings,
     stage: Stage,
     seed: u64,
+    /// What draws samples goes on from one data set to the next.
+    samples: RefCell<Twister>,
     id_end: u32,
     pad: u32,
     /// What says rows of words; `None` where all rows hold ids.
@@ -196,7 +201,8 @@ impl<'s> Maker<'s> {
     fn read(&self, set: &Attributes, path: PathBuf, index: usize) -> Result<Vec<Origin>, DataError> {
         let limit = self.settings.max_samples.filter(|_| set.num_samples.is_none());
         let read = rows::read(&path, limit)?;
-        check_columns(set, &read)?;
+        let is_whole = limit.is_none_or(|limit| read.rows.len() < limit);
+        check_columns(set, &read, is_whole)?;
         let origin = |row: &Row| {
             let said = match &row.values {
                 Ok(values) => self.said(values, set),
@@ -208,11 +214,11 @@ impl<'s> Maker<'s> {
         if read.rows.is_empty() {
             return Ok(Vec::new());
         }
-        let mut generator = Twister::new(self.seed);
-        let mut chosen = generator.permutation(read.rows.len());
+        let mut generator = self.samples.borrow_mut();
+        let mut chosen = generator.shuffled(read.rows.len());
         chosen.truncate(count);
         while chosen.len() < count {
-            chosen.push(generator.bits32() as usize % read.rows.len());
+            chosen.push(generator.up_to(read.rows.len() - 1));
         }
         chosen.truncate(self.settings.max_samples.unwrap_or(count));
         Ok(chosen.into_iter().map(|row| origin(&read.rows[row])).collect())
@@ -254,11 +260,13 @@ impl<'s> Maker<'s> {
 
     /// Which row of which data set comes when: in turn, or by chance, until the first is exhausted or all are.
     fn interleaved(&self, lengths: &[usize]) -> Vec<(usize, usize)> {
-        let mut generator = Twister::new(self.seed);
+        let mut generator = Pcg::new(self.seed);
         let mut next = vec![0; lengths.len()];
         let mut exhausted = vec![false; lengths.len()];
         let mut order = Vec::new();
-        for turn in 0.. {
+        // A set with a tiny share would otherwise keep the others coming again for ever.
+        let most = lengths.iter().sum::<usize>().saturating_mul(100);
+        for turn in 0..most {
             let set = match &self.settings.interleave_probs {
                 None => turn % lengths.len(),
                 Some(shares) => drawn(shares, generator.unit()),
@@ -405,12 +413,12 @@ fn drawn(shares: &[f64], unit: f64) -> usize {
 }
 
 /// Columns that a data set is said to have must be in one of its rows at least.
-fn check_columns(set: &Attributes, read: &Rows) -> Result<(), DataError> {
+fn check_columns(set: &Attributes, read: &Rows, is_whole: bool) -> Result<(), DataError> {
     let filled = || read.rows.iter().filter_map(|row| row.values.as_ref().ok());
     if filled().next().is_none() {
         return Ok(());
     }
-    for column in set.required() {
+    for column in set.required(is_whole) {
         if !filled().any(|values| values.contains_key(column)) {
             let known = filled().next().into_iter().flat_map(|values| values.keys()).take(20);
             let known: Vec<String> = known.map(bantam_model::foreign::clipped).collect();

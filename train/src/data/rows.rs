@@ -89,7 +89,17 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
 
 fn text_of(path: &Path) -> Result<String, DataError> {
     let failed = |source| DataError::Read { path: path.into(), expected: "a file with data", source };
-    let bytes = fs::metadata(path).map_err(failed)?.len();
+    let metadata = fs::metadata(path).map_err(failed)?;
+    // A pipe would be waited for.
+    if !metadata.is_file() {
+        return Err(DataError::File {
+            path: path.into(),
+            expected: "a file with data",
+            found: "something that is no file".to_owned(),
+            advice: "write its words into a file".to_owned(),
+        });
+    }
+    let bytes = metadata.len();
     if bytes > FILE_BYTES_MAX {
         return Err(DataError::File {
             path: path.into(),

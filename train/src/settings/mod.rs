@@ -271,14 +271,14 @@ impl Collected {
         let place = self.chosen.place("interleave_probs");
         let shares: Option<Vec<f64>> = names
             .iter()
-            .map(|share| share.trim().parse().ok().filter(|share: &f64| share.is_finite() && *share >= 0.0))
+            .map(|share| share.trim().parse().ok().filter(|share: &f64| share.is_finite() && *share > 0.0))
             .collect();
         let sets = self.chosen.names("dataset").map_or(0, |names| names.len());
-        match shares.filter(|shares| shares.len() == sets && shares.iter().sum::<f64>() > 0.0) {
+        match shares.filter(|shares| shares.len() == sets) {
             Some(shares) => Some(shares),
             None => {
                 self.complaints.push(format!(
-                    "{place}: expected one share for each of {sets} data sets, found {}",
+                    "{place}: expected a share above 0 for each of {sets} data sets, found {}",
                     clipped(names.join(","))
                 ));
                 None

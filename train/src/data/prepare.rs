@@ -242,7 +242,7 @@ impl<'s> Maker<'s> {
             return sets.into_iter().flatten().collect();
         }
         let order = self.interleaved(&sets.iter().map(Vec::len).collect::<Vec<_>>());
-        // A row that comes again is made again: only its first use has the text, so that the others copy it.
+        // Rows may come again; the last use takes the row, those before copy it.
         let mut sets: Vec<Vec<Option<Origin>>> =
             sets.into_iter().map(|set| set.into_iter().map(Some).collect()).collect();
         let mut uses: HashMap<(usize, usize), usize> = HashMap::new();

@@ -325,4 +325,18 @@ mod tests {
         let error = Kind::of(Path::new("x/a.parquet")).unwrap_err().to_string();
         assert!(error.contains("to_json"), "{error}");
     }
+
+    #[test]
+    fn no_bytes_stop_it() {
+        let text = "[{\"a\": \"x\\\"é\", \"b\": [1, {}]},\n {\"a\": null}]\n\"q,\"\"w\",x\r\n";
+        let mut nothing = |_, _| {};
+        for kind in [Kind::Json, Kind::Csv, Kind::Txt] {
+            for (place, letter) in text.char_indices() {
+                let without = [&text[..place], &text[place + letter.len_utf8()..]].concat();
+                for text in [&text[..place], &text[place..], &without] {
+                    let _ = kind.rows(Path::new("a"), text, 9, &mut nothing);
+                }
+            }
+        }
+    }
 }

@@ -69,6 +69,13 @@ fn data(chosen: &Chosen, say: Say<'_>) {
         "do_eval",
         "do_eval needs data; give val_size or eval_dataset",
     );
+    let is_measured =
+        ["eval_strategy", "evaluation_strategy"].iter().any(|key| chosen.text(key).as_deref() != Some("no"));
+    say(
+        is_measured && val_size <= 0.0 && !chosen.is_given("eval_dataset"),
+        "eval_strategy",
+        "eval_strategy needs data; give val_size or eval_dataset",
+    );
     let mix = chosen.text("mix_strategy").unwrap_or_default();
     say(
         chosen.is_given("interleave_probs") && mix == "concat",
@@ -107,6 +114,13 @@ fn method(chosen: &Chosen, say: Say<'_>) {
         is_quantized && chosen.is_set("create_new_adapter"),
         "create_new_adapter",
         "create_new_adapter needs a base that is not quantized; merge the adapter first (`bantam merge`)",
+    );
+    let bits = chosen.count("quantization_bit");
+    let method = chosen.text("quantization_method").unwrap_or_default();
+    say(
+        bits.is_some() && (method != "bnb" || !matches!(bits, Some(4 | 8))),
+        "quantization_bit",
+        "expected 4 or 8 bits of the method bnb; others make a model beforehand (`bantam quantize`)",
     );
     let adapters = chosen.names("adapter_name_or_path").map_or(0, |names| names.len());
     say(

@@ -273,12 +273,13 @@ impl Collected {
             .iter()
             .map(|share| share.trim().parse().ok().filter(|share: &f64| share.is_finite() && *share > 0.0))
             .collect();
-        let sets = self.chosen.names("dataset").map_or(0, |names| names.len());
-        match shares.filter(|shares| shares.len() == sets) {
+        let count = |key: &str| self.chosen.names(key).map_or(0, |names| names.len());
+        let (sets, measured) = (count("dataset"), count("eval_dataset"));
+        match shares.filter(|shares| shares.len() == sets && (measured == 0 || measured == sets)) {
             Some(shares) => Some(shares),
             None => {
                 self.complaints.push(format!(
-                    "{place}: expected a share above 0 for each of {sets} data sets, found {}",
+                    "{place}: expected a share above 0 for each of {sets} data sets, and as many sets for eval, found {}",
                     clipped(names.join(","))
                 ));
                 None

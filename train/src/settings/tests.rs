@@ -105,6 +105,9 @@ fn all_that_is_wrong_is_said_with_its_line() {
     check("bf16: true", "use_galore: true", "finetuning_type: lora");
     check("lora_target: all", "val_size: 0.1\neval_dataset: x", "x.yaml:10: val_size and eval_dataset");
     check("finetuning_type: lora", "finetuning_type: full\nquantization_bit: 4", "quantization_bit is for");
+    check("bf16: true", "quantization_bit: 4\nquantization_method: hqq", "x.yaml:37: expected 4 or 8 bits");
+    check("bf16: true", "quantization_bit: 3", "bantam quantize");
+    check("bf16: true", "eval_strategy: steps", "x.yaml:37: eval_strategy needs data");
     check("bf16: true", "bf16: true\nbf16: false", "x.yaml:38: expected YAML, found the key bf16");
     check("model_name_or_path: meta", "cache_dir: meta", "expected model_name_or_path, found none");
     let two = read(&SFT.replace("lora_rank", "lora_rnk").replace("1.0e-4", "fast"), &[]).unwrap_err();
@@ -126,4 +129,38 @@ fn sections_are_the_same_keys() {
     assert_eq!(settings.text("lr_scheduler_type").as_deref(), Some("cosine"));
     let error = read(&text.replace("rank: 16", "rnk: 16"), &[]).unwrap_err();
     assert!(error.starts_with("x.yaml:5: expected a known key"), "{error}");
+}
+
+#[test]
+fn keys_of_other_files_are_known() {
+    for more in [
+        "deepspeed: examples/deepspeed/ds_z3_config.json\nuse_muon: true",
+        "quantization_bit: 4\nquantization_method: bnb\nval_size: 0.1\neval_strategy: steps\neval_steps: 500",
+        "per_device_eval_batch_size: 1\neval_strategy: no\nlora_alpha: 16\nfsdp_config: {a: [1, 2]}",
+    ] {
+        read(&format!("{SFT}{more}\n"), &[]).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
+fn no_text_stops_it() {
+    // Letters of the file and of YAML's grammar, put where they do not belong.
+    let mut seed: u32 = 7;
+    let mut below = |end: usize| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 8) as usize % end
+    };
+    for _ in 0..2000 {
+        let mut text: Vec<char> = SFT.chars().collect();
+        for _ in 0..1 + below(4) {
+            let letter = "{}[]:,-#&*!|>'\"%@`?\n\t \u{feff}\0é".chars().nth(below(24)).unwrap_or('x');
+            let place = below(text.len());
+            text.splice(place..place + below(3).min(text.len() - place), [letter]);
+        }
+        text.truncate(1 + below(text.len()));
+        let text: String = text.into_iter().collect();
+        if let Err(error) = Settings::of_text("x", &text, &[]) {
+            assert!(!error.to_string().is_empty());
+        }
+    }
 }

@@ -23,6 +23,7 @@ const COLUMNS: usize = 4;
 const INDICES: usize = 32;
 const TABLE: usize = 64;
 /// Tables whose sums fit into 16 bits: of 4 * 127 * 3 at most, of both planes in lanes of their own.
+#[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
 const EXACT: usize = 32;
 
 /// Bytes of a tile, and of all tables.

@@ -2858,7 +2858,7 @@ pub struct LoadOptions {
     #[prost(uint32, optional, tag = "5")]
     pub chunk: ::core::option::Option<u32>,
     /// Quantizes the matrices of the layers that are not yet, by the names of `bantam run --quantization`: `int8`, `nf4`,
-    /// `bnb-4bit`, `fp4`, `mxfp4`, `gptq`. `none` leaves them as they are. Default: `none`.
+    /// `bnb-4bit`, `fp4`, `mxfp4`, `gptq`, `ternary`. `none` leaves them as they are. Default: `none`.
     #[prost(string, optional, tag = "6")]
     pub quantization: ::core::option::Option<::prost::alloc::string::String>,
     /// The same for the head. Default: `none`.

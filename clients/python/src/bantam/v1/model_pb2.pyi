@@ -149,7 +149,7 @@ class LoadOptions(_message.Message):
     """Tokens of a prompt that are computed together, 1 to 1048576. Default: 512."""
     quantization: _builtins.str
     """Quantizes the matrices of the layers that are not yet, by the names of `bantam run --quantization`: `int8`, `nf4`,
-    `bnb-4bit`, `fp4`, `mxfp4`, `gptq`. `none` leaves them as they are. Default: `none`.
+    `bnb-4bit`, `fp4`, `mxfp4`, `gptq`, `ternary`. `none` leaves them as they are. Default: `none`.
     """
     head: _builtins.str
     """The same for the head. Default: `none`."""

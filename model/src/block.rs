@@ -135,6 +135,12 @@ pub trait Tap {
     fn wants(&self, module: usize) -> bool;
     /// Modules are about to be multiplied.
     fn see(&mut self, seen: &Seen);
+    /// Whether it looks at where rows are sent.
+    fn wants_routing(&self) -> bool {
+        false
+    }
+    /// So many rows were sent to experts.
+    fn routed(&mut self, _rows: usize, _routing: &Routing) {}
 }
 
 /// A product that is about to be made.
@@ -448,12 +454,19 @@ fn is_together(plan: &Plan, origin: &Origin, start: usize) -> bool {
 }
 
 /// A backend whose products can be looked at.
-struct Tapped<'a, B> {
+pub(crate) struct Tapped<'a, B> {
     inner: &'a mut B,
     tap: &'a mut dyn Tap,
     pieces: &'a [Piece],
     /// Rows that were sent to an expert.
     rows: Vec<f32>,
+}
+
+impl<'a, B> Tapped<'a, B> {
+    /// For a tap that looks at no products.
+    pub(crate) fn at_routing(inner: &'a mut B, tap: &'a mut dyn Tap) -> Self {
+        Tapped { inner, tap, pieces: &[], rows: Vec::new() }
+    }
 }
 
 impl<B: Backend> Tapped<'_, B> {
@@ -521,6 +534,10 @@ impl<B: Backend> Backend for Tapped<'_, B> {
     }
     fn route(&mut self, routed: &Routed, rows: usize, logits: Slot) {
         self.inner.route(routed, rows, logits);
+        if self.tap.wants_routing() {
+            let mut memory = self.inner.read(routed.slot).to_vec();
+            self.tap.routed(rows, &Routing::over(routed.choice, rows, &mut memory));
+        }
     }
     fn combine(&mut self, routed: &Routed, rows: usize, width: usize, places: Slot, out: Slot) {
         self.inner.combine(routed, rows, width, places, out);

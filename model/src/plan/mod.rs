@@ -450,6 +450,19 @@ impl Plan {
         Plan::adapted(spec, stored, None, options, cpu)
     }
 
+    /// The same with all matrices in float32, whatever they are stored as: for weights that will be changed.
+    pub fn in_floats(
+        spec: &ModelSpec,
+        stored: impl Fn(&str, &[usize]) -> Option<Stored>,
+        options: Options,
+        cpu: Cpu,
+    ) -> Result<Plan, PlanError> {
+        let mut planner = Planner::new(spec, &stored, None, options, cpu);
+        planner.floats = true;
+        let weights = planner.weights()?;
+        Plan::with(planner, weights, options)
+    }
+
     /// The same with an adapter beside the model.
     pub fn adapted(
         spec: &ModelSpec,

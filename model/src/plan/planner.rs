@@ -31,7 +31,7 @@ pub(crate) struct Planner<'a> {
     pub(crate) work: Layouter,
     panel_bytes: usize,
     /// Whether every matrix is held in float32, whatever it is stored as.
-    floats: bool,
+    pub(super) floats: bool,
     /// Experts apart, then.
     lean: bool,
     /// Bytes of experts that a token is not sent to.

@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod adapter;
+pub mod bare;
 pub mod block;
 pub mod checkpoint;
 pub mod config;

@@ -37,6 +37,7 @@ mod synthetic_shape;
 mod token_ids;
 mod tokenize;
 mod top;
+mod train;
 mod written_file;
 
 use std::any::Any;

@@ -2,6 +2,7 @@
 //!
 //! What people write, down to batches of token ids, is read by `settings` and `data`; a step over such a batch is in
 //! `step` and its neighbours, which know nothing of files that people write.
+#![forbid(unsafe_code)]
 
 pub mod data;
 pub mod optimizer;

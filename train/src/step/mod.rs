@@ -42,7 +42,8 @@ pub enum TrainError {
     #[error("expected an adapter to train beside the model, found none")]
     NoAdapter,
     #[error(
-        "expected a label for each of {tokens} tokens and documents of as many in all, found {labels} labels and documents of {documents}"
+        "expected tokens, and as many labels and rows of documents, found {tokens} tokens, {labels} labels and documents of \
+         {documents} tokens in all"
     )]
     Batch { tokens: usize, labels: usize, documents: usize },
     #[error("{what} {found} is outside the vocabulary of {vocab}; was the data made with another tokenizer?")]
@@ -72,7 +73,7 @@ impl Batch<'_> {
     fn check(&self, vocab: usize) -> Result<(), TrainError> {
         let documents = self.documents.iter().sum();
         let (tokens, labels) = (self.tokens.len(), self.labels.len());
-        if documents != tokens || labels != tokens {
+        if documents != tokens || labels != tokens || tokens == 0 {
             return Err(TrainError::Batch { tokens, labels, documents });
         }
         let outside = |what, found: i64| TrainError::Vocabulary { what, found, vocab };

@@ -19,7 +19,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("bantam-quantize", &["bantam-core", "bantam-model"]),
     ("bantam-train", &["bantam-core", "bantam-model"]),
     ("bantam-daemon", &["bantam-core", "bantam-model", "bantam-proto"]),
-    ("bantam", &["bantam-core", "bantam-model", "bantam-quantize", "bantam-proto", "bantam-daemon"]),
+    (
+        "bantam",
+        &["bantam-core", "bantam-model", "bantam-quantize", "bantam-train", "bantam-proto", "bantam-daemon"],
+    ),
     // The leaves: nothing may depend on these.
     ("bantam-tests", &["bantam-core", "bantam-model", "bantam-quantize", "bantam-train"]),
     ("bantam-no-std-probe", &["bantam-core"]),

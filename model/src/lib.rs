@@ -23,6 +23,7 @@ pub mod likelihood;
 pub mod memory;
 pub mod merge;
 pub mod native;
+pub mod placement;
 pub mod plan;
 pub mod pool;
 pub mod prepared;

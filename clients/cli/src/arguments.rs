@@ -5,7 +5,7 @@ use clap::{Command, CommandFactory, Parser, Subcommand};
 use crate::failure::Failure;
 use crate::{
     bench, cache, chat, completions, doctor, eval, inspect, merge, models, plan, prepare, pull, quantize,
-    run, score, serve, style, tokenize, top,
+    run, score, serve, style, tokenize, top, train,
 };
 
 /// Runs, measures and inspects language models on small machines.
@@ -43,6 +43,7 @@ pub(crate) enum Verb {
     Plan(plan::PlanRun),
     Eval(eval::Eval),
     Quantize(quantize::Quantize),
+    Train(train::Train),
     Merge(merge::MergeAdapter),
     Prepare(prepare::Prepare),
     Cache(cache::Cache),
@@ -65,7 +66,10 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Text", &["run", "chat"]),
     (
         "Models",
-        &["pull", "plan", "inspect", "score", "tokenize", "eval", "quantize", "merge", "prepare", "cache"],
+        &[
+            "pull", "plan", "inspect", "score", "tokenize", "eval", "quantize", "train", "merge", "prepare",
+            "cache",
+        ],
     ),
     ("Daemon", &["serve", "top", "models", "load", "unload", "budget"]),
     ("This machine", &["doctor", "bench"]),
@@ -83,6 +87,7 @@ impl Verb {
             Verb::Plan(verb) => verb.run(),
             Verb::Eval(verb) => verb.run(),
             Verb::Quantize(verb) => verb.run(),
+            Verb::Train(verb) => verb.run(),
             Verb::Merge(verb) => verb.run(),
             Verb::Prepare(verb) => verb.run(),
             Verb::Cache(verb) => verb.run(),

@@ -21,6 +21,7 @@ mod interrupt;
 mod merge;
 mod models;
 mod output;
+mod placed;
 mod plan;
 mod prepare;
 mod progress;
@@ -36,6 +37,7 @@ mod synthetic_shape;
 mod token_ids;
 mod tokenize;
 mod top;
+mod train;
 mod written_file;
 
 use std::any::Any;

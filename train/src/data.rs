@@ -1,1 +1,0 @@
-//! Examples on their way to batches: data sets, templates, masks, packing.

@@ -1,1 +1,0 @@
-//! The files that say what to train, in which every key is known.

@@ -1,8 +1,9 @@
 //! Blocks on their own: one after another they compute what the whole model computes, and what the tap sees and what
 //! stands in a block are the module's.
 
+use bantam_core::layouts::coded::{Coding, TRITS};
 use bantam_core::{Cpu, NormKind};
-use bantam_model::block::{Block, Seen, Streams, Tap};
+use bantam_model::block::{Block, Replaced, Seen, Streams, Tap};
 use bantam_model::source::Source;
 use bantam_model::spec::NormSpec;
 use bantam_tests::{MODELS, Noise, carried, check_close, floats, load, model_folder, options};
@@ -34,8 +35,10 @@ fn blocks_one_after_another_are_the_model() {
         let tokens = Noise::new(7).tokens(3 * LENGTH, source.spec.vocab);
         let mut streams = Streams::embed(&source, &tokens, LENGTH).expect("the golden has an embedding");
         for layer in 0..source.spec.layers.len() {
-            let mut block = Block::load(&source, layer, LENGTH, Cpu::detect(), 2).expect("the block loads");
-            let (_, plan) = Block::plan(&source, layer, LENGTH, Cpu::detect()).expect("the block has a plan");
+            let mut block =
+                Block::load(&source, layer, LENGTH, Cpu::detect(), 2, None).expect("the block loads");
+            let (_, plan) =
+                Block::plan(&source, layer, LENGTH, Cpu::detect(), None).expect("the block has a plan");
             assert_eq!(block.bytes(), plan.bytes(), "{model}");
             block.run(&mut streams, &mut ());
         }
@@ -78,7 +81,7 @@ fn a_tap_sees_every_row_once_and_weights_come_back_as_they_were_put() {
         let source = Source::open(&model_folder(model)).expect("the golden opens");
         let tokens = Noise::new(8).tokens(2 * LENGTH, source.spec.vocab);
         let start = Streams::embed(&source, &tokens, LENGTH).expect("the golden has an embedding");
-        let mut block = Block::load(&source, 0, LENGTH, Cpu::detect(), 1).expect("the block loads");
+        let mut block = Block::load(&source, 0, LENGTH, Cpu::detect(), 1, None).expect("the block loads");
         let mut plain = start.clone();
         block.run(&mut plain, &mut ());
         let choice = source.spec.layers[0].mlp.experts.map(|experts| experts.choice);
@@ -120,7 +123,66 @@ fn a_tap_sees_every_row_once_and_weights_come_back_as_they_were_put() {
 #[test]
 fn the_carried_models_blocks_have_their_names() {
     let source = Source::open(&carried()).expect("the carried model opens");
-    let block = Block::load(&source, 1, LENGTH, Cpu::detect(), 1).expect("the block loads");
+    let block = Block::load(&source, 1, LENGTH, Cpu::detect(), 1, None).expect("the block loads");
     let names: Vec<&str> = block.modules().iter().map(|module| module.name.as_str()).collect();
     assert!(names.contains(&"model.layers.1.self_attn.q_proj"), "{names:?}");
+}
+
+/// Trits with a scale per row, of whatever weights.
+fn trits(columns: usize, row: &[f32]) -> (Vec<u8>, f32) {
+    let scale = row.iter().map(|value| value.abs()).sum::<f32>() / columns as f32;
+    let code = |value: &f32| 1 + u8::from(*value > scale) - u8::from(*value < -scale);
+    (row.iter().map(code).collect(), scale)
+}
+
+#[test]
+fn experts_that_are_replaced_compute_as_those_that_are_float32() {
+    for (model, times) in [("gpt_oss-mxfp4", 1), ("gpt_oss-bf16", 2), ("mixtral", 1), ("llama-tied", 1)] {
+        let source = Source::open(&model_folder(model)).expect("the golden opens");
+        let tokens = Noise::new(9).tokens(2 * LENGTH, source.spec.vocab);
+        let mut streams = Streams::embed(&source, &tokens, LENGTH).expect("the golden has an embedding");
+        let replaced = Replaced { coding: Coding { book: &TRITS, bits: 2, run: 64 }, times };
+        let load =
+            |replaced| Block::load(&source, 0, LENGTH, Cpu::detect(), 2, replaced).expect("the block loads");
+        let (mut plain, mut lean) = (load(None), load(Some(replaced)));
+        let compare = |plain: &mut Block, lean: &mut Block, streams: &Streams| {
+            let mut both = [streams.clone(), streams.clone()];
+            plain.run(&mut both[0], &mut ());
+            lean.run(&mut both[1], &mut ());
+            check_close(model, &both[1].values, &both[0].values);
+        };
+        compare(&mut plain, &mut lean, &streams);
+        let has_experts = source.spec.layers[0].mlp.experts.is_some();
+        assert_eq!(has_experts, (0..lean.modules().len()).any(|module| lean.takes_codes(module)), "{model}");
+        for module in (0..lean.modules().len()).filter(|&module| lean.takes_codes(module)).collect::<Vec<_>>()
+        {
+            let columns = lean.modules()[module].shape.columns;
+            let weights = lean.weights(module);
+            assert_eq!(weights, plain.weights(module), "{model}: as it is stored");
+            let rows: Vec<_> = weights.chunks(columns).map(|row| trits(columns, row)).collect();
+            let put = lean.set_codes(module, &|row, out| {
+                let (codes, scale) = &rows[row];
+                out.codes.fill(1);
+                out.codes[..columns].copy_from_slice(codes);
+                out.scales.fill(0.0);
+                out.scales[..columns / out.block].fill(*scale);
+                out.zeros.fill(1.0);
+            });
+            put.expect("scales are finite");
+            let value = |(codes, scale): &(Vec<u8>, f32)| -> Vec<f32> {
+                codes.iter().map(|code| (f32::from(*code) - 1.0) * scale).collect()
+            };
+            let values: Vec<f32> = rows.iter().flat_map(value).collect();
+            plain.set_weights(module, &values).expect("scales are finite");
+        }
+        compare(&mut plain, &mut lean, &streams);
+        // The tap still finds the experts where they are now.
+        let module = (0..lean.modules().len()).rev().find(|&module| lean.modules()[module].is_expert);
+        if let Some(module) = module {
+            let mut taps = [(); 2].map(|()| Rows { module, rows: Vec::new(), seen: 0 });
+            plain.look(&streams, &mut taps[0]);
+            lean.run(&mut streams, &mut taps[1]);
+            check_close(model, &taps[1].rows, &taps[0].rows);
+        }
+    }
 }

@@ -10,7 +10,7 @@ use bantam_model::inspect::unquantized;
 use bantam_model::plan::Plan;
 use bantam_model::source::Source;
 use bantam_quantize::blueprint::Blueprint;
-use bantam_quantize::form::{Fit, Form};
+use bantam_quantize::form::{Fit, Form, Head};
 use bantam_quantize::report::Report;
 use bantam_quantize::run::{Manner, Run, SHARD_BYTES};
 use bantam_quantize::work::Begin;
@@ -42,9 +42,24 @@ impl Drop for Folder {
 }
 
 fn quantize(base: &Path, form: Form, output: &Path, manner: Manner) -> Result<Report, String> {
+    quantize_with(base, form, None, output, manner)
+}
+
+/// Heads are made in stretches that do not divide any vocabulary.
+fn quantize_with(
+    base: &Path,
+    form: Form,
+    head: Option<Head>,
+    output: &Path,
+    manner: Manner,
+) -> Result<Report, String> {
     let source = Source::open(base).map_err(|error| error.to_string())?;
     let work = || -> Result<Report, bantam_quantize::error::QuantizeError> {
-        let blueprint = Blueprint::new(&source, form)?;
+        let mut blueprint = Blueprint::new(&source, form)?;
+        if let Some(head) = head {
+            blueprint = blueprint.with_head(head)?;
+            blueprint.head_rows = 37;
+        }
         let mut run = Run::open(&blueprint, output, &Value::Null, manner)?;
         run.nearest(&mut |_| ())?;
         run.assemble(0.0, &mut |_| ())?;
@@ -203,6 +218,51 @@ fn every_form_is_read_as_it_was_meant() {
         engine.prefill::<StepError>(sequence, &[1, 2, 3], |_, _, _| Ok(())).expect("it runs");
         assert!(engine.logits(&[2]).iter().all(|logit| logit.is_finite()), "{name}");
     }
+}
+
+#[test]
+fn a_head_of_few_bits_is_read_and_told_apart() {
+    let folder = Folder::new("head");
+    let form = Form::Ternary { group: Some(64), planes: 1, fit: Fit::Optimal };
+    let plain = quantize(&model_folder("llama-untied"), form, &folder.0.join("plain"), MANNER);
+    let plain = plain.expect("it can be quantized");
+    for (base, embedding, head, most, bits) in [
+        ("llama-untied", "lm_head", Head::Int8, 5e-4, 8.6),
+        ("llama-untied", "lm_head", Head::Int4, 0.02, 4.4),
+        // One table is two from now on.
+        ("llama-tied", "model.embed_tokens", Head::Int8, 5e-4, 8.6),
+        ("gpt_oss-mxfp4", "lm_head", Head::Int4, 0.02, 4.4),
+    ] {
+        let name = format!("{base}, {head:?}");
+        let (base, output) = (model_folder(base), folder.0.join(&name));
+        let report = quantize_with(&base, form, Some(head), &output, MANNER).expect("it can be quantized");
+        let told = report.head.as_ref().expect("the report knows a head");
+        assert!(told.bits() < bits && told.loss.relative() < most, "{name}: {told:?}");
+        assert!(!report.kinds.contains_key("lm_head"), "{name}: it is no matrix of the layers");
+        if base == model_folder("llama-untied") {
+            assert_eq!((&report.all, report.bits_per_weight()), (&plain.all, plain.bits_per_weight()));
+        }
+        let (original, (spec, made)) = (Source::open(&base).expect("the golden opens"), open(&output));
+        assert!(!spec.tied, "{name}");
+        let wanted = floats(&original.checkpoint, &format!("{embedding}.weight"));
+        let plan = Plan::new(&spec, stored(&made), options(), Cpu::detect()).expect("it can be planned");
+        let found = unquantized(&made, &plan, "lm_head").expect("sound weights").expect("it is quantized");
+        let mut read = vec![0.0; wanted.len()];
+        found.view().read_f32(0, &mut read);
+        let square = |value: f32| f64::from(value).powi(2);
+        let error: f64 = wanted.iter().zip(&read).map(|(a, b)| square(a - b)).sum();
+        let found = error / wanted.iter().map(|value| square(*value)).sum::<f64>();
+        let told = told.loss.relative();
+        assert!((found / told - 1.0).abs() < 1e-4, "{name}: {found} as read, {told} as told");
+        let mut engine = Engine::load(spec, &made, options(), Cpu::detect(), 2).expect("it loads");
+        let sequence = engine.open().expect("a free sequence");
+        engine.prefill::<StepError>(sequence, &[1, 2, 3], |_, _, _| Ok(())).expect("it runs");
+        assert!(engine.logits(&[2]).iter().all(|logit| logit.is_finite()), "{name}");
+    }
+    let refused =
+        quantize_with(&model_folder("llama-tied"), NF4, Some(Head::Int8), &folder.0.join("no"), MANNER);
+    let message = refused.expect_err("bitsandbytes leaves heads");
+    assert!(message.contains("nf4") && message.contains("ternary"), "{message}");
 }
 
 /// The relative squared error of all quantized matrices, as the readers tell it.

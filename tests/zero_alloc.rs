@@ -1,4 +1,5 @@
-//! After loading, nothing allocates: not the decoder, not the sampler, not the detokenizer, on no thread.
+//! After loading, nothing allocates: not the decoder, not the sampler, not the detokenizer, on no thread; nor does
+//! training after its first step.
 //!
 //! What is counted: every call of the program's global allocator (allocations, reallocations, frees), whichever thread
 //! makes it, the workers of the pool included. And on Linux the number of mappings of the process, because a mapping
@@ -29,6 +30,8 @@ use bantam_model::reply::reader::Reader;
 use bantam_model::source::Source;
 use bantam_model::tokenizer::Tokenizer;
 use bantam_tests::{Noise, carried, model_folder, open, repository};
+use bantam_train::optimizer::{AdamW, Group, Muon, Optimizer, Rule, Variant, clip};
+use bantam_train::step::{Batch, Training};
 use counting::{ALIVE, counters};
 
 /// Allocations, frees and mappings so far. Reading the mappings allocates, so the counters are read on the inside.
@@ -351,6 +354,34 @@ fn main() {
     for (adapter, model) in [("dora-embed-gemma2", "gemma2"), ("experts-mixtral", "mixtral")] {
         batched_steps(adapter, &mut adapted(model, adapter, options));
     }
+    let open = |model: &str| Source::open(&model_folder(model)).expect("the model opens");
+    let full = |model: &str| Training::full(&open(model), Cpu::detect(), 3).expect("it can be trained");
+    training_steps("gpt_oss-bf16", full("gpt_oss-bf16"));
+    let adapter = repository("tests/goldens/lora/lora-dora-llama");
+    let source = open("llama-tied").adapted(&adapter).expect("the adapter opens");
+    let training = Training::adapter(&source, Cpu::detect(), 3).expect("it can be trained");
+    training_steps("lora-dora-llama", training);
+}
+
+/// The first step makes all buffers of training; those behind it, the optimizer's included, allocate nothing.
+fn training_steps(what: &str, mut training: Training) {
+    let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
+    let labels: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
+    let rule = Rule::AdamW(AdamW { betas: [0.9, 0.999], epsilon: 1e-8 });
+    let muon = Muon { variant: Variant::Moonlight, momentum: 0.95, nesterov: true, iterations: 5 };
+    let mut optimizer = Optimizer::new(&training, |parameter| {
+        let rule = if parameter.matrices().is_some() { Rule::Muon(muon) } else { rule };
+        Group { rule, rate: 1e-3, decay: 0.1 }
+    });
+    let mut step = || {
+        training.clear();
+        training.step(&batch, 0.1).expect("a sound batch");
+        clip(&mut training, 1.0);
+        optimizer.step(&mut training, 1.0);
+    };
+    step();
+    check(&format!("{what}: 3 steps of training"), || (0..3).for_each(|_| step()));
 }
 
 /// An engine with an adapter beside its model: every product has two more.

@@ -118,6 +118,11 @@ impl<M: DerefMut<Target = [u8]>> Arena<M> {
         bytemuck::cast_slice(self.read(slot))
     }
 
+    /// The words of a slot.
+    pub fn words(&self, slot: Slot) -> &[u32] {
+        bytemuck::cast_slice(self.read(slot))
+    }
+
     /// The values of a slot, to be written.
     pub fn floats_mut(&mut self, slot: Slot) -> &mut [f32] {
         bytemuck::cast_slice_mut(self.write(slot))

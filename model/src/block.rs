@@ -1,9 +1,10 @@
 //! One block of a decoder on its own: the hidden states of many short sequences run through it, whoever calibrates
 //! looks at the inputs of its matrices, and puts others in their place.
 //!
-//! The states belong to the caller, so a model of any depth takes the memory of one block: its matrices in float32
-//! (all experts of a mixture at once), and buffers for a few sequences. [`Block::plan`] says how much before it is
-//! taken. The decoder is the one that generates; only the backend beneath it is wrapped.
+//! The states belong to the caller, so a model of any depth takes the memory of one block: its matrices in float32, and
+//! buffers for a few sequences. A mixture has too many of them for that: its experts can lie as they are stored, with
+//! room for the codes that they become ([`Replaced`]). [`Block::plan`] says how much it is before it is taken. The
+//! decoder is the one that generates; only the backend beneath it is wrapped.
 
 use bantam_core::layouts::{NotFinite, Shape, TILE_ROWS};
 use bantam_core::ops::experts::Routing;
@@ -15,13 +16,17 @@ use memmap2::MmapMut;
 
 use crate::decoder::Decoder;
 use crate::engine::{LoadError, stored};
-use crate::formats::Tensors;
+use crate::formats::{CodeRow, Tensors};
 use crate::memory;
+pub use crate::plan::Replaced;
 use crate::plan::{Cut, Fill, Linear, Options, Origin, Plan, PlanError};
 use crate::pool::Threads;
 use crate::source::{Source, SourceError};
 use crate::spec::ModelSpec;
 use crate::weights::{self, Unpacked};
+
+mod replaced;
+use replaced::Stack;
 
 /// The residual stream between two blocks: hidden states of sequences of one length, row by row.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,6 +135,12 @@ pub trait Tap {
     fn wants(&self, module: usize) -> bool;
     /// Modules are about to be multiplied.
     fn see(&mut self, seen: &Seen);
+    /// Whether it looks at where rows are sent.
+    fn wants_routing(&self) -> bool {
+        false
+    }
+    /// So many rows were sent to experts.
+    fn routed(&mut self, _rows: usize, _routing: &Routing) {}
 }
 
 /// A product that is about to be made.
@@ -161,6 +172,8 @@ pub struct Block {
     plan: Plan,
     modules: Vec<Module>,
     pieces: Vec<Piece>,
+    /// Experts that get codes.
+    replaced: Vec<Stack>,
     tables: Vec<u32>,
 }
 
@@ -190,22 +203,37 @@ impl Block {
         layer: usize,
         length: usize,
         cpu: Cpu,
+        replaced: Option<Replaced>,
     ) -> Result<(ModelSpec, Plan), SourceError> {
-        let spec = ModelSpec { layers: vec![source.spec.layers[layer]], vocab: 0, ..source.spec.clone() };
-        let plan = Plan::of_layer(&spec, layer, stored(&source.checkpoint), options(length), cpu);
-        let plan = plan.map_err(|plan| SourceError::Plan { folder: source.folder().into(), source: plan })?;
+        let (spec, plan, _) = Block::planned(source, layer, length, cpu, replaced)?;
         Ok((spec, plan))
     }
 
-    /// Takes the memory and reads the block's weights, whatever they are stored as, into float32.
+    fn planned(
+        source: &Source,
+        layer: usize,
+        length: usize,
+        cpu: Cpu,
+        replaced: Option<Replaced>,
+    ) -> Result<(ModelSpec, Plan, [Option<Matrix>; 3]), SourceError> {
+        let spec = ModelSpec { layers: vec![source.spec.layers[layer]], vocab: 0, ..source.spec.clone() };
+        let plan = Plan::of_layer(&spec, layer, stored(&source.checkpoint), options(length), cpu, replaced);
+        let (plan, stacks) =
+            plan.map_err(|plan| SourceError::Plan { folder: source.folder().into(), source: plan })?;
+        Ok((spec, plan, stacks))
+    }
+
+    /// Takes the memory and reads the block's weights, whatever they are stored as, into float32; of experts that will
+    /// be replaced, as they are stored.
     pub fn load(
         source: &Source,
         layer: usize,
         length: usize,
         cpu: Cpu,
         threads: usize,
+        replaced: Option<Replaced>,
     ) -> Result<Block, SourceError> {
-        let (spec, plan) = Block::plan(source, layer, length, cpu)?;
+        let (spec, plan, stacks) = Block::planned(source, layer, length, cpu, replaced)?;
         let system =
             |what: &str, source| SourceError::Load(LoadError::System { what: what.to_owned(), source });
         let arena = memory::region(plan.weight_bytes)
@@ -218,7 +246,8 @@ impl Block {
         let (modules, pieces) = modules(&plan);
         let tables = (0..plan.pages as u32).collect();
         let decoder = Decoder::new(spec, &plan);
-        Ok(Block { decoder, backend, plan, modules, pieces, tables })
+        let replaced = Stack::all(&plan, stacks, &pieces);
+        Ok(Block { decoder, backend, plan, modules, pieces, replaced, tables })
     }
 
     /// Its matrices, in the decoder's order.
@@ -236,7 +265,7 @@ impl Block {
         self.backend.pool()
     }
 
-    /// A module's weights, output row by output row.
+    /// A module's weights, output row by output row. Those of experts are gone once all of their kind are replaced.
     pub fn weights(&self, module: usize) -> Vec<f32> {
         let Shape { rows, columns } = self.modules[module].shape;
         let mut values = vec![0.0; rows * columns];
@@ -270,6 +299,31 @@ impl Block {
         Ok(())
     }
 
+    /// Whether a module is one of those that get codes in place of weights.
+    pub fn takes_codes(&self, module: usize) -> bool {
+        self.replaced.iter().any(|stack| stack.holds(&self.pieces, module))
+    }
+
+    /// Puts codes in an expert's place; `codes` fills in those of a row, in the order of the inputs. Once all experts
+    /// of a stack have theirs, the block computes with them, and no longer knows what they were.
+    ///
+    /// # Panics
+    /// If the block was not loaded for it: see [`takes_codes`](Self::takes_codes).
+    pub fn set_codes(
+        &mut self,
+        module: usize,
+        codes: &(dyn Fn(usize, &mut CodeRow) + Sync),
+    ) -> Result<(), NotFinite> {
+        assert!(self.takes_codes(module), "{}: takes no codes", self.modules[module].name);
+        for stack in &mut self.replaced {
+            stack.pack(&self.pieces, module, codes, &mut self.backend)?;
+            if stack.is_whole() {
+                stack.place(&mut self.pieces, &mut self.decoder);
+            }
+        }
+        Ok(())
+    }
+
     fn pieces_of(&self, module: usize) -> impl Iterator<Item = Piece> + '_ {
         self.pieces.iter().filter(move |piece| piece.module == module).copied()
     }
@@ -294,28 +348,47 @@ impl Block {
 
     /// Runs all sequences through the block: the streams then hold its result.
     pub fn run(&mut self, streams: &mut Streams, tap: &mut dyn Tap) {
+        let step = self.step(streams);
+        for values in streams.values.chunks_mut(step) {
+            let result = self.run_some(values, tap);
+            values.copy_from_slice(result);
+        }
+    }
+
+    /// Runs them through it for what the tap sees; they stay as they are.
+    pub fn look(&mut self, streams: &Streams, tap: &mut dyn Tap) {
+        for values in streams.values.chunks(self.step(streams)) {
+            self.run_some(values, tap);
+        }
+    }
+
+    /// Values that run together.
+    fn step(&self, streams: &Streams) -> usize {
         let Options { context: length, chunk, .. } = self.plan.options;
         assert_eq!(streams.length, length, "the length that the block was planned for");
         assert_eq!(streams.width, self.decoder.spec.hidden, "the model's channels");
-        for values in streams.values.chunks_mut(chunk * streams.width) {
-            let rows = values.len() / streams.width;
-            let feed = |sequence: usize| Feed {
-                first_row: sequence * length,
-                rows: length,
-                first_position: 0,
-                sequence,
-                length,
-            };
-            let feeds: Vec<Feed> = (0..rows / length).map(feed).collect();
-            let pages_per_sequence = self.plan.pages_per_sequence;
-            let batch = Batch { feeds: &feeds, tables: &self.tables, pages_per_sequence };
-            let slot = self.decoder.stream().first(values.len());
-            self.backend.arena_mut().floats_mut(slot).copy_from_slice(values);
-            let pieces = &self.pieces;
-            let mut tapped = Tapped { inner: &mut self.backend, tap, pieces, rows: Vec::new() };
-            self.decoder.forward_layer(&mut tapped, 0, &batch);
-            values.copy_from_slice(self.backend.arena().floats(slot));
-        }
+        chunk * streams.width
+    }
+
+    fn run_some(&mut self, values: &[f32], tap: &mut dyn Tap) -> &[f32] {
+        let length = self.plan.options.context;
+        let rows = values.len() / self.decoder.spec.hidden;
+        let feed = |sequence: usize| Feed {
+            first_row: sequence * length,
+            rows: length,
+            first_position: 0,
+            sequence,
+            length,
+        };
+        let feeds: Vec<Feed> = (0..rows / length).map(feed).collect();
+        let pages_per_sequence = self.plan.pages_per_sequence;
+        let batch = Batch { feeds: &feeds, tables: &self.tables, pages_per_sequence };
+        let slot = self.decoder.stream().first(values.len());
+        self.backend.arena_mut().floats_mut(slot).copy_from_slice(values);
+        let pieces = &self.pieces;
+        let mut tapped = Tapped { inner: &mut self.backend, tap, pieces, rows: Vec::new() };
+        self.decoder.forward_layer(&mut tapped, 0, &batch);
+        self.backend.arena().floats(slot)
     }
 }
 
@@ -381,12 +454,19 @@ fn is_together(plan: &Plan, origin: &Origin, start: usize) -> bool {
 }
 
 /// A backend whose products can be looked at.
-struct Tapped<'a, B> {
+pub(crate) struct Tapped<'a, B> {
     inner: &'a mut B,
     tap: &'a mut dyn Tap,
     pieces: &'a [Piece],
     /// Rows that were sent to an expert.
     rows: Vec<f32>,
+}
+
+impl<'a, B> Tapped<'a, B> {
+    /// For a tap that looks at no products.
+    pub(crate) fn at_routing(inner: &'a mut B, tap: &'a mut dyn Tap) -> Self {
+        Tapped { inner, tap, pieces: &[], rows: Vec::new() }
+    }
 }
 
 impl<B: Backend> Tapped<'_, B> {
@@ -454,6 +534,10 @@ impl<B: Backend> Backend for Tapped<'_, B> {
     }
     fn route(&mut self, routed: &Routed, rows: usize, logits: Slot) {
         self.inner.route(routed, rows, logits);
+        if self.tap.wants_routing() {
+            let mut memory = self.inner.read(routed.slot).to_vec();
+            self.tap.routed(rows, &Routing::over(routed.choice, rows, &mut memory));
+        }
     }
     fn combine(&mut self, routed: &Routed, rows: usize, width: usize, places: Slot, out: Slot) {
         self.inner.combine(routed, rows, width, places, out);

@@ -3,7 +3,7 @@
 //! A layer is phases with one point between them where partial results of several shards will be added; a single
 //! shard adds nothing. Each phase leaves its result in the residual stream.
 
-use bantam_core::{Attention, Backend, Batch, Heads, KvCache, Norm, Product, Routed, RowPer, Slot};
+use bantam_core::{Attention, Backend, Batch, Heads, KvCache, Matrix, Norm, Product, Routed, RowPer, Slot};
 
 use crate::plan::{LayerWeights, Linear, Low, Plan, Weights, WorkSlots};
 use crate::spec::{ExpertsSpec, LayerSpec, ModelSpec, Residual};
@@ -65,6 +65,12 @@ impl Decoder {
         b.angles(&self.weights.ropes[rope], batch, s.angles);
         let angles = Slot { bytes: batch.rows() * self.spec.ropes[rope].width * 4, ..s.angles };
         layer_forward(b, spec, &self.weights.layers[layer], s, &self.caches[layer], angles, batch);
+    }
+
+    /// The matrices of a layer, to be changed: gate, up, down.
+    pub(crate) fn feed_forward(&mut self, layer: usize) -> [Option<&mut Matrix>; 3] {
+        let LayerWeights { gate, up, down, .. } = &mut self.weights.layers[layer];
+        [gate.as_mut().map(|gate| &mut gate.matrix), Some(&mut up.matrix), Some(&mut down.matrix)]
     }
 
     /// Where hidden states stand between layers.

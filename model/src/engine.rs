@@ -4,10 +4,12 @@ use bantam_core::{Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
 use memmap2::MmapMut;
 
 use crate::adapter::Adapter;
+use crate::block::Tapped;
 use crate::checkpoint::map::{Image, Watch};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::decoder::Decoder;
 use crate::memory;
+use crate::placement::{Recorder, Trace};
 use crate::plan::{Options, Plan, PlanError, Stored};
 use crate::pool::Threads;
 use crate::sequences::Sequences;
@@ -116,6 +118,7 @@ pub struct Engine {
     sequences: Sequences,
     feeds: Vec<Feed>,
     tokens: Vec<u32>,
+    recorder: Option<Recorder>,
 }
 
 /// How a checkpoint's tensors are told to a plan.
@@ -222,6 +225,7 @@ impl Engine {
             sequences: Sequences::new(options.sequences, plan.pages_per_sequence, plan.pages),
             feeds: Vec::with_capacity(options.sequences),
             tokens: Vec::with_capacity(options.chunk),
+            recorder: None,
             plan,
         })
     }
@@ -354,7 +358,16 @@ impl Engine {
         }
         let pages_per_sequence = self.plan.pages_per_sequence;
         let batch = Batch { feeds: &self.feeds, tables: self.sequences.tables(), pages_per_sequence };
-        let is_done = self.decoder.forward(&mut self.backend, &batch, &self.tokens, is_stopped);
+        let (decoder, backend, tokens) = (&self.decoder, &mut self.backend, &self.tokens);
+        let is_done = match &mut self.recorder {
+            None => decoder.forward(backend, &batch, tokens, is_stopped),
+            Some(recorder) => {
+                let mut tapped = Tapped::at_routing(backend, recorder);
+                let is_done = decoder.forward(&mut tapped, &batch, tokens, is_stopped);
+                recorder.end(is_done);
+                is_done
+            }
+        };
         let sound = self.check_weights();
         if !is_done || sound.is_err() {
             let feeds = self.feeds.iter();
@@ -443,6 +456,18 @@ impl Engine {
     fn check_rows(&self, rows: &[usize]) {
         assert!(rows.len() <= self.plan.options.logits_rows, "more rows of logits than were planned");
         assert!(rows.iter().all(|&row| row < self.tokens.len()), "a row that the last step did not have");
+    }
+
+    /// Notes from now on which experts are chosen for every token, which takes memory as it goes; `false` where the
+    /// model has none, or not as many in all layers.
+    pub fn record_routing(&mut self) -> bool {
+        self.recorder = Recorder::of(self.spec());
+        self.recorder.is_some()
+    }
+
+    /// What was noted.
+    pub fn routing(&self) -> Option<&Trace> {
+        self.recorder.as_ref().map(|recorder| &recorder.trace)
     }
 
     /// Fills memory with bytes that are NaN in every type of float: tests find reads of what nobody has written.

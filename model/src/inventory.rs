@@ -4,6 +4,7 @@
 //! a time, of a stack one expert at a time.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bantam_core::Cpu;
 use bantam_core::layouts::Shape;
@@ -107,7 +108,7 @@ impl Module {
                 let view = checkpoint.tensor(name).expect("the module was found in this checkpoint");
                 match turned {
                     true => self.read_turned(&view, expert, values)?,
-                    false => self.read_plain(&view, expert, values)?,
+                    false => read_plain(&view, expert * values.len(), values)?,
                 }
                 view
             }
@@ -118,14 +119,28 @@ impl Module {
         }
     }
 
-    fn read_plain(&self, view: &TensorView, expert: usize, values: &mut [f32]) -> Result<(), WeightsError> {
-        let mut scratch = Vec::new();
-        let mut at = expert * values.len();
-        for part in values.chunks_mut(STEP) {
-            view.load_f32(at, part, &mut scratch).map_err(|error| unreadable(view, error))?;
-            at += part.len();
+    /// Reads some rows of a matrix that stands alone: a vocabulary has too many to be read at once.
+    ///
+    /// # Panics
+    /// If it is quantized, or its inputs come first.
+    pub fn read_rows(
+        &self,
+        checkpoint: &Checkpoint,
+        rows: Range<usize>,
+        values: &mut Vec<f32>,
+    ) -> Result<(), WeightsError> {
+        let Held::Tensor { name, turned: false } = &self.held else {
+            panic!("{}: no matrix of numbers, row by row", self.name);
+        };
+        let (view, columns) =
+            (checkpoint.tensor(name).expect("the module was found in this checkpoint"), self.shape.columns);
+        values.clear();
+        values.resize(rows.len() * columns, 0.0);
+        read_plain(&view, rows.start * columns, values)?;
+        match values.iter().position(|value| !value.is_finite()) {
+            Some(at) => Err(not_finite(&view, rows.start + at / columns, at % columns)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn read_turned(&self, view: &TensorView, expert: usize, values: &mut [f32]) -> Result<(), WeightsError> {
@@ -175,6 +190,16 @@ impl Module {
 
 /// Elements that are read at a time.
 const STEP: usize = 1 << 20;
+
+/// Elements of a tensor from number `at` on.
+fn read_plain(view: &TensorView, mut at: usize, values: &mut [f32]) -> Result<(), WeightsError> {
+    let mut scratch = Vec::new();
+    for part in values.chunks_mut(STEP) {
+        view.load_f32(at, part, &mut scratch).map_err(|error| unreadable(view, error))?;
+        at += part.len();
+    }
+    Ok(())
+}
 
 /// All matrices of a model, in the order in which a decoder meets them.
 pub fn modules(source: &Source) -> Result<Vec<Module>, SourceError> {

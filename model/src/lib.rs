@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod adapter;
+pub mod bare;
 pub mod block;
 pub mod checkpoint;
 pub mod config;
@@ -22,6 +23,7 @@ pub mod likelihood;
 pub mod memory;
 pub mod merge;
 pub mod native;
+pub mod placement;
 pub mod plan;
 pub mod pool;
 pub mod prepared;

@@ -46,13 +46,15 @@ pub(crate) fn tensors<'p>(run: &'p Run, changed: &'p [Part]) -> Result<Vec<Tenso
         all.insert(natural(&outline.name), Tensor { outline, from: From::Parts(vec![part]) });
     }
     for (unit, part) in run.parts() {
-        let experts = blueprint.taken[unit.module].experts;
+        let (experts, is_head) = (blueprint.taken[unit.module].experts, blueprint.is_head(unit));
         for piece in &part.tensors {
             let mut outline = piece.clone();
             outline.shape.splice(0..0, experts);
             match all.get_mut(&natural(&piece.name)) {
                 Some(Tensor { outline: first, from: From::Parts(parts) }) if unit.expert > 0 => {
-                    if *first != outline {
+                    if is_head {
+                        first.shape[0] += outline.shape[0];
+                    } else if *first != outline {
                         return Err(refused(format!(
                             "{}: expected the same shape for all experts, found {:?} and {:?}",
                             piece.name, first.shape, outline.shape
@@ -232,6 +234,9 @@ pub(crate) fn write_small_files(run: &Run, damp: f64) -> Result<(), QuantizeErro
     if let Some(config) = config.as_object_mut() {
         config.insert("quantization_config".to_owned(), settings);
         config.insert("bantam_report".to_owned(), report.summary());
+        if blueprint.is_untied() {
+            config.insert("tie_word_embeddings".to_owned(), json!(false));
+        }
     }
     write_json(&folder.join("config.json"), &config)?;
     report.write(&folder)

@@ -1,13 +1,15 @@
 //! What will be done, known before it is: which matrices become what, what stays, how much memory and disk it takes.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
+use bantam_core::layouts::Shape;
 use bantam_model::checkpoint::Dtype;
 use bantam_model::inventory::{self, Module, Role};
 use bantam_model::source::Source;
 
 use crate::error::{QuantizeError, refused};
-use crate::form::Form;
+use crate::form::{Form, Head};
 use crate::layerwise::Listed;
 use crate::matrix::Dense;
 
@@ -15,13 +17,15 @@ use crate::matrix::Dense;
 const BASE_BYTES: usize = 96 << 20;
 /// Bytes of what a method makes of a weight, and of the tensors that it is written as, at most.
 const MADE_BYTES: usize = 4;
+/// A vocabulary has too many rows to be in memory together.
+const HEAD_ROWS: usize = 1 << 13;
 
 /// A matrix that is quantized: a module, and which expert of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unit {
     /// The place among the modules.
     pub module: usize,
-    /// 0 where there is one matrix.
+    /// 0 where there is one matrix; of a head, which stretch of its rows.
     pub expert: usize,
 }
 
@@ -36,6 +40,10 @@ pub struct Blueprint<'a> {
     pub taken: Vec<Module>,
     /// Modules that stay as they are.
     pub left: Vec<Module>,
+    /// What the head becomes, where it does not stay either.
+    pub head: Option<Head>,
+    /// Rows of it that are done at once.
+    pub head_rows: usize,
 }
 
 impl<'a> Blueprint<'a> {
@@ -69,15 +77,65 @@ impl<'a> Blueprint<'a> {
                 return Err(refused(format!("{shown}: {}: {reason}", module.name)));
             }
         }
-        Ok(Blueprint { source, form, taken, left })
+        Ok(Blueprint { source, form, taken, left, head: None, head_rows: HEAD_ROWS })
+    }
+
+    /// With a head that is quantized too. One that is the embedding gets codes of its own; the embedding stays.
+    pub fn with_head(mut self, head: Head) -> Result<Self, QuantizeError> {
+        let (name, shown) = (self.form.name(), self.source.folder().display());
+        if !matches!(self.form, Form::Ternary { .. }) {
+            return Err(refused(format!(
+                "{shown}: expected a form with a place for a head of eight bits or four, which is ternary, found \
+                 {name}: its tools leave the head as it is"
+            )));
+        }
+        let at = self.left.iter().position(|module| module.role == Role::Head);
+        let module = match (at, self.left.iter().find(|module| module.role == Role::Embedding)) {
+            (Some(at), _) => self.left.remove(at),
+            (None, Some(embedding)) => {
+                let mut head = embedding.clone();
+                (head.name, head.role) = (self.source.spec.names.head.to_owned(), Role::Head);
+                head
+            }
+            (None, None) => return Err(refused(format!("{shown}: expected a head, found none"))),
+        };
+        self.taken.push(module);
+        self.head = Some(head);
+        Ok(self)
+    }
+
+    /// Whether head and embedding were one, and are no longer.
+    pub fn is_untied(&self) -> bool {
+        self.head.is_some() && self.source.spec.tied
+    }
+
+    /// Whether it is a part of the head.
+    pub fn is_head(&self, unit: Unit) -> bool {
+        self.taken[unit.module].role == Role::Head
     }
 
     /// The matrices in the order in which they are done.
     pub fn units(&self) -> Vec<Unit> {
-        let experts = |(module, of): (usize, &Module)| {
-            (0..of.experts.unwrap_or(1)).map(move |expert| Unit { module, expert })
+        let count = |of: &Module| match of.role {
+            Role::Head => of.shape.rows.div_ceil(self.head_rows),
+            _ => of.experts.unwrap_or(1),
         };
-        self.taken.iter().enumerate().flat_map(experts).collect()
+        let each = |(module, of)| (0..count(of)).map(move |expert| Unit { module, expert });
+        self.taken.iter().enumerate().flat_map(each).collect()
+    }
+
+    /// The rows of its module that it is.
+    fn rows(&self, unit: Unit) -> Range<usize> {
+        let rows = self.taken[unit.module].shape.rows;
+        match self.is_head(unit) {
+            true => unit.expert * self.head_rows..((unit.expert + 1) * self.head_rows).min(rows),
+            false => 0..rows,
+        }
+    }
+
+    /// Outputs and inputs.
+    pub fn shape(&self, unit: Unit) -> Shape {
+        Shape { rows: self.rows(unit).len(), ..self.taken[unit.module].shape }
     }
 
     /// A matrix's name: the module's, with the expert's number where it is one of several.
@@ -85,6 +143,7 @@ impl<'a> Blueprint<'a> {
         let module = &self.taken[unit.module];
         match module.experts {
             Some(_) => format!("{}.{}", module.name, unit.expert),
+            None if unit.expert > 0 => format!("{} from row {}", module.name, self.rows(unit).start),
             None => module.name.clone(),
         }
     }
@@ -114,8 +173,11 @@ impl<'a> Blueprint<'a> {
     pub fn read(&self, unit: Unit) -> Result<Dense, QuantizeError> {
         let module = &self.taken[unit.module];
         let mut values = Vec::new();
-        module.read(&self.source.checkpoint, unit.expert, &mut values)?;
-        Ok(Dense { name: self.name(unit), shape: module.shape, values })
+        match self.is_head(unit) {
+            true => module.read_rows(&self.source.checkpoint, self.rows(unit), &mut values)?,
+            false => module.read(&self.source.checkpoint, unit.expert, &mut values)?,
+        }
+        Ok(Dense { name: self.name(unit), shape: self.shape(unit), values })
     }
 
     /// What a matrix was stored as; where it was quantized, what tools compute with.
@@ -126,7 +188,9 @@ impl<'a> Blueprint<'a> {
 
     /// Names of the tensors that are not written again.
     pub fn replaced(&self) -> BTreeSet<&str> {
-        self.taken.iter().flat_map(Module::tensors).collect()
+        // The embedding is still one where the head has left it.
+        let stays = |module: &&Module| module.role == Role::Head && self.is_untied();
+        self.taken.iter().filter(|module| !stays(module)).flat_map(Module::tensors).collect()
     }
 
     /// The head, where it is a matrix of its own.
@@ -149,7 +213,8 @@ impl<'a> Blueprint<'a> {
     pub fn memory_bytes(&self) -> usize {
         let planes = if let Form::Ternary { planes, .. } = self.form { planes } else { 1 };
         let bytes = |module: &Module| {
-            let weights = module.shape.rows * module.shape.columns;
+            let rows = if module.role == Role::Head { self.head_rows } else { module.shape.rows };
+            let weights = rows.min(module.shape.rows) * module.shape.columns;
             weights * (4 + MADE_BYTES * planes) + module.scratch_bytes(&self.source.checkpoint)
         };
         BASE_BYTES + self.taken.iter().map(bytes).max().unwrap_or(0)
@@ -160,6 +225,9 @@ impl<'a> Blueprint<'a> {
         let replaced = self.replaced();
         let copied = self.source.checkpoint.tensors().filter(|tensor| !replaced.contains(tensor.name));
         let copied: u64 = copied.map(|tensor| tensor.data.len() as u64).sum();
-        copied + (self.weights() as f64 * self.form.bits() / 8.0) as u64
+        let head = self.taken.iter().find(|module| module.role == Role::Head).map_or(0, Module::weights);
+        let head_bits = self.head.map_or(0.0, |head| head.bits() as f64 + 0.5);
+        let bits = (self.weights() - head) as f64 * self.form.bits() + head as f64 * head_bits;
+        copied + (bits / 8.0) as u64
     }
 }

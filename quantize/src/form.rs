@@ -1,6 +1,7 @@
 //! Which form a checkpoint is to get, with all that people can choose about it, and what a form can hold.
 
 use bantam_core::layouts::Shape;
+use bantam_model::formats::ternary::CODES_GROUP;
 use bantam_model::inventory::{Module, Role};
 
 /// The forms, by the names that people give them.
@@ -63,6 +64,33 @@ pub enum Fit {
     Absmean,
     /// Threshold and scale with the least squared error.
     Optimal,
+}
+
+/// What a head becomes that is quantized too. It is not calibrated: it has no errors of others to make good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// Eight bits with a scale per row.
+    Int8,
+    /// Four bits with a scale and a zero per 64 inputs.
+    Int4,
+}
+
+impl Head {
+    /// Of a code.
+    pub fn bits(self) -> usize {
+        match self {
+            Head::Int8 => 8,
+            Head::Int4 => 4,
+        }
+    }
+
+    /// Inputs under one scale; `None` for a row.
+    pub fn group(self) -> Option<usize> {
+        match self {
+            Head::Int8 => None,
+            Head::Int4 => Some(CODES_GROUP),
+        }
+    }
 }
 
 impl Form {

@@ -3,6 +3,7 @@
 //! It knows no tool's bytes: a writer lays codes out (`writers/`), a method finds them.
 
 use bantam_core::layouts::Shape;
+use bantam_model::formats::CodeRow;
 use bantam_model::formats::encode::Nested;
 use half::f16;
 
@@ -156,6 +157,24 @@ impl Trits {
     /// Groups of a row.
     pub fn groups(&self) -> usize {
         self.shape.columns.div_ceil(self.group)
+    }
+
+    /// One row as codes around one, plane by plane; where there is room for more planes, these stay zero.
+    pub fn codes(&self, row: usize, out: &mut CodeRow) {
+        let (columns, groups) = (self.shape.columns, self.groups());
+        let blocks = columns / out.block;
+        out.codes.fill(1);
+        out.scales.fill(0.0);
+        out.zeros.fill(1.0);
+        for plane in 0..self.planes {
+            let line = row * self.planes + plane;
+            let trits = &self.trits[line * columns..][..columns];
+            let codes = &mut out.codes[plane * columns..];
+            codes.iter_mut().zip(trits).for_each(|(code, trit)| *code = (trit + 1).cast_unsigned());
+            for (block, scale) in out.scales[plane * blocks..][..blocks].iter_mut().enumerate() {
+                *scale = self.scales[line * groups + block * out.block / self.group];
+            }
+        }
     }
 
     fn row(&self, row: usize, out: &mut [f32]) {

@@ -45,8 +45,10 @@ pub struct Report {
     pub form: String,
     /// Quantized matrices, by kind.
     pub kinds: BTreeMap<String, Kind>,
-    /// All of them.
+    /// All of them, but for the head.
     pub all: Kind,
+    /// The head, where it is quantized too.
+    pub head: Option<Kind>,
     /// Weights that stay as they were, without embedding and head: norms, biases, routers.
     pub other: [u64; 2],
     /// Embedding and head: weights, bytes.
@@ -63,7 +65,7 @@ impl Report {
         let blueprint = run.blueprint;
         let mut report = Report { form: blueprint.form.name().to_owned(), ..Report::default() };
         for (unit, part) in run.parts() {
-            let shape = blueprint.taken[unit.module].shape;
+            let shape = blueprint.shape(unit);
             let bytes = part.tensors.iter().map(|tensor| tensor.bytes() as u64).sum();
             let one = Kind {
                 matrices: 1,
@@ -72,6 +74,14 @@ impl Report {
                 loss: part.loss.clone(),
                 worst: part.loss.relative(),
             };
+            if blueprint.is_head(unit) {
+                report.embedding[0] += one.weights;
+                report.embedding[1] += one.bytes;
+                let head = report.head.get_or_insert_default();
+                head.add(&one);
+                head.matrices = 1;
+                continue;
+            }
             report.all.add(&one);
             report.kinds.entry(blueprint.kind(unit)).or_default().add(&one);
         }
@@ -128,6 +138,7 @@ impl Report {
         report["bytes_per_token"] = json!(self.bytes_per_token);
         report["quantized"] = kind(&self.all);
         report["kinds"] = Value::Object(kinds);
+        report["head"] = json!(self.head.as_ref().map(kind));
         report["embedding_and_head"] = of(self.embedding);
         report["other"] = of(self.other);
         report["evaluation"] = json!(self.evaluation);

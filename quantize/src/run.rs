@@ -83,6 +83,7 @@ impl<'a> Run<'a> {
         let settings = json!({
             "version": 1,
             "form": format!("{:?}", blueprint.form),
+            "head": blueprint.head.map(|head| format!("{head:?}")),
             "method": method,
             "shard_bytes": manner.shard_bytes,
             "source": identity(blueprint)?,
@@ -116,18 +117,22 @@ impl<'a> Run<'a> {
 
     /// Quantizes every matrix to the nearest that its form has.
     pub fn nearest(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), QuantizeError> {
-        for number in 0..self.units.len() {
-            if self.recall(number, tell) {
-                continue;
-            }
-            let unit = self.units[number];
-            let dense = self.blueprint.read(unit)?;
-            let dtype = self.blueprint.dtype(unit);
-            let made = nearest::quantize(self.blueprint.form, &dense, dtype, self.manner.threads);
-            self.keep(number, &dense, &made, Vec::new(), tell)?;
-        }
+        (0..self.units.len()).try_for_each(|number| self.to_nearest(number, tell))?;
         self.blueprint.source.checkpoint.check_unchanged()?;
         Ok(())
+    }
+
+    fn to_nearest(&mut self, number: usize, tell: &mut dyn FnMut(Event)) -> Result<(), QuantizeError> {
+        if self.recall(number, tell) {
+            return Ok(());
+        }
+        let (unit, blueprint, threads) = (self.units[number], self.blueprint, self.manner.threads);
+        let dense = blueprint.read(unit)?;
+        let made = match blueprint.head.filter(|_| blueprint.is_head(unit)) {
+            Some(head) => nearest::head(head, &dense, threads),
+            None => nearest::quantize(blueprint.form, &dense, blueprint.dtype(unit), threads),
+        };
+        self.keep(number, &dense, &made, Vec::new(), tell)
     }
 
     /// Quantizes them with a method that goes by layers.
@@ -163,6 +168,11 @@ impl<'a> Run<'a> {
                 return Err(MethodError(format!("{}: the method has forgotten it", missing.name)).into());
             }
             self.save(method, layer + 1)?;
+        }
+        for number in 0..self.units.len() {
+            if self.blueprint.is_head(self.units[number]) {
+                self.to_nearest(number, tell)?;
+            }
         }
         self.blueprint.source.checkpoint.check_unchanged()?;
         Ok(())
@@ -220,7 +230,10 @@ impl<'a> Run<'a> {
         let (unit, blueprint) = (self.units[number], self.blueprint);
         let (error, square) = squared_error(dense, made, self.manner.threads);
         let name = &blueprint.taken[unit.module].name;
-        let pieces = writers::pieces(&blueprint.form, name, made, blueprint.dtype(unit));
+        let pieces = match blueprint.is_head(unit) {
+            true => writers::head(name, made),
+            false => writers::pieces(&blueprint.form, name, made, blueprint.dtype(unit)),
+        };
         let part = parts::write(&self.part_path(unit), &pieces, Loss { error, square, stages })?;
         self.count(number, part, false, tell);
         Ok(())
@@ -228,7 +241,7 @@ impl<'a> Run<'a> {
 
     fn count(&mut self, number: usize, part: Part, again: bool, tell: &mut dyn FnMut(Event)) {
         let unit = self.units[number];
-        let shape = self.blueprint.taken[unit.module].shape;
+        let shape = self.blueprint.shape(unit);
         self.weights_done += (shape.rows * shape.columns) as u64;
         tell(Event::Matrix {
             name: &self.blueprint.name(unit),

@@ -7,9 +7,14 @@ use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use bantam_core::arena::Layouter;
 use bantam_core::layouts::page::PageShape;
 use bantam_core::layouts::{LAYOUTS, Layout, Shape};
+use bantam_core::ops::backward::activation::activate as bend;
+use bantam_core::ops::backward::loss::Entropy;
+use bantam_core::ops::backward::norm::norm_row;
+use bantam_core::ops::backward::{attention, products};
 use bantam_core::ops::ceiling;
 use bantam_core::ops::crew::Crew;
 use bantam_core::ops::matmul::panel_bytes;
+use bantam_core::ops::norm::RowNorm;
 use bantam_core::{
     Activation, Arena, Attention, Backend, Batch, Choice, Cpu, CpuBackend, Feed, Heads, KvCache, KvKind,
     Matrix, Norm, NormKind, Precision, Product, Region, Rope, Routed, RowPer, Serial, Slot,
@@ -37,6 +42,7 @@ pub(crate) fn exercise() -> Result<(), &'static str> {
             experts(cpu, precision)?;
         }
         ceilings(cpu)?;
+        backward(cpu)?;
     }
     crew()
 }
@@ -243,6 +249,58 @@ fn experts(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
     near(&probe.read(logits)[..2], |place| [2.0, 4.0][place], "factors of experts")?;
     probe.cap(1.0, 1, 2, x);
     near(&probe.read(x)[..2], |_| 0.761_594_2, "limits")
+}
+
+/// Gradients of what has simple ones: products of a row of ones, a token that sees itself alone.
+fn backward(cpu: Cpu) -> Result<(), &'static str> {
+    let shape = Shape { rows: 2, columns: 3 };
+    let (mut scratch, mut out) = ([0.0f32; 16 * 1024], [0.0f32; 6]);
+    let matrix = products::Rows::Plain(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let enough = products::transposed_floats(&matrix, shape, 1).max(products::cross_floats(3, 1));
+    if enough > scratch.len() {
+        return Err("scratch of a small product");
+    }
+    products::transposed(cpu, &Serial, &matrix, shape, &[1.0, 1.0], &mut out[..3], false, &mut scratch);
+    near(&out[..3], |column| [5.0, 7.0, 9.0][column], "gradients of inputs")?;
+    out.fill(0.0);
+    products::cross(cpu, &Serial, &[1.0, 2.0], &[1.0; 3], 3, &mut out, &mut scratch);
+    near(&out, |at| [1.0, 2.0][at / 3], "gradients of weights")?;
+    products::sum_rows(&[1.0, 2.0, 3.0, 4.0], &mut out[..2]);
+    near(&out[..2], |at| [5.0, 7.0][at], "gradients of biases")?;
+
+    let (weight, mut d) = ([1.0; 2], [0.0; 2]);
+    let norm =
+        RowNorm { kind: NormKind::Layer, epsilon: 1e-5, weight_shift: 0.0, weight: &weight, bias: None };
+    norm_row(&norm, &[1.0, -1.0], &[3.0, 3.0], &mut d, false, None, None);
+    near(&d, |_| 0.0, "gradients of norms")?;
+    let mut d = [2.0, 2.0];
+    bend(cpu, Activation::Relu, &[-1.0, 1.0], None, &mut d);
+    near(&d, |at| [0.0, 2.0][at], "gradients of bends")?;
+
+    let shape = attention::Shape {
+        heads: 1,
+        kv_heads: 1,
+        width: 2,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+        sinks: None,
+        documents: &[1],
+    };
+    let (x, mut out, mut logs, mut grown) = ([1.0, 2.0], [0.0; 2], [0.0; 1], [[0.0f32; 2]; 3]);
+    let x = attention::Operands { queries: &x, keys: &x, values: &x };
+    attention::attend(cpu, &Serial, &shape, x, &mut out, &mut logs, &mut scratch);
+    near(&out, |at| [1.0, 2.0][at], "attention to oneself")?;
+    let [queries, keys, values] = &mut grown;
+    let d = attention::Gradients { queries, keys, values, sinks: None };
+    attention::attend_backward(cpu, &Serial, &shape, x, &logs, &[3.0, 4.0], d, &mut scratch);
+    near(grown.as_flattened(), |at| [0.0, 0.0, 0.0, 0.0, 3.0, 4.0][at], "gradients of attention")?;
+
+    let (mut entropy, mut logits) = (Entropy::default(), [0.0; 2]);
+    entropy.see(cpu, 0, 1, &mut logits);
+    entropy.gradient(cpu, 0, 1, 1.0, &mut logits);
+    near(&logits, |at| [0.5, -0.5][at], "gradients of a loss")?;
+    near(&[entropy.loss() as f32], |_| core::f32::consts::LN_2, "a loss")
 }
 
 /// What measures a processor. One round is 24 instructions on 12 sums of 16 lanes.

@@ -5,5 +5,6 @@
 #![forbid(unsafe_code)]
 
 pub mod data;
+pub mod optimizer;
 pub mod settings;
 pub mod step;

@@ -36,6 +36,9 @@ const QUANTIZED: &[&str] = &["config.json", "golden.safetensors", "safetensors",
 const ADAPTERS: &[&str] = &["adapter_config.json", "adapter_model.safetensors", "golden.safetensors"];
 const ADAPTERS_LEFT_OUT: &[&str] = &["lora-mamba"];
 
+/// Runs of training: one of each kind, the others being large. The test takes any that stand beside them.
+const TRAINING: &[&str] = &["sft-qwen2", "sft-gpt_oss-bf16", "lora-dora-llama", "qlora-nf4-dq-gpt_neox"];
+
 /// For people; the tests read the tensors.
 const LEFT_OUT: &[&str] = &["golden.json"];
 
@@ -67,6 +70,9 @@ pub(crate) fn run(root: &Path, reference: &Path) -> Result<()> {
         if !ADAPTERS_LEFT_OUT.iter().any(|left_out| name == *left_out) {
             copy_folder(reference, &goldens, &Path::new("lora").join(name), ADAPTERS, &mut tally)?;
         }
+    }
+    for run in TRAINING {
+        copy_folder(reference, &goldens, &Path::new("train").join(run), &[], &mut tally)?;
     }
     for (folder, files) in FOLDERS {
         copy_folder(reference, &goldens, Path::new(folder), files, &mut tally)?;
@@ -107,11 +113,11 @@ fn copy_folder(from: &Path, to: &Path, below: &Path, names: &[&str], tally: &mut
     for name in files {
         let path = below.join(&name);
         let bytes = fs::read(from.join(&path)).with_context(|| format!("cannot read {}", path.display()))?;
-        let is_model = below.starts_with("models");
+        let (is_model, is_training) = (below.starts_with("models"), below.starts_with("train"));
         let compact = match name.as_str() {
             "golden.safetensors" if is_model => without_tensors(&bytes, |name| name.contains("hidden"))
                 .with_context(|| format!("{} is not a safetensors file", path.display()))?,
-            "golden_text.json" if is_model => {
+            name if name == "golden_text.json" && is_model || name == "golden.json" && is_training => {
                 let text =
                     String::from_utf8(bytes).with_context(|| format!("{} is not text", path.display()))?;
                 minified(&text).into_bytes()

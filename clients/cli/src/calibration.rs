@@ -7,7 +7,7 @@ use bantam_core::Cpu;
 use bantam_model::source::Source;
 use bantam_quantize::blueprint::Blueprint;
 use bantam_quantize::calibrated::sample::{self, Written};
-use bantam_quantize::calibrated::{Calibrated, Method, Planes, Settings, awq, gptq, ternary};
+use bantam_quantize::calibrated::{Calibrated, Method, Planes, Settings, awq, gptq, memory, ternary};
 use bantam_quantize::error::QuantizeError;
 use bantam_quantize::form::Form;
 use bantam_quantize::run::fingerprint;
@@ -21,8 +21,10 @@ use crate::token_ids;
 /// Sequences, and tokens of each.
 const SEQUENCES: u64 = 128;
 const LENGTH: u64 = 256;
-/// Squares of inputs that are gathered at once.
-const SQUARES_BYTES: usize = 1 << 30;
+/// Squares of inputs that are gathered at once: more of them, and experts pass by less often.
+const SQUARES_BYTES: u64 = 1 << 30;
+/// A part of the memory for them where there is little.
+const SQUARES_SHARE: u64 = 8;
 /// Share of the mean that is added to the diagonal, as the tools do it.
 const DAMP: f32 = 0.01;
 /// Any: that it is the same in every run is what counts.
@@ -75,41 +77,38 @@ impl Calibration {
         Written { sequences, length, seed: SEED, threads }
     }
 
-    /// The most memory that it takes: a block in float32, what the text is on its way through the blocks, squares of
+    /// The most memory that it takes, and for what: a block, what the text is on its way through the blocks, squares of
     /// inputs; or the model itself, where it writes the text.
-    pub(crate) fn memory_bytes(&self, blueprint: &Blueprint) -> Result<u64, Failure> {
+    pub(crate) fn memory_bytes(
+        &self,
+        blueprint: &Blueprint,
+        settings: &Settings,
+    ) -> Result<(u64, &'static str), Failure> {
         let source = blueprint.source;
         let written = self.written(source, 1);
-        let layer = |number: usize| {
-            let of_layer = blueprint.taken.iter().filter(|module| module.layer == Some(number));
-            of_layer.map(|module| module.weights() as u64 * 4).sum::<u64>()
-        };
-        let block = (0..source.spec.layers.len()).map(layer).max().unwrap_or(0);
-        let streams = (written.sequences * written.length * source.spec.hidden * 4 * 4) as u64;
-        let needed = blueprint.memory_bytes() as u64 + block + streams + 2 * SQUARES_BYTES as u64;
+        let bytes = memory::bytes(source, settings, written.sequences, Cpu::detect())?;
+        let needed = (blueprint.memory_bytes() + bytes) as u64;
         let model = match self.text {
             Some(_) => 0,
             None => source.plan(sample::options(&written), Cpu::detect())?.bytes() as u64,
         };
-        Ok(needed.max(model))
+        Ok(match model > needed {
+            true => {
+                (model, "the model that writes the text for its calibration, which --calibration FILE spares")
+            }
+            false => (needed, "calibration, which takes less with fewer --calibration-sequences"),
+        })
     }
 
-    /// Reads the text, or lets the model write it.
-    pub(crate) fn ready<'s>(
+    /// How it is done, within `limit` bytes of memory as far as that can be chosen.
+    pub(crate) fn settings(
         &self,
-        source: &'s Source,
+        source: &Source,
         form: Form,
         bits_wanted: Option<f64>,
         threads: usize,
-    ) -> Result<Ready<'s>, Failure> {
-        let written = self.written(source, threads);
-        let tokens = match &self.text {
-            Some(path) => self.read(source, path, written)?,
-            None => {
-                let _progress = Progress::waiting("the model writes text to calibrate with".to_owned());
-                sample::write(source, &written, Cpu::detect()).map_err(QuantizeError::from)?
-            }
-        };
+        limit: Option<u64>,
+    ) -> Result<Settings, Failure> {
         let damp = self.damp()?;
         let method = match form {
             Form::Gptq { bits, group, symmetric, act_order } => {
@@ -123,16 +122,31 @@ impl Calibration {
                 Method::Ternary(ternary::Settings { group, damp, ..ternary::Settings::default() }, planes)
             }
             _ => {
-                return Err(usage("--method ptbitnet: expected a --group-size, found whole rows: choose 64"));
+                return Err(usage(
+                    "--method ptbitnet: expected a --group-size, found whole rows: choose 128",
+                ));
+            }
+        };
+        let length = self.written(source, threads).length;
+        let squares = limit.map_or(SQUARES_BYTES, |limit| SQUARES_BYTES.min(limit / SQUARES_SHARE));
+        Ok(Settings { method, length, squares_bytes: squares as usize, correct: true, threads })
+    }
+
+    /// Reads the text, or lets the model write it.
+    pub(crate) fn ready<'s>(&self, source: &'s Source, settings: Settings) -> Result<Ready<'s>, Failure> {
+        let written = self.written(source, settings.threads);
+        let tokens = match &self.text {
+            Some(path) => self.read(source, path, written)?,
+            None => {
+                let _progress = Progress::waiting("the model writes text to calibrate with".to_owned());
+                sample::write(source, &written, Cpu::detect()).map_err(QuantizeError::from)?
             }
         };
         let told = json!({
-            "calibrated": format!("{method:?}"),
+            "calibrated": format!("{:?}", settings.method),
             "length": written.length,
             "text": fingerprint(&tokens),
         });
-        let settings =
-            Settings { method, length: written.length, squares_bytes: SQUARES_BYTES, correct: true, threads };
         let method =
             Calibrated::new(source, settings, &tokens, Cpu::detect()).map_err(QuantizeError::from)?;
         Ok(Ready { method, told })

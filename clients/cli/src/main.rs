@@ -21,6 +21,7 @@ mod interrupt;
 mod merge;
 mod models;
 mod output;
+mod placed;
 mod plan;
 mod prepare;
 mod progress;

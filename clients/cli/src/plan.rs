@@ -17,6 +17,7 @@ use crate::chosen_model::ChosenModel;
 use crate::daemon::{DaemonFlags, Link, Step};
 use crate::engine_flags::{ContextFlag, EngineFlags, kv_name, precision_name, size};
 use crate::failure::{Failure, refused};
+use crate::placed::PlacementFlags;
 use crate::synthetic_shape::SyntheticShape;
 use crate::{output, style};
 
@@ -24,7 +25,8 @@ use crate::{output, style};
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam plan ./my-model --context 8192\n  \
                         bantam plan ./my-model --quantization int8 --kv int8 --json\n  \
-                        bantam plan --synthetic list")]
+                        bantam plan ./my-model --vram 4GiB --ram 24GiB\n  \
+                        bantam plan ./my-model --machine list\n  bantam plan --synthetic list")]
 pub(crate) struct PlanRun {
     #[command(flatten)]
     model: ChosenModel,
@@ -42,6 +44,8 @@ pub(crate) struct PlanRun {
     adapter: AdapterFlag,
     #[command(flatten)]
     engine: EngineFlags,
+    #[command(flatten)]
+    placement: PlacementFlags,
     #[command(flatten)]
     daemon: DaemonFlags,
 }
@@ -89,13 +93,38 @@ struct Told {
 
 impl PlanRun {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        if let Some(names) = self.synthetic.list() {
+        if let Some(names) = self.synthetic.list().or_else(|| self.placement.list()) {
             return Ok(output::line(&names)?);
+        }
+        if self.placement.is_asked() {
+            return self.place();
         }
         let needs = self.needs()?;
         match self.json {
             true => output::json(&as_json(&needs))?,
             false => output::line(&as_text(&needs))?,
+        }
+        Ok(())
+    }
+
+    /// A machine that is described is no daemon's.
+    fn place(&self) -> Result<(), Failure> {
+        let cpu = Cpu::detect();
+        let (name, spec, plan) = match self.synthetic.spec()? {
+            Some((name, spec)) => {
+                let plan = synthetic_plan(&spec, self.synthetic.dtype(), self.options(&spec), cpu);
+                (name.to_owned(), spec, plan.map_err(|error| refused(format!("{name}: {error}")))?)
+            }
+            None => {
+                let source = self.adapter.beside(self.model.open()?)?;
+                let plan = source.plan(self.options(&source.spec), cpu)?;
+                (source.folder().display().to_string(), source.spec.clone(), plan)
+            }
+        };
+        let placed = self.placement.place(name, &spec, plan)?;
+        match self.json {
+            true => output::json(&placed.as_json())?,
+            false => output::line(&placed.as_text())?,
         }
         Ok(())
     }

@@ -12,8 +12,11 @@ use bantam_model::plan::Options;
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
 use bantam_quantize::blueprint::Blueprint;
+use bantam_quantize::calibrated;
+use bantam_quantize::calibrated::sample::{self, Written};
+use bantam_quantize::error::QuantizeError;
 use bantam_quantize::evaluate;
-use bantam_quantize::form::{Fit, Form, NAMES};
+use bantam_quantize::form::{Fit, Form, Head, NAMES};
 use bantam_quantize::report::{Kind, Report};
 use bantam_quantize::run::{Event, Manner, Run, SHARD_BYTES};
 use bantam_quantize::work::Begin;
@@ -27,6 +30,10 @@ use crate::{cache, chosen_model, interrupt, models, output, token_ids};
 
 /// Positions whose logits are computed together.
 const LOGITS_ROWS: usize = 64;
+
+/// Windows of text that a model writes to be measured with, from seeds far from those of calibration.
+const WRITTEN_WINDOWS: usize = 32;
+const WRITTEN_SEED: u64 = 1 << 32;
 
 /// Makes a smaller checkpoint, as the original tools read it
 #[derive(Args)]
@@ -60,9 +67,10 @@ pub(crate) struct Quantize {
     /// Also writes the native file, which the next start maps
     #[arg(long)]
     native: bool,
-    /// Measures perplexity before and after on a text, and how far predictions moved
-    #[arg(long, value_name = "FILE")]
-    evaluate: Option<PathBuf>,
+    /// Measures perplexity before and after on a text, and how far predictions moved; without FILE the model writes the
+    /// text, another than to calibrate with
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    evaluate: Option<Option<PathBuf>>,
     /// Tokens of a window of that text [default: 256]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=1 << 20), requires = "evaluate")]
     context: Option<u64>,
@@ -89,7 +97,7 @@ struct Settings {
     /// average: matrices that gain most get a second trit, such as for 2.2
     #[arg(long, value_name = "N")]
     bits: Option<f64>,
-    /// Inputs under one scale, -1 for whole rows [default: gptq, awq 128; hqq, ternary 64]
+    /// Inputs under one scale, -1 for whole rows [default: gptq, awq 128; hqq, ternary 64, by --method ptbitnet 128]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     group_size: Option<i64>,
     /// gptq: zeros wherever they fit best, and not in the middle
@@ -102,6 +110,10 @@ struct Settings {
     /// optimal has the least squared error, ptbitnet is calibrated [default: calibrated; ternary optimal]
     #[arg(long, value_enum)]
     method: Option<MethodName>,
+    /// ternary: bits of the head, which else stays as it is, as embeddings do; one that is the embedding gets weights
+    /// of its own
+    #[arg(long, value_enum)]
+    head: Option<HeadName>,
     /// ternary: 1 or 2 trits for every weight [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=2))]
     planes: Option<u64>,
@@ -114,6 +126,12 @@ enum MethodName {
     Absmean,
     Optimal,
     Ptbitnet,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum HeadName {
+    Int8,
+    Int4,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -157,7 +175,8 @@ impl Settings {
             },
             "awq" => Form::Awq { group: group(128)?, zero_point: true },
             _ => {
-                let group = group(64)?;
+                let is_calibrated = self.method == Some(MethodName::Ptbitnet);
+                let group = group(if is_calibrated { 128 } else { 64 })?;
                 if let Some(group) = group.filter(|group| !group.is_multiple_of(64)) {
                     return Err(usage(format!(
                         "--group-size: expected -1 or a multiple of 64 for ternary, found {group}"
@@ -170,6 +189,16 @@ impl Settings {
                 Form::Ternary { group, planes: self.planes.unwrap_or(1) as usize, fit }
             }
         })
+    }
+
+    fn blueprint<'s>(&self, source: &'s Source, form: Form) -> Result<Blueprint<'s>, Failure> {
+        let blueprint = Blueprint::new(source, form)?;
+        let head = match self.head {
+            None => return Ok(blueprint),
+            Some(HeadName::Int8) => Head::Int8,
+            Some(HeadName::Int4) => Head::Int4,
+        };
+        Ok(blueprint.with_head(head)?)
     }
 
     /// Whether the method looks at the model at work.
@@ -207,6 +236,7 @@ impl Settings {
             ("--asymmetric", self.asymmetric, &["gptq"]),
             ("--method", self.method.is_some(), &["gptq", "awq", "ternary"]),
             ("--planes", self.planes.is_some(), &["ternary"]),
+            ("--head", self.head.is_some(), &["ternary"]),
         ];
         match given.iter().find(|(_, is_given, forms)| *is_given && !forms.contains(&name)) {
             Some((flag, _, forms)) => Err(usage(format!(
@@ -232,20 +262,22 @@ impl Quantize {
                 "--calibration and its kin: expected a calibrated method, found none: leave them out",
             ));
         }
-        let damp = self.calibration.damp()?;
         let source = chosen_model::open(Some(&self.model))?;
-        let blueprint = Blueprint::new(&source, form)?;
+        let blueprint = self.settings.blueprint(&source, form)?;
         let text = self.text(&source)?;
-        self.check_memory(&blueprint, text.is_some(), is_calibrated)?;
+        let (bits, threads, limit) =
+            (self.settings.bits, self.threads(), self.ram.or_else(memory::available));
+        let settings = match is_calibrated {
+            true => Some(self.calibration.settings(&source, form, bits, threads, limit)?),
+            false => None,
+        };
+        self.check_memory(&blueprint, settings.as_ref(), limit)?;
         let manner = Manner {
             threads: self.threads(),
             shard_bytes: SHARD_BYTES,
             begin: Begin { force: self.force, restart: self.restart },
         };
-        let mut ready = match is_calibrated {
-            true => Some(self.calibration.ready(&source, form, self.settings.bits, self.threads())?),
-            false => None,
-        };
+        let mut ready = settings.map(|settings| self.calibration.ready(&source, settings)).transpose()?;
         let told = ready.as_ref().map_or(Value::Null, |ready| ready.told.clone());
         let mut run = Run::open(&blueprint, &self.output, &told, manner)?;
         self.told(|tell| match &mut ready {
@@ -253,13 +285,14 @@ impl Quantize {
             None => run.nearest(tell),
         })?;
         drop(ready);
-        self.told(|tell| run.assemble(f64::from(damp), tell))?;
+        let damp = f64::from(self.calibration.damp()?);
+        self.told(|tell| run.assemble(damp, tell))?;
         let mut report = Report::new(&run);
         let made = Source::open(&run.folder())?;
         report.bytes_per_token =
             Some(made.plan(options(&made, 2, Precision::Fast), Cpu::detect())?.bytes_per_token as u64);
-        if let Some(ids) = text {
-            report.evaluation = Some(self.evaluate(&source, &made, &ids, &run)?);
+        if self.evaluate.is_some() {
+            report.evaluation = Some(self.evaluate(&source, &made, text, &run)?);
         }
         drop(made);
         report.write(&run.folder())?;
@@ -278,25 +311,23 @@ impl Quantize {
     fn check_memory(
         &self,
         blueprint: &Blueprint,
-        is_measured: bool,
-        is_calibrated: bool,
+        settings: Option<&calibrated::Settings>,
+        limit: Option<u64>,
     ) -> Result<(), Failure> {
         let (mut needed, mut what) = (blueprint.memory_bytes() as u64, "the largest matrix");
-        if is_calibrated {
-            (needed, what) = (self.calibration.memory_bytes(blueprint)?, "calibration");
+        if let Some(settings) = settings {
+            (needed, what) = self.calibration.memory_bytes(blueprint, settings)?;
         }
-        if is_measured {
-            let options = options(blueprint.source, self.window(blueprint.source), self.precision());
-            let bytes = blueprint.source.plan(options, Cpu::detect())?.bytes() as u64 + (64 << 20);
+        if let Some(text) = &self.evaluate {
+            let bytes = self.measuring_bytes(blueprint.source, text.is_none())?;
             if bytes > needed {
-                (needed, what) = (bytes, "measuring the model as it is");
+                (needed, what) = (bytes, "measuring the model as it is, which is done with --evaluate alone");
             }
         }
-        let limit = self.ram.or_else(memory::available);
         if let Some(limit) = limit.filter(|limit| needed > *limit) {
             return Err(refused(format!(
-                "{}: expected at least {} of memory for {what}, found {}: give more with --ram, close other programs, \
-                 or leave out --evaluate",
+                "{}: expected at least {} of memory for {what}, found {}: give more with --ram, or close other \
+                 programs",
                 self.model.display(),
                 output::bytes(needed),
                 output::bytes(limit)
@@ -314,6 +345,22 @@ impl Quantize {
             self.tell_what_stays(blueprint);
         }
         Ok(())
+    }
+
+    /// What the model takes when it is measured, or writes the text for it.
+    fn measuring_bytes(&self, source: &Source, is_written: bool) -> Result<u64, Failure> {
+        let mut bytes =
+            source.plan(options(source, self.window(source), self.precision()), Cpu::detect())?.bytes();
+        if is_written {
+            bytes = bytes.max(source.plan(sample::options(&self.written(source)), Cpu::detect())?.bytes());
+        }
+        Ok(bytes as u64 + (64 << 20))
+    }
+
+    /// What the model is asked to write where no text is given.
+    fn written(&self, source: &Source) -> Written {
+        let (length, threads) = (self.window(source), self.threads());
+        Written { sequences: WRITTEN_WINDOWS, length, seed: WRITTEN_SEED, threads }
     }
 
     fn tell_what_stays(&self, blueprint: &Blueprint) {
@@ -365,9 +412,9 @@ impl Quantize {
         (self.context.unwrap_or(256) as usize).min(source.spec.context)
     }
 
-    /// The tokens of the text to measure with.
+    /// The tokens of the text to measure with, where one is given.
     fn text(&self, source: &Source) -> Result<Option<Vec<u32>>, Failure> {
-        let Some(path) = &self.evaluate else { return Ok(None) };
+        let Some(Some(path)) = &self.evaluate else { return Ok(None) };
         let text = fs::read_to_string(path).map_err(|source| Failure::Read {
             path: path.clone(),
             expected: "a text in UTF-8",
@@ -389,8 +436,22 @@ impl Quantize {
     }
 
     /// Measures both models, one after the other.
-    fn evaluate(&self, source: &Source, made: &Source, ids: &[u32], run: &Run) -> Result<Value, Failure> {
-        let text = evaluate::Text { ids, width: self.window(source) };
+    fn evaluate(
+        &self,
+        source: &Source,
+        made: &Source,
+        text: Option<Vec<u32>>,
+        run: &Run,
+    ) -> Result<Value, Failure> {
+        let is_given = text.is_some();
+        let ids = match text {
+            Some(ids) => ids,
+            None => {
+                let _progress = Progress::waiting("the model writes text to measure with".to_owned());
+                sample::write(source, &self.written(source), Cpu::detect()).map_err(QuantizeError::from)?
+            }
+        };
+        let text = evaluate::Text { ids: &ids, width: self.window(source) };
         let kept = run.scratch();
         let load = |source: &Source| -> Result<Engine, Failure> {
             let options = options(source, text.width, self.precision());
@@ -402,7 +463,9 @@ impl Quantize {
         let progress = Progress::counting("measuring the new model".to_owned(), text.windows());
         let (after, distance) =
             evaluate::after(&mut load(made)?, &text, &kept, &mut |done| progress.at(done))?;
-        Ok(evaluate::json(before, after, distance, text.width))
+        let mut told = evaluate::json(before, after, distance, text.width);
+        told["text"] = json!(if is_given { "given" } else { "written by the model" });
+        Ok(told)
     }
 
     /// Loads the new model once, so that the next start can map it.
@@ -445,6 +508,7 @@ impl Quantize {
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(report.kinds.iter().map(|(name, kind)| row(name, kind)));
         rows.push(row("all", &report.all));
+        rows.extend(report.head.as_ref().map(|head| row("head", head)));
         output::line(&output::table(&rows, &[false, true, true, true, true, true, true]))?;
         output::line(&format!(
             "{:.3} bits per weight without embedding and head, which take {}; {} are read for a token",

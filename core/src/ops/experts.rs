@@ -76,6 +76,22 @@ impl<'a> Routing<'a> {
         self.rows
     }
 
+    /// The places of every row, ascending.
+    pub fn places(&self) -> &[u32] {
+        self.places
+    }
+
+    /// What they count, in the same order.
+    pub fn shares(&self) -> &[f32] {
+        self.shares
+    }
+
+    /// The expert that a place meets.
+    pub fn expert_of(&self, place: u32) -> usize {
+        let after = self.segments().partition_point(|&[_, first, _]| first <= place);
+        self.segments()[after - 1][0] as usize
+    }
+
     /// Sends every row to the experts with the largest logits, the first of equals; a softmax over those gives their
     /// shares.
     pub fn route(&mut self, choice: Choice, logits: &[f32]) {

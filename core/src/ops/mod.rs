@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod backward;
 pub mod ceiling;
 pub mod crew;
 pub mod experts;

@@ -29,9 +29,39 @@ pub fn rotate(head: &mut [f32], angles: &[f32]) {
     }
 }
 
+/// Undoes [`rotate`] up to the angles' scale: from the gradient of a turned head to that of the head, in place.
+pub fn rotate_backward(head: &mut [f32], angles: &[f32]) {
+    let half = angles.len() / 2;
+    let (cos, sin) = angles.split_at(half);
+    let (first, rest) = head.split_at_mut(half);
+    for i in 0..half {
+        let (a, b) = (first[i], rest[i]);
+        first[i] = a * cos[i] + b * sin[i];
+        rest[i] = b * cos[i] - a * sin[i];
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gradients_of_turned_heads_are_differences() {
+        extern crate std;
+        use crate::ops::backward::tests::{check, noise};
+        for (width, turned) in [(2, 2), (8, 4), (64, 64)] {
+            let (x, dy) = (noise(1, width), noise(2, width));
+            let mut table = std::vec![0.0; turned];
+            angles(&noise(3, turned / 2), 9, 1.25, &mut table);
+            let mut dx = dy.clone();
+            rotate_backward(&mut dx, &table);
+            check("head", &x, &dy, &dx, |x| {
+                let mut y = x.to_vec();
+                rotate(&mut y, &table);
+                y
+            });
+        }
+    }
 
     #[test]
     fn rotation_keeps_lengths_and_leaves_the_rest_alone() {

@@ -18,6 +18,7 @@ use bantam_core::layouts::Shape;
 use crate::checkpoint::map::{self, MapError};
 use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, TensorView};
 use crate::plan::{PlanError, Stored};
+use crate::weights::WeightsError;
 pub(crate) use fill::fill;
 use keys::{Key, Side};
 pub(crate) use settings::Settings;
@@ -67,33 +68,41 @@ pub struct Adapter {
 
 /// A change of one matrix, whose tensors are there and of the right shapes.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Change {
+pub struct Change {
     down: String,
     up: String,
     bias: Option<String>,
     pub(crate) magnitude: Option<String>,
-    pub(crate) rank: usize,
-    pub(crate) scale: f32,
+    /// Inputs of the second product.
+    pub rank: usize,
+    /// The product is multiplied by this.
+    pub scale: f32,
     /// Outputs and inputs of the matrix; of a table tokens and width.
-    pub(crate) shape: Shape,
+    pub shape: Shape,
     /// Which of how many matrices, where the tensors are those of a stack.
-    part: Option<(usize, usize)>,
-    pub(crate) is_table: bool,
+    pub part: Option<(usize, usize)>,
+    /// Whether it changes a table.
+    pub is_table: bool,
 }
 
 impl Change {
     /// The tensor that all changes of one input share.
-    pub(crate) fn down(&self) -> &str {
+    pub fn down(&self) -> &str {
         &self.down
     }
 
     /// The tensor that is each output's own.
-    fn up(&self) -> &String {
+    pub fn up(&self) -> &String {
         &self.up
     }
 
+    /// The tensor of the lengths that rows get, where there is one.
+    pub fn magnitude(&self) -> Option<&String> {
+        self.magnitude.as_ref()
+    }
+
     /// Whether something is added to the outputs, whatever the inputs are.
-    pub(crate) fn has_bias(&self) -> bool {
+    pub fn has_bias(&self) -> bool {
         self.bias.is_some()
     }
 }
@@ -208,6 +217,15 @@ impl Adapter {
         Ok(Adapter { folder: folder.into(), checkpoint, settings, changes, wholes, copies })
     }
 
+    /// The shape and the numbers of one of its tensors.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    pub fn read(&self, key: &str) -> Result<(Vec<usize>, Vec<f32>), WeightsError> {
+        let shape = self.tensor(key).shape.to_vec();
+        Ok((shape, Loader::new(self).tensor(key)?.to_vec()))
+    }
+
     /// The folder that it was opened from.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -234,7 +252,7 @@ impl Adapter {
     }
 
     /// The tensor that takes the place of one of the model's.
-    pub(crate) fn whole(&self, name: &str) -> Option<TensorView<'_>> {
+    pub fn whole(&self, name: &str) -> Option<TensorView<'_>> {
         Some(self.tensor(self.wholes.get(name)?))
     }
 

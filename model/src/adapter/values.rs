@@ -34,7 +34,7 @@ impl<'a> Loader<'a> {
         Loader { adapter, kept: Vec::new() }
     }
 
-    fn tensor(&mut self, key: &str) -> Result<&[f32], WeightsError> {
+    pub(super) fn tensor(&mut self, key: &str) -> Result<&[f32], WeightsError> {
         if let Some(at) = self.kept.iter().position(|(kept, _)| kept == key) {
             return Ok(&self.kept[at].1);
         }

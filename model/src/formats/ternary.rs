@@ -13,17 +13,27 @@
 //! value = column's factor * sum over planes of trit * scale. Experts that stand together have the same tensors with
 //! one more dimension before all others.
 //!
+//! A matrix that trits are too coarse for, such as the head, has eight bits or four instead:
+//!
+//! ```text
+//! M.weight_codes    uint8 [outputs, inputs]       eight bits: the value is (code - 128) * scale
+//!                   uint8 [outputs, inputs / 2]   four bits, the first of two in the low half: (code - zero) * scale
+//! M.weight_scales   float16 [outputs, groups]     a group is the row, of four bits 64 inputs
+//! M.weight_zeros    uint8 [outputs, groups]       of four bits alone, 0 to 15
+//! ```
+//!
 //! `quantization_config`: `quant_method` "bantam-ternary", `version` 1, `group_size` (a multiple of 64, or -1 for whole
 //! rows), `modules_to_not_convert`.
 
 use std::sync::Arc;
 
 use bantam_core::layouts::Shape;
-use bantam_core::layouts::coded::{Coding, TRITS as BOOK};
+use bantam_core::layouts::coded::{AROUND_128, Coding, TRITS as BOOK};
 use serde_json::{Value, json};
 
 use super::{
-    CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, floats, group_size, run_of_flat,
+    CodeRow, Decode, Packed, Reader, Refusal, Rows, Tensors, WHOLE_ROW, counting, floats, group_size,
+    run_of_flat,
 };
 use crate::checkpoint::Dtype;
 use crate::config::{Config, ConfigError};
@@ -41,6 +51,12 @@ pub const TRITS: &str = ".weight_trits";
 pub const SCALES: &str = ".weight_scales";
 /// Factors of columns.
 pub const COLUMNS: &str = ".weight_columns";
+/// Codes of eight bits or four.
+pub const CODES: &str = ".weight_codes";
+/// Zeros of those of four.
+pub const ZEROS: &str = ".weight_zeros";
+/// Inputs under one scale of four bits.
+pub const CODES_GROUP: usize = 64;
 
 const VERSION: u64 = 1;
 /// Trits of a byte.
@@ -153,8 +169,10 @@ impl Ternary {
 
 impl Reader for Ternary {
     fn find(&self, tensors: &Tensors, module: &str, shape: Shape) -> Result<Option<Packed>, PlanError> {
-        let found = self.tensors(tensors, module, &[], shape)?;
-        Ok(found.map(|(names, decoder)| Packed::new(module, shape, names, decoder)))
+        match self.tensors(tensors, module, &[], shape)? {
+            Some((names, decoder)) => Ok(Some(Packed::new(module, shape, names, decoder))),
+            None => find_codes(tensors, module, shape),
+        }
     }
 
     fn find_stack(
@@ -180,6 +198,24 @@ impl Reader for Ternary {
         };
         Ok(Some((0..experts).map(expert).collect()))
     }
+}
+
+/// A matrix of eight bits or four.
+fn find_codes(tensors: &Tensors, module: &str, shape: Shape) -> Result<Option<Packed>, PlanError> {
+    let name = |suffix: &str| format!("{module}{suffix}");
+    let Some(stored) = tensors.get(&name(CODES)) else { return Ok(None) };
+    let Shape { rows, columns } = shape;
+    let eight = stored.shape == [rows, columns];
+    let (bytes, groups) =
+        if eight { (columns, 1) } else { (columns.div_ceil(2), columns.div_ceil(CODES_GROUP)) };
+    tensors.need(&name(CODES), &[Dtype::U8], &[rows, bytes])?;
+    tensors.need(&name(SCALES), &[Dtype::F16], &[rows, groups])?;
+    let mut names = vec![name(CODES), name(SCALES)];
+    if !eight {
+        tensors.need(&name(ZEROS), &[Dtype::U8], &[rows, groups])?;
+        names.push(name(ZEROS));
+    }
+    Ok(Some(Packed::new(module, shape, names, Codes { eight })))
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -280,6 +316,73 @@ impl Rows for Matrix<'_> {
 
     fn factors(&self) -> Option<&[f32]> {
         self.factors.as_deref()
+    }
+}
+
+#[derive(Debug)]
+struct Codes {
+    /// Eight bits, else four.
+    eight: bool,
+}
+
+impl Decode for Codes {
+    fn coding(&self, _: Shape) -> Option<Coding> {
+        Some(match self.eight {
+            true => Coding { book: &AROUND_128, bits: 8, run: WHOLE_ROW },
+            false => counting(4, CODES_GROUP),
+        })
+    }
+
+    fn open<'a>(&self, shape: Shape, bytes: &[&'a [u8]]) -> Result<Box<dyn Rows + 'a>, Refusal> {
+        let zeros = bytes.get(2).copied();
+        if let Some(at) = zeros.and_then(|zeros| zeros.iter().position(|zero| *zero > 15)) {
+            let found = zeros.map_or(0, |zeros| zeros[at]);
+            let reason = format!("expected zeros of four bits, found {found} at element {at}");
+            return Err(Refusal { tensor: 2, reason });
+        }
+        let scales = floats(1, Dtype::F16, bytes[1])?;
+        Ok(Box::new(Counted { codes: bytes[0], scales, zeros, columns: shape.columns }))
+    }
+}
+
+struct Counted<'a> {
+    codes: &'a [u8],
+    scales: Vec<f32>,
+    /// Of four bits.
+    zeros: Option<&'a [u8]>,
+    columns: usize,
+}
+
+impl Counted<'_> {
+    fn code(&self, row: usize, input: usize) -> u8 {
+        match self.zeros {
+            None => self.codes[row * self.columns + input],
+            Some(_) => self.codes[row * self.columns.div_ceil(2) + input / 2] >> (4 * (input % 2)) & 15,
+        }
+    }
+
+    /// Scale and zero of an input.
+    fn scale(&self, row: usize, input: usize) -> (f32, f32) {
+        match self.zeros {
+            None => (self.scales[row], 128.0),
+            Some(zeros) => {
+                let at = row * self.columns.div_ceil(CODES_GROUP) + input / CODES_GROUP;
+                (self.scales[at], f32::from(zeros[at]))
+            }
+        }
+    }
+}
+
+impl Rows for Counted<'_> {
+    fn row(&self, row: usize, out: &mut [f32]) {
+        for (input, value) in out.iter_mut().enumerate() {
+            let (scale, zero) = self.scale(row, input);
+            *value = (f32::from(self.code(row, input)) - zero) * scale;
+        }
+    }
+
+    fn codes(&self, row: usize, out: &mut CodeRow) {
+        out.fill(|input| self.code(row, input), |input| self.scale(row, input));
     }
 }
 

@@ -140,3 +140,47 @@ fn what_is_no_ternary_matrix_is_refused() {
     assert_eq!(without(0), Ok(None), "it stands as it is");
     assert!(without(1).is_err_and(|refusal| refusal.contains("m.weight_scales: not in the checkpoint")));
 }
+
+/// Of eight bits, or of four, the second of two columns in the high half.
+fn counted(eight: bool) -> Module {
+    let (rows, columns) = (3, 96);
+    let stored = |dtype, shape: &[usize]| Stored { dtype, shape: shape.to_vec() };
+    let code = |at: usize| if eight { (at * 37 % 256) as u8 } else { (at * 7 % 16) as u8 };
+    let (scale, zero) = (|at: usize| f16::from_f32(0.25 + at as f32), |at: usize| (at * 5 % 16) as u8);
+    let groups = if eight { 1 } else { 2 };
+    let value = |at: usize| {
+        let group = at / columns * groups + at % columns / if eight { columns } else { CODES_GROUP };
+        let zero = if eight { 128 } else { zero(group) };
+        (f32::from(code(at)) - f32::from(zero)) * scale(group).to_f32()
+    };
+    let codes: Vec<u8> = (0..rows * columns).map(code).collect();
+    let codes = if eight { codes } else { codes.chunks(2).map(|pair| pair[0] | pair[1] << 4).collect() };
+    let scales = (0..rows * groups).flat_map(|at| scale(at).to_le_bytes()).collect();
+    let mut tensors = vec![
+        ("m.weight_codes", stored(Dtype::U8, &[rows, codes.len() / rows]), codes),
+        ("m.weight_scales", stored(Dtype::F16, &[rows, groups]), scales),
+    ];
+    if !eight {
+        let zeros = (0..rows * groups).map(zero).collect();
+        tensors.push(("m.weight_zeros", stored(Dtype::U8, &[rows, groups]), zeros));
+    }
+    let values = (0..rows * columns).map(value).collect();
+    Module { shape: Shape { rows, columns }, config: settings(Some(64), &[]), tensors, values }
+}
+
+#[test]
+fn codes_of_eight_bits_and_four_are_read() {
+    for eight in [true, false] {
+        let module = counted(eight);
+        assert_eq!(module.decode(), Ok(Some(module.values.clone())), "{eight}");
+    }
+    let mut module = counted(false);
+    module.tensors[2].2[1] = 16;
+    assert!(module.refusal().contains("four bits"), "{}", module.refusal());
+    let mut module = counted(false);
+    module.tensors[0].1.shape[1] = 47;
+    assert!(module.refusal().contains("[3, 48]"), "{}", module.refusal());
+    let mut module = counted(true);
+    module.tensors[1].2[..2].copy_from_slice(&f16::NAN.to_le_bytes());
+    assert!(module.refusal().contains("finite"), "{}", module.refusal());
+}

@@ -58,6 +58,18 @@ pub struct LowFill {
     pub(crate) changes: Arc<[Option<Change>]>,
 }
 
+impl LowFill {
+    /// Which rows of the adapter's tensors are its rows.
+    pub fn cut(&self) -> Cut {
+        self.cut
+    }
+
+    /// What the adapter has, for every matrix of the stack.
+    pub fn changes(&self) -> &[Option<Change>] {
+        &self.changes
+    }
+}
+
 /// What all of an adapter's parts share.
 #[derive(Debug, Default)]
 pub(super) struct Lows {

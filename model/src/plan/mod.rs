@@ -6,6 +6,7 @@
 mod low;
 mod planner;
 
+use bantam_core::layouts::coded::Coding;
 use bantam_core::layouts::page::POSITIONS;
 use bantam_core::{Cpu, KvCache, KvKind, Matrix, Norm, Precision, Region, Rope, Slot};
 
@@ -208,6 +209,15 @@ pub struct Weights {
     pub final_norm: Norm,
     pub layers: Vec<LayerWeights>,
     pub ropes: Vec<Rope>,
+}
+
+/// What a layer's experts are to become.
+#[derive(Debug, Clone, Copy)]
+pub struct Replaced {
+    /// How their codes lie.
+    pub coding: Coding,
+    /// How many matrices of codes stand side by side, whose sum each is.
+    pub times: usize,
 }
 
 /// Which elements of a tensor make up a matrix or a vector.
@@ -440,6 +450,19 @@ impl Plan {
         Plan::adapted(spec, stored, None, options, cpu)
     }
 
+    /// The same with all matrices in float32, whatever they are stored as: for weights that will be changed.
+    pub fn in_floats(
+        spec: &ModelSpec,
+        stored: impl Fn(&str, &[usize]) -> Option<Stored>,
+        options: Options,
+        cpu: Cpu,
+    ) -> Result<Plan, PlanError> {
+        let mut planner = Planner::new(spec, &stored, None, options, cpu);
+        planner.floats = true;
+        let weights = planner.weights()?;
+        Plan::with(planner, weights, options)
+    }
+
     /// The same with an adapter beside the model.
     pub fn adapted(
         spec: &ModelSpec,
@@ -467,20 +490,31 @@ impl Plan {
     }
 
     /// The same for one layer alone, number `number` of its model and the only one of `spec`, with neither embedding
-    /// nor head and all matrices in float32.
+    /// nor head and all matrices in float32; a mixture's experts lie as they are stored where they are to be
+    /// `replaced`, and there is room for what they become: gate, up, down.
     pub fn of_layer(
         spec: &ModelSpec,
         number: usize,
         stored: impl Fn(&str, &[usize]) -> Option<Stored>,
         options: Options,
         cpu: Cpu,
-    ) -> Result<Plan, PlanError> {
+        replaced: Option<Replaced>,
+    ) -> Result<(Plan, [Option<Matrix>; 3]), PlanError> {
         if options.context > spec.context {
             return Err(PlanError::Context { asked: options.context, most: spec.context });
         }
+        let layout =
+            replaced.and_then(|Replaced { coding, times }| Some((coding.layout(options.precision)?, times)));
+        let lean = layout.zip(spec.layers[0].mlp.experts);
         let mut planner = Planner::new(spec, &stored, None, options, cpu);
-        let weights = planner.layer_alone(number)?;
-        Plan::with(planner, weights, options)
+        let weights = planner.layer_alone(number, lean.is_some())?;
+        let stacks = match lean {
+            Some(((layout, times), experts)) => {
+                planner.stacks(&weights.layers[0], experts.choice, layout, times)?
+            }
+            None => [None; 3],
+        };
+        Ok((Plan::with(planner, weights, options)?, stacks))
     }
 
     fn with(mut planner: Planner, weights: Weights, options: Options) -> Result<Plan, PlanError> {

@@ -31,7 +31,9 @@ pub(crate) struct Planner<'a> {
     pub(crate) work: Layouter,
     panel_bytes: usize,
     /// Whether every matrix is held in float32, whatever it is stored as.
-    floats: bool,
+    pub(super) floats: bool,
+    /// Experts apart, then.
+    lean: bool,
     /// Bytes of experts that a token is not sent to.
     pub(crate) unread_bytes: usize,
     pub(super) lows: Lows,
@@ -103,6 +105,7 @@ impl<'a> Planner<'a> {
             work: Layouter::new(Region::Work),
             panel_bytes: 0,
             floats: false,
+            lean: false,
             unread_bytes: 0,
             lows: Lows::default(),
         }
@@ -225,6 +228,11 @@ impl<'a> Planner<'a> {
         Ok((self.held_floats(line, dtype, shape), Origin::Tensor(tensor)))
     }
 
+    /// Whether a matrix is held in float32, whatever it is stored as.
+    fn is_float(&self, line: &str) -> bool {
+        self.floats && !(self.lean && line.ends_with("experts"))
+    }
+
     /// How a tensor of floating point is held.
     fn held_floats(&self, line: &str, dtype: Dtype, shape: Shape) -> Held {
         // Routers stay as they are, and an embedding that is not the head too.
@@ -242,7 +250,7 @@ impl<'a> Planner<'a> {
             return Held::plain(layout, encode);
         }
         let layout: &'static dyn Layout = match dtype {
-            _ if self.floats => FLOAT32,
+            _ if self.is_float(line) => FLOAT32,
             Dtype::Bf16 => BFLOAT16,
             Dtype::F16 => FLOAT16,
             _ => FLOAT32,
@@ -257,7 +265,7 @@ impl<'a> Planner<'a> {
         let times = packed.decode.times();
         // Rows of a table are read without an input.
         let unread = packed.divisors.is_some() || line == "embedding" && (factored || times > 1);
-        let coding = packed.decode.coding(packed.shape).filter(|_| !unread && !self.floats);
+        let coding = packed.decode.coding(packed.shape).filter(|_| !unread && !self.is_float(line));
         match coding.and_then(|coding| coding.layout(self.options.precision)) {
             Some(layout) => Held { layout, ordered, factored, times, encode: None },
             None => self.held_floats(line, self.unpacked_dtype(), packed.shape),
@@ -387,9 +395,9 @@ impl<'a> Planner<'a> {
         Ok(Weights { embedding, embedding_low, head, final_norm, layers, ropes })
     }
 
-    /// The one layer of the specification, all in float32.
-    pub(crate) fn layer_alone(&mut self, number: usize) -> Result<Weights, PlanError> {
-        self.floats = true;
+    /// The one layer of the specification, all in float32, or all but the experts.
+    pub(crate) fn layer_alone(&mut self, number: usize, lean: bool) -> Result<Weights, PlanError> {
+        (self.floats, self.lean) = (true, lean);
         let spec = self.spec;
         let layers = vec![self.layer(number, &spec.layers[0])?];
         let ropes = spec.ropes.iter().map(|rope| self.rope(rope)).collect::<Result<_, PlanError>>()?;
@@ -399,6 +407,25 @@ impl<'a> Planner<'a> {
         let head = Linear { matrix: embedding, bias: None, low: None };
         let final_norm = layers[0].attention_norm;
         Ok(Weights { embedding, embedding_low: None, head, final_norm, layers, ropes })
+    }
+
+    /// Room for other stacks in the place of a layer's experts: of its gate, up and down.
+    pub(crate) fn stacks(
+        &mut self,
+        layer: &LayerWeights,
+        choice: Choice,
+        layout: &'static dyn Layout,
+        times: usize,
+    ) -> Result<[Option<Matrix>; 3], PlanError> {
+        let tokens = self.options.chunk.saturating_mul(choice.chosen);
+        let held = Held { times, ..Held::plain(layout, None) };
+        let mut stacks = [None; 3];
+        for (linear, stack) in [layer.gate, Some(layer.up), Some(layer.down)].into_iter().zip(&mut stacks) {
+            let Some(linear) = linear else { continue };
+            let line = "layers: feed-forward, experts anew";
+            *stack = Some(self.stack(line, held, linear.matrix.shape, choice.experts, tokens)?);
+        }
+        Ok(stacks)
     }
 
     fn rope(&mut self, rope: &RopeSpec) -> Result<Rope, PlanError> {

@@ -117,6 +117,11 @@ impl Targets {
         targets
     }
 
+    /// Gives back what is no longer needed: the modules are done.
+    pub(super) fn forget(&mut self, modules: &[usize]) {
+        self.inputs.retain(|original| original.modules.iter().all(|module| !modules.contains(module)));
+    }
+
     fn of(&self, module: usize) -> Option<&Original> {
         self.inputs.iter().find(|original| original.modules.contains(&module))
     }
@@ -148,7 +153,7 @@ pub(super) struct Kept<'a> {
 }
 
 impl<'a> Kept<'a> {
-    /// Runs a copy of the streams through the block as it is now.
+    /// Runs the streams through the block as it is now.
     pub(super) fn gather(
         work: Work<'a>,
         block: &mut Block,
@@ -157,7 +162,7 @@ impl<'a> Kept<'a> {
         targets: Option<&'a Targets>,
     ) -> Self {
         let mut kept = Kept { work, modules, targets, squares: Vec::new() };
-        block.run(&mut streams.clone(), &mut kept);
+        block.look(streams, &mut kept);
         // An expert that no row was sent to.
         for &module in modules {
             if !kept.squares.iter().any(|(known, _)| known.contains(&module)) {

@@ -1,13 +1,15 @@
 //! Methods that look at a model at work: each block is loaded on its own, sees the hidden states of calibration text,
 //! and is quantized matrix by matrix; what the quantized block makes of the states is what the next one sees.
 //!
-//! In memory are one block in float32, the states, the squares of inputs of as many matrices as the budget allows, and
-//! where targets are corrected, the original's inputs of one block.
+//! In memory are one block in float32 (of experts that become ternary, the codes that they are stored in and those that
+//! they get), the states, the squares of inputs of as many matrices as the budget allows, and where targets are
+//! corrected, the original's inputs of one block. [`memory::bytes`] says how much that is.
 
 pub mod awq;
 pub mod feedback;
 pub mod gptq;
 pub mod linear;
+pub mod memory;
 pub mod sample;
 pub mod ternary;
 
@@ -22,7 +24,10 @@ mod tests;
 use std::io::{self, Read, Write};
 
 use bantam_core::Cpu;
-use bantam_model::block::{Block, BlockInput, Streams};
+use bantam_core::layouts::Shape;
+use bantam_core::layouts::coded::{Coding, TRITS};
+use bantam_model::block::{Block, BlockInput, Module, Replaced, Streams};
+use bantam_model::formats::ternary::BLOCK;
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
 
@@ -41,6 +46,18 @@ pub enum Method {
     Awq(awq::Settings),
     /// Trits.
     Ternary(ternary::Settings, Planes),
+}
+
+impl Method {
+    /// What becomes of a mixture's experts before the block is done, where that takes less memory than float32.
+    fn replaced(&self) -> Option<Replaced> {
+        let Method::Ternary(_, planes) = self else { return None };
+        let times = match planes {
+            Planes::All(planes) => *planes,
+            Planes::Bits(_) => 2,
+        };
+        Some(Replaced { coding: Coding { book: &TRITS, bits: 2, run: BLOCK }, times })
+    }
 }
 
 /// How many trits a weight is.
@@ -136,7 +153,13 @@ impl<'a> Calibrated<'a> {
                 let weights = block.weights(module);
                 let (quantized, stages) = self.quantize(block, module, squares, weights);
                 let name = block.modules()[module].name.clone();
-                if block.set_weights(module, &quantized.values()).is_err() {
+                let is_set = match &quantized {
+                    Quantized::Trits(trits) if block.takes_codes(module) => {
+                        block.set_codes(module, &|row, out| trits.codes(row, out))
+                    }
+                    _ => block.set_weights(module, &quantized.values()),
+                };
+                if is_set.is_err() {
                     return Err(MethodError(format!(
                         "{name}: expected finite weights after quantizing; raise --damp"
                     )));
@@ -152,8 +175,8 @@ impl<'a> Calibrated<'a> {
         let mut batches: Vec<Vec<usize>> = vec![Vec::new()];
         let mut bytes = 0;
         for &module in modules {
-            let width = block.modules()[module].shape.columns;
-            let more = 4 * width * width * if self.original.is_some() { 2 } else { 1 };
+            let Module { shape: Shape { columns: width, .. }, is_expert, .. } = block.modules()[module];
+            let more = 4 * width * width * if self.original.is_some() && !is_expert { 2 } else { 1 };
             if bytes > 0 && bytes + more > self.settings.squares_bytes {
                 batches.push(Vec::new());
                 bytes = 0;
@@ -221,7 +244,8 @@ fn said(error: &dyn std::error::Error) -> MethodError {
 impl Layerwise for Calibrated<'_> {
     fn layer(&mut self, number: usize, matrices: &[Listed], hand: &mut dyn Hand) -> Result<(), MethodError> {
         let (length, threads) = (self.settings.length, self.settings.threads);
-        let load = Block::load(self.source, number, length, self.cpu, threads);
+        let replaced = self.settings.method.replaced();
+        let load = Block::load(self.source, number, length, self.cpu, threads, replaced);
         let mut block = load.map_err(|error| said(&error))?;
         let is_listed =
             |module: &usize| matrices.iter().any(|listed| listed.name == block.modules()[*module].name);
@@ -234,7 +258,7 @@ impl Layerwise for Calibrated<'_> {
                 "expected matrix {name} in layer {number}, found none of that name"
             )));
         }
-        let targets = self.original.as_mut().map(|original| Targets::take(&mut block, original, &listed));
+        let mut targets = self.original.as_mut().map(|original| Targets::take(&mut block, original, &listed));
         if let Method::Awq(settings) = self.settings.method.clone() {
             return scaled::layer(self, &settings, number, &mut block, &listed, hand);
         }
@@ -243,6 +267,7 @@ impl Layerwise for Calibrated<'_> {
             let of_input = |module: &usize| block.modules()[*module].input == input;
             let modules: Vec<usize> = listed.iter().copied().filter(of_input).collect();
             self.stage(&mut block, &modules, targets.as_ref(), hand)?;
+            targets.iter_mut().for_each(|targets| targets.forget(&modules));
         }
         block.run(&mut self.streams, &mut ());
         Ok(())

@@ -56,7 +56,7 @@ impl Hand for Kept {
 }
 
 fn listed(source: &Source, layer: usize) -> Vec<Listed> {
-    let block = Block::load(source, layer, LENGTH, Cpu::detect(), 1).unwrap();
+    let block = Block::load(source, layer, LENGTH, Cpu::detect(), 1, None).unwrap();
     let list = |name: &String| Listed { name: name.clone(), origin: name.clone(), expert: None };
     block.modules().iter().map(|module| list(&module.name)).collect()
 }
@@ -77,7 +77,7 @@ fn distance(source: &Source, kept: &Kept, layers: usize) -> f64 {
     let mut original = Streams::embed(source, &tokens, LENGTH).unwrap();
     let mut streams = original.clone();
     for layer in 0..layers {
-        let mut block = Block::load(source, layer, LENGTH, Cpu::detect(), 2).unwrap();
+        let mut block = Block::load(source, layer, LENGTH, Cpu::detect(), 2, None).unwrap();
         block.run(&mut original, &mut ());
         for (tensor, values) in &kept.vectors {
             if let Some(vector) = block.vector_mut(tensor) {
@@ -128,7 +128,7 @@ fn a_budget_of_bits_is_kept_and_brings_the_result_nearer() {
     let made = Calibrated::new(&source, budget.clone(), &written(&source, 1, 2), Cpu::detect()).unwrap();
     let (mut bits, mut weights) = (0.0, 0.0);
     for layer in 0..source.spec.layers.len() {
-        let block = Block::load(&source, layer, LENGTH, Cpu::detect(), 1).unwrap();
+        let block = Block::load(&source, layer, LENGTH, Cpu::detect(), 1, None).unwrap();
         for module in block.modules() {
             let planes = made.planes.get(&module.name).copied().unwrap_or(1);
             let count = (module.shape.rows * module.shape.columns) as f64;

@@ -61,7 +61,7 @@ pub(super) fn choose(
 ) -> Result<Chosen, MethodError> {
     let mut candidates: Vec<Candidate> = Vec::new();
     for layer in 0..source.spec.layers.len() {
-        let load = Block::load(source, layer, streams.length, cpu, threads);
+        let load = Block::load(source, layer, streams.length, cpu, threads, None);
         let mut block = load.map_err(|error| said(&error))?;
         of_block(work, settings, &mut block, &mut streams, &mut candidates);
     }

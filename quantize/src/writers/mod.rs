@@ -53,6 +53,17 @@ pub fn pieces(form: &Form, name: &str, matrix: &Quantized, dtype: Dtype) -> Vec<
     }
 }
 
+/// The tensors of a head, or of some rows of it, in the form that has a place for one.
+///
+/// # Panics
+/// If a method made something else of it.
+pub fn head(name: &str, matrix: &Quantized) -> Vec<Piece> {
+    match matrix {
+        Quantized::Grouped(grouped) => ternary::head(name, grouped),
+        _ => panic!("{name}: no codes that count"),
+    }
+}
+
 /// `quantization_config`. `left` are the matrices that stay as they are, without the head and the embedding;
 /// `damp` is what GPTQ was told.
 pub fn settings(form: &Form, head: Option<&str>, left: &[String], dtype: Dtype, damp: f64) -> Value {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bantam_core::Cpu;
+use bantam_model::checkpoint::writer;
 use bantam_model::engine::Engine;
 use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationSettings};
@@ -24,7 +25,7 @@ use crate::failure::{Failure, refused, usage};
 use crate::progress::Progress;
 use crate::sampling_flags::SamplingFlags;
 use crate::token_ids::{self, TokenIds};
-use crate::{chosen_model, output, style};
+use crate::{chosen_model, output, style, written_file};
 
 /// A prompt may be this long: more than any context holds, and little enough for the tokenizer to answer at once.
 const PROMPT_BYTES_MAX: usize = 4 << 20;
@@ -56,6 +57,9 @@ pub(crate) struct Run {
     /// Says how fast it was, also where nobody watches
     #[arg(long, short)]
     verbose: bool,
+    /// Writes down which experts were chosen, for `bantam plan --routing`; the model then runs in this process
+    #[arg(long, value_name = "FILE")]
+    record_routing: Option<PathBuf>,
     #[command(flatten)]
     sampling: SamplingFlags,
     #[command(flatten)]
@@ -79,7 +83,11 @@ enum Prompt {
 impl Run {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let (model, prompt) = self.model_and_prompt()?;
-        let (prompt, source) = match self.adapter.find(&self.daemon)? {
+        let link = match self.record_routing {
+            Some(_) => None,
+            None => self.adapter.find(&self.daemon)?,
+        };
+        let (prompt, source) = match link {
             Some(link) => match self.by_daemon(&link, model.as_deref(), prompt)? {
                 None => return Ok(()),
                 Some(left) => left,
@@ -99,14 +107,33 @@ impl Run {
         token_ids::check(&source, &ids)?;
         check_length(&source, ids.len(), context)?;
         let settings = self.settings(&source, text.as_ref())?;
+        self.check_recording(&source)?;
         let mut engine = self.engine.load(&source, options)?;
+        if self.record_routing.is_some() {
+            engine.record_routing();
+        }
         let mut story = Story::new(settings.sampling.seed, ids.len());
         self.generate(&mut engine, text.as_ref(), settings, &ids, &mut story)?;
+        if let Some((file, trace)) = self.record_routing.as_ref().zip(engine.routing()) {
+            writer::write_file(file, &trace.to_bytes())?;
+        }
         if self.json {
             output::json(&story.json(engine.memory_bytes() as u64))?;
         }
         self.sum_up(&story);
         Ok(())
+    }
+
+    /// Refuses to record what cannot be before the model is loaded.
+    fn check_recording(&self, source: &Source) -> Result<(), Failure> {
+        let Some(file) = &self.record_routing else { return Ok(()) };
+        written_file::check(file, &source.checkpoint, Some(&source.files))?;
+        match source.spec.layers.iter().any(|layer| layer.mlp.experts.is_some()) {
+            true => Ok(()),
+            false => {
+                Err(usage("--record-routing: expected a model with experts, found one without: leave it out"))
+            }
+        }
     }
 
     fn sum_up(&self, story: &Story) {

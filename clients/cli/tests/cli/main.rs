@@ -9,6 +9,7 @@ mod clients;
 mod comforts;
 mod fake;
 mod native;
+mod placed;
 mod pulls;
 mod quantize;
 mod refusals;

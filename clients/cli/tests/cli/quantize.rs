@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -66,6 +66,28 @@ fn a_report_says_what_was_lost() {
 }
 
 #[test]
+fn without_a_text_the_model_writes_one_and_a_head_is_told_apart() {
+    let folder = folder("written");
+    let output = folder.join("made");
+    let (model, output) = (golden("llama-tied"), output.to_str().unwrap());
+    let form = ["--to", "ternary", "--head", "int8", "--output", output];
+    let lines = answer(bantam(
+        &[&["quantize", &model][..], &form, &["--json", "--context", "16", "--evaluate"]].concat(),
+    ));
+    let report: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    let evaluation = &report["evaluation"];
+    assert_eq!(evaluation["text"], "written by the model");
+    assert_eq!(evaluation["tokens"], 32 * 15, "windows of 16, of which the first token is given");
+    assert!(evaluation["kl_divergence"].as_f64().unwrap() > 0.0, "{evaluation}");
+    let head = report["head"]["bits_per_weight"].as_f64().unwrap();
+    assert!((8.0..8.6).contains(&head), "{head}");
+    let config = std::fs::read(Path::new(output).join("config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config["tie_word_embeddings"], false);
+    answer(bantam(&["run", output, "Once", "--max-new-tokens", "2", "--ignore-eos"]));
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let folder = folder("refused");
     let output = folder.join("made");
@@ -81,6 +103,7 @@ fn what_makes_no_sense_is_refused() {
     with(&["--to", "ternary", "--bits", "2.2"], 2, &["--bits", "ptbitnet"]);
     with(&["--to", "nf4", "--damp", "0.1"], 2, &["calibrated"]);
     with(&["--to", "nf4", "--ram", "1MiB"], 1, &["--ram", "expected at least"]);
+    with(&["--to", "nf4", "--head", "int8"], 2, &["--head", "ternary", "leave it out"]);
     let gguf = repository("tests/goldens/quant/gguf-llama/model-Q4_0.gguf");
     if Path::new(&gguf).is_file() {
         refusal(&["quantize", &gguf, "--to", "nf4", "--output", output], 1, &["GGUF"]);
@@ -112,42 +135,51 @@ fn calibrated_methods_write_what_is_read() {
     }
 }
 
-#[test]
-fn a_killed_run_ends_with_the_same_bytes() {
-    let folder = folder("killed");
+/// Kills runs at random moments of what one takes until `BANTAM_KILLS` of them are dead; each is taken up again until
+/// one comes through.
+fn check_killed(name: &str, more: &[&str]) {
+    let folder = folder(name);
+    let kills = std::env::var("BANTAM_KILLS").map_or(8, |kills| kills.parse().unwrap());
     let model = golden("llama-tied");
-    let whole = folder.join("whole");
-    let arguments = |output: &Path| -> Vec<String> {
-        let output = output.to_str().unwrap();
-        ["quantize", &model, "--to", "ternary", "--output", output, "--threads", "2"]
-            .map(str::to_owned)
-            .into()
-    };
     let start = |output: &Path| {
-        let arguments = arguments(output);
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let mut command = program(&arguments);
+        let arguments = ["quantize", &model, "--to", "ternary", "--threads", "2", "--output"];
+        let mut command = program(&[&arguments[..], &[output.to_str().unwrap()], more].concat());
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
+    let (whole, began) = (folder.join("whole"), Instant::now());
     assert!(start(&whole).wait().unwrap().success());
-    let wanted = files(&whole);
-    for number in 0..20u64 {
-        let output = folder.join(format!("killed-{number}"));
-        // Every run is killed a little later than the one before, until one comes through.
-        let mut microseconds = number * 7919 % 60_000;
+    let (wanted, whole_run) = (files(&whole), began.elapsed().as_micros() as u64);
+    let (mut killed, mut runs, mut state) = (0, 0, 1u64);
+    while killed < kills {
+        let output = folder.join(format!("killed-{runs}"));
         loop {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let mut child = start(&output);
-            sleep(Duration::from_micros(microseconds));
+            sleep(Duration::from_micros((state >> 33) % (whole_run + whole_run / 4)));
             let _ = child.kill();
             let status = child.wait().unwrap();
             if output.exists() {
-                assert!(files(&output) == wanted, "number {number}: under its final name it is complete");
+                assert!(files(&output) == wanted, "run {runs}: under its final name it is complete");
                 break;
             }
-            assert!(!status.success(), "number {number}");
-            microseconds += 60_000 + number * 737 % 5000;
+            assert!(!status.success(), "run {runs}");
+            killed += 1;
         }
         std::fs::remove_dir_all(&output).unwrap();
-        let _ = std::fs::remove_dir_all(folder.join(format!("killed-{number}.partial")));
+        // Where the kill came between the new name and the end.
+        let _ = std::fs::remove_dir_all(folder.join(format!("killed-{runs}.partial")));
+        runs += 1;
     }
+    println!("{name}: {killed} killed, {runs} came through");
+}
+
+#[test]
+fn a_killed_run_ends_with_the_same_bytes() {
+    check_killed("killed", &["--head", "int4"]);
+}
+
+#[test]
+fn a_killed_calibration_ends_with_the_same_bytes() {
+    let few = ["--calibration-sequences", "4", "--calibration-length", "32"];
+    check_killed("killed-calibration", &[&["--method", "ptbitnet"][..], &few].concat());
 }

@@ -1,0 +1,59 @@
+//! What calibration takes of the memory, known before it is taken.
+
+use bantam_core::Cpu;
+use bantam_model::block::Block;
+use bantam_model::source::{Source, SourceError};
+use bantam_model::spec::LayerSpec;
+
+use super::{Method, Planes, Settings};
+
+/// Matrices of a Hessian's size that there are while it is made: the squares, the values, the factor, and what products
+/// are made of.
+const OF_HESSIAN: usize = 7;
+/// Copies of a matrix while it is quantized: as it was, as it is wanted, in another order, on its way there.
+const OF_MATRIX: usize = 6;
+
+/// The most bytes for so many sequences of calibration text, beside what writing a matrix takes.
+pub fn bytes(source: &Source, settings: &Settings, sequences: usize, cpu: Cpu) -> Result<usize, SourceError> {
+    let spec = &source.spec;
+    let rows = sequences * settings.length;
+    let streams = rows * spec.hidden * 4 * if is_corrected(settings) { 2 } else { 1 };
+    let mut most = 0;
+    for (number, layer) in spec.layers.iter().enumerate() {
+        let plan = |replaced| Block::plan(source, number, settings.length, cpu, replaced);
+        let (_, lean) = plan(settings.method.replaced())?;
+        let mut bytes = lean.bytes() + phases(settings, spec.hidden, layer, rows);
+        if let Method::Ternary(_, Planes::Bits(_)) = settings.method {
+            // Who gets a second plane is found out in float32, of few sequences.
+            bytes = bytes.max(plan(None)?.1.bytes() + phases(settings, spec.hidden, layer, 0));
+        }
+        most = most.max(bytes);
+    }
+    Ok(streams + most)
+}
+
+fn is_corrected(settings: &Settings) -> bool {
+    settings.correct && !matches!(settings.method, Method::Awq(_))
+}
+
+/// What is needed at once beside a block and the streams, while its attention is quantized or what comes after it.
+fn phases(settings: &Settings, hidden: usize, layer: &LayerSpec, rows: usize) -> usize {
+    let corrected = is_corrected(settings);
+    let query = layer.attention.heads * layer.attention.head_width;
+    let inner = layer.mlp.width;
+    let squares = |width: usize| width * width * 4;
+    let matrix =
+        |width: usize| OF_HESSIAN * squares(width) + OF_MATRIX * width * 4 * hidden.max(inner).max(query);
+    // The original's rows, and the streams that products are added to; what connects them.
+    let targets = |widths: usize| if corrected { rows * widths * 4 } else { 0 };
+    let crossed = |width: usize| if corrected { squares(width) + hidden * width * 4 } else { 0 };
+    let plain = |width: usize| matrix(width) + crossed(width);
+    let of_attention = 2 * hidden + query;
+    if layer.mlp.experts.is_none() {
+        let widest = hidden.max(query).max(inner);
+        return targets(of_attention + 2 * hidden + inner) + plain(widest);
+    }
+    let expert = hidden.max(inner);
+    let experts = settings.squares_bytes.max(squares(expert)) + 2 * matrix(expert);
+    experts.max(targets(of_attention) + plain(hidden.max(query)))
+}

@@ -1,0 +1,311 @@
+//! Steps of training against those of torch, transformers and peft in float32: losses, gradients of every parameter,
+//! and weights after steps of AdamW and Muon.
+
+use std::fs;
+use std::path::Path;
+
+use bantam_core::Cpu;
+use bantam_model::checkpoint::Checkpoint;
+use bantam_model::source::Source;
+use bantam_tests::{floats, repository};
+use bantam_train::optimizer::schedule::{Schedule, Shape};
+use bantam_train::optimizer::{AdamW, Group, Muon, Optimizer, Rule, Variant, clip, is_decayed, length};
+use bantam_train::step::parameters::{Parameter, Role};
+use bantam_train::step::{Batch, IGNORED, Training};
+use serde_json::Value;
+
+/// Relative, of a tensor's length.
+const TOLERANCE: f64 = 1e-4;
+
+/// Batches without their padding: tokens, labels, lengths.
+struct Batches(Vec<(Vec<u32>, Vec<i32>, Vec<usize>)>);
+
+impl Batches {
+    fn read(golden: &Checkpoint) -> Batches {
+        let shape = golden.tensor("input_ids").expect("golden ids").shape.to_vec();
+        let [ids, labels, mask] = ["input_ids", "labels", "attention_mask"].map(|name| floats(golden, name));
+        let (count, rows, length) = (shape[0], shape[1], shape[2]);
+        let batch = |batch: usize| {
+            let mut all = (vec![], vec![], vec![]);
+            for row in 0..rows {
+                let at = (batch * rows + row) * length;
+                let used = mask[at..][..length].iter().filter(|&&used| used > 0.0).count();
+                all.0.extend(ids[at..][..used].iter().map(|&id| id as u32));
+                all.1.extend(labels[at..][..used].iter().map(|&label| label as i32));
+                all.2.push(used);
+            }
+            all
+        };
+        Batches((0..count).map(batch).collect())
+    }
+
+    fn get(&self, at: usize) -> Batch<'_> {
+        let (tokens, labels, documents) = &self.0[at];
+        Batch { tokens, labels, documents }
+    }
+
+    /// The mean loss, and its gradients.
+    fn step(&self, training: &mut Training, at: usize) -> f64 {
+        let batch = self.get(at);
+        let labelled = batch.labelled() as f64;
+        training.clear();
+        training.step(&batch, (1.0 / labelled) as f32).expect("a sound batch") / labelled
+    }
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().expect("a number")
+}
+
+fn check_number(what: &str, found: f64, wanted: &Value) {
+    let wanted = number(wanted);
+    assert!((found - wanted).abs() <= 1e-5 * wanted.abs(), "{what}: {found}, not {wanted}");
+}
+
+/// What is known of all tensors: sum, length, projection on a cosine.
+fn check_statistics(what: &str, values: &[f32], wanted: &Value) -> f64 {
+    let sum = |f: &dyn Fn(usize, f64) -> f64| -> f64 {
+        values.iter().enumerate().map(|(at, &x)| f(at, f64::from(x))).sum()
+    };
+    let length = number(&wanted["l2"]);
+    // An error of so much, all in one direction.
+    let most = TOLERANCE * length * (values.len() as f64).sqrt();
+    let of = [
+        ("l2", sum(&|_, x| x * x).sqrt(), TOLERANCE * length),
+        ("sum", sum(&|_, x| x), most),
+        ("cosproj", sum(&|at, x| x * (0.37 * at as f64).cos()), most),
+    ];
+    let mut worst = 0.0f64;
+    for (name, found, most) in of {
+        let wanted = number(&wanted[name]);
+        assert!((found - wanted).abs() <= most, "{what}: {name} {found}, not {wanted}");
+        worst = worst.max((found - wanted).abs() / most.max(f64::MIN_POSITIVE) * TOLERANCE);
+    }
+    for (found, wanted) in values.iter().zip(wanted["first4"].as_array().expect("numbers")) {
+        let error = (f64::from(*found) - number(wanted)).abs();
+        assert!(error <= TOLERANCE * length, "{what}: {found}, not {wanted}");
+    }
+    worst
+}
+
+/// A golden run, and the largest error that was seen in it.
+struct Golden {
+    name: String,
+    json: Value,
+    tensors: Checkpoint,
+    worst: f64,
+}
+
+impl Golden {
+    fn open(folder: &Path) -> Golden {
+        let json = fs::read(folder.join("golden.json")).expect("golden.json");
+        Golden {
+            name: folder.file_name().expect("a name").to_string_lossy().into_owned(),
+            json: serde_json::from_slice(&json).expect("golden.json is JSON"),
+            tensors: Checkpoint::open(&folder.join("golden.safetensors")).expect("golden.safetensors"),
+            worst: 0.0,
+        }
+    }
+
+    /// Compares a parameter's numbers with the rows of it that are golden, and with its statistics.
+    fn check(&mut self, kind: &str, parameter: &Parameter, values: &[f32], statistics: &Value) {
+        let name = in_golden(parameter);
+        let what = format!("{}: {kind}.{name}", self.name);
+        self.worst = self.worst.max(check_statistics(&what, values, &statistics[&name]));
+        let stored = [format!("{kind}.{name}"), format!("{kind}.{name}.rows")];
+        let Some(stored) = stored.iter().find(|name| self.tensors.tensor(name).is_some()) else { return };
+        let wanted = floats(&self.tensors, stored);
+        let square = |x: f64| x * x;
+        let (mut error, mut size) = (0.0, 0.0);
+        for (found, wanted) in values.iter().zip(&wanted) {
+            error += square(f64::from(*found) - f64::from(*wanted));
+            size += square(f64::from(*wanted));
+        }
+        let error = (error / size).sqrt();
+        self.worst = self.worst.max(error);
+        assert!(error <= TOLERANCE, "{what}: relative error {error:.2e}");
+    }
+
+    fn check_gradients(&mut self, training: &Training, statistics: &Value) {
+        for parameter in training.parameters() {
+            self.check("grad", parameter, &training.gradients()[parameter.range()], statistics);
+        }
+        let count = statistics.as_object().expect("a gradient for each parameter").len();
+        assert_eq!(count, training.parameters().len(), "{}", self.name);
+    }
+
+    fn check_values(&mut self, kind: &str, training: &Training, statistics: &Value) {
+        for (at, parameter) in training.parameters().iter().enumerate() {
+            let mut values = vec![0.0; parameter.range().len()];
+            training.read(at, &mut values);
+            self.check(kind, parameter, &values, statistics);
+        }
+    }
+
+    /// Steps of a run as its golden lists them.
+    fn run(
+        &mut self,
+        training: &mut Training,
+        batches: &Batches,
+        run: &Value,
+        optimizer: &mut Optimizer,
+        factor: impl Fn(u64) -> f64,
+    ) {
+        for (at, wanted) in run["steps"].as_array().expect("steps").iter().enumerate() {
+            let what = format!("{} step {at}", self.name);
+            check_number(&format!("{what}: loss"), batches.step(training, at), &wanted["loss"]);
+            let norm = clip(training, number(&run["clip"]));
+            check_number(&format!("{what}: gradient norm"), norm, &wanted["grad_norm"]);
+            assert!(length(training) <= number(&run["clip"]) * 1.0001, "{what}");
+            optimizer.step(training, factor(at as u64));
+        }
+    }
+}
+
+/// Parameters are known there as modules of the model in memory have them.
+fn in_golden(parameter: &Parameter) -> String {
+    let name = parameter.name.strip_prefix("base_model.model.").unwrap_or(&parameter.name);
+    match parameter.role {
+        Role::Magnitude => format!("{name}.weight"),
+        _ => name.to_owned(),
+    }
+}
+
+fn adamw(run: &Value) -> Rule {
+    let betas = [number(&run["betas"][0]), number(&run["betas"][1])];
+    Rule::AdamW(AdamW { betas, epsilon: number(&run["eps"]) })
+}
+
+fn open(base: &str, adapter: Option<&str>) -> Source {
+    let goldens = repository("tests/goldens");
+    let source = Source::open(&goldens.join(base)).expect("the golden model opens");
+    match adapter {
+        None => source,
+        Some(adapter) => source.adapted(&goldens.join(adapter)).expect("the golden adapter opens"),
+    }
+}
+
+fn check_full(golden: &mut Golden) {
+    let json = golden.json.clone();
+    let base = format!("models/{}", json["base"].as_str().expect("a model"));
+    let begin = || Training::full(&open(&base, None), Cpu::detect(), 2).expect("it can be trained");
+    let batches = Batches::read(&golden.tensors);
+    let mut training = begin();
+    let loss = batches.step(&mut training, 0);
+    check_number(&golden.name, loss, &json["full"]["loss"]);
+    check_number(&golden.name, length(&training), &json["full"]["grad_norm"]);
+    golden.check_gradients(&training, &json["full"]["grads"]);
+
+    if !json["adamw"].is_object() {
+        return;
+    }
+    let run = &json["adamw"];
+    let undecayed: Vec<&str> =
+        run["no_decay"].as_array().expect("names").iter().filter_map(Value::as_str).collect();
+    let mut optimizer = Optimizer::new(&training, |parameter| {
+        assert_eq!(is_decayed(parameter), !undecayed.contains(&&*parameter.name), "{}", parameter.name);
+        let decay = if is_decayed(parameter) { number(&run["weight_decay"]) } else { 0.0 };
+        Group { rule: adamw(run), rate: number(&run["lr"]), decay }
+    });
+    let schedule = Schedule { shape: Shape::Cosine, warmup: 2, steps: 6 };
+    for (at, step) in run["steps"].as_array().expect("steps").iter().enumerate() {
+        check_number("rate", number(&run["lr"]) * schedule.factor(at as u64), &step["lr"]);
+    }
+    golden.run(&mut training, &batches, run, &mut optimizer, |step| schedule.factor(step));
+    golden.check_values("adamw", &training, &run["params"]);
+
+    let (mut training, run) = (begin(), &json["muon"]);
+    let muon = Muon {
+        variant: Variant::KellerJordan,
+        momentum: number(&run["momentum"]),
+        nesterov: true,
+        iterations: 5,
+    };
+    let listed = |list: &Value| {
+        list.as_array()
+            .expect("names")
+            .iter()
+            .filter_map(|name| name.as_str().map(str::to_owned))
+            .collect::<Vec<_>>()
+    };
+    let mut optimizer = Optimizer::new(&training, |parameter| {
+        let rest = &run["adamw"];
+        let rate = match parameter.role {
+            Role::Matrix => {
+                assert!(listed(&run["muon_params"]).contains(&parameter.name), "{}", parameter.name);
+                return Group { rule: Rule::Muon(muon), rate: number(&run["lr"]), decay: 0.0 };
+            }
+            Role::Embedding => "lr_embeddings",
+            Role::Head => "lr_lm_head",
+            _ => "lr_rest",
+        };
+        Group { rule: adamw(rest), rate: number(&rest[rate]), decay: 0.0 }
+    });
+    golden.run(&mut training, &batches, run, &mut optimizer, |_| 1.0);
+    golden.check_values("muon", &training, &run["params"]);
+}
+
+fn check_adapter(golden: &mut Golden) {
+    let json = golden.json.clone();
+    let base = match json["quant_base"].as_str() {
+        Some(base) => base.to_owned(),
+        None => format!("models/{}", json["base"].as_str().expect("a model")),
+    };
+    let source = open(&base, json["adapter"].as_str());
+    let mut training = Training::adapter(&source, Cpu::detect(), 2).expect("it can be trained");
+    let batches = Batches::read(&golden.tensors);
+    let loss = batches.step(&mut training, 0);
+    check_number(&golden.name, loss, &json["loss"]);
+    golden.check_gradients(&training, &json["grads"]);
+    if !json["adamw"].is_object() {
+        return;
+    }
+    let run = &json["adamw"];
+    let group = Group { rule: adamw(run), rate: number(&run["lr"]), decay: number(&run["weight_decay"]) };
+    let mut optimizer = Optimizer::new(&training, |_| group);
+    golden.run(&mut training, &batches, run, &mut optimizer, |_| 1.0);
+    golden.check_values("adamw", &training, &run["params"]);
+}
+
+#[test]
+fn losses_gradients_and_steps_match_the_original_tools() {
+    check_folder(&repository("tests/goldens/train"));
+}
+
+#[test]
+fn losses_and_gradients_of_other_families_and_adapters_match() {
+    check_folder(&repository("tests/goldens/train-made"));
+}
+
+fn check_folder(folder: &Path) {
+    let mut folders: Vec<_> = fs::read_dir(folder)
+        .expect("goldens of training")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.is_dir())
+        .collect();
+    folders.sort();
+    assert!(!folders.is_empty());
+    for folder in folders {
+        let mut golden = Golden::open(&folder);
+        match golden.json["full"].is_object() {
+            true => check_full(&mut golden),
+            false => check_adapter(&mut golden),
+        }
+        println!("{}: worst relative error {:.1e}", golden.name, golden.worst);
+    }
+}
+
+#[test]
+fn the_same_bits_come_on_any_number_of_threads() {
+    let source = open("models/mixtral", None);
+    let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
+    let labels: Vec<i32> = tokens.iter().map(|&id| if id % 5 == 0 { IGNORED } else { id as i32 }).collect();
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
+    let run = |threads: usize| {
+        let mut training = Training::full(&source, Cpu::detect(), threads).expect("it can be trained");
+        let loss = training.step(&batch, 0.1).expect("a sound batch");
+        (loss, training.gradients().to_vec())
+    };
+    let (one, three) = (run(1), run(3));
+    assert!(one == three, "losses {} and {}", one.0, three.0);
+}

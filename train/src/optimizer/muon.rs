@@ -1,0 +1,189 @@
+//! Muon: momentum whose singular values are made equal by Newton and Schulz, in the two forms that people use.
+
+use bantam_core::Cpu;
+use bantam_core::layouts::{FLOAT32, Precision, Shape};
+use bantam_core::ops::backward::products::{Rows, pack, product, tile_floats, transposed, transposed_floats};
+use bantam_core::ops::matmul::panel_bytes;
+use bantam_model::pool::Threads;
+
+/// Which of its forms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// Momentum is a mean; steps grow with the root of rows over columns where there are more rows.
+    KellerJordan,
+    /// Momentum is a sum; steps are 0.2 times the root of the longer side, as long as AdamW's.
+    Moonlight,
+}
+
+/// Its constants.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Muon {
+    /// Which of its forms.
+    pub variant: Variant,
+    /// What is kept of the momentum.
+    pub momentum: f64,
+    /// Whether the gradient is looked at where the momentum leads.
+    pub nesterov: bool,
+    /// Iterations.
+    pub iterations: usize,
+}
+
+/// Memory for an iteration.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    update: Vec<f32>,
+    turned: Vec<f32>,
+    square: Vec<f32>,
+    fourth: Vec<f32>,
+    tiles: Vec<f32>,
+    words: Vec<f32>,
+}
+
+/// Of the polynomial in odd powers: steep at zero, near one where it counts.
+const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
+
+/// One step of all matrices of a parameter: `(how many, rows, columns)`.
+#[allow(clippy::too_many_arguments, reason = "a rule with its constants and its memory")]
+pub(super) fn step(
+    (cpu, pool): (Cpu, &Threads),
+    constants: &Muon,
+    rate: f64,
+    decay: f64,
+    (count, rows, columns): (usize, usize, usize),
+    gradient: &[f32],
+    momentum: &mut [f32],
+    values: &mut [f32],
+    work: &mut Work,
+) {
+    let Muon { variant, momentum: kept, nesterov, iterations } = *constants;
+    let (kept, size) = (kept as f32, rows * columns);
+    let longer = match variant {
+        Variant::KellerJordan => (rows as f64 / columns as f64).max(1.0).sqrt(),
+        Variant::Moonlight => 0.2 * (rows.max(columns) as f64).sqrt(),
+    };
+    let (shrink, step) = ((1.0 - rate * decay) as f32, (rate * longer) as f32);
+    for number in 0..count {
+        let range = number * size..(number + 1) * size;
+        let (gradient, momentum) = (&gradient[range.clone()], &mut momentum[range.clone()]);
+        let mut update = std::mem::take(&mut work.update);
+        update.clear();
+        for (gradient, momentum) in gradient.iter().zip(momentum) {
+            *momentum = match variant {
+                Variant::KellerJordan => *momentum + (1.0 - kept) * (gradient - *momentum),
+                Variant::Moonlight => kept * *momentum + gradient,
+            };
+            update.push(match (variant, nesterov) {
+                (_, false) => *momentum,
+                (Variant::KellerJordan, true) => gradient + kept * (*momentum - gradient),
+                (Variant::Moonlight, true) => gradient + kept * *momentum,
+            });
+        }
+        orthogonalize(cpu, pool, iterations, rows, columns, &mut update, work);
+        let values = values[range].iter_mut().zip(&update);
+        values.for_each(|(value, update)| *value = *value * shrink - step * update);
+        work.update = update;
+    }
+}
+
+/// Makes the singular values of a matrix nearly equal to one.
+fn orthogonalize(
+    cpu: Cpu,
+    pool: &Threads,
+    iterations: usize,
+    rows: usize,
+    columns: usize,
+    matrix: &mut [f32],
+    work: &mut Work,
+) {
+    let norm = matrix.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() as f32;
+    matrix.iter_mut().for_each(|x| *x /= norm + 1e-7);
+    // The shorter side as rows: the products are of its square.
+    let Work { turned, square, fourth, tiles, words, .. } = work;
+    let (rows, columns, is_tall) = (rows.min(columns), rows.max(columns), rows > columns);
+    turned.resize(matrix.len(), 0.0);
+    if is_tall {
+        turn(matrix, rows, turned);
+    } else {
+        turned.copy_from_slice(matrix);
+    }
+    square.resize(rows * rows, 0.0);
+    fourth.resize(rows * rows, 0.0);
+    for _ in 0..iterations {
+        of_rows(cpu, pool, turned, columns, square, tiles, words);
+        of_rows(cpu, pool, square, rows, fourth, tiles, words);
+        let [first, third, fifth] = COEFFICIENTS;
+        fourth
+            .iter_mut()
+            .zip(&*square)
+            .for_each(|(fourth, square)| *fourth = third * square + fifth * *fourth);
+        (0..rows).for_each(|at| fourth[at * rows + at] += first);
+        let shape = Shape { rows, columns };
+        let from = Rows::Plain(turned);
+        words.resize(words.len().max(transposed_floats(&from, shape, rows)), 0.0);
+        let out = &mut matrix[..];
+        transposed(cpu, pool, &from, shape, fourth, out, false, words);
+        turned.copy_from_slice(matrix);
+    }
+    if is_tall {
+        turn(turned, columns, matrix);
+    }
+}
+
+/// Columns of `from`, `width` to a row, as rows.
+fn turn(from: &[f32], width: usize, out: &mut [f32]) {
+    let height = from.len() / width;
+    for (row, values) in from.chunks_exact(width).enumerate() {
+        values.iter().enumerate().for_each(|(column, value)| out[column * height + row] = *value);
+    }
+}
+
+/// Products of every row with every row.
+fn of_rows(
+    cpu: Cpu,
+    pool: &Threads,
+    matrix: &[f32],
+    columns: usize,
+    out: &mut [f32],
+    tiles: &mut Vec<f32>,
+    words: &mut Vec<f32>,
+) {
+    let shape = Shape { rows: matrix.len() / columns, columns };
+    tiles.resize(tile_floats(shape), 0.0);
+    pack(matrix, columns, 1.0, tiles);
+    let form = FLOAT32.form(Precision::Exact, cpu);
+    let floats = panel_bytes(form, columns, shape.rows).div_ceil(4);
+    words.resize(words.len().max(floats), 0.0);
+    product(cpu, pool, matrix, shape, tiles, out, false, words);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn singular_values_come_near_one_whichever_side_is_longer() {
+        let pool = Threads::start(1).unwrap();
+        for (rows, columns) in [(1, 1), (4, 9), (9, 4), (40, 33)] {
+            let mut matrix: Vec<f32> =
+                (0..rows * columns).map(|at| ((at * 37 + 11) as f32 * 0.7).sin()).collect();
+            let before = matrix.clone();
+            orthogonalize(Cpu::detect(), &pool, 5, rows, columns, &mut matrix, &mut Work::default());
+            // Of U S V^T the result is U f(S) V^T: its product with the matrix is the sum of s f(s), which is positive.
+            let along: f32 = matrix.iter().zip(&before).map(|(a, b)| a * b).sum();
+            let square: f32 = matrix.iter().map(|x| x * x).sum();
+            let rank = rows.min(columns) as f32;
+            assert!(along > 0.0 && square < 1.5 * rank, "{rows} x {columns}: {square}");
+        }
+    }
+
+    #[test]
+    fn a_matrix_of_one_row_gets_the_polynomials_length() {
+        let pool = Threads::start(1).unwrap();
+        let mut matrix = [3.0, 4.0];
+        orthogonalize(Cpu::detect(), &pool, 5, 1, 2, &mut matrix, &mut Work::default());
+        let [a, b, c] = COEFFICIENTS;
+        let length = (0..5).fold(1.0f32, |s, _| a * s + b * s.powi(3) + c * s.powi(5));
+        assert!((matrix[0] - 0.6 * length).abs() < 1e-5 && (matrix[1] - 0.8 * length).abs() < 1e-5);
+    }
+}

@@ -1,1 +1,0 @@
-//! One step of training: forward, loss, backward, optimizer.

@@ -1,0 +1,177 @@
+//! Both ends of the decoder: the table of embeddings; the last norm, the head and the loss.
+
+use bantam_core::ops::activation::cap;
+use bantam_core::ops::backward::activation::cap as cap_backward;
+use bantam_core::ops::backward::loss::Entropy;
+use bantam_core::ops::share::each_row;
+use bantam_model::bare::Bare;
+
+use super::layer::{norm, norm_backward};
+use super::linear::{Products, Scratch, room};
+use super::parameters::Target;
+use super::sites::{NormSite, Site};
+
+/// Rows of the vocabulary whose logits are there at once, whole tiles.
+const CHUNK: usize = 4096;
+
+/// Buffers of the loss.
+#[derive(Debug, Default)]
+pub(crate) struct Ends {
+    /// Rows that have a label, and their labels.
+    rows: Vec<usize>,
+    labels: Vec<usize>,
+    entropies: Vec<Entropy>,
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    dnormed: Vec<f32>,
+    dhidden: Vec<f32>,
+    logits: Vec<f32>,
+    capped: Vec<f32>,
+    row: Vec<f32>,
+}
+
+/// The weights at both ends.
+#[derive(Debug)]
+pub(crate) struct EndSites {
+    pub(crate) embedding: Site,
+    pub(crate) final_norm: NormSite,
+    pub(crate) head: Site,
+}
+
+/// The first hidden states.
+pub(crate) fn embed(bare: &Bare, site: &Site, tokens: &[u32], out: &mut [f32], row: &mut Vec<f32>) {
+    let (rows, columns) = (site.rows(&bare.arena), site.shape().columns);
+    let row = room(row, (1 + site.matrix.times) * columns);
+    for (out, &token) in out.chunks_exact_mut(columns).zip(tokens) {
+        rows.read(token as usize, columns, row);
+        let scale = bare.spec.embedding_scale;
+        out.iter_mut().zip(&*row).for_each(|(out, x)| *out = x * scale);
+    }
+}
+
+impl Ends {
+    /// The same, with this memory.
+    pub(crate) fn embed(&mut self, bare: &Bare, site: &Site, tokens: &[u32], out: &mut [f32]) {
+        embed(bare, site, tokens, out, &mut self.row);
+    }
+}
+
+/// Adds the gradients of the rows of tokens.
+pub(crate) fn embed_backward(
+    bare: &Bare,
+    to: Option<Target>,
+    tokens: &[u32],
+    d: &[f32],
+    gradients: &mut [f32],
+) {
+    let Some(to) = to else { return };
+    let scale = bare.spec.embedding_scale;
+    for (d, &token) in d.chunks_exact(bare.spec.hidden).zip(tokens) {
+        let (first, step) = to.of_row(token as usize);
+        let out = gradients[first..].iter_mut().step_by(step);
+        out.zip(d).for_each(|(out, d)| *out += d * scale);
+    }
+}
+
+/// The rows that predict something, and what: each predicts the label of the row after it in its document.
+pub(crate) fn labelled<'a>(
+    lengths: &'a [usize],
+    labels: &'a [i32],
+) -> impl Iterator<Item = (usize, usize)> + 'a {
+    let starts = lengths.iter().scan(0, |end, &length| {
+        let start = *end;
+        *end += length;
+        Some((start, length))
+    });
+    starts
+        .flat_map(|(start, length)| start..start + length.saturating_sub(1))
+        .filter_map(|row| Some((row, usize::try_from(labels[row + 1]).ok()?)))
+}
+
+impl Ends {
+    /// The sum of the losses of all rows with a label, and the gradient of `scale` times it with respect to the last
+    /// hidden states `x`, which are taken and left in their place.
+    #[allow(clippy::too_many_arguments, reason = "a phase of a step: its data, its weights, its memory")]
+    pub(crate) fn loss(
+        &mut self,
+        products: &Products,
+        sites: &EndSites,
+        (lengths, labels): (&[usize], &[i32]),
+        scale: f32,
+        x: &mut [f32],
+        gradients: Option<&mut [f32]>,
+        s: &mut Scratch,
+    ) -> f64 {
+        let width = products.bare.spec.hidden;
+        self.rows.clear();
+        self.labels.clear();
+        for (row, label) in labelled(lengths, labels) {
+            self.rows.push(row);
+            self.labels.push(label);
+        }
+        let size = self.rows.len() * width;
+        let hidden = room(&mut self.hidden, size);
+        for (out, &row) in hidden.chunks_exact_mut(width).zip(&self.rows) {
+            out.copy_from_slice(&x[row * width..][..width]);
+        }
+        norm(products.bare, &sites.final_norm, hidden, room(&mut self.normed, size));
+        self.entropies.clear();
+        self.entropies.resize(self.rows.len(), Entropy::default());
+        self.each_chunk(products, &sites.head, None, scale, s);
+        let loss = self.entropies.iter().map(Entropy::loss).sum();
+        let Some(gradients) = gradients else { return loss };
+        x.fill(0.0);
+        if self.rows.is_empty() {
+            return loss;
+        }
+        room(&mut self.dnormed, size).fill(0.0);
+        self.each_chunk(products, &sites.head, Some(gradients), scale, s);
+        let (hidden, dnormed) = (&self.hidden[..size], &self.dnormed[..size]);
+        let dhidden = room(&mut self.dhidden, size);
+        norm_backward(products.bare, &sites.final_norm, hidden, dnormed, dhidden, false, gradients);
+        for (d, &row) in dhidden.chunks_exact(width).zip(&self.rows) {
+            x[row * width..][..width].copy_from_slice(d);
+        }
+        loss
+    }
+
+    /// Goes through the vocabulary: at first to see it, then, where there are gradients, for these.
+    fn each_chunk(
+        &mut self,
+        products: &Products,
+        head: &Site,
+        mut gradients: Option<&mut [f32]>,
+        scale: f32,
+        s: &mut Scratch,
+    ) {
+        let Bare { cpu, pool, spec, .. } = products.bare;
+        let vocab = head.shape().rows;
+        let normed = &self.normed[..self.rows.len() * spec.hidden];
+        for first in (0..vocab).step_by(CHUNK) {
+            let site = head.part(first, CHUNK.min(vocab - first));
+            let count = site.shape().rows;
+            let logits = room(&mut self.logits, self.rows.len() * count);
+            products.forward(&site, normed, logits, s);
+            if let Some(limit) = spec.logits_cap {
+                cap(*cpu, limit, logits);
+            }
+            let labels = &self.labels;
+            let Some(gradients) = gradients.as_deref_mut() else {
+                let rows = self.entropies.iter_mut().zip(labels).zip(logits.chunks_exact_mut(count));
+                rows.for_each(|((entropy, &label), logits)| entropy.see(*cpu, first, label, logits));
+                continue;
+            };
+            let capped = room(&mut self.capped, if spec.logits_cap.is_some() { logits.len() } else { 0 });
+            capped.copy_from_slice(&logits[..capped.len()]);
+            let entropies = &self.entropies;
+            each_row(pool, logits, count, 4, |row, logits| {
+                entropies[row].gradient(*cpu, first, labels[row], scale, logits);
+            });
+            if let Some(limit) = spec.logits_cap {
+                cap_backward(limit, capped, logits);
+            }
+            let dnormed = &mut self.dnormed[..normed.len()];
+            products.backward(&site, normed, logits, Some((dnormed, true)), gradients, s);
+        }
+    }
+}

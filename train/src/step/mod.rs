@@ -1,0 +1,260 @@
+//! One step of training: forward, loss, backward. What then becomes of the weights is the optimizer's matter.
+//!
+//! The decoder's weights lie as they do where it serves, quantized ones in their codes. Forward keeps the input of each
+//! layer; backward runs every layer once more and then back, so that what stands in memory is one layer's activations.
+//! All buffers grow in the first step that needs them and stay.
+
+mod head;
+mod layer;
+mod linear;
+mod low;
+mod mixture;
+pub mod parameters;
+mod sites;
+
+use bantam_core::Cpu;
+use bantam_model::bare::Bare;
+use bantam_model::source::{Source, SourceError};
+use bantam_model::weights::WeightsError;
+
+use head::{EndSites, Ends};
+use layer::{Documents, Kept, Layer};
+use linear::{Products, room};
+use low::Lows;
+use parameters::{Parameter, Parameters};
+use sites::{Finder, LayerSites};
+
+/// Why a model cannot be trained, or a batch not be taken.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages name every field")]
+pub enum TrainError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(
+        "tensor {tensor}: expected floating point to train all weights, found a quantized matrix; train an adapter \
+         over it instead (finetuning_type: lora)"
+    )]
+    Quantized { tensor: String },
+    #[error("the adapter changes {what}, which cannot be trained yet; leave these out of its targets")]
+    Adapter { what: &'static str },
+    #[error("expected an adapter to train beside the model, found none")]
+    NoAdapter,
+    #[error(
+        "expected a label for each of {tokens} tokens and documents of as many in all, found {labels} labels and documents of {documents}"
+    )]
+    Batch { tokens: usize, labels: usize, documents: usize },
+    #[error("{what} {found} is outside the vocabulary of {vocab}; was the data made with another tokenizer?")]
+    Vocabulary { what: &'static str, found: i64, vocab: usize },
+}
+
+/// The label of a token that nothing is to be learned of.
+pub const IGNORED: i32 = -100;
+
+/// Tokens of some documents, one after another, without padding.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Of all documents.
+    pub tokens: &'a [u32],
+    /// For every token, itself or [`IGNORED`]: what the token before it in its document is to predict.
+    pub labels: &'a [i32],
+    /// How many tokens each document has. Documents do not see one another; positions begin anew.
+    pub documents: &'a [usize],
+}
+
+impl Batch<'_> {
+    /// How many labels count: the first of a document is predicted by nothing.
+    pub fn labelled(&self) -> usize {
+        head::labelled(self.documents, self.labels).count()
+    }
+
+    fn check(&self, vocab: usize) -> Result<(), TrainError> {
+        let documents = self.documents.iter().sum();
+        let (tokens, labels) = (self.tokens.len(), self.labels.len());
+        if documents != tokens || labels != tokens {
+            return Err(TrainError::Batch { tokens, labels, documents });
+        }
+        let outside = |what, found: i64| TrainError::Vocabulary { what, found, vocab };
+        if let Some(&token) = self.tokens.iter().find(|&&token| token as usize >= vocab) {
+            return Err(outside("token", token.into()));
+        }
+        let is_odd =
+            |label: i32| label != IGNORED && usize::try_from(label).map_or(true, |label| label >= vocab);
+        match self.labels.iter().find(|&&label| is_odd(label)) {
+            Some(&label) => Err(outside("label", label.into())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A model in training.
+#[derive(Debug)]
+pub struct Training {
+    bare: Bare,
+    parameters: Parameters,
+    lows: Lows,
+    ends: EndSites,
+    layers: Vec<LayerSites>,
+    gradients: Vec<f32>,
+    buffers: Buffers,
+}
+
+#[derive(Debug, Default)]
+struct Buffers {
+    /// The input of every layer, one after another, then the last hidden states.
+    streams: Vec<f32>,
+    stream: Vec<f32>,
+    kept: Kept,
+    ends: Ends,
+    row: Vec<f32>,
+}
+
+impl Training {
+    /// All weights of a model, in float32.
+    pub fn full(source: &Source, cpu: Cpu, threads: usize) -> Result<Training, TrainError> {
+        let bare = Bare::load(source, true, cpu, threads)?;
+        let parameters = Parameters::of_model(&bare, &source.checkpoint)?;
+        Ok(Training::new(bare, parameters, Lows::default()))
+    }
+
+    /// The adapter beside a model, whose own weights stay as they are, in whatever form.
+    pub fn adapter(source: &Source, cpu: Cpu, threads: usize) -> Result<Training, TrainError> {
+        let adapter = source.adapter.as_deref().ok_or(TrainError::NoAdapter)?;
+        let bare = Bare::load(source, false, cpu, threads)?;
+        let mut parameters = Parameters::of_wholes(&bare, adapter)?;
+        let lows = Lows::of_adapter(&bare, adapter, &mut parameters)?;
+        Ok(Training::new(bare, parameters, lows))
+    }
+
+    fn new(bare: Bare, parameters: Parameters, lows: Lows) -> Training {
+        let finder = Finder::new(&bare, &parameters, &lows);
+        let weights = &bare.plan.weights;
+        let embedding = bantam_model::plan::Linear { matrix: weights.embedding, bias: None, low: None };
+        let ends = EndSites {
+            embedding: finder.linear(&embedding),
+            final_norm: finder.norm(&weights.final_norm),
+            head: finder.linear(&weights.head),
+        };
+        let layers = weights.layers.iter().zip(&bare.spec.layers).map(|(weights, spec)| {
+            finder.layer(weights, spec.mlp.experts.map_or(1, |experts| experts.choice.experts))
+        });
+        let layers = layers.collect();
+        let gradients = vec![0.0; parameters.count];
+        let buffers = Buffers::default();
+        let mut training = Training { bare, parameters, lows, ends, layers, gradients, buffers };
+        training.measure();
+        training
+    }
+
+    /// What is trained, in the order of the checkpoint's plan.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters.list
+    }
+
+    /// A parameter by its name.
+    pub fn parameter(&self, name: &str) -> Option<&Parameter> {
+        self.parameters.find(name)
+    }
+
+    /// The gradients of all parameters, each at its [`Parameter::range`].
+    pub fn gradients(&self) -> &[f32] {
+        &self.gradients
+    }
+
+    /// The same, to be changed.
+    pub fn gradients_mut(&mut self) -> &mut [f32] {
+        &mut self.gradients
+    }
+
+    /// Forgets all gradients.
+    pub fn clear(&mut self) {
+        self.gradients.fill(0.0);
+    }
+
+    /// Copies a parameter's numbers, in the order of its file.
+    pub fn read(&self, parameter: usize, out: &mut [f32]) {
+        self.parameters.read(parameter, &self.bare.arena, out);
+    }
+
+    /// Puts other numbers in a parameter's place; [`settle`](Self::settle) comes after the last of them.
+    pub fn write(&mut self, parameter: usize, values: &[f32]) {
+        self.parameters.write(parameter, &mut self.bare.arena, values);
+    }
+
+    /// Makes everything that is computed from parameters follow them.
+    pub fn settle(&mut self) {
+        self.lows.refresh(&self.parameters);
+        self.measure();
+    }
+
+    /// Who computes.
+    pub(crate) fn machine(&self) -> (Cpu, &bantam_model::pool::Threads) {
+        (self.bare.cpu, &self.bare.pool)
+    }
+
+    fn measure(&mut self) {
+        let Training { bare, lows, ends, layers, buffers, .. } = self;
+        for layer in &*layers {
+            let alone = layer.inputs.iter().chain([&layer.output]).chain(&layer.router);
+            let blocks = layer.gate.iter().flatten().chain(&layer.up).chain(&layer.down);
+            alone.chain(blocks).for_each(|site| lows.measure(site, bare, &mut buffers.row));
+        }
+        lows.measure(&ends.head, bare, &mut buffers.row);
+    }
+
+    /// The sum of the losses of a batch's labels, in nats.
+    pub fn loss(&mut self, batch: &Batch) -> Result<f64, TrainError> {
+        batch.check(self.bare.spec.vocab)?;
+        Ok(self.forward(batch, 1.0, false))
+    }
+
+    /// The same, and the gradients of `scale` times it are added up.
+    pub fn step(&mut self, batch: &Batch, scale: f32) -> Result<f64, TrainError> {
+        batch.check(self.bare.spec.vocab)?;
+        let loss = self.forward(batch, scale, true);
+        self.backward(batch);
+        Ok(loss)
+    }
+
+    /// Leaves the gradient of the last hidden states in the stream, if it is wanted.
+    fn forward(&mut self, batch: &Batch, scale: f32, with_gradients: bool) -> f64 {
+        let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
+        let Buffers { streams, stream, kept, ends: loss, .. } = buffers;
+        let products = Products { bare, lows };
+        let size = batch.tokens.len() * bare.spec.hidden;
+        let stream = room(stream, size);
+        loss.embed(bare, &ends.embedding, batch.tokens, stream);
+        let documents = Documents { lengths: batch.documents };
+        for (number, (spec, sites)) in bare.spec.layers.iter().zip(&*layers).enumerate() {
+            if with_gradients {
+                room(streams, (number + 1) * size)[number * size..].copy_from_slice(stream);
+            }
+            Layer { products, spec, sites }.forward(documents, stream, kept);
+        }
+        let labels = (batch.documents, batch.labels);
+        let gradients = with_gradients.then_some(&mut gradients[..]);
+        loss.loss(&products, ends, labels, scale, stream, gradients, kept.scratch())
+    }
+
+    fn backward(&mut self, batch: &Batch) {
+        let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
+        let Buffers { streams, stream, kept, .. } = buffers;
+        let products = Products { bare, lows };
+        let size = batch.tokens.len() * bare.spec.hidden;
+        let documents = Documents { lengths: batch.documents };
+        let d = &mut stream[..size];
+        // What a layer makes of its input once more; only what it keeps on the way is of use.
+        let mut again = std::mem::take(&mut buffers.row);
+        for (number, (spec, sites)) in bare.spec.layers.iter().zip(&*layers).enumerate().rev() {
+            let x = &streams[number * size..][..size];
+            let again = room(&mut again, size);
+            again.copy_from_slice(x);
+            let layer = Layer { products, spec, sites };
+            layer.forward(documents, again, kept);
+            layer.backward(documents, x, d, gradients, kept);
+        }
+        buffers.row = again;
+        head::embed_backward(bare, ends.embedding.weight_to, batch.tokens, d, gradients);
+    }
+}

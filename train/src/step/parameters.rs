@@ -1,0 +1,307 @@
+//! What is trained: tensors by their names in files, and where the numbers of each are.
+//!
+//! A tensor of the model lives in the decoder's own float32 tiles, cut into the matrices that it is made of; one of an
+//! adapter lives here. Gradients, and what optimizers keep, have the order of the tensor in its file: shapes mean
+//! something to an optimizer, and files are written so.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use bantam_core::layouts::{FLOAT32, TILE_ROWS};
+use bantam_core::{Matrix, Slot};
+use bantam_model::adapter::Adapter;
+use bantam_model::bare::{Bare, Memory};
+use bantam_model::checkpoint::{Checkpoint, TensorView};
+use bantam_model::plan::{Cut, Fill, Origin};
+
+use super::TrainError;
+
+/// What a tensor is to those who choose rates and decay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A matrix of a layer, or several in one tensor.
+    Matrix,
+    /// The table of embeddings; also where it is the head too.
+    Embedding,
+    /// The head, where it has a tensor of its own.
+    Head,
+    /// Weight or bias of a norm.
+    Norm,
+    /// Added to the outputs of a matrix.
+    Bias,
+    /// Another vector.
+    Vector,
+    /// Of an adapter: from the inputs to the rank.
+    Down,
+    /// Of an adapter: from the rank to the outputs.
+    Up,
+    /// Of an adapter: the lengths of rows.
+    Magnitude,
+}
+
+/// Where numbers of a tensor are.
+#[derive(Debug, Clone)]
+enum Home {
+    /// In matrices and vectors of the decoder.
+    Decoder(Vec<Piece>),
+    /// Here.
+    Own(Vec<f32>),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Piece {
+    Matrix(Matrix, Cut),
+    Vector(Slot, Cut),
+}
+
+/// A tensor that is trained.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Its name in the file that it is saved in.
+    pub name: String,
+    /// Its dimensions there.
+    pub shape: Vec<usize>,
+    /// What it is.
+    pub role: Role,
+    range: Range<usize>,
+    home: Home,
+}
+
+impl Parameter {
+    /// Its numbers' places in whatever holds a number for each of all parameters.
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// The rows and columns of the matrices in it, and how many there are; `None` for vectors.
+    pub fn matrices(&self) -> Option<(usize, usize, usize)> {
+        match (self.role, &self.shape[..]) {
+            (Role::Matrix, &[rows, columns]) => Some((1, rows, columns)),
+            (Role::Matrix, &[count, rows, columns]) => Some((count, rows, columns)),
+            _ => None,
+        }
+    }
+}
+
+/// Where the gradient of a part of the decoder belongs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    start: usize,
+    cut: Cut,
+    columns: usize,
+    /// Rows of the part before its first.
+    first: usize,
+}
+
+impl Target {
+    /// The same from a row on.
+    pub(crate) fn starting_at(self, row: usize) -> Target {
+        Target { first: self.first + row, ..self }
+    }
+
+    /// The place of an element of a vector.
+    pub(crate) fn of_element(&self, at: usize) -> usize {
+        self.start + self.cut.source_row(self.first + at)
+    }
+
+    /// The place of a row's first element, and the distance from one element to the next.
+    pub(crate) fn of_row(&self, row: usize) -> (usize, usize) {
+        let row = self.cut.source_row(self.first + row);
+        match self.cut.turned {
+            None => (self.start + self.cut.start + row * self.columns, 1),
+            Some(pitch) => (self.start + self.cut.start + row, pitch),
+        }
+    }
+
+    /// Where so many rows stand, if they stand as they are.
+    pub(crate) fn straight(&self, rows: usize) -> Option<Range<usize>> {
+        let of = |row: usize| self.cut.source_row(self.first + row);
+        let is_straight =
+            self.cut.turned.is_none() && self.cut.pairs.is_none() && of(rows - 1) == of(0) + rows - 1;
+        let start = self.of_row(0).0;
+        is_straight.then(|| start..start + rows * self.columns)
+    }
+}
+
+/// All that is trained.
+#[derive(Debug, Default)]
+pub(crate) struct Parameters {
+    pub(crate) list: Vec<Parameter>,
+    by_name: HashMap<String, usize>,
+    /// Targets of matrices and vectors of the decoder, by their offsets.
+    targets: HashMap<usize, Target>,
+    pub(crate) count: usize,
+}
+
+impl Parameters {
+    /// Every tensor of a model.
+    pub(crate) fn of_model(bare: &Bare, checkpoint: &Checkpoint) -> Result<Self, TrainError> {
+        let mut all = Parameters::default();
+        for fill in &bare.plan.fills {
+            let named = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
+            match fill {
+                Fill::Matrix { origin: Origin::Tensor(name), .. } | Fill::Vector { tensor: name, .. } => {
+                    all.add(bare, fill, name, named(name));
+                }
+                Fill::Matrix { origin, .. } => {
+                    return Err(TrainError::Quantized { tensor: origin.tensors()[0].clone() });
+                }
+                Fill::Values { .. } | Fill::Low(_) => {}
+            }
+        }
+        Ok(all)
+    }
+
+    /// The whole tensors that an adapter has in the place of the model's.
+    pub(crate) fn of_wholes(bare: &Bare, adapter: &Adapter) -> Result<Self, TrainError> {
+        let mut all = Parameters::default();
+        for fill in &bare.plan.fills {
+            let named = |name: &str| adapter.whole(name).expect("the plan was made with this adapter");
+            match fill {
+                Fill::Matrix { origin: Origin::Whole(name), matrix, .. } => {
+                    if matrix.layout.name() != FLOAT32.name() {
+                        return Err(TrainError::Adapter { what: "whole tensors in less than float32" });
+                    }
+                    all.add(bare, fill, name, named(name));
+                }
+                Fill::Vector { tensor, whole: true, .. } => all.add(bare, fill, tensor, named(tensor)),
+                _ => {}
+            }
+        }
+        Ok(all)
+    }
+
+    /// A part of the decoder and the tensor that it is from: `name` in the model, `stored` in the file.
+    fn add(&mut self, bare: &Bare, fill: &Fill, name: &str, stored: TensorView) {
+        let (cut, columns, piece) = match fill {
+            Fill::Matrix { matrix, cut, .. } => (*cut, matrix.shape.columns, Piece::Matrix(*matrix, *cut)),
+            Fill::Vector { slot, cut, .. } => (*cut, 1, Piece::Vector(*slot, *cut)),
+            Fill::Values { .. } | Fill::Low(_) => unreachable!("these are from no tensor"),
+        };
+        let at = self.by_name.get(stored.name).copied().unwrap_or_else(|| {
+            let role = role(bare, name, matches!(piece, Piece::Vector(..)));
+            self.push(stored.name.to_owned(), stored.shape.to_vec(), role, Home::Decoder(Vec::new()))
+        });
+        let start = self.list[at].range.start;
+        self.targets.insert(fill.slot().offset, Target { start, cut, columns, first: 0 });
+        match &mut self.list[at].home {
+            Home::Decoder(pieces) => pieces.push(piece),
+            Home::Own(_) => unreachable!("only sides of changes stand by themselves"),
+        }
+    }
+
+    fn push(&mut self, name: String, shape: Vec<usize>, role: Role, home: Home) -> usize {
+        let size: usize = shape.iter().product();
+        let range = self.count..self.count + size;
+        self.count = range.end;
+        self.by_name.insert(name.clone(), self.list.len());
+        self.list.push(Parameter { name, shape, role, range, home });
+        self.list.len() - 1
+    }
+
+    /// Adds a tensor of an adapter, once.
+    pub(crate) fn own(
+        &mut self,
+        name: &str,
+        role: Role,
+        read: impl FnOnce() -> Result<(Vec<usize>, Vec<f32>), TrainError>,
+    ) -> Result<usize, TrainError> {
+        match self.by_name.get(name) {
+            Some(&at) => Ok(at),
+            None => {
+                let (shape, values) = read()?;
+                Ok(self.push(name.to_owned(), shape, role, Home::Own(values)))
+            }
+        }
+    }
+
+    /// The numbers of a tensor that stands by itself.
+    pub(crate) fn own_values(&self, at: usize) -> &[f32] {
+        match &self.list[at].home {
+            Home::Own(values) => values,
+            Home::Decoder(_) => unreachable!("sides of changes stand by themselves"),
+        }
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<&Parameter> {
+        self.by_name.get(name).map(|&at| &self.list[at])
+    }
+
+    pub(crate) fn target(&self, slot: Slot) -> Option<Target> {
+        self.targets.get(&slot.offset).copied()
+    }
+
+    /// Copies a tensor's numbers, in its own order.
+    pub(crate) fn read(&self, at: usize, arena: &Memory, out: &mut [f32]) {
+        let pieces = match &self.list[at].home {
+            Home::Own(values) => return out.copy_from_slice(values),
+            Home::Decoder(pieces) => pieces,
+        };
+        for piece in pieces {
+            match piece {
+                Piece::Vector(slot, cut) => {
+                    let values = arena.floats(*slot).iter().enumerate();
+                    values.for_each(|(row, value)| out[cut.source_row(row)] = *value);
+                }
+                Piece::Matrix(matrix, cut) => {
+                    let tiles = arena.floats(matrix.slot);
+                    each_element(matrix, cut, |tile, place| out[place] = tiles[tile]);
+                }
+            }
+        }
+    }
+
+    /// Puts other numbers in a tensor's place.
+    pub(crate) fn write(&mut self, at: usize, arena: &mut Memory, values: &[f32]) {
+        let pieces = match &mut self.list[at].home {
+            Home::Own(own) => return own.copy_from_slice(values),
+            Home::Decoder(pieces) => pieces,
+        };
+        for piece in pieces {
+            match piece {
+                Piece::Vector(slot, cut) => {
+                    let out = arena.floats_mut(*slot).iter_mut().enumerate();
+                    out.for_each(|(row, out)| *out = values[cut.source_row(row)]);
+                }
+                Piece::Matrix(matrix, cut) => {
+                    let tiles = arena.floats_mut(matrix.slot);
+                    each_element(matrix, cut, |tile, place| tiles[tile] = values[place]);
+                }
+            }
+        }
+    }
+}
+
+/// Visits the places of a matrix's elements, in its float32 tiles and in its tensor.
+fn each_element(matrix: &Matrix, cut: &Cut, mut visit: impl FnMut(usize, usize)) {
+    let columns = matrix.shape.columns;
+    let target = Target { start: 0, cut: *cut, columns, first: 0 };
+    for row in 0..matrix.shape.rows {
+        let (first, step) = target.of_row(row);
+        let tile = row / TILE_ROWS * TILE_ROWS * columns + row % TILE_ROWS;
+        (0..columns).for_each(|column| visit(tile + column * TILE_ROWS, first + column * step));
+    }
+}
+
+fn role(bare: &Bare, name: &str, is_vector: bool) -> Role {
+    let names = bare.spec.names;
+    let is = |module: &str| name.strip_suffix(".weight") == Some(module);
+    if is(names.embedding) {
+        return Role::Embedding;
+    }
+    if is(names.head) {
+        return Role::Head;
+    }
+    if !is_vector {
+        return Role::Matrix;
+    }
+    let of_pairs = [names.head_norms, names.post_norms].into_iter().flatten().flatten();
+    let norms = of_pairs.chain([names.attention_norm, names.mlp_norm, names.final_norm]);
+    let module = name.rsplit_once('.').map_or("", |(module, _)| module);
+    let is_norm = |norm: &str| module == norm || module.ends_with(&format!(".{norm}"));
+    match () {
+        () if norms.into_iter().any(is_norm) => Role::Norm,
+        () if name.ends_with("bias") => Role::Bias,
+        () => Role::Vector,
+    }
+}

@@ -27,6 +27,9 @@ use choices::{Choices, Every, Method, Start};
 use output::{Output, failed};
 use state::State;
 
+/// Where in the output a new adapter stands until it is read.
+const START: &str = ".start";
+
 /// Why a run did not come to its end.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages name every field")]
@@ -139,6 +142,9 @@ pub fn train(
         None => State::default(),
     };
     let output = Output::new(&choices.output, &source)?;
+    drop(source);
+    // What a new adapter began with is in nobody's way, but of no use either.
+    let _ = fs::remove_dir_all(choices.output.join(START));
     output.keep_log(state.step)?;
     let run = Run { examples: &prepared.train, choices, training, optimizer, state, output, begun: Begun::now() };
     run.all(watch)
@@ -183,7 +189,7 @@ fn model(
         (_, Some(folder)) => adapted(source, folder, cpu, threads),
         (Method::Adapter(folder), None) => adapted(source, folder, cpu, threads),
         (Method::Lora(lora), None) => {
-            let folder = choices.output.join(".start");
+            let folder = choices.output.join(START);
             fs::create_dir_all(&folder).map_err(|error| failed(&folder, error))?;
             targets::begin(&folder, lora, &source.spec, &absolute(source.folder()), choices.seed)?;
             let (source, mut training) = adapted(source, &folder, cpu, threads)?;
@@ -406,8 +412,6 @@ impl Run<'_> {
                 "train_steps_per_second": self.state.step as f64 / seconds,
             }),
         )?;
-        // What a new adapter began with is in nobody's way, but of no use either.
-        let _ = fs::remove_dir_all(self.choices.output.join(".start"));
         Ok(outcome)
     }
 }

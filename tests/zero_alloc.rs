@@ -25,6 +25,7 @@ use bantam_model::formats::on_load::way;
 use bantam_model::generate::{Finish, Generation, Turn};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
 use bantam_model::native::{Native, Store};
+use bantam_model::placement::{Action, Event, Habits, HotExperts, Ticket};
 use bantam_model::plan::Options;
 use bantam_model::reply::reader::Reader;
 use bantam_model::source::Source;
@@ -76,6 +77,38 @@ fn check_heap<T>(what: &str, most: usize, make: impl FnOnce() -> T) -> T {
     println!("{what}: {stays} bytes stay on the heap, at most {most} may");
     assert!(stays <= most, "{what}: {stays} bytes stay on the heap, more than {most}");
     made
+}
+
+/// The policy that moves experts: tokens, copies, a smaller budget and a lost card.
+fn experts() {
+    let mut policy = HotExperts::new(4, 16, 20, Habits::default());
+    let mut under_way: Vec<Ticket> = Vec::with_capacity(20);
+    let mut copies = 0;
+    check("experts, 2000 tokens", || {
+        policy.fill();
+        for token in 0..2000u32 {
+            for layer in 0..4 {
+                let first = (token / 50 + token % 3) % 15;
+                policy.step(Event::Routed { layer, experts: &[first as u16, 15] });
+                policy.step(Event::Computed { layer });
+            }
+            policy.step(Event::TokenEnded);
+            for action in policy.actions() {
+                if let Action::Upload { ticket, .. } = action {
+                    under_way.push(ticket);
+                    copies += 1;
+                }
+            }
+            under_way.drain(..).for_each(|ticket| policy.step(Event::Uploaded(ticket)));
+            match token {
+                1000 => policy.step(Event::Budget(7)),
+                1500 => policy.step(Event::Lost),
+                1501 => policy.step(Event::Budget(20)),
+                _ => {}
+            }
+        }
+    });
+    assert!(copies > 100, "{copies} copies: nothing was tried");
 }
 
 fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
@@ -307,6 +340,8 @@ fn mapped(options: Options) {
 }
 
 fn main() {
+    experts();
+    training();
     let everything = GenerationFlags {
         max_new_tokens: Some(101),
         temperature: Some(1.3),
@@ -354,13 +389,6 @@ fn main() {
     for (adapter, model) in [("dora-embed-gemma2", "gemma2"), ("experts-mixtral", "mixtral")] {
         batched_steps(adapter, &mut adapted(model, adapter, options));
     }
-    let open = |model: &str| Source::open(&model_folder(model)).expect("the model opens");
-    let full = |model: &str| Training::full(&open(model), Cpu::detect(), 3).expect("it can be trained");
-    training_steps("gpt_oss-bf16", full("gpt_oss-bf16"));
-    let adapter = repository("tests/goldens/lora/lora-dora-llama");
-    let source = open("llama-tied").adapted(&adapter).expect("the adapter opens");
-    let training = Training::adapter(&source, Cpu::detect(), 3).expect("it can be trained");
-    training_steps("lora-dora-llama", training);
 }
 
 /// The first step makes all buffers of training; those behind it, the optimizer's included, allocate nothing.
@@ -382,6 +410,17 @@ fn training_steps(what: &str, mut training: Training) {
     };
     step();
     check(&format!("{what}: 3 steps of training"), || (0..3).for_each(|_| step()));
+}
+
+/// All weights of a mixture; an adapter with lengths.
+fn training() {
+    let open = |model: &str| Source::open(&model_folder(model)).expect("the model opens");
+    let full = |model: &str| Training::full(&open(model), Cpu::detect(), 3).expect("it can be trained");
+    training_steps("gpt_oss-bf16", full("gpt_oss-bf16"));
+    let adapter = repository("tests/goldens/lora/lora-dora-llama");
+    let source = open("llama-tied").adapted(&adapter).expect("the adapter opens");
+    let training = Training::adapter(&source, Cpu::detect(), 3).expect("it can be trained");
+    training_steps("lora-dora-llama", training);
 }
 
 /// An engine with an adapter beside its model: every product has two more.

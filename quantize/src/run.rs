@@ -117,12 +117,12 @@ impl<'a> Run<'a> {
 
     /// Quantizes every matrix to the nearest that its form has.
     pub fn nearest(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), QuantizeError> {
-        (0..self.units.len()).try_for_each(|number| self.to_nearest(number, tell))?;
+        (0..self.units.len()).try_for_each(|number| self.nearest_of(number, tell))?;
         self.blueprint.source.checkpoint.check_unchanged()?;
         Ok(())
     }
 
-    fn to_nearest(&mut self, number: usize, tell: &mut dyn FnMut(Event)) -> Result<(), QuantizeError> {
+    fn nearest_of(&mut self, number: usize, tell: &mut dyn FnMut(Event)) -> Result<(), QuantizeError> {
         if self.recall(number, tell) {
             return Ok(());
         }
@@ -171,7 +171,7 @@ impl<'a> Run<'a> {
         }
         for number in 0..self.units.len() {
             if self.blueprint.is_head(self.units[number]) {
-                self.to_nearest(number, tell)?;
+                self.nearest_of(number, tell)?;
             }
         }
         self.blueprint.source.checkpoint.check_unchanged()?;

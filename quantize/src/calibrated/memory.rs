@@ -42,18 +42,19 @@ fn phases(settings: &Settings, hidden: usize, layer: &LayerSpec, rows: usize) ->
     let query = layer.attention.heads * layer.attention.head_width;
     let inner = layer.mlp.width;
     let squares = |width: usize| width * width * 4;
-    let matrix =
-        |width: usize| OF_HESSIAN * squares(width) + OF_MATRIX * width * 4 * hidden.max(inner).max(query);
+    let matrix = |rows: usize, width: usize| OF_HESSIAN * squares(width) + OF_MATRIX * rows * width * 4;
     // The original's rows, and the streams that products are added to; what connects them.
     let targets = |widths: usize| if corrected { rows * widths * 4 } else { 0 };
     let crossed = |width: usize| if corrected { squares(width) + hidden * width * 4 } else { 0 };
-    let plain = |width: usize| matrix(width) + crossed(width);
+    let plain = |rows: usize, width: usize| matrix(rows, width) + crossed(width);
+    let attention = plain(query, hidden).max(plain(hidden, query));
     let of_attention = 2 * hidden + query;
     if layer.mlp.experts.is_none() {
-        let widest = hidden.max(query).max(inner);
-        return targets(of_attention + 2 * hidden + inner) + plain(widest);
+        // Gate and up may be one.
+        let inner_ones = plain(2 * inner, hidden).max(plain(hidden, inner));
+        return targets(of_attention + 2 * hidden + inner) + attention.max(inner_ones);
     }
-    let expert = hidden.max(inner);
-    let experts = settings.squares_bytes.max(squares(expert)) + 2 * matrix(expert);
-    experts.max(targets(of_attention) + plain(hidden.max(query)))
+    let experts = settings.squares_bytes.max(squares(hidden.max(inner)));
+    let of_experts = experts + matrix(2 * inner, hidden).max(matrix(hidden, inner));
+    of_experts.max(targets(of_attention) + attention)
 }

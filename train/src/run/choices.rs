@@ -249,10 +249,6 @@ fn complaints(settings: &Settings) -> Vec<String> {
         let words = "conversations that see each other are not trained; set neat_packing: true beside it";
         say("packing", words.to_owned());
     }
-    if !settings.data.ignore_pad {
-        let words = "expected true: batches have no padding to learn; leave it out";
-        say("ignore_pad_token_for_loss", words.to_owned());
-    }
     found
 }
 

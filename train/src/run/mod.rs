@@ -19,10 +19,10 @@ use bantam_model::checkpoint::writer::WriteError;
 use bantam_model::source::{Source, SourceError};
 use serde_json::json;
 
-use crate::data::{Example, IGNORED, Prepared, epoch_order};
+use crate::data::{Batch, Collation, Example, IGNORED, Prepared, epoch_order};
 use crate::optimizer::{Optimizer, clip, length, schedule::Schedule};
 use crate::settings::{Settings, SettingsError};
-use crate::step::{Batch, TrainError, Training};
+use crate::step::{Flat, TrainError, Training};
 use choices::{Choices, Every, Method, Start};
 use output::{Output, failed};
 use state::State;
@@ -146,8 +146,9 @@ pub fn train(
     // What a new adapter began with is in nobody's way, but of no use either.
     let _ = fs::remove_dir_all(choices.output.join(START));
     output.keep_log(state.step)?;
-    let run = Run { examples: &prepared.train, choices, training, optimizer, state, output, begun: Begun::now() };
-    run.all(watch)
+    let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
+    let (examples, flat, begun) = (&prepared.train, Flat::default(), Begun::now());
+    Run { examples, collation, flat, choices, training, optimizer, state, output, begun }.all(watch)
 }
 
 /// The checkpoint to go on from.
@@ -227,44 +228,14 @@ impl Begun {
 /// A run in progress.
 struct Run<'a> {
     examples: &'a [Example],
+    collation: Collation,
+    flat: Flat,
     choices: Choices<'a>,
     training: Training,
     optimizer: Optimizer,
     state: State,
     output: Output,
     begun: Begun,
-}
-
-/// Examples one after another.
-#[derive(Debug, Default)]
-struct Joined {
-    tokens: Vec<u32>,
-    labels: Vec<i32>,
-    documents: Vec<usize>,
-}
-
-impl Joined {
-    /// Padding is left out: it stands behind everything that could see it.
-    fn new<'e>(examples: impl Iterator<Item = &'e Example>) -> Joined {
-        let mut joined = Joined::default();
-        for example in examples {
-            let pieces = example.pieces.iter().map(|&piece| piece as usize).filter(|&piece| piece > 0);
-            joined.documents.extend(pieces);
-            let used = example.pieces.iter().map(|&piece| piece as usize).sum::<usize>();
-            joined.tokens.extend(&example.ids[..used]);
-            joined.labels.extend(&example.labels[..used]);
-        }
-        joined
-    }
-
-    fn batch(&self) -> Batch<'_> {
-        Batch { tokens: &self.tokens, labels: &self.labels, documents: &self.documents }
-    }
-
-    /// What the loss is divided by: the Trainer counts the first label of a document as well.
-    fn learnt(&self) -> usize {
-        self.labels.iter().filter(|&&label| label != IGNORED).count()
-    }
 }
 
 impl Run<'_> {
@@ -327,14 +298,22 @@ impl Run<'_> {
         let first = (self.state.step % self.state.epoch_steps) as usize * group;
         let order = order.get(first..).unwrap_or_default();
         let batches = order.chunks(batch).take(accumulation);
-        let batches: Vec<Joined> =
-            batches.map(|batch| Joined::new(batch.iter().map(|&at| &self.examples[at]))).collect();
-        let learnt = batches.iter().map(Joined::learnt).sum::<usize>().max(1) as f64;
+        let batches: Vec<Batch> = batches
+            .map(|batch| {
+                let examples: Vec<&Example> = batch.iter().map(|&at| &self.examples[at]).collect();
+                Batch::of(&examples, &self.collation)
+            })
+            .collect();
+        // The Trainer counts the first label of a row as well, which nothing predicts.
+        let labels = batches.iter().flat_map(|batch| &batch.labels);
+        let learnt = labels.filter(|&&label| label != IGNORED).count().max(1) as f64;
         self.training.clear();
         let mut loss = 0.0;
         for batch in &batches {
-            loss += self.training.step(&batch.batch(), (1.0 / learnt) as f32)? / learnt;
-            self.state.tokens += batch.tokens.len() as u64;
+            self.flat.fill(batch);
+            let flat = self.flat.batch();
+            loss += self.training.step(&flat, (1.0 / learnt) as f32)? / learnt;
+            self.state.tokens += flat.tokens.len() as u64;
         }
         if !loss.is_finite() {
             return Err(RunError::Loss { step: self.state.step + 1, loss });

@@ -66,6 +66,8 @@ pub struct DataSettings {
     pub packing: bool,
     /// Whether those do not see each other.
     pub neat_packing: bool,
+    /// Whether a conversation that does not end with eos gets one, where there is room.
+    pub append_eos: bool,
     /// The most rows of each data set.
     pub max_samples: Option<usize>,
     /// How much is put aside for measuring: a share below 1, or so many rows.
@@ -383,6 +385,7 @@ impl Chosen {
             mask_history: self.is_set("mask_history"),
             packing: packing.unwrap_or(stage == Stage::Pretrain),
             neat_packing,
+            append_eos: self.is_set("append_eos"),
             max_samples: size("max_samples"),
             val_size: self.number("val_size").unwrap_or(0.0),
             group: size("preprocessing_batch_size").expect("it has a default"),

@@ -149,7 +149,12 @@ fn adapters_are_trained() {
 
 #[test]
 fn adapters_with_lengths_are_trained() {
-    check("gpt_neox", "dora", &format!("{LORA}use_dora: true\nuse_rslora: true\n"), "adapter_model.safetensors");
+    check(
+        "gpt_neox",
+        "dora",
+        &format!("{LORA}use_dora: true\nuse_rslora: true\n"),
+        "adapter_model.safetensors",
+    );
 }
 
 #[test]
@@ -165,7 +170,8 @@ fn all_weights_are_trained() {
 
 #[test]
 fn all_weights_are_trained_with_muon() {
-    let yaml = "finetuning_type: full\nlearning_rate: 0.001\nnum_train_epochs: 5\nuse_muon: true\nbf16: true\n";
+    let yaml =
+        "finetuning_type: full\nlearning_rate: 0.001\nnum_train_epochs: 5\nuse_muon: true\nbf16: true\n";
     check("llama-untied", "muon", yaml, "model.safetensors");
 }
 

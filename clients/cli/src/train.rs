@@ -111,7 +111,9 @@ impl Train {
         let (steps, loss) = (outcome.steps, outcome.loss);
         Ok(output::line(&match outcome.is_done {
             true => format!("{steps} steps, mean loss {loss:.4}: {folder}"),
-            false => format!("ended after {steps} steps, saved: {folder}; the same command goes on from there"),
+            false => {
+                format!("ended after {steps} steps, saved: {folder}; the same command goes on from there")
+            }
         })?)
     }
 }
@@ -132,7 +134,8 @@ impl Watch for Screen {
         let run::Progress { step, steps, loss, rate, tokens_per_second, .. } = *at;
         let words = format!("loss {loss:.4}, rate {rate:.2e}, {tokens_per_second:.0} tokens/s");
         if output::is_watched() {
-            let bar = self.bar.get_or_insert_with(|| Progress::counting("training".to_owned(), steps as usize));
+            let bar =
+                self.bar.get_or_insert_with(|| Progress::counting("training".to_owned(), steps as usize));
             bar.say(words);
             bar.at(step as usize);
         } else if self.told.elapsed() >= PATIENCE || step == steps || step == 1 {

@@ -66,7 +66,10 @@ pub(super) struct Choices<'a> {
 /// Keys that must have their defaults, or one of some other words, and what to do instead.
 const NOT_YET: &[(&str, &str)] = &[
     ("train_from_scratch", "write the first weights with transformers and train those"),
-    ("quantization_bit", "make the base smaller beforehand (`bantam quantize MODEL --to nf4`) and train over that"),
+    (
+        "quantization_bit",
+        "make the base smaller beforehand (`bantam quantize MODEL --to nf4`) and train over that",
+    ),
     ("freeze_extra_modules", "use finetuning_type: lora or full"),
     ("additional_target", "leave it out: whole tensors are trained in an adapter that has them already"),
     ("lora_dropout", "leave it out: nothing is dropped yet"),
@@ -112,8 +115,8 @@ impl<'a> Choices<'a> {
         self.settings.flag(key)
     }
 
-    /// Steps of an epoch, and of the run, as the Trainer counts them.
-    pub(super) fn steps(&self, examples: usize) -> (u64, u64) {
+    /// Batches and steps of an epoch, and steps of the run, as the Trainer counts them.
+    pub(super) fn steps(&self, examples: usize) -> (u64, u64, u64) {
         let batches = match self.flag("dataloader_drop_last") {
             true => examples / self.batch,
             false => examples.div_ceil(self.batch),
@@ -121,7 +124,8 @@ impl<'a> Choices<'a> {
         let epoch = (batches.div_ceil(self.accumulation) as u64).max(1);
         let most = self.settings.count("max_steps").and_then(|steps| u64::try_from(steps).ok());
         let epochs = self.settings.number("num_train_epochs").unwrap_or_default();
-        (epoch, most.filter(|&steps| steps > 0).unwrap_or((epochs * epoch as f64).ceil() as u64))
+        let steps = most.filter(|&steps| steps > 0).unwrap_or((epochs * epoch as f64).ceil() as u64);
+        (batches as u64, epoch, steps)
     }
 
     /// How rates change over so many steps.
@@ -242,7 +246,10 @@ fn complaints(settings: &Settings) -> Vec<String> {
     }
     let reports = settings.names("report_to").unwrap_or_default();
     if reports.iter().any(|name| !matches!(name.as_str(), "none" | "null" | "")) {
-        say("report_to", "expected none, found another; read trainer_log.jsonl, which is always written".to_owned());
+        say(
+            "report_to",
+            "expected none, found another; read trainer_log.jsonl, which is always written".to_owned(),
+        );
     }
     let is_packed = settings.stage == Stage::Sft && settings.data.packing;
     if is_packed && !settings.data.neat_packing {
@@ -258,7 +265,9 @@ pub(super) fn notes(settings: &Settings) -> Vec<String> {
     if settings.flag("bf16") {
         let full = settings.text("finetuning_type").as_deref() == Some("full");
         let files = if full { "; the model is written in bfloat16" } else { "" };
-        notes.push(format!("bf16: sums and activations are float32, which costs memory and no precision{files}"));
+        notes.push(format!(
+            "bf16: sums and activations are float32, which costs memory and no precision{files}"
+        ));
     }
     if settings.flag("plot_loss") {
         notes.push("plot_loss: no picture is drawn yet; trainer_log.jsonl has every number".to_owned());

@@ -44,7 +44,9 @@ pub enum RunError {
     Write(#[from] WriteError),
     #[error("{}: {source}; check space and permissions", .path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("lora_target: expected linear layers of the model ({known}), found {found}; name some of them, or all")]
+    #[error(
+        "lora_target: expected linear layers of the model ({known}), found {found}; name some of them, or all"
+    )]
     Target { found: String, known: String },
     #[error(
         "{}: expected an empty folder, found a trained model; give another output_dir, or overwrite_output_dir: true",
@@ -56,7 +58,9 @@ pub enum RunError {
          overwrite_output_dir: true and resume_from_checkpoint: null", .checkpoint.display()
     )]
     Checkpoint { checkpoint: PathBuf, found: String },
-    #[error("step {step}: expected a loss, found {loss}; lower learning_rate, or look at the data of that step")]
+    #[error(
+        "step {step}: expected a loss, found {loss}; lower learning_rate, or look at the data of that step"
+    )]
     Loss { step: u64, loss: f64 },
 }
 
@@ -153,17 +157,21 @@ pub fn train(
 
 /// The checkpoint to go on from.
 fn checkpoint(choices: &Choices<'_>) -> Result<Option<PathBuf>, RunError> {
-    let whole = || output::checkpoints(&choices.output).into_iter().rev().find(|(_, path)| output::is_whole(path));
+    let whole =
+        || output::checkpoints(&choices.output).into_iter().rev().find(|(_, path)| output::is_whole(path));
     match &choices.start {
         Start::Anew => Ok(None),
         Start::Named(folder) if output::is_whole(folder) => Ok(Some(folder.clone())),
         Start::Named(folder) => {
-            let found = "no optimizer.safetensors and bantam_state.json (save_only_model writes none)".to_owned();
+            let found =
+                "no optimizer.safetensors and bantam_state.json (save_only_model writes none)".to_owned();
             Err(RunError::Checkpoint { checkpoint: folder.clone(), found })
         }
         Start::Found => match whole() {
             Some((_, path)) => Ok(Some(path)),
-            None if output::is_taken(&choices.output) => Err(RunError::Taken { folder: choices.output.clone() }),
+            None if output::is_taken(&choices.output) => {
+                Err(RunError::Taken { folder: choices.output.clone() })
+            }
             None => Ok(None),
         },
     }
@@ -240,12 +248,14 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn all(mut self, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
-        let (epoch_steps, steps) = self.choices.steps(self.examples.len());
+        let (epoch_batches, epoch_steps, steps) = self.choices.steps(self.examples.len());
         if self.state.step > steps {
             let found = format!("one of step {}, of {steps}", self.state.step);
             return Err(RunError::Checkpoint { checkpoint: self.choices.output, found });
         }
-        (self.state.steps, self.state.epoch_steps, self.state.batch) = (steps, epoch_steps, self.choices.batch);
+        (self.state.steps, self.state.epoch_steps, self.state.batch) =
+            (steps, epoch_steps, self.choices.batch);
+        (self.state.epoch_batches, self.state.together) = (epoch_batches, self.choices.accumulation as u64);
         let State { tokens, step, seconds, .. } = self.state;
         self.begun = Begun { at: Instant::now(), tokens, step, seconds };
         let schedule = self.choices.schedule(steps);

@@ -61,7 +61,12 @@ impl Output {
     }
 
     /// Writes what is trained, so that others can load it.
-    pub(super) fn write_model(&self, folder: &Path, training: &Training, dtype: Dtype) -> Result<(), RunError> {
+    pub(super) fn write_model(
+        &self,
+        folder: &Path,
+        training: &Training,
+        dtype: Dtype,
+    ) -> Result<(), RunError> {
         let (name, dtype) = if self.is_adapter { (WEIGHTS, Dtype::F32) } else { (FULL_WEIGHTS, dtype) };
         for (name, bytes) in &self.beside {
             match *name == "config.json" {
@@ -110,7 +115,9 @@ impl Output {
             let shapes = memory.map(|values| [values.len()]);
             let outlines: [Outline<'_>; 2] =
                 [("first", Dtype::F32, &shapes[0]), ("second", Dtype::F32, &shapes[1])];
-            write_streamed(&partial.join(OPTIMIZER), &outlines, &[], |at, out| put(memory[at], Dtype::F32, out))?;
+            write_streamed(&partial.join(OPTIMIZER), &outlines, &[], |at, out| {
+                put(memory[at], Dtype::F32, out)
+            })?;
             write_file(&partial.join(STATE), state.to_json().as_bytes())?;
         }
         io(&old, fs::remove_dir_all(&old))?;
@@ -188,7 +195,8 @@ pub(super) fn resume(checkpoint: &Path, optimizer: &mut Optimizer) -> Result<Sta
     }
     let text = fs::read_to_string(&path).map_err(|error| refused(format!("{STATE}: {error}")))?;
     let state = State::of_json(&text).ok_or_else(|| refused(format!("{STATE} that says something else")))?;
-    let tensors = Checkpoint::open(&checkpoint.join(OPTIMIZER)).map_err(|error| refused(error.to_string()))?;
+    let tensors =
+        Checkpoint::open(&checkpoint.join(OPTIMIZER)).map_err(|error| refused(error.to_string()))?;
     for (name, memory) in ["first", "second"].into_iter().zip(optimizer.resume(state.step)) {
         let tensor = tensors.tensor(name).filter(|tensor| tensor.dtype == Dtype::F32);
         let tensor = tensor.filter(|tensor| tensor.shape == [memory.len()]);
@@ -205,7 +213,9 @@ pub(super) fn failed(path: &Path, source: io::Error) -> RunError {
 
 fn sync(folder: &Path) -> Result<(), RunError> {
     match cfg!(unix) {
-        true => fs::File::open(folder).and_then(|file| file.sync_all()).map_err(|error| failed(folder, error)),
+        true => {
+            fs::File::open(folder).and_then(|file| file.sync_all()).map_err(|error| failed(folder, error))
+        }
         false => Ok(()),
     }
 }
@@ -242,7 +252,8 @@ mod tests {
 
     #[test]
     fn bfloat16_is_the_nearest() {
-        for (value, bits) in [(1.0, 0x3f80), (1.003_906_25, 0x3f80), (1.011_718_75, 0x3f82), (-2.01, 0xc001)] {
+        for (value, bits) in [(1.0, 0x3f80), (1.003_906_25, 0x3f80), (1.011_718_75, 0x3f82), (-2.01, 0xc001)]
+        {
             assert_eq!(rounded(value), bits, "{value}");
         }
     }

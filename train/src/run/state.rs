@@ -12,8 +12,10 @@ pub(super) struct State {
     pub(super) step: u64,
     /// Of the whole run.
     pub(super) steps: u64,
-    /// Steps of an epoch.
+    /// Steps of an epoch, its batches, and how many of these a step takes together.
     pub(super) epoch_steps: u64,
+    pub(super) epoch_batches: u64,
+    pub(super) together: u64,
     /// Sum of the losses of all steps, and of those that no log has told.
     pub(super) losses: f64,
     pub(super) untold: f64,
@@ -30,8 +32,10 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Epochs, by batches: the last step of one may have fewer.
     pub(super) fn epoch(&self) -> f64 {
-        self.step as f64 / self.epoch_steps as f64
+        let (whole, steps) = (self.step / self.epoch_steps.max(1), self.step % self.epoch_steps.max(1));
+        whole as f64 + (steps * self.together) as f64 / self.epoch_batches.max(1) as f64
     }
 
     /// The loss since the last log.

@@ -25,7 +25,8 @@ struct Module {
 }
 
 /// Names for groups of targets, and whether the feed-forward block is all of it.
-const PRESETS: &[(&str, bool)] = &[("mlp_only", true), ("mlp_mamba", true), ("attn_mlp_ssm", false), ("llama", false)];
+const PRESETS: &[(&str, bool)] =
+    &[("mlp_only", true), ("mlp_mamba", true), ("attn_mlp_ssm", false), ("llama", false)];
 
 /// All linear layers, in the order of their layers; the head last, where it has weights of its own.
 fn modules(spec: &ModelSpec) -> Vec<Module> {
@@ -79,14 +80,17 @@ fn last(name: &str) -> &str {
 fn targets(all: &[Module], asked: &[String]) -> Result<Vec<String>, RunError> {
     let mut found = BTreeSet::new();
     for target in asked {
-        let is_named = |module: &&Module| module.name == *target || module.name.ends_with(&format!(".{target}"));
+        let is_named =
+            |module: &&Module| module.name == *target || module.name.ends_with(&format!(".{target}"));
         let preset = PRESETS.iter().find(|(name, _)| name == target);
         if all.iter().any(|module| is_named(&module)) {
             found.insert(target.clone());
         } else if target == "all" || preset.is_some() {
             let is_mlp_only = preset.is_some_and(|(_, mlp_only)| *mlp_only);
             let chosen = all.iter().filter(|module| !module.name.contains("lm_head"));
-            let chosen = chosen.filter(|module| (!is_mlp_only || module.is_mlp) && (target == "all" || module.name.contains('.')));
+            let chosen = chosen.filter(|module| {
+                (!is_mlp_only || module.is_mlp) && (target == "all" || module.name.contains('.'))
+            });
             found.extend(chosen.map(|module| last(&module.name).to_owned()));
         } else {
             let known: BTreeSet<&str> = all.iter().map(|module| last(&module.name)).collect();

@@ -26,8 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[command(after_help = "Examples:\n  bantam train llama3_lora_sft.yaml\n  \
                         bantam train sft.yaml model_name_or_path=./my-model cutoff_len=512 --dry-run --json\n  \
                         bantam train --keys\n\n\
-                        Ctrl-C saves a checkpoint after the step that is being taken, and ends; the same command goes on \
-                        from there.")]
+                        Ctrl-C saves a checkpoint after the step that is being taken, and ends; the same command with \
+                        resume_from_checkpoint=true goes on from there.")]
 pub(crate) struct Train {
     /// YAML or JSON as LLaMA-Factory has it, or with the sections model, lora, dataset and training
     #[arg(value_name = "FILE", required_unless_present = "keys")]
@@ -112,7 +112,7 @@ impl Train {
         Ok(output::line(&match outcome.is_done {
             true => format!("{steps} steps, mean loss {loss:.4}: {folder}"),
             false => {
-                format!("ended after {steps} steps, saved: {folder}; the same command goes on from there")
+                format!("ended after {steps} steps, saved; go on with resume_from_checkpoint={folder}")
             }
         })?)
     }

@@ -269,8 +269,5 @@ pub(super) fn notes(settings: &Settings) -> Vec<String> {
             "bf16: sums and activations are float32, which costs memory and no precision{files}"
         ));
     }
-    if settings.flag("plot_loss") {
-        notes.push("plot_loss: no picture is drawn yet; trainer_log.jsonl has every number".to_owned());
-    }
     notes
 }

@@ -5,6 +5,7 @@
 
 mod choices;
 mod output;
+mod picture;
 mod state;
 mod targets;
 
@@ -24,7 +25,7 @@ use crate::optimizer::{Optimizer, clip, length, schedule::Schedule};
 use crate::settings::{Settings, SettingsError};
 use crate::step::{Flat, TrainError, Training};
 use choices::{Choices, Every, Method, Start};
-use output::{Output, failed};
+use output::Output;
 use state::State;
 
 /// Where in the output a new adapter stands until it is read.
@@ -199,7 +200,6 @@ fn model(
         (Method::Adapter(folder), None) => adapted(source, folder, cpu, threads),
         (Method::Lora(lora), None) => {
             let folder = choices.output.join(START);
-            fs::create_dir_all(&folder).map_err(|error| failed(&folder, error))?;
             targets::begin(&folder, lora, &source.spec, &absolute(source.folder()), choices.seed)?;
             let (source, mut training) = adapted(source, &folder, cpu, threads)?;
             training.begin_lengths();
@@ -401,6 +401,9 @@ impl Run<'_> {
                 "train_steps_per_second": self.state.step as f64 / seconds,
             }),
         )?;
+        if self.choices.flag("plot_loss") {
+            self.output.picture(&picture::png(&self.state.losses_told()))?;
+        }
         Ok(outcome)
     }
 }

@@ -125,7 +125,10 @@ impl Output {
         fs::rename(&partial, &place).map_err(|error| failed(&place, error))?;
         io(&old, fs::remove_dir_all(&old))?;
         sync(&self.folder)?;
-        let known = checkpoints(&self.folder);
+        // The oldest by time: higher numbers may be of an earlier run.
+        let mut known = checkpoints(&self.folder);
+        let written = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        known.sort_by_cached_key(|(_, path)| written(path));
         let more = limit.map_or(0, |limit| known.len().saturating_sub(limit.max(1)));
         for (_, path) in known.iter().filter(|(step, _)| *step != state.step).take(more) {
             fs::remove_dir_all(path).map_err(|error| failed(path, error))?;
@@ -153,6 +156,11 @@ impl Output {
         };
         let kept: String = text.lines().filter(is_before).map(|line| format!("{line}\n")).collect();
         Ok(write_file(&path, kept.as_bytes())?)
+    }
+
+    /// The losses to look at.
+    pub(super) fn picture(&self, png: &[u8]) -> Result<(), RunError> {
+        Ok(write_file(&self.folder.join("training_loss.png"), png)?)
     }
 
     /// How it went, once it is over.

@@ -45,6 +45,12 @@ impl State {
         loss
     }
 
+    /// What was logged, step by step.
+    pub(super) fn losses_told(&self) -> Vec<(u64, f64)> {
+        let told = |line: &Value| Some((line["step"].as_u64()?, line["loss"].as_f64()?));
+        self.history.iter().filter_map(told).collect()
+    }
+
     /// For ourselves: numbers by their bits, which decimals would not keep.
     pub(super) fn to_json(&self) -> String {
         let state = json!({

@@ -1,6 +1,7 @@
 //! A new adapter: which modules it is for, and the numbers that it begins with, both as PEFT has them.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 use bantam_model::adapter::{CONFIG, WEIGHTS};
@@ -13,6 +14,7 @@ use serde_json::json;
 
 use super::RunError;
 use super::choices::Lora;
+use super::output::failed;
 use crate::data::Twister;
 
 /// A linear layer as PEFT finds it in the model.
@@ -117,6 +119,7 @@ pub(super) fn begin(
     let targets = targets(&all, &lora.targets)?;
     let is_target =
         |name: &str| targets.iter().any(|target| name == target || name.ends_with(&format!(".{target}")));
+    fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
     let mut generator = Twister::new(seed);
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     for module in all.iter().filter(|module| is_target(&module.name)) {

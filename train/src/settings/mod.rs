@@ -118,6 +118,11 @@ impl SettingsError {
     fn one(complaint: String) -> Self {
         Self { complaints: vec![complaint] }
     }
+
+    /// All of these, each with its place.
+    pub(crate) fn of(complaints: Vec<String>) -> Self {
+        Self { complaints }
+    }
 }
 
 /// Values by key, for those that somebody gave, and where they stood.
@@ -162,6 +167,17 @@ impl Settings {
     /// Whether somebody said anything of a key but null.
     pub fn is_given(&self, key: &str) -> bool {
         self.chosen.is_given(key)
+    }
+
+    /// Whether somebody said anything else of a key than what its default is.
+    pub(crate) fn differs(&self, key: &str) -> bool {
+        let default = table::find(key).expect("keys that are asked for are in the table").default_value();
+        self.is_given(key) && self.chosen.value(key) != default
+    }
+
+    /// Where a key stood.
+    pub(crate) fn place(&self, key: &str) -> &str {
+        self.chosen.place(key)
     }
 
     /// A flag's value.

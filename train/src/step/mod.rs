@@ -191,6 +191,14 @@ impl Training {
         self.measure();
     }
 
+    /// Gives the rows of a new DoRA the lengths that they have.
+    pub fn begin_lengths(&mut self) {
+        for (at, lengths) in self.lows.list.iter().filter_map(low::Low::lengths_of_rows) {
+            self.parameters.write(at, &mut self.bare.arena, &lengths);
+        }
+        self.settle();
+    }
+
     /// Who computes.
     pub(crate) fn machine(&self) -> (Cpu, &bantam_model::pool::Threads) {
         (self.bare.cpu, &self.bare.pool)

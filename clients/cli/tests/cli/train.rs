@@ -18,7 +18,7 @@ fn a_dry_run_shows_examples_and_trains_nothing() {
         (&["lora_rnk=3", "--dry-run"][..], "did you mean lora_rank?"),
         (&["cutoff_len=none", "--dry-run"], "expected a whole number"),
         (&["dataset=x", "--dry-run"], "expected a name in dataset_info.json"),
-        (&[], "--dry-run"),
+        (&[], "expected output_dir"),
     ] {
         let output = bantam(&[&["train", file][..], more].concat());
         let message = String::from_utf8_lossy(&output.stderr);

@@ -1,24 +1,23 @@
 //! `bantam prepare`: makes of a model and an adapter what is to be served, once, and says where it is.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::{env, fs, io};
+use std::{fs, io};
 
 use bantam_model::checkpoint::writer::write_file;
 use bantam_model::merge::Place;
 use bantam_model::prepared::{NOTE, Prepared};
 use bantam_model::source::Source;
+use bantam_quantize::form::NAMES;
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, refused, usage};
 use crate::merge::MergeFlags;
-use crate::{arguments, cache, chosen_model, output};
+use crate::quantize::Quantize;
+use crate::{cache, chosen_model, output};
 
 /// What `--to` makes without quantizing.
 const MERGED: &str = "merged";
-/// The verb that makes everything else.
-const QUANTIZE: &str = "quantize";
 
 /// Merges an adapter, quantizes, and keeps the result
 #[derive(Args)]
@@ -32,9 +31,9 @@ pub(crate) struct Prepare {
     /// An adapter to merge: a folder with adapter_config.json
     #[arg(value_name = "ADAPTER")]
     adapter: Option<PathBuf>,
-    /// What to make: merged, or a format that `bantam quantize` knows [default: merged]
-    #[arg(long, value_name = "FORMAT")]
-    to: Option<String>,
+    /// What to make: merged, or a format that `bantam quantize` knows
+    #[arg(long, value_name = "FORMAT", default_value = MERGED, value_parser = [&[MERGED], &NAMES[..]].concat())]
+    to: String,
     /// Makes it anew where it was made before
     #[arg(long)]
     force: bool,
@@ -61,24 +60,32 @@ struct Step {
 
 impl Prepare {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let to = self.to.as_deref().unwrap_or(MERGED);
-        if self.adapter.is_none() && to == MERGED {
+        if self.to == MERGED && self.adapter.is_none() {
             return Err(usage("there is nothing to do: give an ADAPTER, or a format with --to"));
         }
-        if to != MERGED {
-            check_format(to)?;
+        if self.to == MERGED && !self.quantize.is_empty() {
+            return Err(usage(
+                "arguments after --: expected --to FORMAT before them, found none: leave them out",
+            ));
         }
+        let quantize = match self.to.as_str() {
+            MERGED => None,
+            to => Some(Quantize::part(to, &self.quantize)?),
+        };
         let kept = cache::prepared().ok_or_else(|| {
             refused("no cache: neither XDG_CACHE_HOME nor HOME names a folder; set one of them")
         })?;
         let mut steps = Vec::new();
         let model = chosen_model::found(&self.model);
+        if let Some(quantize) = &quantize {
+            quantize.check(&Source::open(&model)?)?;
+        }
         if let Some(adapter) = &self.adapter {
             steps.push(self.merged(&kept, &model, &chosen_model::found(adapter))?);
         }
-        if to != MERGED {
+        if let Some(quantize) = quantize {
             let model = steps.last().map_or(&*model, |step: &Step| step.path.as_path());
-            let step = self.quantized(&kept, model, to)?;
+            let step = self.quantized(&kept, model, quantize)?;
             if self.clean
                 && let Some(between) = steps.pop()
             {
@@ -121,43 +128,21 @@ impl Prepare {
         let merged = self.flags.merge(model, adapter, place, self.json)?;
         Ok(Step { what, path, was_there: false, details: merged.as_json() })
     }
-}
 
-/// Whether this build writes quantized models; which formats there are is for the verb itself to say.
-fn check_format(to: &str) -> Result<(), Failure> {
-    match arguments::command().find_subcommand(QUANTIZE) {
-        Some(_) => Ok(()),
-        None => Err(usage(format!(
-            "--to {to}: this build does not write quantized models yet; leave it out to merge, and give \
-             --quantization {to} when the model is run"
-        ))),
-    }
-}
-
-impl Prepare {
-    /// The same model in another format: made by the verb, in a process of its own, which goes on where one before it
-    /// was ended.
-    fn quantized(&self, kept: &Prepared, model: &Path, to: &str) -> Result<Step, Failure> {
+    /// The same model in another format: made by the verb, which goes on where one before it was ended.
+    fn quantized(&self, kept: &Prepared, model: &Path, quantize: Quantize) -> Result<Step, Failure> {
         let failed = |path: &Path, error: io::Error| refused(format!("{}: {error}", path.display()));
         let source = Source::open(model)?;
         let settings = self.quantize.join(" ");
-        let placed = kept.place(&source, None, to, &settings);
+        let placed = kept.place(&source, None, &self.to, &settings);
         let (path, note) = placed.map_err(|error| failed(kept.folder(), error))?;
-        let what = format!("{} as {to}", model.display());
+        let what = format!("{} as {}", model.display(), self.to);
         if !self.force && path.join(NOTE).is_file() {
             return Ok(Step { what, path, was_there: true, details: Value::Null });
         }
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let making = path.with_file_name(format!(".{name}.making"));
-        let program = env::current_exe().map_err(|error| failed(Path::new("bantam"), error))?;
-        let mut command = Command::new(program);
-        command.arg(QUANTIZE).arg(model).args(["--to", to, "--force", "--output"]).arg(&making);
-        // Standard output is for where the result is.
-        command.args(&self.quantize).stdin(Stdio::null()).stdout(io::stderr());
-        let status = command.status().map_err(|error| failed(&making, error))?;
-        if !status.success() {
-            return Err(refused(format!("{}: `bantam {QUANTIZE}` ended with {status}", model.display())));
-        }
+        quantize.make(model, &making)?;
         write_file(&making.join(NOTE), &note.text())?;
         if path.exists() {
             fs::remove_dir_all(&path).map_err(|error| failed(&path, error))?;

@@ -5,7 +5,7 @@ use std::{fs, io};
 
 use bantam_model::checkpoint::writer::write_file;
 use bantam_model::merge::Place;
-use bantam_model::prepared::{NOTE, Prepared};
+use bantam_model::prepared::{NOTE, Note, Prepared};
 use bantam_model::source::Source;
 use bantam_quantize::form::NAMES;
 use clap::Args;
@@ -37,7 +37,7 @@ pub(crate) struct Prepare {
     /// Makes it anew where it was made before
     #[arg(long)]
     force: bool,
-    /// Removes what only stood in between once the result is there
+    /// Removes the merged model that this run made on the way, once the result is there
     #[arg(long)]
     clean: bool,
     /// Writes a JSON object
@@ -55,6 +55,8 @@ struct Step {
     what: String,
     path: PathBuf,
     was_there: bool,
+    /// Whether nothing of that name was there.
+    is_new: bool,
     details: Value,
 }
 
@@ -75,26 +77,14 @@ impl Prepare {
         let kept = cache::prepared().ok_or_else(|| {
             refused("no cache: neither XDG_CACHE_HOME nor HOME names a folder; set one of them")
         })?;
-        let mut steps = Vec::new();
         let model = chosen_model::found(&self.model);
-        if let Some(quantize) = &quantize {
-            quantize.check(&Source::open(&model)?)?;
-        }
-        if let Some(adapter) = &self.adapter {
-            steps.push(self.merged(&kept, &model, &chosen_model::found(adapter))?);
-        }
-        if let Some(quantize) = quantize {
-            let model = steps.last().map_or(&*model, |step: &Step| step.path.as_path());
-            let step = self.quantized(&kept, model, quantize)?;
-            if self.clean
-                && let Some(between) = steps.pop()
-            {
-                let failed =
-                    |error| refused(format!("{}: {error}; check its permissions", between.path.display()));
-                fs::remove_dir_all(&between.path).map_err(failed)?;
-            }
-            steps.push(step);
-        }
+        let adapter = self.adapter.as_deref().map(chosen_model::found);
+        let adapter = adapter.as_deref();
+        let steps = match (quantize, adapter) {
+            (Some(quantize), adapter) => self.quantized(&kept, &model, adapter, quantize)?,
+            (None, Some(adapter)) => vec![self.merged(&kept, &model, adapter)?],
+            (None, None) => Vec::new(),
+        };
         self.tell(&steps)
     }
 
@@ -116,38 +106,77 @@ impl Prepare {
     /// The model with the adapter in it.
     fn merged(&self, kept: &Prepared, model: &Path, adapter: &Path) -> Result<Step, Failure> {
         let source = Source::open(model)?.adapted(adapter)?;
-        let trained = self.flags.trained(&source)?;
-        let settings = format!("{} {} {}", trained.in_four_bits, trained.nested, trained.fp4);
-        let failed = |error| refused(format!("{}: {error}", kept.folder().display()));
-        let (path, note) = kept.place(&source, Some(adapter), MERGED, &settings).map_err(failed)?;
+        let settings = self.merge_settings(&source)?;
+        let placed = kept.place(&source, Some(adapter), MERGED, &settings, &[]);
+        let (path, note) = placed.map_err(unkept)?;
         let what = format!("{} with {}", model.display(), adapter.display());
         if !self.force && path.join(NOTE).is_file() {
-            return Ok(Step { what, path, was_there: true, details: Value::Null });
+            return Ok(Step { what, path, was_there: true, is_new: false, details: Value::Null });
         }
+        let is_new = !path.exists();
         let place = Place::new(&path, self.force, &[model, adapter])?.noted(NOTE, note.text());
         let merged = self.flags.merge(model, adapter, place, self.json)?;
-        Ok(Step { what, path, was_there: false, details: merged.as_json() })
+        Ok(Step { what, path, was_there: false, is_new, details: merged.as_json() })
     }
 
-    /// The same model in another format: made by the verb, which goes on where one before it was ended.
-    fn quantized(&self, kept: &Prepared, model: &Path, quantize: Quantize) -> Result<Step, Failure> {
-        let failed = |path: &Path, error: io::Error| refused(format!("{}: {error}", path.display()));
-        let source = Source::open(model)?;
-        let settings = self.quantize.join(" ");
-        let placed = kept.place(&source, None, &self.to, &settings);
-        let (path, note) = placed.map_err(|error| failed(kept.folder(), error))?;
-        let what = format!("{} as {}", model.display(), self.to);
-        if !self.force && path.join(NOTE).is_file() {
-            return Ok(Step { what, path, was_there: true, details: Value::Null });
+    /// What decides how an adapter is merged.
+    fn merge_settings(&self, source: &Source) -> Result<String, Failure> {
+        let trained = self.flags.trained(source)?;
+        Ok(format!("{} {} {}", trained.in_four_bits, trained.nested, trained.fp4))
+    }
+
+    /// The model, merged where there is an adapter, in another format. What was made before is known by what it was
+    /// made from in the first place, for the merged model in between may be gone.
+    fn quantized(
+        &self,
+        kept: &Prepared,
+        model: &Path,
+        adapter: Option<&Path>,
+        quantize: Quantize,
+    ) -> Result<Vec<Step>, Failure> {
+        let mut source = Source::open(model)?;
+        quantize.check(&source)?;
+        let (mut settings, mut what) = (json!(self.quantize).to_string(), model.display().to_string());
+        if let Some(adapter) = adapter {
+            source = source.adapted(adapter)?;
+            settings += &self.merge_settings(&source)?;
+            what += &format!(" with {}", adapter.display());
         }
+        what += &format!(" as {}", self.to);
+        let placed = kept.place(&source, adapter, &self.to, &settings, &quantize.texts());
+        let (path, note) = placed.map_err(unkept)?;
+        if !self.force && path.join(NOTE).is_file() {
+            return Ok(vec![Step { what, path, was_there: true, is_new: false, details: Value::Null }]);
+        }
+        drop(source);
+        let merged = adapter.map(|adapter| self.merged(kept, model, adapter)).transpose()?;
+        self.make(quantize, merged.as_ref().map_or(model, |merged| &merged.path), &path, &note)?;
+        let is_left = |merged: &Step| !(self.clean && merged.is_new);
+        if let Some(between) = merged.iter().find(|merged| !is_left(merged)) {
+            fs::remove_dir_all(&between.path).map_err(|error| failed(&between.path, &error))?;
+        }
+        let made = Step { what, path, was_there: false, is_new: true, details: Value::Null };
+        Ok(merged.into_iter().filter(is_left).chain([made]).collect())
+    }
+
+    /// Quantizes, going on where an earlier run was ended.
+    fn make(&self, quantize: Quantize, model: &Path, path: &Path, note: &Note) -> Result<(), Failure> {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let making = path.with_file_name(format!(".{name}.making"));
         quantize.make(model, &making)?;
         write_file(&making.join(NOTE), &note.text())?;
         if path.exists() {
-            fs::remove_dir_all(&path).map_err(|error| failed(&path, error))?;
+            fs::remove_dir_all(path).map_err(|error| failed(path, &error))?;
         }
-        fs::rename(&making, &path).map_err(|error| failed(&path, error))?;
-        Ok(Step { what, path, was_there: false, details: Value::Null })
+        fs::rename(&making, path).map_err(|error| failed(path, &error))
     }
+}
+
+fn failed(path: &Path, error: &io::Error) -> Failure {
+    refused(format!("{}: {error}; check its permissions", path.display()))
+}
+
+/// A place cannot be told; the error names the file.
+fn unkept(error: io::Error) -> Failure {
+    refused(format!("{error}; check that it is there, and its permissions"))
 }

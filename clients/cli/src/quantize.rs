@@ -269,6 +269,12 @@ impl Quantize {
         Ok(part)
     }
 
+    /// Texts that the result depends on.
+    pub(crate) fn texts(&self) -> Vec<&Path> {
+        let measured = self.evaluate.as_ref().and_then(|text| text.as_deref());
+        measured.into_iter().chain(self.calibration.file()).collect()
+    }
+
     /// Does the part's work.
     pub(crate) fn make(self, model: &Path, output: &Path) -> Result<(), Failure> {
         Quantize { model: model.into(), output: output.into(), ..self }.run()

@@ -18,7 +18,7 @@ use crate::checkpoint::writer::write_file;
 use crate::source::Source;
 
 /// To be raised when the same recipe makes something else.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// What a folder was made from, inside it.
 pub const NOTE: &str = "bantam-prepared.json";
 const SUMS: &str = "sums.json";
@@ -75,27 +75,32 @@ impl Prepared {
         &self.folder
     }
 
-    /// Where the model is, or would be, that is made of these in this way; and what is to be noted in it.
+    /// Where the model is, or would be, that is made of these in this way; and what is to be noted in it. `texts` are
+    /// files that the settings name.
     pub fn place(
         &self,
         source: &Source,
         adapter: Option<&Path>,
         to: &str,
         settings: &str,
+        texts: &[&Path],
     ) -> io::Result<(PathBuf, Note)> {
         let mut builder = DirBuilder::new();
         builder.recursive(true);
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&self.folder)?;
+        builder.create(&self.folder).map_err(|error| named(&self.folder, &error))?;
         let mut files: Vec<PathBuf> = source.checkpoint.files().map(Path::to_owned).collect();
         files.extend(source.files.paths().filter(|path| path.is_file()));
         files.extend(adapter.into_iter().flat_map(|folder| [CONFIG, WEIGHTS].map(|name| folder.join(name))));
+        files.extend(texts.iter().map(|text| text.to_path_buf()));
         let mut sums = Sums::read(&self.folder.join(SUMS));
         let mut all = Xxh3::new();
         for file in &files {
             all.update(file.file_name().unwrap_or_default().as_encoded_bytes());
-            all.update(sums.of(file)?.as_bytes());
+            let named =
+                |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
+            all.update(sums.of(file).map_err(named)?.as_bytes());
         }
         sums.write();
         all.update(format!("{VERSION} {} {to} {settings}", env!("CARGO_PKG_VERSION")).as_bytes());
@@ -166,6 +171,11 @@ impl Entry {
     pub fn remove(&self) -> io::Result<()> {
         fs::remove_dir_all(&self.path)
     }
+}
+
+/// An error that says of which file.
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// The last part of a path, in letters that no shell minds; owner and name of what lies in a cache of a hub.

@@ -1,7 +1,7 @@
 //! Flags of the methods that see the model at work, and the text that they see it with.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bantam_core::Cpu;
 use bantam_model::source::Source;
@@ -60,6 +60,11 @@ impl Calibration {
     /// Whether a flag was given that only calibrated methods know.
     pub(crate) fn is_asked(&self) -> bool {
         self.text.is_some() || self.sequences.is_some() || self.length.is_some() || self.damp.is_some()
+    }
+
+    /// The text to calibrate with, where one is given.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.text.as_deref()
     }
 
     /// The share that is added to diagonals.

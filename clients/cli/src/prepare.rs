@@ -1,24 +1,23 @@
 //! `bantam prepare`: makes of a model and an adapter what is to be served, once, and says where it is.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::{env, fs, io};
+use std::{fs, io};
 
 use bantam_model::checkpoint::writer::write_file;
 use bantam_model::merge::Place;
-use bantam_model::prepared::{NOTE, Prepared};
+use bantam_model::prepared::{NOTE, Note, Prepared};
 use bantam_model::source::Source;
+use bantam_quantize::form::NAMES;
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, refused, usage};
 use crate::merge::MergeFlags;
-use crate::{arguments, cache, chosen_model, output};
+use crate::quantize::Quantize;
+use crate::{cache, chosen_model, output};
 
 /// What `--to` makes without quantizing.
 const MERGED: &str = "merged";
-/// The verb that makes everything else.
-const QUANTIZE: &str = "quantize";
 
 /// Merges an adapter, quantizes, and keeps the result
 #[derive(Args)]
@@ -32,13 +31,13 @@ pub(crate) struct Prepare {
     /// An adapter to merge: a folder with adapter_config.json
     #[arg(value_name = "ADAPTER")]
     adapter: Option<PathBuf>,
-    /// What to make: merged, or a format that `bantam quantize` knows [default: merged]
-    #[arg(long, value_name = "FORMAT")]
-    to: Option<String>,
+    /// What to make: merged, or a format that `bantam quantize` knows
+    #[arg(long, value_name = "FORMAT", default_value = MERGED, value_parser = [&[MERGED], &NAMES[..]].concat())]
+    to: String,
     /// Makes it anew where it was made before
     #[arg(long)]
     force: bool,
-    /// Removes what only stood in between once the result is there
+    /// Removes the merged model that this run made on the way, once the result is there
     #[arg(long)]
     clean: bool,
     /// Writes a JSON object
@@ -56,38 +55,36 @@ struct Step {
     what: String,
     path: PathBuf,
     was_there: bool,
+    /// Whether nothing of that name was there.
+    is_new: bool,
     details: Value,
 }
 
 impl Prepare {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let to = self.to.as_deref().unwrap_or(MERGED);
-        if self.adapter.is_none() && to == MERGED {
+        if self.to == MERGED && self.adapter.is_none() {
             return Err(usage("there is nothing to do: give an ADAPTER, or a format with --to"));
         }
-        if to != MERGED {
-            check_format(to)?;
+        if self.to == MERGED && !self.quantize.is_empty() {
+            return Err(usage(
+                "arguments after --: expected --to FORMAT before them, found none: leave them out",
+            ));
         }
+        let quantize = match self.to.as_str() {
+            MERGED => None,
+            to => Some(Quantize::part(to, &self.quantize)?),
+        };
         let kept = cache::prepared().ok_or_else(|| {
             refused("no cache: neither XDG_CACHE_HOME nor HOME names a folder; set one of them")
         })?;
-        let mut steps = Vec::new();
         let model = chosen_model::found(&self.model);
-        if let Some(adapter) = &self.adapter {
-            steps.push(self.merged(&kept, &model, &chosen_model::found(adapter))?);
-        }
-        if to != MERGED {
-            let model = steps.last().map_or(&*model, |step: &Step| step.path.as_path());
-            let step = self.quantized(&kept, model, to)?;
-            if self.clean
-                && let Some(between) = steps.pop()
-            {
-                let failed =
-                    |error| refused(format!("{}: {error}; check its permissions", between.path.display()));
-                fs::remove_dir_all(&between.path).map_err(failed)?;
-            }
-            steps.push(step);
-        }
+        let adapter = self.adapter.as_deref().map(chosen_model::found);
+        let adapter = adapter.as_deref();
+        let steps = match (quantize, adapter) {
+            (Some(quantize), adapter) => self.quantized(&kept, &model, adapter, quantize)?,
+            (None, Some(adapter)) => vec![self.merged(&kept, &model, adapter)?],
+            (None, None) => Vec::new(),
+        };
         self.tell(&steps)
     }
 
@@ -109,60 +106,77 @@ impl Prepare {
     /// The model with the adapter in it.
     fn merged(&self, kept: &Prepared, model: &Path, adapter: &Path) -> Result<Step, Failure> {
         let source = Source::open(model)?.adapted(adapter)?;
-        let trained = self.flags.trained(&source)?;
-        let settings = format!("{} {} {}", trained.in_four_bits, trained.nested, trained.fp4);
-        let failed = |error| refused(format!("{}: {error}", kept.folder().display()));
-        let (path, note) = kept.place(&source, Some(adapter), MERGED, &settings).map_err(failed)?;
+        let settings = self.merge_settings(&source)?;
+        let placed = kept.place(&source, Some(adapter), MERGED, &settings, &[]);
+        let (path, note) = placed.map_err(unkept)?;
         let what = format!("{} with {}", model.display(), adapter.display());
         if !self.force && path.join(NOTE).is_file() {
-            return Ok(Step { what, path, was_there: true, details: Value::Null });
+            return Ok(Step { what, path, was_there: true, is_new: false, details: Value::Null });
         }
+        let is_new = !path.exists();
         let place = Place::new(&path, self.force, &[model, adapter])?.noted(NOTE, note.text());
         let merged = self.flags.merge(model, adapter, place, self.json)?;
-        Ok(Step { what, path, was_there: false, details: merged.as_json() })
+        Ok(Step { what, path, was_there: false, is_new, details: merged.as_json() })
     }
-}
 
-/// Whether this build writes quantized models; which formats there are is for the verb itself to say.
-fn check_format(to: &str) -> Result<(), Failure> {
-    match arguments::command().find_subcommand(QUANTIZE) {
-        Some(_) => Ok(()),
-        None => Err(usage(format!(
-            "--to {to}: this build does not write quantized models yet; leave it out to merge, and give \
-             --quantization {to} when the model is run"
-        ))),
+    /// What decides how an adapter is merged.
+    fn merge_settings(&self, source: &Source) -> Result<String, Failure> {
+        let trained = self.flags.trained(source)?;
+        Ok(format!("{} {} {}", trained.in_four_bits, trained.nested, trained.fp4))
     }
-}
 
-impl Prepare {
-    /// The same model in another format: made by the verb, in a process of its own, which goes on where one before it
-    /// was ended.
-    fn quantized(&self, kept: &Prepared, model: &Path, to: &str) -> Result<Step, Failure> {
-        let failed = |path: &Path, error: io::Error| refused(format!("{}: {error}", path.display()));
-        let source = Source::open(model)?;
-        let settings = self.quantize.join(" ");
-        let placed = kept.place(&source, None, to, &settings);
-        let (path, note) = placed.map_err(|error| failed(kept.folder(), error))?;
-        let what = format!("{} as {to}", model.display());
-        if !self.force && path.join(NOTE).is_file() {
-            return Ok(Step { what, path, was_there: true, details: Value::Null });
+    /// The model, merged where there is an adapter, in another format. What was made before is known by what it was
+    /// made from in the first place, for the merged model in between may be gone.
+    fn quantized(
+        &self,
+        kept: &Prepared,
+        model: &Path,
+        adapter: Option<&Path>,
+        quantize: Quantize,
+    ) -> Result<Vec<Step>, Failure> {
+        let mut source = Source::open(model)?;
+        quantize.check(&source)?;
+        let (mut settings, mut what) = (json!(self.quantize).to_string(), model.display().to_string());
+        if let Some(adapter) = adapter {
+            source = source.adapted(adapter)?;
+            settings += &self.merge_settings(&source)?;
+            what += &format!(" with {}", adapter.display());
         }
+        what += &format!(" as {}", self.to);
+        let placed = kept.place(&source, adapter, &self.to, &settings, &quantize.texts());
+        let (path, note) = placed.map_err(unkept)?;
+        if !self.force && path.join(NOTE).is_file() {
+            return Ok(vec![Step { what, path, was_there: true, is_new: false, details: Value::Null }]);
+        }
+        drop(source);
+        let merged = adapter.map(|adapter| self.merged(kept, model, adapter)).transpose()?;
+        self.make(quantize, merged.as_ref().map_or(model, |merged| &merged.path), &path, &note)?;
+        let is_left = |merged: &Step| !(self.clean && merged.is_new);
+        if let Some(between) = merged.iter().find(|merged| !is_left(merged)) {
+            fs::remove_dir_all(&between.path).map_err(|error| failed(&between.path, &error))?;
+        }
+        let made = Step { what, path, was_there: false, is_new: true, details: Value::Null };
+        Ok(merged.into_iter().filter(is_left).chain([made]).collect())
+    }
+
+    /// Quantizes, going on where an earlier run was ended.
+    fn make(&self, quantize: Quantize, model: &Path, path: &Path, note: &Note) -> Result<(), Failure> {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let making = path.with_file_name(format!(".{name}.making"));
-        let program = env::current_exe().map_err(|error| failed(Path::new("bantam"), error))?;
-        let mut command = Command::new(program);
-        command.arg(QUANTIZE).arg(model).args(["--to", to, "--force", "--output"]).arg(&making);
-        // Standard output is for where the result is.
-        command.args(&self.quantize).stdin(Stdio::null()).stdout(io::stderr());
-        let status = command.status().map_err(|error| failed(&making, error))?;
-        if !status.success() {
-            return Err(refused(format!("{}: `bantam {QUANTIZE}` ended with {status}", model.display())));
-        }
+        quantize.make(model, &making)?;
         write_file(&making.join(NOTE), &note.text())?;
         if path.exists() {
-            fs::remove_dir_all(&path).map_err(|error| failed(&path, error))?;
+            fs::remove_dir_all(path).map_err(|error| failed(path, &error))?;
         }
-        fs::rename(&making, &path).map_err(|error| failed(&path, error))?;
-        Ok(Step { what, path, was_there: false, details: Value::Null })
+        fs::rename(&making, path).map_err(|error| failed(path, &error))
     }
+}
+
+fn failed(path: &Path, error: &io::Error) -> Failure {
+    refused(format!("{}: {error}; check its permissions", path.display()))
+}
+
+/// A place cannot be told; the error names the file.
+fn unkept(error: io::Error) -> Failure {
+    refused(format!("{error}; check that it is there, and its permissions"))
 }

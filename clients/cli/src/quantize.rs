@@ -1,7 +1,7 @@
 //! `bantam quantize`: a smaller checkpoint, in a form that the original tools read.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bantam_core::{Cpu, KvKind, Precision};
@@ -20,7 +20,7 @@ use bantam_quantize::form::{Fit, Form, Head, NAMES};
 use bantam_quantize::report::{Kind, Report};
 use bantam_quantize::run::{Event, Manner, Run, SHARD_BYTES};
 use bantam_quantize::work::Begin;
-use clap::{Args, ValueEnum};
+use clap::{Args, Command, FromArgMatches, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::calibration::Calibration;
@@ -84,6 +84,9 @@ pub(crate) struct Quantize {
     settings: Settings,
     #[command(flatten)]
     calibration: Calibration,
+    /// Everything is told on standard error: another verb has the result.
+    #[arg(skip)]
+    is_part: bool,
 }
 
 /// What forms leave to choose.
@@ -253,8 +256,41 @@ impl Quantize {
         interrupt::without_file_size_signal(|| self.work())
     }
 
-    fn work(&self) -> Result<(), Failure> {
-        let started = Instant::now();
+    /// The verb as a part of another one, with the arguments that were given for it; ends the program, as arguments
+    /// always do, where they make no sense.
+    pub(crate) fn part(form: &str, given: &[String]) -> Result<Quantize, Failure> {
+        const NAME: &str = "bantam quantize";
+        let named = [NAME, "MODEL", "--to", form, "--force", "--output", "DIR"];
+        let arguments = named.into_iter().chain(given.iter().map(String::as_str));
+        let matches = Quantize::augment_args(Command::new(NAME)).try_get_matches_from(arguments);
+        let parsed = matches.and_then(|matches| Quantize::from_arg_matches(&matches));
+        let part = Quantize { is_part: true, ..parsed.unwrap_or_else(|error| error.exit()) };
+        part.chosen()?;
+        Ok(part)
+    }
+
+    /// Texts that the result depends on.
+    pub(crate) fn texts(&self) -> Vec<&Path> {
+        let measured = self.evaluate.as_ref().and_then(|text| text.as_deref());
+        measured.into_iter().chain(self.calibration.file()).collect()
+    }
+
+    /// Does the part's work.
+    pub(crate) fn make(self, model: &Path, output: &Path) -> Result<(), Failure> {
+        Quantize { model: model.into(), output: output.into(), ..self }.run()
+    }
+
+    /// Refuses what would be refused once the model is there, where one of its shape is.
+    pub(crate) fn check(&self, source: &Source) -> Result<(), Failure> {
+        let (form, is_calibrated) = self.chosen()?;
+        if is_calibrated {
+            self.calibration.settings(source, form, self.settings.bits, self.threads(), None)?;
+        }
+        self.text(source).map(drop)
+    }
+
+    /// The form, and whether its method looks at the model at work.
+    fn chosen(&self) -> Result<(Form, bool), Failure> {
         let form = self.settings.form(&self.form)?;
         let is_calibrated = self.settings.is_calibrated(&form)?;
         if self.calibration.is_asked() && !is_calibrated {
@@ -262,6 +298,21 @@ impl Quantize {
                 "--calibration and its kin: expected a calibrated method, found none: leave them out",
             ));
         }
+        self.calibration.damp()?;
+        Ok((form, is_calibrated))
+    }
+
+    fn line(&self, text: &str) -> Result<(), Failure> {
+        match self.is_part {
+            true => output::say(text),
+            false => output::line(text)?,
+        }
+        Ok(())
+    }
+
+    fn work(&self) -> Result<(), Failure> {
+        let started = Instant::now();
+        let (form, is_calibrated) = self.chosen()?;
         let source = chosen_model::open(Some(&self.model))?;
         let blueprint = self.settings.blueprint(&source, form)?;
         let text = self.text(&source)?;
@@ -385,10 +436,11 @@ impl Quantize {
             Event::Matrix { name, loss, bytes, weights: [done, all], again } => {
                 if self.json {
                     // A reader who has left is noticed at the end.
-                    let _ = output::json(&json!({
+                    let told = json!({
                         "event": "matrix", "name": name, "relative_squared_error": loss, "bytes": bytes,
                         "weights_done": done, "weights": all, "again": again,
-                    }));
+                    });
+                    let _ = self.line(&told.to_string());
                 }
                 progress.say(format!("{name}, loss {loss:.2e}"));
                 progress.at(share(done, all));
@@ -490,7 +542,7 @@ impl Quantize {
             told["event"] = json!("report");
             told["seconds"] = json!(seconds);
             told["peak_memory_bytes"] = json!(peak);
-            return Ok(output::json(&told)?);
+            return self.line(&told.to_string());
         }
         let row = |name: &str, kind: &Kind| {
             let relative = kind.loss.relative();
@@ -509,8 +561,8 @@ impl Quantize {
         rows.extend(report.kinds.iter().map(|(name, kind)| row(name, kind)));
         rows.push(row("all", &report.all));
         rows.extend(report.head.as_ref().map(|head| row("head", head)));
-        output::line(&output::table(&rows, &[false, true, true, true, true, true, true]))?;
-        output::line(&format!(
+        self.line(&output::table(&rows, &[false, true, true, true, true, true, true]))?;
+        self.line(&format!(
             "{:.3} bits per weight without embedding and head, which take {}; {} are read for a token",
             report.bits_per_weight(),
             output::bytes(report.embedding[1]),
@@ -518,7 +570,7 @@ impl Quantize {
         ))?;
         if let Some(found) = &report.evaluation {
             let number = |key: &str| found[key].as_f64().unwrap_or(f64::NAN);
-            output::line(&format!(
+            self.line(&format!(
                 "perplexity {:.4} before, {:.4} after ({:.4} times); divergence {:.5} nats, same first token in \
                  {:.2} %",
                 number("perplexity_before"),
@@ -530,7 +582,7 @@ impl Quantize {
         }
         let peak =
             peak.map_or_else(String::new, |peak| format!(", at most {} of memory", output::bytes(peak)));
-        output::line(&format!("{}: {seconds:.1} s{peak}", self.output.display()))?;
+        self.line(&format!("{}: {seconds:.1} s{peak}", self.output.display()))?;
         Ok(())
     }
 }

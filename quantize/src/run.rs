@@ -72,13 +72,14 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Begins, or goes on. `method` tells apart what other settings would make of the same weights.
+    /// Begins, or goes on. `method` tells apart what other settings would make of the same weights. `None`: an earlier
+    /// start has finished it, but for the tidying up.
     pub fn open(
         blueprint: &'a Blueprint<'a>,
         output: &Path,
         method: &Value,
         manner: Manner,
-    ) -> Result<Run<'a>, QuantizeError> {
+    ) -> Result<Option<Run<'a>>, QuantizeError> {
         check_apart(blueprint, output)?;
         let settings = json!({
             "version": 1,
@@ -88,12 +89,12 @@ impl<'a> Run<'a> {
             "shard_bytes": manner.shard_bytes,
             "source": identity(blueprint)?,
         });
-        let work = Work::open(output, &settings, manner.begin)?;
+        let Some(work) = Work::open(output, &settings, manner.begin)? else { return Ok(None) };
         let bytes = blueprint.output_bytes();
         work.check_room(bytes + bytes.min(manner.shard_bytes))?;
         let units = blueprint.units();
         let done = units.iter().map(|_| None).collect();
-        Ok(Run { blueprint, work, manner, units, done, weights_done: 0 })
+        Ok(Some(Run { blueprint, work, manner, units, done, weights_done: 0 }))
     }
 
     /// Where the checkpoint grows.

@@ -17,7 +17,7 @@ use bantam_quantize::calibrated::sample::{self, Written};
 use bantam_quantize::error::QuantizeError;
 use bantam_quantize::evaluate;
 use bantam_quantize::form::{Fit, Form, Head, NAMES};
-use bantam_quantize::report::{Kind, Report};
+use bantam_quantize::report::{self, Kind, Report};
 use bantam_quantize::run::{Event, Manner, Run, SHARD_BYTES};
 use bantam_quantize::work::Begin;
 use clap::{Args, ValueEnum};
@@ -279,7 +279,9 @@ impl Quantize {
         };
         let mut ready = settings.map(|settings| self.calibration.ready(&source, settings)).transpose()?;
         let told = ready.as_ref().map_or(Value::Null, |ready| ready.told.clone());
-        let mut run = Run::open(&blueprint, &self.output, &told, manner)?;
+        let Some(mut run) = Run::open(&blueprint, &self.output, &told, manner)? else {
+            return self.tell_finished();
+        };
         self.told(|tell| match &mut ready {
             Some(ready) => run.layerwise(&mut ready.method, tell),
             None => run.nearest(tell),
@@ -481,6 +483,25 @@ impl Quantize {
         made.keep(&engine, &native, &mut |_| {}).map_err(|error| refused(error.to_string()))?;
         output::say(&format!("native file: {}", native.path().display()));
         Ok(())
+    }
+
+    /// An earlier start has done it all but for the tidying up.
+    fn tell_finished(&self) -> Result<(), Failure> {
+        if self.native {
+            self.write_native()?;
+        }
+        let path = self.output.join(report::FILE);
+        if !self.json {
+            let (output, path) = (self.output.display(), path.display());
+            return Ok(output::line(&format!(
+                "{output}: an earlier start has finished it; its report is {path}"
+            ))?);
+        }
+        let expected = "the report of an earlier start";
+        let told = fs::read(&path).map_err(|source| Failure::Read { path, expected, source })?;
+        let mut told: Value = serde_json::from_slice(&told).unwrap_or_else(|_| json!({}));
+        told["event"] = json!("report");
+        Ok(output::json(&told)?)
     }
 
     fn tell_report(&self, report: &Report, started: Instant) -> Result<(), Failure> {

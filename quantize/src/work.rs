@@ -15,6 +15,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use bantam_model::checkpoint::writer;
+use bantam_model::merge::stranger;
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -164,10 +165,14 @@ impl Work {
     pub fn publish(self) -> Result<(), QuantizeError> {
         let result = self.result();
         sync_folder(&result)?;
-        let done = format!("{}\n{}", identity(&result), self.digest);
-        writer::write_file(&self.folder.join("done"), done.as_bytes())?;
         let replaced =
             self.output.exists() && fs::read_dir(&self.output).is_ok_and(|mut all| all.next().is_some());
+        if replaced {
+            // Somebody may have put something there meanwhile.
+            check_model_alone(&self.output)?;
+        }
+        let done = format!("{}\n{}", identity(&result), self.digest);
+        writer::write_file(&self.folder.join("done"), done.as_bytes())?;
         match replaced {
             false => fs::rename(&result, &self.output).map_err(at(&self.output))?,
             // From here on the folder of the unfinished holds the old model.
@@ -254,9 +259,20 @@ fn check_output(output: &Path, force: bool) -> Result<(), QuantizeError> {
             "{shown}: expected a new folder, found one with files in it: give another one, or --force to replace it"
         ))),
         // What is replaced is removed: a model may be, somebody's home may not.
-        (false, true) if output.join("config.json").is_file() => Ok(()),
+        (false, true) if output.join("config.json").is_file() => check_model_alone(output),
         (false, true) => Err(refused(format!(
             "{shown}: expected a model to replace, found a folder without config.json: give another one"
+        ))),
+    }
+}
+
+/// Refuses to replace a folder with something of its owner in it.
+fn check_model_alone(output: &Path) -> Result<(), QuantizeError> {
+    match stranger(output).map_err(at(output))? {
+        None => Ok(()),
+        Some(name) => Err(refused(format!(
+            "{}: expected a model alone to replace, found {name:?}, which no model has: move it away first",
+            output.display()
         ))),
     }
 }

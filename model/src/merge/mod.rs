@@ -25,7 +25,7 @@ use crate::plan::{Fill, Options, PlanError, wrapped};
 use crate::source::{Source, SourceError};
 use crate::weights::WeightsError;
 use cascade::{Needs, Way};
-pub use folder::Place;
+pub use folder::{Place, stranger};
 use trained::Trained;
 
 /// Why an adapter is not merged.

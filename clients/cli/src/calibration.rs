@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::failure::{Failure, refused, usage};
 use crate::progress::Progress;
+use crate::quantize::check_length;
 use crate::token_ids;
 
 /// Sequences, and tokens of each.
@@ -110,6 +111,12 @@ impl Calibration {
         limit: Option<u64>,
     ) -> Result<Settings, Failure> {
         let damp = self.damp()?;
+        check_length("--calibration-length", self.length, source)?;
+        if self.damp.is_some() && matches!(form, Form::Awq { .. }) {
+            return Err(usage(
+                "--damp: expected --to gptq or --method ptbitnet, found --to awq: leave it out",
+            ));
+        }
         let method = match form {
             Form::Gptq { bits, group, symmetric, act_order } => {
                 Method::Gptq(gptq::Settings { bits, group, act_order, symmetric, damp })

@@ -220,10 +220,32 @@ impl Settings {
         if matches!(form, Form::Ternary { .. }) && self.bits.is_some() && !is_calibrated {
             return Err(usage("--bits: expected --method ptbitnet beside it for ternary: leave it out"));
         }
+        if let Form::Ternary { group: Some(group), .. } = form {
+            self.check_planes(*group)?;
+        }
         if self.act_order && !is_calibrated {
             return Err(usage("--act-order: expected --method calibrated, found nearest: leave it out"));
         }
         Ok(is_calibrated)
+    }
+
+    /// Refuses bits that no choice of one or two planes has.
+    fn check_planes(&self, group: usize) -> Result<(), Failure> {
+        let Some(bits) = self.bits else { return Ok(()) };
+        if self.planes.is_some() {
+            return Err(usage(
+                "--planes: expected it without --bits, which says who gets two: leave one of them out",
+            ));
+        }
+        let one = calibrated::plane_bits(group, usize::MAX);
+        match (one..=2.0 * one).contains(&bits) {
+            true => Ok(()),
+            false => Err(usage(format!(
+                "--bits: expected {one} to {} for ternary with --group-size {group}, found {bits}; for two trits \
+                 everywhere give --planes 2",
+                2.0 * one
+            ))),
+        }
     }
 
     /// Refuses what a form knows nothing of: it would be ignored.
@@ -263,6 +285,7 @@ impl Quantize {
             ));
         }
         let source = chosen_model::open(Some(&self.model))?;
+        check_length("--context", self.context, &source)?;
         let blueprint = self.settings.blueprint(&source, form)?;
         let text = self.text(&source)?;
         let (bits, threads, limit) =
@@ -553,6 +576,17 @@ impl Quantize {
             peak.map_or_else(String::new, |peak| format!(", at most {} of memory", output::bytes(peak)));
         output::line(&format!("{}: {seconds:.1} s{peak}", self.output.display()))?;
         Ok(())
+    }
+}
+
+/// Refuses windows that are longer than the model's.
+pub(crate) fn check_length(flag: &str, asked: Option<u64>, source: &Source) -> Result<(), Failure> {
+    let most = source.spec.context;
+    match asked.filter(|asked| *asked > most as u64) {
+        None => Ok(()),
+        Some(asked) => Err(usage(format!(
+            "{flag}: expected at most the {most} tokens of the model's context, found {asked}: give less"
+        ))),
     }
 }
 

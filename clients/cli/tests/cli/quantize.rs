@@ -101,6 +101,18 @@ fn what_makes_no_sense_is_refused() {
     with(&["--to", "ternary", "--group-size", "32"], 2, &["multiple of 64"]);
     with(&["--to", "gptq", "--method", "ptbitnet"], 2, &["--method", "nearest", "ptbitnet"]);
     with(&["--to", "ternary", "--bits", "2.2"], 2, &["--bits", "ptbitnet"]);
+    for bits in ["nan", "9", "1"] {
+        with(
+            &["--to", "ternary", "--method", "ptbitnet", "--bits", bits],
+            2,
+            &["--bits", "3.5", "--planes 2"],
+        );
+    }
+    let both = ["--to", "ternary", "--method", "ptbitnet", "--planes", "2", "--bits", "2.2"];
+    with(&both, 2, &["--planes", "without --bits"]);
+    with(&["--to", "nf4", "--evaluate", "--context", "100000"], 2, &["--context", "at most", "100000"]);
+    with(&["--to", "awq", "--calibration-length", "60000"], 2, &["--calibration-length", "at most"]);
+    with(&["--to", "awq", "--damp", "0.1"], 2, &["--damp", "leave it out"]);
     with(&["--to", "nf4", "--damp", "0.1"], 2, &["calibrated"]);
     with(&["--to", "nf4", "--ram", "1MiB"], 1, &["--ram", "expected at least"]);
     with(&["--to", "nf4", "--head", "int8"], 2, &["--head", "ternary", "leave it out"]);
@@ -159,6 +171,11 @@ fn check_killed(name: &str, more: &[&str]) {
             let _ = child.kill();
             let status = child.wait().unwrap();
             if output.exists() {
+                let partial = folder.join(format!("killed-{runs}.partial"));
+                if partial.exists() && std::fs::read_dir(&partial).unwrap().count() > 0 {
+                    assert!(start(&output).wait().unwrap().success(), "run {runs}: it was finished");
+                    assert!(!partial.exists(), "run {runs}: nothing is left");
+                }
                 assert!(files(&output) == wanted, "run {runs}: under its final name it is complete");
                 break;
             }

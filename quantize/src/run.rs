@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::assembly;
 use crate::blueprint::{Blueprint, Unit};
 use crate::error::{QuantizeError, at, refused};
-use crate::layerwise::{Hand, Layerwise, MethodError};
+use crate::layerwise::{Hand, Layerwise, MethodError, Scales};
 use crate::matrix::{Dense, Quantized};
 use crate::nearest;
 use crate::parts::{self, Loss, Part};
@@ -82,7 +82,7 @@ impl<'a> Run<'a> {
     ) -> Result<Option<Run<'a>>, QuantizeError> {
         check_apart(blueprint, output)?;
         let settings = json!({
-            "version": 1,
+            "version": 2,
             "form": format!("{:?}", blueprint.form),
             "head": blueprint.head.map(|head| format!("{head:?}")),
             "method": method,
@@ -133,7 +133,7 @@ impl<'a> Run<'a> {
             Some(head) => nearest::head(head, &dense, threads),
             None => nearest::quantize(blueprint.form, &dense, blueprint.dtype(unit), threads),
         };
-        self.keep(number, &dense, &made, Vec::new(), tell)
+        self.keep(number, &dense, (&made, &Scales::default()), Vec::new(), tell)
     }
 
     /// Quantizes them with a method that goes by layers.
@@ -224,12 +224,12 @@ impl<'a> Run<'a> {
         &mut self,
         number: usize,
         dense: &Dense,
-        made: &Quantized,
+        (made, scales): (&Quantized, &Scales),
         stages: Vec<(String, f64)>,
         tell: &mut dyn FnMut(Event),
     ) -> Result<(), QuantizeError> {
         let (unit, blueprint) = (self.units[number], self.blueprint);
-        let (error, square) = squared_error(dense, made, self.manner.threads);
+        let (error, square) = squared_error(dense, made, scales, self.manner.threads);
         let name = &blueprint.taken[unit.module].name;
         let pieces = match blueprint.is_head(unit) {
             true => writers::head(name, made),
@@ -309,14 +309,14 @@ impl Taking<'_, '_> {
     fn take(
         &mut self,
         name: &str,
-        matrix: &Quantized,
+        made: (&Quantized, &Scales),
         stages: Vec<(String, f64)>,
     ) -> Result<(), QuantizeError> {
         let number = self.run.number(name);
         let number =
             number.ok_or_else(|| refused(format!("{name}: expected a matrix of the list, found another")))?;
         let dense = self.run.blueprint.read(self.run.units[number])?;
-        self.run.keep(number, &dense, matrix, stages, self.tell)
+        self.run.keep(number, &dense, made, stages, self.tell)
     }
 
     fn change(&mut self, name: &str, values: &[f32]) -> Result<(), QuantizeError> {
@@ -339,7 +339,12 @@ impl Hand for Taking<'_, '_> {
         stages: &[(&'static str, f64)],
     ) -> Result<(), MethodError> {
         let stages = stages.iter().map(|(stage, loss)| ((*stage).to_owned(), *loss)).collect();
-        let taken = self.take(name, &matrix, stages);
+        let taken = self.take(name, (&matrix, &Scales::default()), stages);
+        self.note(taken)
+    }
+
+    fn scaled(&mut self, name: &str, matrix: Quantized, scales: &Scales) -> Result<(), MethodError> {
+        let taken = self.take(name, (&matrix, scales), Vec::new());
         self.note(taken)
     }
 
@@ -360,7 +365,7 @@ fn narrowed(dtype: Dtype, values: &[f32]) -> (Dtype, Vec<u8>) {
 }
 
 /// Sums of squares: of the errors, and of the weights. Rows are added in their order, whoever sums each.
-fn squared_error(dense: &Dense, made: &Quantized, threads: usize) -> (f64, f64) {
+fn squared_error(dense: &Dense, made: &Quantized, scales: &Scales, threads: usize) -> (f64, f64) {
     let columns = dense.shape.columns;
     let rows = Mutex::new(vec![(0.0, 0.0); dense.shape.rows]);
     const TOGETHER: usize = 16;
@@ -370,6 +375,7 @@ fn squared_error(dense: &Dense, made: &Quantized, threads: usize) -> (f64, f64) 
         let mut sums = [(0.0, 0.0); TOGETHER];
         for (at, (values, sums)) in values.chunks(columns).zip(&mut sums).enumerate() {
             made.row(number * TOGETHER + at, &mut out);
+            scales.fold_back(number * TOGETHER + at, &mut out);
             for (value, made) in values.iter().zip(&out) {
                 let error = f64::from(*value) - f64::from(*made);
                 sums.0 += error * error;

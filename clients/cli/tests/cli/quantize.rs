@@ -142,7 +142,9 @@ fn calibrated_methods_write_what_is_read() {
         let lines = answer(bantam(&made));
         let report: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
         let error = report["quantized"]["relative_squared_error"].as_f64().unwrap();
-        assert!(error > 0.0 && error < 2.0, "{more:?}: {error}");
+        // Of AWQ, whose scales are in the weights, that of the weights without them.
+        let most = if more.contains(&"awq") { 0.03 } else { 2.0 };
+        assert!(error > 0.0 && error < most, "{more:?}: {error}");
         answer(bantam(&["run", output, "Once", "--max-new-tokens", "2", "--ignore-eos"]));
     }
 }

@@ -63,6 +63,8 @@ pub enum Event<'e> {
 pub struct Run<'a> {
     /// What is done.
     pub blueprint: &'a Blueprint<'a>,
+    /// How it is done, as a report tells it.
+    pub(crate) method: Value,
     work: Work,
     manner: Manner,
     units: Vec<Unit>,
@@ -94,7 +96,7 @@ impl<'a> Run<'a> {
         work.check_room(bytes + bytes.min(manner.shard_bytes))?;
         let units = blueprint.units();
         let done = units.iter().map(|_| None).collect();
-        Ok(Some(Run { blueprint, work, manner, units, done, weights_done: 0 }))
+        Ok(Some(Run { blueprint, method: method.clone(), work, manner, units, done, weights_done: 0 }))
     }
 
     /// Where the checkpoint grows.

@@ -149,10 +149,22 @@ impl Calibration {
                 sample::write(source, &written, Cpu::detect()).map_err(QuantizeError::from)?
             }
         };
+        let (name, bits) = match settings.method {
+            Method::Gptq(_) => ("gptq", None),
+            Method::Awq(_) => ("awq", None),
+            Method::Ternary(_, Planes::Bits(bits)) => ("ptbitnet", Some(bits)),
+            Method::Ternary(..) => ("ptbitnet", None),
+        };
         let told = json!({
-            "calibrated": format!("{:?}", settings.method),
-            "length": written.length,
-            "text": fingerprint(&tokens),
+            "name": name,
+            "bits_asked": bits,
+            "settings": format!("{:?}", settings.method),
+            "calibration": {
+                "text": if self.text.is_some() { "given" } else { "written by the model" },
+                "sequences": tokens.len() / written.length,
+                "length": written.length,
+                "tokens_xxh3": fingerprint(&tokens),
+            },
         });
         let method =
             Calibrated::new(source, settings, &tokens, Cpu::detect()).map_err(QuantizeError::from)?;

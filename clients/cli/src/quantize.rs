@@ -18,7 +18,7 @@ use bantam_quantize::error::QuantizeError;
 use bantam_quantize::evaluate;
 use bantam_quantize::form::{Fit, Form, Head, NAMES};
 use bantam_quantize::report::{self, Kind, Report};
-use bantam_quantize::run::{Event, Manner, Run, SHARD_BYTES};
+use bantam_quantize::run::{Event, Manner, Run, SHARD_BYTES, fingerprint};
 use bantam_quantize::work::Begin;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -229,6 +229,17 @@ impl Settings {
         Ok(is_calibrated)
     }
 
+    /// How matrices are made without calibration, as a report tells it.
+    fn told(&self, form: &Form) -> Value {
+        let name = match form {
+            Form::Ternary { fit: Fit::Absmean, .. } => "absmean",
+            Form::Ternary { .. } => "optimal",
+            Form::Hqq { .. } => "hqq",
+            _ => "nearest",
+        };
+        json!({ "name": name })
+    }
+
     /// Refuses bits that no choice of one or two planes has.
     fn check_planes(&self, group: usize) -> Result<(), Failure> {
         let Some(bits) = self.bits else { return Ok(()) };
@@ -301,7 +312,7 @@ impl Quantize {
             begin: Begin { force: self.force, restart: self.restart },
         };
         let mut ready = settings.map(|settings| self.calibration.ready(&source, settings)).transpose()?;
-        let told = ready.as_ref().map_or(Value::Null, |ready| ready.told.clone());
+        let told = ready.as_ref().map_or_else(|| self.settings.told(&form), |ready| ready.told.clone());
         let Some(mut run) = Run::open(&blueprint, &self.output, &told, manner)? else {
             return self.tell_finished();
         };
@@ -490,6 +501,7 @@ impl Quantize {
             evaluate::after(&mut load(made)?, &text, &kept, &mut |done| progress.at(done))?;
         let mut told = evaluate::json(before, after, distance, text.width);
         told["text"] = json!(if is_given { "given" } else { "written by the model" });
+        told["tokens_xxh3"] = json!(fingerprint(&ids));
         Ok(told)
     }
 
@@ -562,9 +574,17 @@ impl Quantize {
         ))?;
         if let Some(found) = &report.evaluation {
             let number = |key: &str| found[key].as_f64().unwrap_or(f64::NAN);
+            let (compared, tokens) = (number("compared_positions"), number("tokens"));
+            let kept = output::bytes(evaluate::KEPT_BYTES_MAX);
+            let of = match compared < tokens {
+                true => format!(
+                    " over the first {compared} of {tokens} tokens, of which {kept} of predictions are kept"
+                ),
+                false => String::new(),
+            };
             output::line(&format!(
                 "perplexity {:.4} before, {:.4} after ({:.4} times); divergence {:.5} nats, same first token in \
-                 {:.2} %",
+                 {:.2} %{of}",
                 number("perplexity_before"),
                 number("perplexity_after"),
                 number("perplexity_ratio"),

@@ -142,6 +142,15 @@ fn calibrated_methods_write_what_is_read() {
         let lines = answer(bantam(&made));
         let report: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
         let error = report["quantized"]["relative_squared_error"].as_f64().unwrap();
+        let (method, calibration) = (&report["method"], &report["method"]["calibration"]);
+        assert!(["gptq", "awq", "ptbitnet"].contains(&method["name"].as_str().unwrap()), "{method}");
+        assert_eq!([&calibration["sequences"], &calibration["length"]], [4, 32]);
+        assert_eq!(calibration["tokens_xxh3"].as_str().unwrap().len(), 16);
+        assert_eq!(method["bits_asked"].as_f64(), (method["name"] == "ptbitnet").then_some(2.4));
+        let config = std::fs::read(Path::new(output).join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["bantam_report"]["method"], *method);
+        assert_eq!(config["bantam_report"]["settings"], report["settings"]);
         // Of AWQ, whose scales are in the weights, that of the weights without them.
         let most = if more.contains(&"awq") { 0.03 } else { 2.0 };
         assert!(error > 0.0 && error < most, "{more:?}: {error}");

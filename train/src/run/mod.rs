@@ -270,8 +270,8 @@ impl Run<'_> {
             let progress = self.step(&order.1, schedule)?;
             let is_due = |every: Every, step: u64| match every {
                 Every::Never => false,
-                Every::Epoch => step % epoch_steps == 0 || step == steps,
-                Every::Steps(count) => step % count == 0 || step == steps,
+                Every::Epoch => step.is_multiple_of(epoch_steps) || step == steps,
+                Every::Steps(count) => step.is_multiple_of(count) || step == steps,
             };
             // The first loss is what a run is compared by.
             if is_due(logging, progress.step) && (logging != Every::Never) || progress.step == 1 {

@@ -208,13 +208,49 @@ fn places_that_hold_something_are_refused() {
     refused(&full, true, "without config.json");
     refused(&full.join("notes.txt"), false, "something else");
     fs::write(full.join("config.json"), "{}").expect("a file");
+    refused(&full, true, "notes.txt");
+    fs::remove_file(full.join("notes.txt")).expect("removed");
     let source = open("models/llama-tied", "lora/lora-llama");
     let merge = Merge::new(&source, Trained::told(false)).expect("the two go together");
     let place = Place::new(&full, true, &[]).expect("a model may be replaced");
     merge.write(place, Way::Rows, 1, &mut |_| {}).expect("it is written");
-    assert!(Source::open(&full).is_ok() && !full.join("notes.txt").exists());
+    assert!(Source::open(&full).is_ok());
     let names = |folder: &Path| fs::read_dir(folder).expect("a folder").count();
     assert_eq!(names(&folder.0), 1, "nothing is left beside it");
+}
+
+/// An adapter that would change nothing, or less than it says, is no merge.
+#[test]
+fn what_an_adapter_promises_must_be_there() {
+    let folder = Folder::new("promises");
+    let write = |name: &str, change: &dyn Fn(&mut serde_json::Value), is_empty: bool| {
+        let (from, to) = (golden("lora/lora-llama"), folder.0.join(name));
+        fs::create_dir(&to).expect("a folder");
+        let config = fs::read(from.join("adapter_config.json")).expect("the golden has it");
+        let mut config = serde_json::from_slice(&config).expect("JSON");
+        change(&mut config);
+        fs::write(to.join("adapter_config.json"), config.to_string()).expect("written");
+        let weights = to.join("adapter_model.safetensors");
+        match is_empty {
+            true => fs::write(weights, b"\x08\0\0\0\0\0\0\0{}      ").map(|()| 0),
+            false => fs::copy(from.join("adapter_model.safetensors"), weights),
+        }
+        .expect("written");
+        let source = Source::open(&golden("models/llama-tied")).expect("the golden opens");
+        let adapted = source.adapted(&to).map_err(|error| error.to_string())?;
+        Merge::new(&adapted, Trained::told(false)).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let refused = |name: &str, change: &dyn Fn(&mut serde_json::Value), is_empty, word: &str| {
+        let error = write(name, change, is_empty).expect_err(name);
+        assert!(error.contains(word), "{error}");
+    };
+    refused("empty", &|_| (), true, "found none");
+    refused("bias", &|config| config["lora_bias"] = true.into(), false, "lora_B.bias");
+    let saved = |name: &'static str| {
+        move |config: &mut serde_json::Value| config["modules_to_save"] = [name].as_slice().into()
+    };
+    refused("saved", &saved("lm_head"), false, "lm_head, which modules_to_save");
+    write("score", &saved("score"), false).expect("this model has no such module");
 }
 
 /// A disk that fails half way is an error, and nothing stands under the name.

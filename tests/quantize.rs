@@ -60,7 +60,7 @@ fn quantize_with(
             blueprint = blueprint.with_head(head)?;
             blueprint.head_rows = 37;
         }
-        let mut run = Run::open(&blueprint, output, &Value::Null, manner)?;
+        let mut run = Run::open(&blueprint, output, &Value::Null, manner)?.expect("it is not finished");
         run.nearest(&mut |_| ())?;
         run.assemble(0.0, &mut |_| ())?;
         let report = Report::new(&run);
@@ -351,7 +351,8 @@ fn unfinished_work_is_taken_up_only_with_the_same_settings() {
     let output = folder.0.join("made");
     let source = Source::open(&model_folder("llama-tied")).expect("the golden opens");
     let blueprint = Blueprint::new(&source, NF4).expect("it can be done");
-    let mut run = Run::open(&blueprint, &output, &Value::Null, MANNER).expect("it begins");
+    let mut run =
+        Run::open(&blueprint, &output, &Value::Null, MANNER).expect("it begins").expect("unfinished");
     run.nearest(&mut |_| ()).expect("it is done");
     let busy = Run::open(&blueprint, &output, &Value::Null, MANNER).expect_err("one at a time");
     assert!(busy.to_string().contains("another process"), "{busy}");
@@ -367,7 +368,8 @@ fn unfinished_work_is_taken_up_only_with_the_same_settings() {
     *bytes.last_mut().expect("it has bytes") ^= 1;
     std::fs::write(&path, bytes).expect("written");
     let mut again = Vec::new();
-    let mut run = Run::open(&blueprint, &output, &Value::Null, MANNER).expect("it goes on");
+    let mut run =
+        Run::open(&blueprint, &output, &Value::Null, MANNER).expect("it goes on").expect("unfinished");
     run.nearest(&mut |event| {
         if let bantam_quantize::run::Event::Matrix { again: false, name, .. } = event {
             again.push(name.to_owned());

@@ -31,7 +31,9 @@ impl Batches {
                 let at = (batch * rows + row) * length;
                 let used = mask[at..][..length].iter().filter(|&&used| used > 0.0).count();
                 all.0.extend(ids[at..][..used].iter().map(|&id| id as u32));
-                all.1.extend(labels[at..][..used].iter().map(|&label| label as i32));
+                // Each token predicts the next one.
+                all.1.extend(labels[at + 1..][..used - 1].iter().map(|&label| label as i32));
+                all.1.push(IGNORED);
                 all.2.push(used);
             }
             all

@@ -341,6 +341,7 @@ fn mapped(options: Options) {
 
 fn main() {
     experts();
+    training();
     let everything = GenerationFlags {
         max_new_tokens: Some(101),
         temperature: Some(1.3),
@@ -388,13 +389,6 @@ fn main() {
     for (adapter, model) in [("dora-embed-gemma2", "gemma2"), ("experts-mixtral", "mixtral")] {
         batched_steps(adapter, &mut adapted(model, adapter, options));
     }
-    let open = |model: &str| Source::open(&model_folder(model)).expect("the model opens");
-    let full = |model: &str| Training::full(&open(model), Cpu::detect(), 3).expect("it can be trained");
-    training_steps("gpt_oss-bf16", full("gpt_oss-bf16"));
-    let adapter = repository("tests/goldens/lora/lora-dora-llama");
-    let source = open("llama-tied").adapted(&adapter).expect("the adapter opens");
-    let training = Training::adapter(&source, Cpu::detect(), 3).expect("it can be trained");
-    training_steps("lora-dora-llama", training);
 }
 
 /// The first step makes all buffers of training; those behind it, the optimizer's included, allocate nothing.
@@ -416,6 +410,17 @@ fn training_steps(what: &str, mut training: Training) {
     };
     step();
     check(&format!("{what}: 3 steps of training"), || (0..3).for_each(|_| step()));
+}
+
+/// All weights of a mixture; an adapter with lengths.
+fn training() {
+    let open = |model: &str| Source::open(&model_folder(model)).expect("the model opens");
+    let full = |model: &str| Training::full(&open(model), Cpu::detect(), 3).expect("it can be trained");
+    training_steps("gpt_oss-bf16", full("gpt_oss-bf16"));
+    let adapter = repository("tests/goldens/lora/lora-dora-llama");
+    let source = open("llama-tied").adapted(&adapter).expect("the adapter opens");
+    let training = Training::adapter(&source, Cpu::detect(), 3).expect("it can be trained");
+    training_steps("lora-dora-llama", training);
 }
 
 /// An engine with an adapter beside its model: every product has two more.

@@ -189,6 +189,8 @@ pub fn json(before: Measured, after: Measured, distance: Distance, width: usize)
         "perplexity_after": after.perplexity(),
         "perplexity_ratio": after.perplexity() / before.perplexity(),
         "compared_positions": distance.positions,
+        // Fewer than tokens where more predictions than these would have to be kept.
+        "kept_predictions_bytes_max": KEPT_BYTES_MAX,
         "kl_divergence": distance.divergence / positions,
         "top1_agreement": distance.agreed as f64 / positions,
     })

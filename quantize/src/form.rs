@@ -3,6 +3,7 @@
 use bantam_core::layouts::Shape;
 use bantam_model::formats::ternary::CODES_GROUP;
 use bantam_model::inventory::{Module, Role};
+use serde_json::{Value, json};
 
 /// The forms, by the names that people give them.
 pub const NAMES: &[&str] = &["nf4", "fp4", "int8", "mxfp4", "hqq", "gptq", "awq", "ternary"];
@@ -94,6 +95,22 @@ impl Head {
 }
 
 impl Form {
+    /// What can be chosen about it, as a report tells it. A group of `null` is a whole row.
+    pub fn settings(&self) -> Value {
+        match *self {
+            Form::FourBit { nested, .. } => json!({ "double_quantization": nested }),
+            Form::Int8 | Form::Mxfp4 => json!({}),
+            Form::Hqq { bits, group } => json!({ "bits": bits, "group_size": group }),
+            Form::Gptq { bits, group, symmetric, act_order } => {
+                json!({ "bits": bits, "group_size": group, "symmetric": symmetric, "act_order": act_order })
+            }
+            Form::Awq { group, zero_point } => {
+                json!({ "bits": 4, "group_size": group, "zero_point": zero_point })
+            }
+            Form::Ternary { group, planes, .. } => json!({ "group_size": group, "planes": planes }),
+        }
+    }
+
     /// Its name.
     pub fn name(&self) -> &'static str {
         match self {

@@ -34,6 +34,27 @@ pub struct Listed {
     pub expert: Option<usize>,
 }
 
+/// Scales that stand in a matrix, and their inverse in what is before or behind it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scales {
+    /// By which every input's weights are multiplied.
+    pub columns: Option<Vec<f32>>,
+    /// By which every output's weights are divided.
+    pub rows: Option<Vec<f32>>,
+}
+
+impl Scales {
+    /// What a row of the stored matrix is to a model: without the scales.
+    pub fn fold_back(&self, row: usize, values: &mut [f32]) {
+        if let Some(columns) = &self.columns {
+            values.iter_mut().zip(columns).for_each(|(value, by)| *value /= by);
+        }
+        if let Some(by) = self.rows.as_ref().and_then(|rows| rows.get(row)) {
+            values.iter_mut().for_each(|value| *value *= by);
+        }
+    }
+}
+
 /// Takes what a method made.
 pub trait Hand {
     /// A matrix, and the loss after each stage that the method knows, by the stage's name.
@@ -43,6 +64,9 @@ pub trait Hand {
         matrix: Quantized,
         stages: &[(&'static str, f64)],
     ) -> Result<(), MethodError>;
+
+    /// A matrix with scales in it. What is lost is told of the matrix without them.
+    fn scaled(&mut self, name: &str, matrix: Quantized, scales: &Scales) -> Result<(), MethodError>;
 
     /// A tensor that is not quantized but is another one now, such as a norm into which scales were folded; as many
     /// values as before, kept in the type that it had.

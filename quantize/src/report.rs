@@ -43,6 +43,10 @@ impl Kind {
 pub struct Report {
     /// The form.
     pub form: String,
+    /// What was chosen about it.
+    pub settings: Value,
+    /// How it was made, with what it was calibrated on.
+    pub method: Value,
     /// Quantized matrices, by kind.
     pub kinds: BTreeMap<String, Kind>,
     /// All of them, but for the head.
@@ -63,7 +67,12 @@ impl Report {
     /// Of what is done.
     pub fn new(run: &Run) -> Report {
         let blueprint = run.blueprint;
-        let mut report = Report { form: blueprint.form.name().to_owned(), ..Report::default() };
+        let mut report = Report {
+            form: blueprint.form.name().to_owned(),
+            settings: blueprint.form.settings(),
+            method: run.method.clone(),
+            ..Report::default()
+        };
         for (unit, part) in run.parts() {
             let shape = blueprint.shape(unit);
             let bytes = part.tensors.iter().map(|tensor| tensor.bytes() as u64).sum();
@@ -104,10 +113,12 @@ impl Report {
         (self.all.bytes + self.other[1]) as f64 * 8.0 / (self.all.weights + self.other[0]).max(1) as f64
     }
 
-    /// The few numbers that stand in the configuration.
+    /// What makes the work repeatable, and the few numbers that stand in the configuration.
     pub fn summary(&self) -> Value {
         json!({
             "form": self.form,
+            "settings": self.settings,
+            "method": self.method,
             "bits_per_weight": rounded(self.bits_per_weight()),
             "quantized_bits_per_weight": rounded(self.all.bits()),
             "relative_squared_error": rounded(self.all.loss.relative()),

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::assembly;
 use crate::blueprint::{Blueprint, Unit};
 use crate::error::{QuantizeError, at, refused};
-use crate::layerwise::{Hand, Layerwise, MethodError};
+use crate::layerwise::{Hand, Layerwise, MethodError, Scales};
 use crate::matrix::{Dense, Quantized};
 use crate::nearest;
 use crate::parts::{self, Loss, Part};
@@ -63,6 +63,8 @@ pub enum Event<'e> {
 pub struct Run<'a> {
     /// What is done.
     pub blueprint: &'a Blueprint<'a>,
+    /// How it is done, as a report tells it.
+    pub(crate) method: Value,
     work: Work,
     manner: Manner,
     units: Vec<Unit>,
@@ -72,28 +74,29 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Begins, or goes on. `method` tells apart what other settings would make of the same weights.
+    /// Begins, or goes on. `method` tells apart what other settings would make of the same weights. `None`: an earlier
+    /// start has finished it, but for the tidying up.
     pub fn open(
         blueprint: &'a Blueprint<'a>,
         output: &Path,
         method: &Value,
         manner: Manner,
-    ) -> Result<Run<'a>, QuantizeError> {
+    ) -> Result<Option<Run<'a>>, QuantizeError> {
         check_apart(blueprint, output)?;
         let settings = json!({
-            "version": 1,
+            "version": 2,
             "form": format!("{:?}", blueprint.form),
             "head": blueprint.head.map(|head| format!("{head:?}")),
             "method": method,
             "shard_bytes": manner.shard_bytes,
             "source": identity(blueprint)?,
         });
-        let work = Work::open(output, &settings, manner.begin)?;
+        let Some(work) = Work::open(output, &settings, manner.begin)? else { return Ok(None) };
         let bytes = blueprint.output_bytes();
         work.check_room(bytes + bytes.min(manner.shard_bytes))?;
         let units = blueprint.units();
         let done = units.iter().map(|_| None).collect();
-        Ok(Run { blueprint, work, manner, units, done, weights_done: 0 })
+        Ok(Some(Run { blueprint, method: method.clone(), work, manner, units, done, weights_done: 0 }))
     }
 
     /// Where the checkpoint grows.
@@ -132,7 +135,7 @@ impl<'a> Run<'a> {
             Some(head) => nearest::head(head, &dense, threads),
             None => nearest::quantize(blueprint.form, &dense, blueprint.dtype(unit), threads),
         };
-        self.keep(number, &dense, &made, Vec::new(), tell)
+        self.keep(number, &dense, (&made, &Scales::default()), Vec::new(), tell)
     }
 
     /// Quantizes them with a method that goes by layers.
@@ -223,12 +226,12 @@ impl<'a> Run<'a> {
         &mut self,
         number: usize,
         dense: &Dense,
-        made: &Quantized,
+        (made, scales): (&Quantized, &Scales),
         stages: Vec<(String, f64)>,
         tell: &mut dyn FnMut(Event),
     ) -> Result<(), QuantizeError> {
         let (unit, blueprint) = (self.units[number], self.blueprint);
-        let (error, square) = squared_error(dense, made, self.manner.threads);
+        let (error, square) = squared_error(dense, made, scales, self.manner.threads);
         let name = &blueprint.taken[unit.module].name;
         let pieces = match blueprint.is_head(unit) {
             true => writers::head(name, made),
@@ -308,14 +311,14 @@ impl Taking<'_, '_> {
     fn take(
         &mut self,
         name: &str,
-        matrix: &Quantized,
+        made: (&Quantized, &Scales),
         stages: Vec<(String, f64)>,
     ) -> Result<(), QuantizeError> {
         let number = self.run.number(name);
         let number =
             number.ok_or_else(|| refused(format!("{name}: expected a matrix of the list, found another")))?;
         let dense = self.run.blueprint.read(self.run.units[number])?;
-        self.run.keep(number, &dense, matrix, stages, self.tell)
+        self.run.keep(number, &dense, made, stages, self.tell)
     }
 
     fn change(&mut self, name: &str, values: &[f32]) -> Result<(), QuantizeError> {
@@ -338,7 +341,12 @@ impl Hand for Taking<'_, '_> {
         stages: &[(&'static str, f64)],
     ) -> Result<(), MethodError> {
         let stages = stages.iter().map(|(stage, loss)| ((*stage).to_owned(), *loss)).collect();
-        let taken = self.take(name, &matrix, stages);
+        let taken = self.take(name, (&matrix, &Scales::default()), stages);
+        self.note(taken)
+    }
+
+    fn scaled(&mut self, name: &str, matrix: Quantized, scales: &Scales) -> Result<(), MethodError> {
+        let taken = self.take(name, (&matrix, scales), Vec::new());
         self.note(taken)
     }
 
@@ -359,7 +367,7 @@ fn narrowed(dtype: Dtype, values: &[f32]) -> (Dtype, Vec<u8>) {
 }
 
 /// Sums of squares: of the errors, and of the weights. Rows are added in their order, whoever sums each.
-fn squared_error(dense: &Dense, made: &Quantized, threads: usize) -> (f64, f64) {
+fn squared_error(dense: &Dense, made: &Quantized, scales: &Scales, threads: usize) -> (f64, f64) {
     let columns = dense.shape.columns;
     let rows = Mutex::new(vec![(0.0, 0.0); dense.shape.rows]);
     const TOGETHER: usize = 16;
@@ -369,6 +377,7 @@ fn squared_error(dense: &Dense, made: &Quantized, threads: usize) -> (f64, f64) 
         let mut sums = [(0.0, 0.0); TOGETHER];
         for (at, (values, sums)) in values.chunks(columns).zip(&mut sums).enumerate() {
             made.row(number * TOGETHER + at, &mut out);
+            scales.fold_back(number * TOGETHER + at, &mut out);
             for (value, made) in values.iter().zip(&out) {
                 let error = f64::from(*value) - f64::from(*made);
                 sums.0 += error * error;

@@ -6,7 +6,7 @@
 //!             parts/          a file for every matrix that is done, whole or not there
 //!             state           what a method that goes by layers needs to go on
 //!             result/         the checkpoint; renamed to DIR as the last act
-//!             done            result/ is complete
+//!             done            result/ is complete; removed as the last file once it has its name
 //! ```
 //!
 //! Files are written beside their names and renamed, so that whatever stops the process, each is whole or absent.
@@ -15,7 +15,9 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use bantam_model::checkpoint::writer;
+use bantam_model::merge::stranger;
 use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{QuantizeError, at, refused};
 
@@ -33,24 +35,33 @@ pub struct Begin {
 pub struct Work {
     output: PathBuf,
     folder: PathBuf,
+    /// Of the settings.
+    digest: String,
     /// Released when it is dropped.
     _lock: File,
 }
 
 impl Work {
-    /// Begins work, or goes on with what was begun.
-    pub fn open(output: &Path, settings: &Value, begin: Begin) -> Result<Work, QuantizeError> {
+    /// Begins work, or goes on with what was begun. `None`: it was finished, and stands at `output`.
+    pub fn open(output: &Path, settings: &Value, begin: Begin) -> Result<Option<Work>, QuantizeError> {
         let name = output.file_name().ok_or_else(|| {
             refused(format!("{}: expected the name of a new folder; give one", output.display()))
         })?;
         let mut partial = name.to_owned();
         partial.push(".partial");
         let folder = output.with_file_name(partial);
-        if fs::read_to_string(folder.join("done")).is_ok_and(|done| done == identity(output)) {
-            // It has its name; only the tidying up was cut short.
+        let digest = format!("{:016x}", xxh3_64(settings.to_string().as_bytes()));
+        if let Some(made_with) = named(&folder, output) {
+            // Only the tidying up was cut short.
             check_ours(&folder)?;
-            fs::remove_dir_all(&folder).map_err(at(&folder))?;
+            let _lock = lock(&folder)?;
+            remove(&folder)?;
+            if made_with == digest && !begin.restart {
+                return Ok(None);
+            }
         }
+        // A kill between the last file and its folder leaves an empty one; others stay.
+        let _ = fs::remove_dir(&folder);
         check_output(output, begin.force)?;
         let words = || format!("{}: expected a folder of unfinished work, or none", folder.display());
         match fs::symlink_metadata(&folder) {
@@ -61,7 +72,7 @@ impl Work {
             Err(_) => fs::create_dir(&folder).map_err(at(&folder))?,
         }
         let lock = lock(&folder)?;
-        let work = Work { output: output.to_owned(), folder, _lock: lock };
+        let work = Work { output: output.to_owned(), folder, digest, _lock: lock };
         if begin.restart {
             work.clear()?;
         }
@@ -70,7 +81,7 @@ impl Work {
             fs::create_dir_all(&folder).map_err(at(&folder))?;
             remove_leftovers(&folder)?;
         }
-        Ok(work)
+        Ok(Some(work))
     }
 
     /// Throws away everything but the lock.
@@ -154,9 +165,14 @@ impl Work {
     pub fn publish(self) -> Result<(), QuantizeError> {
         let result = self.result();
         sync_folder(&result)?;
-        writer::write_file(&self.folder.join("done"), identity(&result).as_bytes())?;
         let replaced =
             self.output.exists() && fs::read_dir(&self.output).is_ok_and(|mut all| all.next().is_some());
+        if replaced {
+            // Somebody may have put something there meanwhile.
+            check_model_alone(&self.output)?;
+        }
+        let done = format!("{}\n{}", identity(&result), self.digest);
+        writer::write_file(&self.folder.join("done"), done.as_bytes())?;
         match replaced {
             false => fs::rename(&result, &self.output).map_err(at(&self.output))?,
             // From here on the folder of the unfinished holds the old model.
@@ -164,8 +180,34 @@ impl Work {
         }
         let parent = self.output.parent().filter(|parent| !parent.as_os_str().is_empty());
         sync_folder(parent.unwrap_or(Path::new(".")))?;
-        fs::remove_dir_all(&self.folder).map_err(at(&self.folder))
+        remove(&self.folder)
     }
+}
+
+/// The digest of the settings that `output` was made with, where the work in `folder` has given it its name.
+fn named(folder: &Path, output: &Path) -> Option<String> {
+    let done = fs::read_to_string(folder.join("done")).ok()?;
+    let (result, digest) = done.split_once('\n')?;
+    // Where folders have no identity, the result has left.
+    let is_there = result == identity(output) && (cfg!(unix) || !folder.join("result").exists());
+    (is_there && output.is_dir()).then(|| digest.to_owned())
+}
+
+/// Removes the folder. What tells that the work was finished goes last, so that a kill changes nothing of that.
+fn remove(folder: &Path) -> Result<(), QuantizeError> {
+    const LAST: [&str; 2] = ["lock", "done"];
+    for entry in fs::read_dir(folder).map_err(at(folder))? {
+        let path = entry.map_err(at(folder))?.path();
+        if path.is_dir() {
+            fs::remove_dir_all(&path).map_err(at(&path))?;
+        } else if LAST.iter().all(|last| !path.ends_with(last)) {
+            fs::remove_file(&path).map_err(at(&path))?;
+        }
+    }
+    for path in LAST.map(|last| folder.join(last)) {
+        fs::remove_file(&path).map_err(at(&path))?;
+    }
+    fs::remove_dir(folder).map_err(at(folder))
 }
 
 /// What stays the same when a folder is renamed.
@@ -217,16 +259,27 @@ fn check_output(output: &Path, force: bool) -> Result<(), QuantizeError> {
             "{shown}: expected a new folder, found one with files in it: give another one, or --force to replace it"
         ))),
         // What is replaced is removed: a model may be, somebody's home may not.
-        (false, true) if output.join("config.json").is_file() => Ok(()),
+        (false, true) if output.join("config.json").is_file() => check_model_alone(output),
         (false, true) => Err(refused(format!(
             "{shown}: expected a model to replace, found a folder without config.json: give another one"
         ))),
     }
 }
 
+/// Refuses to replace a folder with something of its owner in it.
+fn check_model_alone(output: &Path) -> Result<(), QuantizeError> {
+    match stranger(output).map_err(at(output))? {
+        None => Ok(()),
+        Some(name) => Err(refused(format!(
+            "{}: expected a model alone to replace, found {name:?}, which no model has: move it away first",
+            output.display()
+        ))),
+    }
+}
+
 /// Whether everything in a folder is what work leaves there.
 fn check_ours(folder: &Path) -> Result<(), QuantizeError> {
-    const OURS: [&str; 6] = ["settings.json", "lock", "parts", "state", "result", "done"];
+    const OURS: [&str; 7] = ["settings.json", "lock", "parts", "state", "result", "result.old", "done"];
     for entry in fs::read_dir(folder).map_err(at(folder))? {
         let name = entry.map_err(at(folder))?.file_name();
         let name = name.to_string_lossy();
@@ -287,5 +340,50 @@ fn clipped(value: &Value) -> String {
     match text.chars().count() > MOST {
         true => text.chars().take(MOST).chain(['…']).collect(),
         false => text,
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::*;
+    use serde_json::json;
+
+    const BEGIN: Begin = Begin { force: false, restart: false };
+
+    /// A kill while the folder of the unfinished is removed, at the first moment and at the last.
+    #[test]
+    fn work_that_has_its_name_is_finished() {
+        let folder = std::env::temp_dir().join(format!("bantam-work-{}", std::process::id()));
+        let (output, partial) = (folder.join("made"), folder.join("made.partial"));
+        fs::create_dir_all(&folder).unwrap();
+        let settings = json!({ "form": "nf4" });
+        let work = Work::open(&output, &settings, BEGIN).unwrap().unwrap();
+        fs::write(work.result().join("config.json"), "new").unwrap();
+        let digest = work.digest.clone();
+        work.publish().unwrap();
+        assert!(!partial.exists());
+        let leave = |is_last: bool| {
+            fs::create_dir_all(&partial).unwrap();
+            fs::write(partial.join("done"), format!("{}\n{digest}", identity(&output))).unwrap();
+            if !is_last {
+                // The model that was replaced.
+                fs::create_dir(partial.join("result")).unwrap();
+                fs::write(partial.join("result/config.json"), "old").unwrap();
+                fs::write(partial.join("settings.json"), settings.to_string()).unwrap();
+            }
+        };
+        for begin in [BEGIN, Begin { force: true, ..BEGIN }] {
+            for is_last in [false, true] {
+                leave(is_last);
+                assert!(Work::open(&output, &settings, begin).unwrap().is_none() && !partial.exists());
+            }
+        }
+        leave(false);
+        let refused = Work::open(&output, &json!({ "form": "fp4" }), BEGIN).unwrap_err();
+        assert!(refused.to_string().contains("--force") && !partial.exists(), "{refused}");
+        assert_eq!(fs::read_to_string(output.join("config.json")).unwrap(), "new");
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::failure::{Failure, refused, usage};
 use crate::progress::Progress;
+use crate::quantize::check_length;
 use crate::token_ids;
 
 /// Sequences, and tokens of each.
@@ -115,6 +116,12 @@ impl Calibration {
         limit: Option<u64>,
     ) -> Result<Settings, Failure> {
         let damp = self.damp()?;
+        check_length("--calibration-length", self.length, source)?;
+        if self.damp.is_some() && matches!(form, Form::Awq { .. }) {
+            return Err(usage(
+                "--damp: expected --to gptq or --method ptbitnet, found --to awq: leave it out",
+            ));
+        }
         let method = match form {
             Form::Gptq { bits, group, symmetric, act_order } => {
                 Method::Gptq(gptq::Settings { bits, group, act_order, symmetric, damp })
@@ -147,10 +154,22 @@ impl Calibration {
                 sample::write(source, &written, Cpu::detect()).map_err(QuantizeError::from)?
             }
         };
+        let (name, bits) = match settings.method {
+            Method::Gptq(_) => ("gptq", None),
+            Method::Awq(_) => ("awq", None),
+            Method::Ternary(_, Planes::Bits(bits)) => ("ptbitnet", Some(bits)),
+            Method::Ternary(..) => ("ptbitnet", None),
+        };
         let told = json!({
-            "calibrated": format!("{:?}", settings.method),
-            "length": written.length,
-            "text": fingerprint(&tokens),
+            "name": name,
+            "bits_asked": bits,
+            "settings": format!("{:?}", settings.method),
+            "calibration": {
+                "text": if self.text.is_some() { "given" } else { "written by the model" },
+                "sequences": tokens.len() / written.length,
+                "length": written.length,
+                "tokens_xxh3": fingerprint(&tokens),
+            },
         });
         let method =
             Calibrated::new(source, settings, &tokens, Cpu::detect()).map_err(QuantizeError::from)?;

@@ -141,7 +141,10 @@ impl Placed {
     }
 
     pub(crate) fn as_json(&self) -> Value {
-        let stand = |stand: Stand| json!({ "name": stand.name, "vram_bytes": stand.vram, "ram_bytes": stand.ram, "how": stand.how });
+        let stand = |stand: Stand| {
+            let Stand { name, vram, ram, how } = stand;
+            json!({ "name": name, "vram_bytes": vram, "ram_bytes": ram, "how": how })
+        };
         let policies = self.forecasts.iter().map(|forecast| {
             json!({
                 "name": forecast.policy.name(),

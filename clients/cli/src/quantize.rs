@@ -17,8 +17,8 @@ use bantam_quantize::calibrated::sample::{self, Written};
 use bantam_quantize::error::QuantizeError;
 use bantam_quantize::evaluate;
 use bantam_quantize::form::{Fit, Form, Head, NAMES};
-use bantam_quantize::report::{Kind, Report};
-use bantam_quantize::run::{Event, Manner, Run, SHARD_BYTES};
+use bantam_quantize::report::{self, Kind, Report};
+use bantam_quantize::run::{Event, Manner, Run, SHARD_BYTES, fingerprint};
 use bantam_quantize::work::Begin;
 use clap::{Args, Command, FromArgMatches, ValueEnum};
 use serde_json::{Value, json};
@@ -223,10 +223,43 @@ impl Settings {
         if matches!(form, Form::Ternary { .. }) && self.bits.is_some() && !is_calibrated {
             return Err(usage("--bits: expected --method ptbitnet beside it for ternary: leave it out"));
         }
+        if let Form::Ternary { group: Some(group), .. } = form {
+            self.check_planes(*group)?;
+        }
         if self.act_order && !is_calibrated {
             return Err(usage("--act-order: expected --method calibrated, found nearest: leave it out"));
         }
         Ok(is_calibrated)
+    }
+
+    /// How matrices are made without calibration, as a report tells it.
+    fn told(&self, form: &Form) -> Value {
+        let name = match form {
+            Form::Ternary { fit: Fit::Absmean, .. } => "absmean",
+            Form::Ternary { .. } => "optimal",
+            Form::Hqq { .. } => "hqq",
+            _ => "nearest",
+        };
+        json!({ "name": name })
+    }
+
+    /// Refuses bits that no choice of one or two planes has.
+    fn check_planes(&self, group: usize) -> Result<(), Failure> {
+        let Some(bits) = self.bits else { return Ok(()) };
+        if self.planes.is_some() {
+            return Err(usage(
+                "--planes: expected it without --bits, which says who gets two: leave one of them out",
+            ));
+        }
+        let one = calibrated::plane_bits(group, usize::MAX);
+        match (one..=2.0 * one).contains(&bits) {
+            true => Ok(()),
+            false => Err(usage(format!(
+                "--bits: expected {one} to {} for ternary with --group-size {group}, found {bits}; for two trits \
+                 everywhere give --planes 2",
+                2.0 * one
+            ))),
+        }
     }
 
     /// Refuses what a form knows nothing of: it would be ignored.
@@ -314,6 +347,7 @@ impl Quantize {
         let started = Instant::now();
         let (form, is_calibrated) = self.chosen()?;
         let source = chosen_model::open(Some(&self.model))?;
+        check_length("--context", self.context, &source)?;
         let blueprint = self.settings.blueprint(&source, form)?;
         let text = self.text(&source)?;
         let (bits, threads, limit) =
@@ -329,8 +363,10 @@ impl Quantize {
             begin: Begin { force: self.force, restart: self.restart },
         };
         let mut ready = settings.map(|settings| self.calibration.ready(&source, settings)).transpose()?;
-        let told = ready.as_ref().map_or(Value::Null, |ready| ready.told.clone());
-        let mut run = Run::open(&blueprint, &self.output, &told, manner)?;
+        let told = ready.as_ref().map_or_else(|| self.settings.told(&form), |ready| ready.told.clone());
+        let Some(mut run) = Run::open(&blueprint, &self.output, &told, manner)? else {
+            return self.tell_finished();
+        };
         self.told(|tell| match &mut ready {
             Some(ready) => run.layerwise(&mut ready.method, tell),
             None => run.nearest(tell),
@@ -517,6 +553,7 @@ impl Quantize {
             evaluate::after(&mut load(made)?, &text, &kept, &mut |done| progress.at(done))?;
         let mut told = evaluate::json(before, after, distance, text.width);
         told["text"] = json!(if is_given { "given" } else { "written by the model" });
+        told["tokens_xxh3"] = json!(fingerprint(&ids));
         Ok(told)
     }
 
@@ -533,6 +570,25 @@ impl Quantize {
         made.keep(&engine, &native, &mut |_| {}).map_err(|error| refused(error.to_string()))?;
         output::say(&format!("native file: {}", native.path().display()));
         Ok(())
+    }
+
+    /// An earlier start has done it all but for the tidying up.
+    fn tell_finished(&self) -> Result<(), Failure> {
+        if self.native {
+            self.write_native()?;
+        }
+        let path = self.output.join(report::FILE);
+        if !self.json {
+            let (output, path) = (self.output.display(), path.display());
+            return Ok(output::line(&format!(
+                "{output}: an earlier start has finished it; its report is {path}"
+            ))?);
+        }
+        let expected = "the report of an earlier start";
+        let told = fs::read(&path).map_err(|source| Failure::Read { path, expected, source })?;
+        let mut told: Value = serde_json::from_slice(&told).unwrap_or_else(|_| json!({}));
+        told["event"] = json!("report");
+        Ok(output::json(&told)?)
     }
 
     fn tell_report(&self, report: &Report, started: Instant) -> Result<(), Failure> {
@@ -570,9 +626,17 @@ impl Quantize {
         ))?;
         if let Some(found) = &report.evaluation {
             let number = |key: &str| found[key].as_f64().unwrap_or(f64::NAN);
+            let (compared, tokens) = (number("compared_positions"), number("tokens"));
+            let kept = output::bytes(evaluate::KEPT_BYTES_MAX);
+            let of = match compared < tokens {
+                true => format!(
+                    " over the first {compared} of {tokens} tokens, of which {kept} of predictions are kept"
+                ),
+                false => String::new(),
+            };
             self.line(&format!(
                 "perplexity {:.4} before, {:.4} after ({:.4} times); divergence {:.5} nats, same first token in \
-                 {:.2} %",
+                 {:.2} %{of}",
                 number("perplexity_before"),
                 number("perplexity_after"),
                 number("perplexity_ratio"),
@@ -584,6 +648,17 @@ impl Quantize {
             peak.map_or_else(String::new, |peak| format!(", at most {} of memory", output::bytes(peak)));
         self.line(&format!("{}: {seconds:.1} s{peak}", self.output.display()))?;
         Ok(())
+    }
+}
+
+/// Refuses windows that are longer than the model's.
+pub(crate) fn check_length(flag: &str, asked: Option<u64>, source: &Source) -> Result<(), Failure> {
+    let most = source.spec.context;
+    match asked.filter(|asked| *asked > most as u64) {
+        None => Ok(()),
+        Some(asked) => Err(usage(format!(
+            "{flag}: expected at most the {most} tokens of the model's context, found {asked}: give less"
+        ))),
     }
 }
 

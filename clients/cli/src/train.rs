@@ -1,22 +1,33 @@
-//! `bantam train`: what a file says to train. So far it shows what would be trained, and trains nothing.
+//! `bantam train`: trains what a file says, or shows what would be trained.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use bantam_core::Cpu;
+use bantam_model::pool::Threads;
 use bantam_model::source::Source;
 use bantam_train::data::{Example, IGNORED, Prepared, Spoken, prepare};
+use bantam_train::run::{self, Watch};
 use bantam_train::settings::{Fate, Settings, keys};
 use clap::Args;
 use serde_json::json;
 
 use crate::chosen_model;
 use crate::failure::{Failure, refused, usage};
+use crate::interrupt::{Interrupt, without_file_size_signal};
 use crate::output;
+use crate::progress::Progress;
 
-/// Shows what a file says to train
+/// How often who reads no terminal is told how far it is.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Trains what a file says: an adapter, or all weights
 #[derive(Args)]
-#[command(after_help = "Examples:\n  bantam train llama3_lora_sft.yaml --dry-run\n  \
+#[command(after_help = "Examples:\n  bantam train llama3_lora_sft.yaml\n  \
                         bantam train sft.yaml model_name_or_path=./my-model cutoff_len=512 --dry-run --json\n  \
-                        bantam train --keys")]
+                        bantam train --keys\n\n\
+                        Ctrl-C saves a checkpoint after the step that is being taken, and ends; the same command with \
+                        resume_from_checkpoint=true goes on from there.")]
 pub(crate) struct Train {
     /// YAML or JSON as LLaMA-Factory has it, or with the sections model, lora, dataset and training
     #[arg(value_name = "FILE", required_unless_present = "keys")]
@@ -31,8 +42,11 @@ pub(crate) struct Train {
     #[arg(long, value_name = "N", default_value_t = 2, requires = "dry_run")]
     examples: usize,
     /// Writes a JSON object
-    #[arg(long, requires = "dry_run")]
+    #[arg(long)]
     json: bool,
+    /// Threads that compute; without it as many as there are cores
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    threads: Option<u64>,
     /// Lists all keys, with their defaults and what becomes of them
     #[arg(long, conflicts_with_all = ["file", "dry_run"])]
     keys: bool,
@@ -48,7 +62,8 @@ impl Train {
         };
         let settings = Settings::read(file, &self.overrides).map_err(|error| refused(error.to_string()))?;
         if !self.dry_run {
-            return Err(refused("training is not here yet; --dry-run shows what would be trained"));
+            // Reading data takes long, and what follows would be for nothing.
+            run::check(&settings).map_err(|error| refused(error.to_string()))?;
         }
         let model = settings.text("model_name_or_path").unwrap_or_default();
         let source = chosen_model::open(Some(Path::new(&model)))?;
@@ -62,13 +77,76 @@ impl Train {
         let id_end = u32::try_from(source.spec.vocab).unwrap_or(u32::MAX);
         let prepared = prepare(&settings.data, settings.stage, seed, id_end, spoken.as_ref());
         let prepared = prepared.map_err(|error| refused(error.to_string()))?;
+        settings.notes.iter().for_each(|note| output::say(&format!("note: {note}")));
+        if !self.dry_run {
+            output::say(output::harmless(&prepared.summary.to_string()).trim_end());
+            drop((spoken, config));
+            return self.train(&settings, source, &prepared);
+        }
         let shown =
             Shown { source: &source, prepared: &prepared, spoken: spoken.as_ref(), count: self.examples };
-        settings.notes.iter().for_each(|note| output::say(&format!("note: {note}")));
         match self.json {
             true => Ok(output::json(&shown.json())?),
             false => Ok(output::line(&output::harmless(&shown.text()))?),
         }
+    }
+
+    fn train(&self, settings: &Settings, source: Source, prepared: &Prepared) -> Result<(), Failure> {
+        let interrupt = Interrupt::install()?;
+        interrupt.note();
+        let threads = self.threads.map_or_else(Threads::available, |threads| threads as usize);
+        let mut screen = Screen { interrupt, bar: None, told: Instant::now() };
+        let outcome = without_file_size_signal(|| {
+            run::train(settings, source, prepared, (Cpu::detect(), threads), &mut screen)
+        });
+        screen.bar = None;
+        let outcome = outcome.map_err(|error| refused(error.to_string()))?;
+        let folder = outcome.folder.display().to_string();
+        if self.json {
+            let (steps, loss, is_done) = (outcome.steps, outcome.loss, outcome.is_done);
+            return Ok(output::json(&json!({
+                "steps": steps, "train_loss": loss, "done": is_done, "folder": folder,
+            }))?);
+        }
+        let (steps, loss) = (outcome.steps, outcome.loss);
+        Ok(output::line(&match outcome.is_done {
+            true => format!("{steps} steps, mean loss {loss:.4}: {folder}"),
+            false => {
+                format!("ended after {steps} steps, saved; go on with resume_from_checkpoint={folder}")
+            }
+        })?)
+    }
+}
+
+/// A run on a terminal, or in a log.
+struct Screen {
+    interrupt: Interrupt,
+    bar: Option<Progress>,
+    told: Instant,
+}
+
+impl Watch for Screen {
+    fn note(&mut self, words: &str) {
+        output::say(&format!("note: {}", output::harmless(words)));
+    }
+
+    fn step(&mut self, at: &run::Progress) {
+        let run::Progress { step, steps, loss, rate, tokens_per_second, .. } = *at;
+        let words = format!("loss {loss:.4}, rate {rate:.2e}, {tokens_per_second:.0} tokens/s");
+        if output::is_watched() {
+            let bar =
+                self.bar.get_or_insert_with(|| Progress::counting("training".to_owned(), steps as usize));
+            bar.say(words);
+            bar.at(step as usize);
+        } else if self.told.elapsed() >= PATIENCE || step == steps || step == 1 {
+            let left = at.seconds_left;
+            output::say(&format!("step {step} of {steps}: {words}, {left:.0} s left"));
+            self.told = Instant::now();
+        }
+    }
+
+    fn is_ended(&self) -> bool {
+        self.interrupt.is_asked()
     }
 }
 

@@ -152,7 +152,36 @@ impl Adapter {
             return Err(not_there(if is_pickle { pickle.to_owned() } else { format!("no {WEIGHTS}") }));
         }
         let checkpoint = Checkpoint::open(&weights)?;
-        Adapter::new(folder, settings, checkpoint)
+        let adapter = Adapter::new(folder, settings, checkpoint)?;
+        adapter.check_complete()?;
+        Ok(adapter)
+    }
+
+    /// Refuses an adapter that would change nothing, or less than its configuration says.
+    fn check_complete(&self) -> Result<(), AdapterError> {
+        let file = self.folder.join(WEIGHTS);
+        if self.changes.is_empty() && self.wholes.is_empty() {
+            let reason =
+                "expected tensors that change a model, found none: save the adapter again".to_owned();
+            return Err(AdapterError::Settings { file, reason });
+        }
+        if !self.settings.lora_bias {
+            return Ok(());
+        }
+        match self
+            .changes
+            .values()
+            .find(|sides| sides.contains_key(&Side::Up) && !sides.contains_key(&Side::Bias))
+        {
+            None => Ok(()),
+            Some(sides) => Err(AdapterError::Tensor {
+                file,
+                tensor: sides[&Side::Up].clone(),
+                reason: format!(
+                    "expected a lora_B.bias beside it, as lora_bias of {CONFIG} says, found none: save the adapter again"
+                ),
+            }),
+        }
     }
 
     fn new(folder: &Path, settings: Settings, checkpoint: Checkpoint) -> Result<Adapter, AdapterError> {

@@ -74,10 +74,13 @@ pub(crate) struct Settings {
     alphas: Vec<(Regex, f64)>,
     rslora: bool,
     pub(crate) dora: bool,
+    /// Whether every second product adds a vector.
+    pub(crate) lora_bias: bool,
     targets: Targets,
     excluded: Targets,
     parameters: Vec<String>,
-    saved: Vec<String>,
+    /// Modules that the adapter brings whole.
+    pub(crate) saved: Vec<String>,
     layers: Vec<usize>,
     layers_patterns: Vec<Regex>,
     /// The model that it was trained over, as its trainer named it.
@@ -105,6 +108,7 @@ impl Settings {
             alphas: config.pattern("alpha_pattern")?,
             rslora: config.flag("use_rslora", false)?,
             dora: config.flag("use_dora", false)?,
+            lora_bias: config.flag("lora_bias", false)?,
             targets: config.targets("target_modules")?,
             excluded: config.targets("exclude_modules")?,
             parameters: config.names("target_parameters")?,

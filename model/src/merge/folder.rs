@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::MergeError;
 use crate::checkpoint::index::INDEX_NAME;
 use crate::checkpoint::writer::write_file;
+use crate::prepared::NOTE;
 use crate::source::Source;
 
 /// What the small files may take.
@@ -50,6 +51,79 @@ fn check_apart(output: &Path, kept: &[&Path]) -> Result<(), MergeError> {
     }
 }
 
+/// Names of files that models have beside their weights, as their makers, the hub and the tools leave them.
+const KNOWN: [&str; 30] = [
+    ".gitattributes",
+    "added_tokens.json",
+    "adapter_config.json",
+    "bantam_report.json",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "hf_quant_config.json",
+    "image_processor_config.json",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "merges.txt",
+    "modules.json",
+    "NOTICE",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "quant_config.json",
+    "quantization_config.json",
+    "quantize_config.json",
+    "README.md",
+    "sentence_bert_config.json",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "USE_POLICY.md",
+    "vocab.json",
+    "vocab.txt",
+];
+/// Ends of names of weights, their indices and templates.
+const KNOWN_ENDS: [&str; 6] =
+    [".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json", ".gguf", ".jinja"];
+/// Folders that models have, with templates.
+const KNOWN_FOLDER: &str = "additional_chat_templates";
+
+/// Something in a folder that no model has: who replaces the model would lose it.
+pub fn stranger(folder: &Path) -> io::Result<Option<String>> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_known = match entry.file_type()?.is_dir() {
+            true if name == KNOWN_FOLDER => match stranger(&entry.path())? {
+                None => true,
+                Some(inner) => return Ok(Some(format!("{name}/{inner}"))),
+            },
+            true => false,
+            false if name == NOTE => true,
+            false => KNOWN.contains(&name.as_str()) || KNOWN_ENDS.iter().any(|end| name.ends_with(end)),
+        };
+        if !is_known {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// Refuses to replace a folder with something of its owner in it.
+fn check_model_alone(output: &Path) -> Result<(), MergeError> {
+    match stranger(output).map_err(|error| failed(output, &error))? {
+        None => Ok(()),
+        Some(name) => Err(refused(
+            output,
+            format!(
+                "expected a model alone to replace, found {name:?}, which no model has: move it away first"
+            ),
+        )),
+    }
+}
+
 /// Refuses what would be lost.
 fn check_free(output: &Path, force: bool) -> Result<(), MergeError> {
     match fs::symlink_metadata(output) {
@@ -65,7 +139,7 @@ fn check_free(output: &Path, force: bool) -> Result<(), MergeError> {
     let is_model = output.join("config.json").is_file();
     let reason = match (force, is_model) {
         _ if is_empty => return Ok(()),
-        (true, true) => return Ok(()),
+        (true, true) => return check_model_alone(output),
         (true, false) => "expected a model to replace, found a folder without config.json: give another name",
         (false, _) => "expected a new folder, found one with files: --force replaces the model in it",
     };
@@ -206,6 +280,8 @@ impl Pending {
         let old = self.temporary.with_extension("old.merge");
         let had = self.output.exists();
         if had {
+            // Somebody may have put something there meanwhile.
+            check_model_alone(&self.output)?;
             fs::rename(&self.output, &old).map_err(error)?;
         }
         if let Err(failure) = fs::rename(&self.temporary, &self.output) {

@@ -25,7 +25,7 @@ use crate::plan::{Fill, Options, PlanError, wrapped};
 use crate::source::{Source, SourceError};
 use crate::weights::WeightsError;
 use cascade::{Needs, Way};
-pub use folder::Place;
+pub use folder::{Place, stranger};
 use trained::Trained;
 
 /// Why an adapter is not merged.
@@ -140,6 +140,7 @@ impl<'a> Merge<'a> {
                  adapter beside this one with --adapter, or merge it into the original",
             ));
         }
+        check_saved(source, adapter)?;
         let plan = source.plan(Options::SMALLEST, Cpu::detect()).map_err(Box::new)?;
         let packed = packed(plan.fills.iter().filter_map(Fill::packed));
         let planned: BTreeSet<&str> = plan
@@ -319,6 +320,31 @@ impl<'a> Merge<'a> {
         }
         let text = serde_json::to_string_pretty(&config).expect("JSON as it was read");
         Ok((text + "\n").into_bytes())
+    }
+}
+
+/// Refuses an adapter without the whole modules that its configuration names. PEFT adds names of heads that other models
+/// have: only what is a module of this one is missed.
+fn check_saved(source: &Source, adapter: &Adapter) -> Result<(), MergeError> {
+    let is_of = |tensor: &str, saved: &str| {
+        let (parts, saved): (Vec<&str>, Vec<&str>) =
+            (tensor.split('.').collect(), saved.split('.').collect());
+        parts.windows(saved.len()).any(|window| window == saved)
+    };
+    let names = source.spec.names;
+    let tables = [names.embedding, names.head];
+    let missing = adapter.settings.saved.iter().find(|&saved| {
+        let mut modules = source.checkpoint.tensors().map(|tensor| tensor.name).chain(tables);
+        modules.any(|name| is_of(name, saved)) && !adapter.wholes().any(|whole| is_of(whole, saved))
+    });
+    match missing {
+        None => Ok(()),
+        Some(saved) => Err(MergeError::Model {
+            model: adapter.folder().to_owned(),
+            reason: format!(
+                "expected the tensors of {saved}, which modules_to_save names, found none: save the adapter again"
+            ),
+        }),
     }
 }
 

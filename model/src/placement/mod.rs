@@ -1,8 +1,8 @@
 //! What of a model stands where, and how fast that will be: a card's small, fast memory and the machine's large, slow
 //! one are read at the same time, and nothing is moved between them while tokens are made.
 //!
-//! Everything here is arithmetic over a [`Plan`](crate::plan::Plan) and a [`Machine`]: no card is needed, none is asked.
-//! What runs on a card does what this says. [`Parts`] is the model, [`Question::forecasts`] compares the ways to place
+//! Everything here is arithmetic over a [`Plan`](crate::plan::Plan) and a [`Machine`]: no card is needed or asked. What
+//! runs on a card does what this says. [`Parts`] is the model, [`Question::forecasts`] compares the ways to place
 //! it, and [`Question::auto`] is the best. [`HotExperts`] and [`Shelf`] go on while it runs: events in, actions out.
 
 mod experts;

@@ -36,6 +36,7 @@ use crate::matrix::Quantized;
 use feedback::{Hessian, Order};
 use inputs::{Kept, Targets};
 use linear::Work;
+pub use planes::plane_bits;
 
 /// What becomes of the matrices.
 #[derive(Debug, Clone)]

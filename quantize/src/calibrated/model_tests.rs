@@ -11,7 +11,7 @@ use bantam_model::source::Source;
 
 use super::sample::{self, Written};
 use super::{Calibrated, Method, Planes, Settings, awq, gptq, ternary};
-use crate::layerwise::{Hand, Layerwise, Listed, MethodError};
+use crate::layerwise::{Hand, Layerwise, Listed, MethodError, Scales};
 use crate::matrix::Quantized;
 
 const LENGTH: usize = 48;
@@ -35,6 +35,7 @@ struct Kept {
     matrices: BTreeMap<String, Quantized>,
     vectors: BTreeMap<String, Vec<f32>>,
     stages: Vec<f64>,
+    scales: BTreeMap<String, Scales>,
 }
 
 impl Hand for Kept {
@@ -47,6 +48,11 @@ impl Hand for Kept {
         assert!(self.matrices.insert(name.to_owned(), matrix).is_none(), "{name} is handed over once");
         self.stages.extend(stages.iter().map(|stage| stage.1));
         Ok(())
+    }
+
+    fn scaled(&mut self, name: &str, matrix: Quantized, scales: &Scales) -> Result<(), MethodError> {
+        assert!(self.scales.insert(name.to_owned(), scales.clone()).is_none(), "{name} is handed over once");
+        self.quantized(name, matrix, &[])
     }
 
     fn changed(&mut self, tensor: &str, values: &[f32]) -> Result<(), MethodError> {
@@ -182,6 +188,17 @@ fn gptq_and_awq_stay_near_and_awq_changes_norms() {
     assert_eq!(kept.vectors.len(), 2, "{:?}", kept.vectors.keys());
     let scaled = distance(&source, &kept, 1);
     assert!(scaled < 0.02, "{scaled}");
+    // Without the scales, the weights are the original's but for rounding.
+    let block = Block::load(&source, 0, LENGTH, Cpu::detect(), 1, None).unwrap();
+    for (at, module) in block.modules().iter().enumerate() {
+        let (mut made, wanted) = (kept.matrices[&module.name].values(), block.weights(at));
+        let rows = made.chunks_exact_mut(module.shape.columns).enumerate();
+        rows.for_each(|(row, values)| kept.scales[&module.name].fold_back(row, values));
+        let error: f32 = wanted.iter().zip(&made).map(|(a, b)| (a - b).powi(2)).sum();
+        let error = error / wanted.iter().map(|a| a * a).sum::<f32>();
+        assert!(error < 0.05, "{}: {error}", module.name);
+    }
+    assert!(kept.scales.values().any(|scales| scales.columns.is_some() && scales.rows.is_some()));
 }
 
 #[test]

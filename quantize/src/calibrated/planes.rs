@@ -20,7 +20,7 @@ use crate::layerwise::MethodError;
 pub(super) type Chosen = HashMap<String, usize>;
 
 /// Bits of a weight with all that stands beside it, in one plane.
-pub(super) fn plane_bits(group: usize, columns: usize) -> f64 {
+pub fn plane_bits(group: usize, columns: usize) -> f64 {
     13.0 * 8.0 / 64.0 + 16.0 / group.min(columns) as f64
 }
 

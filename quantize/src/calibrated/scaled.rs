@@ -12,7 +12,7 @@ use bantam_model::families::Rows;
 use super::awq::{self, Inputs};
 use super::inputs::Kept;
 use super::{Calibrated, Work};
-use crate::layerwise::{Hand, MethodError};
+use crate::layerwise::{Hand, MethodError, Scales};
 use crate::matrix::Quantized;
 
 /// What stands before the matrices of an input, and takes the inverse of their scales.
@@ -46,7 +46,7 @@ pub(super) fn layer(
     let of_block = Scaled { names: spec.names, layer: &spec.layers[number], prefix };
     let groups = of_block.groups(block, listed);
     let mut changed = Vec::new();
-    let mut scales_of = vec![None; block.modules().len()];
+    let mut scales_of = vec![Scales::default(); block.modules().len()];
     for Group { modules, before } in &groups {
         let (Some(before), true) = (before, settings.scale_search) else { continue };
         let squares = kept.of(modules[0]);
@@ -60,7 +60,10 @@ pub(super) fn layer(
                 |row: &mut [f32]| row.iter_mut().zip(&scales).for_each(|(value, scale)| *value *= scale);
             weights.chunks_exact_mut(width).for_each(row);
             put(block, module, &weights)?;
-            scales_of[module] = Some(scales.clone());
+            scales_of[module].columns = Some(scales.clone());
+        }
+        if let Before::Rows(module) = before {
+            scales_of[*module].rows = Some(scales.clone());
         }
         of_block.fold(block, before, &scales, &mut changed)?;
     }
@@ -73,7 +76,7 @@ pub(super) fn layer(
     for &module in listed {
         let shape = block.modules()[module].shape;
         let mut squares = kept.of(module).own.clone();
-        if let Some(scales) = &scales_of[module] {
+        if let Some(scales) = &scales_of[module].columns {
             for (row, by) in squares.chunks_exact_mut(shape.columns).zip(scales) {
                 row.iter_mut().zip(scales).for_each(|(value, scale)| *value /= by * scale);
             }
@@ -81,7 +84,7 @@ pub(super) fn layer(
         let clip =
             block.modules()[module].input != BlockInput::Attention || is_value(&of_block, block, module);
         let found = awq::quantize(work, settings, &squares, shape, &block.weights(module), clip);
-        hand.quantized(&block.modules()[module].name, Quantized::Grouped(found), &[])?;
+        hand.scaled(&block.modules()[module].name, Quantized::Grouped(found), &scales_of[module])?;
     }
     Ok(())
 }

@@ -25,6 +25,7 @@ mod tools;
 
 pub use batch::{Batch, Collation};
 pub use error::DataError;
+pub(crate) use order::Twister;
 pub use order::epoch_order;
 pub use prepare::{Prepared, prepare};
 pub use spoken::Spoken;

@@ -8,13 +8,13 @@ const SIZE: usize = 624;
 const SHIFT: usize = 397;
 
 /// The Mersenne Twister of 32 bits, as it is usually seeded.
-pub(super) struct Twister {
+pub(crate) struct Twister {
     state: [u32; SIZE],
     next: usize,
 }
 
 impl Twister {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         // PyTorch takes the lower half of a seed.
         let mut state = [seed as u32; SIZE];
         for index in 1..SIZE {
@@ -33,7 +33,7 @@ impl Twister {
         self.next = 0;
     }
 
-    pub(super) fn bits32(&mut self) -> u32 {
+    pub(crate) fn bits32(&mut self) -> u32 {
         if self.next == SIZE {
             self.refill();
         }

@@ -339,7 +339,12 @@ impl<'s> Maker<'s> {
             mask_history: self.settings.mask_history,
             efficient_eos: self.bound().efficient_eos(),
         };
-        let (ids, labels, is_cut) = masked(&self.bound().turns(conversation)?, &masking);
+        let (mut ids, mut labels, is_cut) = masked(&self.bound().turns(conversation)?, &masking);
+        let eos = self.bound().ends.eos;
+        if self.settings.append_eos && ids.last() != Some(&eos) && ids.len() < self.settings.cutoff_len {
+            ids.push(eos);
+            labels.push(eos as i32);
+        }
         let example = Example::alone(ids, labels);
         if self.settings.packing && example.ids.len() > self.settings.cutoff_len {
             return Err(OVER_LONG.into());

@@ -99,6 +99,17 @@ impl Optimizer {
         self.steps
     }
 
+    /// What is remembered: means of gradients, or momentum; means of squares.
+    pub fn memory(&self) -> [&[f32]; 2] {
+        [&self.first, &self.second]
+    }
+
+    /// The same, to be filled with what was remembered after so many steps.
+    pub fn resume(&mut self, steps: u64) -> [&mut [f32]; 2] {
+        self.steps = steps;
+        [&mut self.first, &mut self.second]
+    }
+
     /// Moves every parameter by its gradient; all rates are multiplied by `factor`.
     pub fn step(&mut self, training: &mut Training, factor: f64) {
         self.steps += 1;

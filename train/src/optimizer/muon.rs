@@ -177,6 +177,28 @@ mod tests {
         }
     }
 
+    /// Numbers of both formulas as torch computes them in float32.
+    #[test]
+    fn two_steps_are_those_of_the_formulas() {
+        let pool = Threads::start(1).unwrap();
+        let gradients = [[0.5, -1.0, 2.0, 0.25, -0.75, 1.5], [-0.25, 0.5, 1.0, -2.0, 0.125, 0.75]];
+        for (variant, wanted) in [(Variant::KellerJordan, KELLER_JORDAN), (Variant::Moonlight, MOONLIGHT)] {
+            let constants = Muon { variant, momentum: 0.95, nesterov: true, iterations: 5 };
+            let (mut values, mut momentum) = ([1.0f32, 2.0, -1.0, 0.5, 0.25, -2.0], [0.0; 6]);
+            let (machine, mut work) = ((Cpu::detect(), &pool), Work::default());
+            for gradient in &gradients {
+                let shape = (1, 3, 2);
+                step(machine, &constants, 0.1, 0.1, shape, gradient, &mut momentum, &mut values, &mut work);
+            }
+            for (found, wanted) in values.iter().zip(wanted) {
+                assert!((found - wanted).abs() < 1e-5, "{variant:?}: {found}, not {wanted}");
+            }
+        }
+    }
+
+    const KELLER_JORDAN: [f32; 6] = [0.948_010, 2.012_885, -1.172_700, 0.526_340, 0.258_329, -2.118_949];
+    const MOONLIGHT: [f32; 6] = [0.971_024, 1.975_101, -1.034_576, 0.500_314, 0.248_788, -2.005_101];
+
     #[test]
     fn a_matrix_of_one_row_gets_the_polynomials_length() {
         let pool = Threads::start(1).unwrap();

@@ -66,6 +66,8 @@ pub struct DataSettings {
     pub packing: bool,
     /// Whether those do not see each other.
     pub neat_packing: bool,
+    /// Whether a conversation that does not end with eos gets one, where there is room.
+    pub append_eos: bool,
     /// The most rows of each data set.
     pub max_samples: Option<usize>,
     /// How much is put aside for measuring: a share below 1, or so many rows.
@@ -116,6 +118,11 @@ impl SettingsError {
     fn one(complaint: String) -> Self {
         Self { complaints: vec![complaint] }
     }
+
+    /// All of these, each with its place.
+    pub(crate) fn of(complaints: Vec<String>) -> Self {
+        Self { complaints }
+    }
 }
 
 /// Values by key, for those that somebody gave, and where they stood.
@@ -160,6 +167,17 @@ impl Settings {
     /// Whether somebody said anything of a key but null.
     pub fn is_given(&self, key: &str) -> bool {
         self.chosen.is_given(key)
+    }
+
+    /// Whether somebody said anything else of a key than what its default is.
+    pub(crate) fn differs(&self, key: &str) -> bool {
+        let default = table::find(key).expect("keys that are asked for are in the table").default_value();
+        self.is_given(key) && self.chosen.value(key) != default
+    }
+
+    /// Where a key stood.
+    pub(crate) fn place(&self, key: &str) -> &str {
+        self.chosen.place(key)
     }
 
     /// A flag's value.
@@ -367,6 +385,7 @@ impl Chosen {
             mask_history: self.is_set("mask_history"),
             packing: packing.unwrap_or(stage == Stage::Pretrain),
             neat_packing,
+            append_eos: self.is_set("append_eos"),
             max_samples: size("max_samples"),
             val_size: self.number("val_size").unwrap_or(0.0),
             group: size("preprocessing_batch_size").expect("it has a default"),

@@ -34,9 +34,13 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("training", "wandb_run_name", "run_name"),
 ];
 
-/// What a file in sections has where it says nothing: the learning rates of its optimizers, and its schedule.
-const DEFAULTS: &[(&str, &str)] =
-    &[("embedding_lr_ratio", "2.0"), ("head_lr_ratio", "0.1"), ("lr_scheduler_type", "cosine")];
+/// What a file in sections has where it says nothing: the learning rates of its optimizers, its schedule, its eos.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("embedding_lr_ratio", "2.0"),
+    ("head_lr_ratio", "0.1"),
+    ("lr_scheduler_type", "cosine"),
+    ("append_eos", "true"),
+];
 
 /// The name in the table of a key that was written with its section in front.
 pub(super) fn own_name(key: &str) -> &str {

@@ -119,6 +119,8 @@ const DATA: &[Key] = &[
     // Ours: one file that no dataset_info.json describes.
     done("dataset_path", Text, "null"),
     done("dataset_type", Word(&["alpaca", "sharegpt", "openai", "text", "tokenized"]), "openai"),
+    // Ours: conversations whose template does not end them get an eos.
+    done("append_eos", Flag, "false"),
     done("cutoff_len", Count(2, 1 << 24), "2048"),
     done("train_on_prompt", Flag, "false"),
     done("mask_history", Flag, "false"),

@@ -125,6 +125,7 @@ fn sections_are_the_same_keys() {
     assert_eq!((settings.count("quantization_bit"), settings.count("lora_rank")), (Some(4), Some(16)));
     assert_eq!(settings.data.file, Some(("d.jsonl".into(), "sharegpt".to_owned())));
     assert_eq!((settings.number("learning_rate"), settings.number("head_lr_ratio")), (Some(1e-3), Some(0.1)));
+    assert!(settings.data.append_eos);
     assert_eq!((settings.flag("use_muon"), settings.number("embedding_lr_ratio")), (true, Some(3.0)));
     assert_eq!(settings.text("lr_scheduler_type").as_deref(), Some("cosine"));
     let error = read(&text.replace("rank: 16", "rnk: 16"), &[]).unwrap_err();

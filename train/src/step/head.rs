@@ -73,19 +73,9 @@ pub(crate) fn embed_backward(
     }
 }
 
-/// The rows that predict something, and what: each predicts the label of the row after it in its document.
-pub(crate) fn labelled<'a>(
-    lengths: &'a [usize],
-    labels: &'a [i32],
-) -> impl Iterator<Item = (usize, usize)> + 'a {
-    let starts = lengths.iter().scan(0, |end, &length| {
-        let start = *end;
-        *end += length;
-        Some((start, length))
-    });
-    starts
-        .flat_map(|(start, length)| start..start + length.saturating_sub(1))
-        .filter_map(|row| Some((row, usize::try_from(labels[row + 1]).ok()?)))
+/// The rows that are to predict something, and what.
+pub(crate) fn labelled(labels: &[i32]) -> impl Iterator<Item = (usize, usize)> + '_ {
+    labels.iter().enumerate().filter_map(|(row, &label)| Some((row, usize::try_from(label).ok()?)))
 }
 
 impl Ends {
@@ -96,7 +86,7 @@ impl Ends {
         &mut self,
         products: &Products,
         sites: &EndSites,
-        (lengths, labels): (&[usize], &[i32]),
+        labels: &[i32],
         scale: f32,
         x: &mut [f32],
         gradients: Option<&mut [f32]>,
@@ -105,7 +95,7 @@ impl Ends {
         let width = products.bare.spec.hidden;
         self.rows.clear();
         self.labels.clear();
-        for (row, label) in labelled(lengths, labels) {
+        for (row, label) in labelled(labels) {
             self.rows.push(row);
             self.labels.push(label);
         }

@@ -53,6 +53,11 @@ impl Low {
         self.starts[2] + output
     }
 
+    /// The parameter of its lengths, and those that its rows have as they are.
+    pub(crate) fn lengths_of_rows(&self) -> Option<(usize, Vec<f32>)> {
+        Some((self.of[2]?, self.inverse.iter().map(|inverse| 1.0 / inverse).collect()))
+    }
+
     pub(crate) fn has_lengths(&self) -> bool {
         !self.lengths.is_empty()
     }

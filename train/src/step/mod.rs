@@ -4,6 +4,7 @@
 //! layer; backward runs every layer once more and then back, so that what stands in memory is one layer's activations.
 //! All buffers grow in the first step that needs them and stay.
 
+mod flat;
 mod head;
 mod layer;
 mod linear;
@@ -17,6 +18,7 @@ use bantam_model::bare::Bare;
 use bantam_model::source::{Source, SourceError};
 use bantam_model::weights::WeightsError;
 
+pub use flat::Flat;
 use head::{EndSites, Ends};
 use layer::{Documents, Kept, Layer};
 use linear::{Products, room};
@@ -42,14 +44,15 @@ pub enum TrainError {
     #[error("expected an adapter to train beside the model, found none")]
     NoAdapter,
     #[error(
-        "expected a label for each of {tokens} tokens and documents of as many in all, found {labels} labels and documents of {documents}"
+        "expected tokens, and as many labels and rows of documents, found {tokens} tokens, {labels} labels and \
+         documents of {documents} tokens in all"
     )]
     Batch { tokens: usize, labels: usize, documents: usize },
     #[error("{what} {found} is outside the vocabulary of {vocab}; was the data made with another tokenizer?")]
     Vocabulary { what: &'static str, found: i64, vocab: usize },
 }
 
-/// The label of a token that nothing is to be learned of.
+/// The label of a token that is to predict nothing.
 pub const IGNORED: i32 = -100;
 
 /// Tokens of some documents, one after another, without padding.
@@ -57,22 +60,22 @@ pub const IGNORED: i32 = -100;
 pub struct Batch<'a> {
     /// Of all documents.
     pub tokens: &'a [u32],
-    /// For every token, itself or [`IGNORED`]: what the token before it in its document is to predict.
+    /// What each token is to predict, or [`IGNORED`].
     pub labels: &'a [i32],
     /// How many tokens each document has. Documents do not see one another; positions begin anew.
     pub documents: &'a [usize],
 }
 
 impl Batch<'_> {
-    /// How many labels count: the first of a document is predicted by nothing.
+    /// How many tokens are to predict something.
     pub fn labelled(&self) -> usize {
-        head::labelled(self.documents, self.labels).count()
+        head::labelled(self.labels).count()
     }
 
     fn check(&self, vocab: usize) -> Result<(), TrainError> {
         let documents = self.documents.iter().sum();
         let (tokens, labels) = (self.tokens.len(), self.labels.len());
-        if documents != tokens || labels != tokens {
+        if documents != tokens || labels != tokens || tokens == 0 {
             return Err(TrainError::Batch { tokens, labels, documents });
         }
         let outside = |what, found: i64| TrainError::Vocabulary { what, found, vocab };
@@ -188,6 +191,14 @@ impl Training {
         self.measure();
     }
 
+    /// Gives the rows of a new DoRA the lengths that they have.
+    pub fn begin_lengths(&mut self) {
+        for (at, lengths) in self.lows.list.iter().filter_map(low::Low::lengths_of_rows) {
+            self.parameters.write(at, &mut self.bare.arena, &lengths);
+        }
+        self.settle();
+    }
+
     /// Who computes.
     pub(crate) fn machine(&self) -> (Cpu, &bantam_model::pool::Threads) {
         (self.bare.cpu, &self.bare.pool)
@@ -232,9 +243,8 @@ impl Training {
             }
             Layer { products, spec, sites }.forward(documents, stream, kept);
         }
-        let labels = (batch.documents, batch.labels);
         let gradients = with_gradients.then_some(&mut gradients[..]);
-        loss.loss(&products, ends, labels, scale, stream, gradients, kept.scratch())
+        loss.loss(&products, ends, batch.labels, scale, stream, gradients, kept.scratch())
     }
 
     fn backward(&mut self, batch: &Batch) {

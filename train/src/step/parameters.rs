@@ -73,11 +73,12 @@ impl Parameter {
         self.range.clone()
     }
 
-    /// The rows and columns of the matrices in it, and how many there are; `None` for vectors.
+    /// How many matrices are in it, with their rows and columns; `None` for vectors and tables.
     pub fn matrices(&self) -> Option<(usize, usize, usize)> {
-        match (self.role, &self.shape[..]) {
-            (Role::Matrix, &[rows, columns]) => Some((1, rows, columns)),
-            (Role::Matrix, &[count, rows, columns]) => Some((count, rows, columns)),
+        let is_matrix = matches!(self.role, Role::Matrix | Role::Down | Role::Up);
+        match self.shape[..] {
+            [rows, columns] if is_matrix => Some((1, rows, columns)),
+            [count, rows, columns] if is_matrix => Some((count, rows, columns)),
             _ => None,
         }
     }

@@ -15,6 +15,7 @@ mod quantize;
 mod refusals;
 mod serving;
 mod stand_in;
+mod train;
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};

@@ -101,6 +101,18 @@ fn what_makes_no_sense_is_refused() {
     with(&["--to", "ternary", "--group-size", "32"], 2, &["multiple of 64"]);
     with(&["--to", "gptq", "--method", "ptbitnet"], 2, &["--method", "nearest", "ptbitnet"]);
     with(&["--to", "ternary", "--bits", "2.2"], 2, &["--bits", "ptbitnet"]);
+    for bits in ["nan", "9", "1"] {
+        with(
+            &["--to", "ternary", "--method", "ptbitnet", "--bits", bits],
+            2,
+            &["--bits", "3.5", "--planes 2"],
+        );
+    }
+    let both = ["--to", "ternary", "--method", "ptbitnet", "--planes", "2", "--bits", "2.2"];
+    with(&both, 2, &["--planes", "without --bits"]);
+    with(&["--to", "nf4", "--evaluate", "--context", "100000"], 2, &["--context", "at most", "100000"]);
+    with(&["--to", "awq", "--calibration-length", "60000"], 2, &["--calibration-length", "at most"]);
+    with(&["--to", "awq", "--damp", "0.1"], 2, &["--damp", "leave it out"]);
     with(&["--to", "nf4", "--damp", "0.1"], 2, &["calibrated"]);
     with(&["--to", "nf4", "--ram", "1MiB"], 1, &["--ram", "expected at least"]);
     with(&["--to", "nf4", "--head", "int8"], 2, &["--head", "ternary", "leave it out"]);
@@ -130,7 +142,18 @@ fn calibrated_methods_write_what_is_read() {
         let lines = answer(bantam(&made));
         let report: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
         let error = report["quantized"]["relative_squared_error"].as_f64().unwrap();
-        assert!(error > 0.0 && error < 2.0, "{more:?}: {error}");
+        let (method, calibration) = (&report["method"], &report["method"]["calibration"]);
+        assert!(["gptq", "awq", "ptbitnet"].contains(&method["name"].as_str().unwrap()), "{method}");
+        assert_eq!([&calibration["sequences"], &calibration["length"]], [4, 32]);
+        assert_eq!(calibration["tokens_xxh3"].as_str().unwrap().len(), 16);
+        assert_eq!(method["bits_asked"].as_f64(), (method["name"] == "ptbitnet").then_some(2.4));
+        let config = std::fs::read(Path::new(output).join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["bantam_report"]["method"], *method);
+        assert_eq!(config["bantam_report"]["settings"], report["settings"]);
+        // Of AWQ, whose scales are in the weights, that of the weights without them.
+        let most = if more.contains(&"awq") { 0.03 } else { 2.0 };
+        assert!(error > 0.0 && error < most, "{more:?}: {error}");
         answer(bantam(&["run", output, "Once", "--max-new-tokens", "2", "--ignore-eos"]));
     }
 }
@@ -159,6 +182,11 @@ fn check_killed(name: &str, more: &[&str]) {
             let _ = child.kill();
             let status = child.wait().unwrap();
             if output.exists() {
+                let partial = folder.join(format!("killed-{runs}.partial"));
+                if partial.exists() && std::fs::read_dir(&partial).unwrap().count() > 0 {
+                    assert!(start(&output).wait().unwrap().success(), "run {runs}: it was finished");
+                    assert!(!partial.exists(), "run {runs}: nothing is left");
+                }
                 assert!(files(&output) == wanted, "run {runs}: under its final name it is complete");
                 break;
             }

@@ -127,7 +127,7 @@ impl<Q: Quads, K: Kind, S: Sides> Product<'_, Q, K, S> {
     pub(super) unsafe fn fused_small<const G: usize, const N: usize>(&self, panel: *const u32, lane: usize) {
         let together = self.together();
         // A row's are closed once, after the last.
-        let closes = |member: usize| together < 4 && (member + 1) % together == 0;
+        let closes = |member: usize| together < 4 && (member + 1).is_multiple_of(together);
         // SAFETY: the tile holds all blocks and the panel all words of them: checked when the job was made.
         unsafe {
             let mut sums = [[Q::Floats::splat(0.0); N]; G];

@@ -1,0 +1,415 @@
+//! A run: epochs of batches, steps over some of them together, a log, checkpoints, and what is left at the end.
+//!
+//! It knows no terminal: a [`Watch`] is told of every step, and says when to stop. How many steps there are, in which
+//! order examples come, what a loss is a mean of and when rates change is as in the Trainer of transformers 4.57.
+
+mod choices;
+mod output;
+mod picture;
+mod state;
+mod targets;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use bantam_core::Cpu;
+use bantam_model::checkpoint::Dtype;
+use bantam_model::checkpoint::writer::WriteError;
+use bantam_model::source::{Source, SourceError};
+use serde_json::json;
+
+use crate::data::{Batch, Collation, Example, IGNORED, Prepared, epoch_order};
+use crate::optimizer::{Optimizer, clip, length, schedule::Schedule};
+use crate::settings::{Settings, SettingsError};
+use crate::step::{Flat, TrainError, Training};
+use choices::{Choices, Every, Method, Start};
+use output::Output;
+use state::State;
+
+/// Where in the output a new adapter stands until it is read.
+const START: &str = ".start";
+
+/// Why a run did not come to its end.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages name every field")]
+pub enum RunError {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Source(Box<SourceError>),
+    #[error(transparent)]
+    Train(Box<TrainError>),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("{}: {source}; check space and permissions", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "lora_target: expected linear layers of the model ({known}), found {found}; name some of them, or all"
+    )]
+    Target { found: String, known: String },
+    #[error(
+        "{}: expected an empty folder, found a trained model; give another output_dir, or overwrite_output_dir: true",
+        .folder.display()
+    )]
+    Taken { folder: PathBuf },
+    #[error(
+        "{}: expected a checkpoint of this very run, found {found}; resume from another, or set \
+         overwrite_output_dir: true and resume_from_checkpoint: null", .checkpoint.display()
+    )]
+    Checkpoint { checkpoint: PathBuf, found: String },
+    #[error(
+        "step {step}: expected a loss, found {loss}; lower learning_rate, or look at the data of that step"
+    )]
+    Loss { step: u64, loss: f64 },
+}
+
+impl From<SourceError> for RunError {
+    fn from(error: SourceError) -> Self {
+        RunError::Source(Box::new(error))
+    }
+}
+
+impl From<TrainError> for RunError {
+    fn from(error: TrainError) -> Self {
+        RunError::Train(Box::new(error))
+    }
+}
+
+/// How far a run is, after a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// Steps taken, counted from 1.
+    pub step: u64,
+    /// Of how many.
+    pub steps: u64,
+    /// Epochs, with a fraction.
+    pub epoch: f64,
+    /// The mean loss of this step.
+    pub loss: f64,
+    /// How long its gradient was before it was clipped.
+    pub gradient: f64,
+    /// Its rate.
+    pub rate: f64,
+    /// Tokens a second, since this process began.
+    pub tokens_per_second: f64,
+    /// Seconds that are left if it goes on so.
+    pub seconds_left: f64,
+}
+
+/// Who looks on.
+pub trait Watch {
+    /// Something to know, once.
+    fn note(&mut self, words: &str);
+    /// A step was taken.
+    fn step(&mut self, progress: &Progress);
+    /// Whether to save and end.
+    fn is_ended(&self) -> bool;
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Steps taken, those before a resumption included.
+    pub steps: u64,
+    /// The mean loss of all steps.
+    pub loss: f64,
+    /// The folder with the result, or the checkpoint where it was ended before.
+    pub folder: PathBuf,
+    /// Whether all steps were taken.
+    pub is_done: bool,
+}
+
+/// Refuses what no run does yet, before anything is read.
+pub fn check(settings: &Settings) -> Result<(), SettingsError> {
+    Choices::new(settings).map(drop)
+}
+
+/// Trains what the settings say.
+pub fn train(
+    settings: &Settings,
+    source: Source,
+    prepared: &Prepared,
+    (cpu, threads): (Cpu, usize),
+    watch: &mut dyn Watch,
+) -> Result<Outcome, RunError> {
+    let choices = Choices::new(settings)?;
+    choices::notes(settings).iter().for_each(|words| watch.note(words));
+    let checkpoint = checkpoint(&choices)?;
+    if let Some(checkpoint) = &checkpoint {
+        watch.note(&format!("goes on from {}", checkpoint.display()));
+    }
+    let (source, training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
+    let mut optimizer = Optimizer::new(&training, |parameter| choices.group(parameter));
+    let state = match &checkpoint {
+        Some(checkpoint) => output::resume(checkpoint, &mut optimizer)?,
+        None => State::default(),
+    };
+    let output = Output::new(&choices.output, &source)?;
+    drop(source);
+    // What a new adapter began with is in nobody's way, but of no use either.
+    let _ = fs::remove_dir_all(choices.output.join(START));
+    output.keep_log(state.step)?;
+    let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
+    let (examples, flat, begun) = (&prepared.train, Flat::default(), Begun::now());
+    Run { examples, collation, flat, choices, training, optimizer, state, output, begun }.all(watch)
+}
+
+/// The checkpoint to go on from.
+fn checkpoint(choices: &Choices<'_>) -> Result<Option<PathBuf>, RunError> {
+    let whole =
+        || output::checkpoints(&choices.output).into_iter().rev().find(|(_, path)| output::is_whole(path));
+    match &choices.start {
+        Start::Anew => Ok(None),
+        Start::Named(folder) if output::is_whole(folder) => Ok(Some(folder.clone())),
+        Start::Named(folder) => {
+            let found =
+                "no optimizer.safetensors and bantam_state.json (save_only_model writes none)".to_owned();
+            Err(RunError::Checkpoint { checkpoint: folder.clone(), found })
+        }
+        Start::Found => match whole() {
+            Some((_, path)) => Ok(Some(path)),
+            None if output::is_taken(&choices.output) => {
+                Err(RunError::Taken { folder: choices.output.clone() })
+            }
+            None => Ok(None),
+        },
+    }
+}
+
+/// The model in memory as the run begins, and where what is beside its weights was read.
+fn model(
+    choices: &Choices<'_>,
+    source: Source,
+    checkpoint: Option<&Path>,
+    cpu: Cpu,
+    threads: usize,
+) -> Result<(Source, Training), RunError> {
+    match (&choices.method, checkpoint) {
+        (Method::Full, None) => {
+            let training = Training::full(&source, cpu, threads)?;
+            Ok((source, training))
+        }
+        (Method::Full, Some(checkpoint)) => {
+            let source = Source::open(checkpoint)?;
+            let training = Training::full(&source, cpu, threads)?;
+            Ok((source, training))
+        }
+        (_, Some(folder)) => adapted(source, folder, cpu, threads),
+        (Method::Adapter(folder), None) => adapted(source, folder, cpu, threads),
+        (Method::Lora(lora), None) => {
+            let folder = choices.output.join(START);
+            targets::begin(&folder, lora, &source.spec, &absolute(source.folder()), choices.seed)?;
+            let (source, mut training) = adapted(source, &folder, cpu, threads)?;
+            training.begin_lengths();
+            Ok((source, training))
+        }
+    }
+}
+
+fn adapted(source: Source, folder: &Path, cpu: Cpu, threads: usize) -> Result<(Source, Training), RunError> {
+    let source = source.adapted(folder)?;
+    let training = Training::adapter(&source, cpu, threads)?;
+    Ok((source, training))
+}
+
+fn absolute(folder: &Path) -> PathBuf {
+    fs::canonicalize(folder).unwrap_or_else(|_| folder.into())
+}
+
+/// When this process began, and how many tokens and steps there were then.
+#[derive(Debug)]
+struct Begun {
+    at: Instant,
+    tokens: u64,
+    step: u64,
+    seconds: f64,
+}
+
+impl Begun {
+    fn now() -> Begun {
+        Begun { at: Instant::now(), tokens: 0, step: 0, seconds: 0.0 }
+    }
+}
+
+/// A run in progress.
+struct Run<'a> {
+    examples: &'a [Example],
+    collation: Collation,
+    flat: Flat,
+    choices: Choices<'a>,
+    training: Training,
+    optimizer: Optimizer,
+    state: State,
+    output: Output,
+    begun: Begun,
+}
+
+impl Run<'_> {
+    fn all(mut self, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
+        let (epoch_batches, epoch_steps, steps) = self.choices.steps(self.examples.len());
+        if self.state.step > steps {
+            let found = format!("one of step {}, of {steps}", self.state.step);
+            return Err(RunError::Checkpoint { checkpoint: self.choices.output, found });
+        }
+        (self.state.steps, self.state.epoch_steps, self.state.batch) =
+            (steps, epoch_steps, self.choices.batch);
+        (self.state.epoch_batches, self.state.together) = (epoch_batches, self.choices.accumulation as u64);
+        let State { tokens, step, seconds, .. } = self.state;
+        self.begun = Begun { at: Instant::now(), tokens, step, seconds };
+        let schedule = self.choices.schedule(steps);
+        let [logging, saving] = [("logging_strategy", "logging_steps"), ("save_strategy", "save_steps")]
+            .map(|(strategy, interval)| self.choices.every(strategy, interval, steps));
+        let mut order = (u64::MAX, Vec::new());
+        while self.state.step < steps {
+            let epoch = self.state.step / epoch_steps;
+            if order.0 != epoch {
+                order = (epoch, self.order(epoch));
+            }
+            let progress = self.step(&order.1, schedule)?;
+            let is_due = |every: Every, step: u64| match every {
+                Every::Never => false,
+                Every::Epoch => step % epoch_steps == 0 || step == steps,
+                Every::Steps(count) => step % count == 0 || step == steps,
+            };
+            // The first loss is what a run is compared by.
+            if is_due(logging, progress.step) && (logging != Every::Never) || progress.step == 1 {
+                self.log(&progress)?;
+            }
+            watch.step(&progress);
+            let is_ended = watch.is_ended() && progress.step < steps;
+            if is_due(saving, progress.step) || is_ended {
+                let folder = self.save(is_ended)?;
+                if is_ended {
+                    return Ok(self.outcome(folder, false));
+                }
+            }
+        }
+        self.finish()
+    }
+
+    /// Which examples an epoch reads, in which order.
+    fn order(&self, epoch: u64) -> Vec<usize> {
+        let mut order = match self.choices.flag("disable_shuffling") {
+            true => (0..self.examples.len()).collect(),
+            false => epoch_order(self.examples.len(), self.choices.data_seed, epoch),
+        };
+        if self.choices.flag("dataloader_drop_last") && order.len() >= self.choices.batch {
+            order.truncate(order.len() / self.choices.batch * self.choices.batch);
+        }
+        order
+    }
+
+    /// One step: some batches, their gradients together, and other weights.
+    fn step(&mut self, order: &[usize], schedule: Schedule) -> Result<Progress, RunError> {
+        let Choices { batch, accumulation, clip: most, rate, .. } = self.choices;
+        let group = batch.saturating_mul(accumulation);
+        let first = (self.state.step % self.state.epoch_steps) as usize * group;
+        let order = order.get(first..).unwrap_or_default();
+        let batches = order.chunks(batch).take(accumulation);
+        let batches: Vec<Batch> = batches
+            .map(|batch| {
+                let examples: Vec<&Example> = batch.iter().map(|&at| &self.examples[at]).collect();
+                Batch::of(&examples, &self.collation)
+            })
+            .collect();
+        // The Trainer counts the first label of a row as well, which nothing predicts.
+        let labels = batches.iter().flat_map(|batch| &batch.labels);
+        let learnt = labels.filter(|&&label| label != IGNORED).count().max(1) as f64;
+        self.training.clear();
+        let mut loss = 0.0;
+        for batch in &batches {
+            self.flat.fill(batch);
+            let flat = self.flat.batch();
+            loss += self.training.step(&flat, (1.0 / learnt) as f32)? / learnt;
+            self.state.tokens += flat.tokens.len() as u64;
+        }
+        if !loss.is_finite() {
+            return Err(RunError::Loss { step: self.state.step + 1, loss });
+        }
+        let gradient = if most > 0.0 { clip(&mut self.training, most) } else { length(&self.training) };
+        let factor = schedule.factor(self.state.step);
+        self.optimizer.step(&mut self.training, factor);
+        self.state.step += 1;
+        self.state.losses += loss;
+        self.state.untold += loss;
+        self.state.untold_steps += 1;
+        let elapsed = self.begun.at.elapsed().as_secs_f64();
+        self.state.seconds = self.begun.seconds + elapsed;
+        let (done, left) = (self.state.step - self.begun.step, self.state.steps - self.state.step);
+        Ok(Progress {
+            step: self.state.step,
+            steps: self.state.steps,
+            epoch: self.state.epoch(),
+            loss,
+            gradient,
+            rate: rate * factor,
+            tokens_per_second: (self.state.tokens - self.begun.tokens) as f64 / elapsed.max(1e-9),
+            seconds_left: elapsed / done as f64 * left as f64,
+        })
+    }
+
+    /// Writes the loss since the last line.
+    fn log(&mut self, progress: &Progress) -> Result<(), RunError> {
+        let Progress { step, steps, epoch, gradient, rate, tokens_per_second, seconds_left, .. } = *progress;
+        let loss = self.state.tell();
+        self.state.history.push(json!({
+            "epoch": epoch, "grad_norm": gradient, "learning_rate": rate, "loss": loss, "step": step,
+        }));
+        self.output.log(&json!({
+            "current_steps": step,
+            "total_steps": steps,
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": gradient,
+            "epoch": epoch,
+            "percentage": 100.0 * step as f64 / steps as f64,
+            "elapsed_time": clock(self.state.seconds),
+            "remaining_time": clock(seconds_left),
+            "throughput": tokens_per_second,
+            "total_tokens": self.state.tokens,
+        }))
+    }
+
+    /// Writes a checkpoint. One that somebody will go on from always has everything.
+    fn save(&self, is_ended: bool) -> Result<PathBuf, RunError> {
+        let only_model = self.choices.flag("save_only_model") && !is_ended;
+        let limit = self.choices.save_limit;
+        self.output.checkpoint(&self.training, &self.optimizer, &self.state, only_model, limit)
+    }
+
+    fn outcome(&self, folder: PathBuf, is_done: bool) -> Outcome {
+        let loss = self.state.losses / self.state.step.max(1) as f64;
+        Outcome { steps: self.state.step, loss, folder, is_done }
+    }
+
+    fn finish(self) -> Result<Outcome, RunError> {
+        let dtype = if self.choices.flag("bf16") { Dtype::Bf16 } else { Dtype::F32 };
+        self.output.write_result(&self.training, dtype)?;
+        let outcome = self.outcome(self.choices.output.clone(), true);
+        let seconds = self.state.seconds.max(1e-9);
+        let examples = self.state.epoch() * self.examples.len() as f64;
+        self.output.results(
+            &self.state,
+            &json!({
+                "epoch": self.state.epoch(),
+                "num_input_tokens_seen": self.state.tokens,
+                "train_loss": outcome.loss,
+                "train_runtime": seconds,
+                "train_samples_per_second": examples / seconds,
+                "train_steps_per_second": self.state.step as f64 / seconds,
+            }),
+        )?;
+        if self.choices.flag("plot_loss") {
+            self.output.picture(&picture::png(&self.state.losses_told()))?;
+        }
+        Ok(outcome)
+    }
+}
+
+/// Seconds as people read them.
+fn clock(seconds: f64) -> String {
+    let seconds = seconds.max(0.0) as u64;
+    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}

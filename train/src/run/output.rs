@@ -1,0 +1,268 @@
+//! What a run leaves on the disk: the trained tensors with what belongs beside them, checkpoints to go on from, and
+//! the log. Folders appear whole under their names, files too.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use bantam_model::adapter::{CONFIG, WEIGHTS};
+use bantam_model::checkpoint::writer::{Outline, write_file, write_streamed};
+use bantam_model::checkpoint::{Checkpoint, Dtype};
+use bantam_model::source::Source;
+use serde_json::{Map, Value, json};
+
+use super::RunError;
+use super::state::State;
+use crate::optimizer::Optimizer;
+use crate::step::Training;
+
+const FULL_WEIGHTS: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "bantam_state.json";
+const PREFIX: &str = "checkpoint-";
+const LOG: &str = "trainer_log.jsonl";
+/// More than the numbers of any run take.
+const STATE_BYTES_MAX: u64 = 1 << 30;
+
+/// The folder of a run.
+#[derive(Debug)]
+pub(super) struct Output {
+    folder: PathBuf,
+    /// Small files that belong beside the weights: the model's, or the adapter's configuration.
+    beside: Vec<(&'static str, Vec<u8>)>,
+    is_adapter: bool,
+}
+
+impl Output {
+    pub(super) fn new(folder: &Path, source: &Source) -> Result<Output, RunError> {
+        fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
+        let (files, mut beside) = (&source.files, Vec::new());
+        let error = |error| RunError::Source(bantam_model::source::SourceError::Files(error).into());
+        for (name, bytes) in [
+            ("tokenizer.json", files.tokenizer().map_err(error)?),
+            ("tokenizer_config.json", files.tokenizer_config().map_err(error)?),
+            ("special_tokens_map.json", files.special_tokens_map().map_err(error)?),
+            ("chat_template.jinja", files.chat_template().map_err(error)?),
+        ] {
+            beside.extend(bytes.map(|bytes| (name, bytes.into_owned())));
+        }
+        match &source.adapter {
+            Some(adapter) => {
+                let path = adapter.folder().join(CONFIG);
+                beside.push((CONFIG, fs::read(&path).map_err(|error| failed(&path, error))?));
+            }
+            None => {
+                beside.push(("config.json", files.require_config().map_err(error)?.into_owned()));
+                let generation = files.generation_config().map_err(error)?;
+                beside.extend(generation.map(|bytes| ("generation_config.json", bytes.into_owned())));
+            }
+        }
+        Ok(Output { folder: folder.into(), beside, is_adapter: source.adapter.is_some() })
+    }
+
+    /// Writes what is trained, so that others can load it.
+    pub(super) fn write_model(
+        &self,
+        folder: &Path,
+        training: &Training,
+        dtype: Dtype,
+    ) -> Result<(), RunError> {
+        let (name, dtype) = if self.is_adapter { (WEIGHTS, Dtype::F32) } else { (FULL_WEIGHTS, dtype) };
+        for (name, bytes) in &self.beside {
+            match *name == "config.json" {
+                true => write_file(&folder.join(name), &typed(bytes, dtype))?,
+                false => write_file(&folder.join(name), bytes)?,
+            }
+        }
+        let parameters = training.parameters();
+        let outlines: Vec<Outline<'_>> =
+            parameters.iter().map(|known| (known.name.as_str(), dtype, known.shape.as_slice())).collect();
+        let mut values = Vec::new();
+        write_streamed(&folder.join(name), &outlines, &[("format", "pt")], |at, out| {
+            values.resize(parameters[at].range().len(), 0.0);
+            training.read(at, &mut values);
+            put(&values, dtype, out)
+        })?;
+        Ok(())
+    }
+
+    /// The same in the run's own folder.
+    pub(super) fn write_result(&self, training: &Training, dtype: Dtype) -> Result<(), RunError> {
+        self.write_model(&self.folder, training, dtype)
+    }
+
+    /// A checkpoint, with all that a resumed run needs unless `only_model`; then removes the oldest above `limit`.
+    pub(super) fn checkpoint(
+        &self,
+        training: &Training,
+        optimizer: &Optimizer,
+        state: &State,
+        only_model: bool,
+        limit: Option<usize>,
+    ) -> Result<PathBuf, RunError> {
+        let place = self.folder.join(format!("{PREFIX}{}", state.step));
+        let (partial, old) = (place.with_extension("partial"), place.with_extension("old"));
+        let io = |path: &Path, result: io::Result<()>| match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(path, error)),
+            _ => Ok(()),
+        };
+        io(&partial, fs::remove_dir_all(&partial))?;
+        fs::create_dir(&partial).map_err(|error| failed(&partial, error))?;
+        self.write_model(&partial, training, Dtype::F32)?;
+        write_file(&partial.join("trainer_state.json"), state.for_trainer().as_bytes())?;
+        if !only_model {
+            let memory = optimizer.memory();
+            let shapes = memory.map(|values| [values.len()]);
+            let outlines: [Outline<'_>; 2] =
+                [("first", Dtype::F32, &shapes[0]), ("second", Dtype::F32, &shapes[1])];
+            write_streamed(&partial.join(OPTIMIZER), &outlines, &[], |at, out| {
+                put(memory[at], Dtype::F32, out)
+            })?;
+            write_file(&partial.join(STATE), state.to_json().as_bytes())?;
+        }
+        io(&old, fs::remove_dir_all(&old))?;
+        io(&place, fs::rename(&place, &old))?;
+        fs::rename(&partial, &place).map_err(|error| failed(&place, error))?;
+        io(&old, fs::remove_dir_all(&old))?;
+        sync(&self.folder)?;
+        // The oldest by time: higher numbers may be of an earlier run.
+        let mut known = checkpoints(&self.folder);
+        let written = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        known.sort_by_cached_key(|(_, path)| written(path));
+        let more = limit.map_or(0, |limit| known.len().saturating_sub(limit.max(1)));
+        for (_, path) in known.iter().filter(|(step, _)| *step != state.step).take(more) {
+            fs::remove_dir_all(path).map_err(|error| failed(path, error))?;
+        }
+        Ok(place)
+    }
+
+    /// One more line of the log.
+    pub(super) fn log(&self, line: &Value) -> Result<(), RunError> {
+        let path = self.folder.join(LOG);
+        let file = fs::OpenOptions::new().create(true).append(true).open(&path);
+        file.and_then(|mut file| writeln!(file, "{line}")).map_err(|error| failed(&path, error))
+    }
+
+    /// Leaves in the log what was there up to a step.
+    pub(super) fn keep_log(&self, step: u64) -> Result<(), RunError> {
+        let path = self.folder.join(LOG);
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|error| failed(&path, error))?,
+        };
+        let is_before = |line: &&str| {
+            let line: Option<Value> = serde_json::from_str(line).ok();
+            line.and_then(|line| line["current_steps"].as_u64()).is_some_and(|found| found <= step)
+        };
+        let kept: String = text.lines().filter(is_before).map(|line| format!("{line}\n")).collect();
+        Ok(write_file(&path, kept.as_bytes())?)
+    }
+
+    /// The losses to look at.
+    pub(super) fn picture(&self, png: &[u8]) -> Result<(), RunError> {
+        Ok(write_file(&self.folder.join("training_loss.png"), png)?)
+    }
+
+    /// How it went, once it is over.
+    pub(super) fn results(&self, state: &State, results: &Value) -> Result<(), RunError> {
+        let text = format!("{results:#}\n");
+        for name in ["train_results.json", "all_results.json"] {
+            write_file(&self.folder.join(name), text.as_bytes())?;
+        }
+        Ok(write_file(&self.folder.join("trainer_state.json"), state.for_trainer().as_bytes())?)
+    }
+}
+
+/// Checkpoints of a folder, the oldest first.
+pub(super) fn checkpoints(folder: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok();
+    let mut found: Vec<(u64, PathBuf)> =
+        entries.map(|entry| entry.path()).filter_map(|path| Some((step(&path)?, path))).collect();
+    found.sort();
+    found
+}
+
+/// Whether a run of others would go on from a checkpoint.
+pub(super) fn is_whole(checkpoint: &Path) -> bool {
+    [OPTIMIZER, STATE].iter().all(|name| checkpoint.join(name).is_file())
+}
+
+/// Whether a folder holds trained tensors already.
+pub(super) fn is_taken(folder: &Path) -> bool {
+    [FULL_WEIGHTS, WEIGHTS].iter().any(|name| folder.join(name).exists())
+}
+
+/// What a checkpoint remembers, put where it belongs.
+pub(super) fn resume(checkpoint: &Path, optimizer: &mut Optimizer) -> Result<State, RunError> {
+    let path = checkpoint.join(STATE);
+    let refused = |found: String| RunError::Checkpoint { checkpoint: checkpoint.into(), found };
+    let length = fs::metadata(&path).map_err(|error| refused(format!("{STATE}: {error}")))?.len();
+    if length > STATE_BYTES_MAX {
+        return Err(refused(format!("{STATE} of {length} bytes")));
+    }
+    let text = fs::read_to_string(&path).map_err(|error| refused(format!("{STATE}: {error}")))?;
+    let state = State::of_json(&text).ok_or_else(|| refused(format!("{STATE} that says something else")))?;
+    let tensors =
+        Checkpoint::open(&checkpoint.join(OPTIMIZER)).map_err(|error| refused(error.to_string()))?;
+    for (name, memory) in ["first", "second"].into_iter().zip(optimizer.resume(state.step)) {
+        let tensor = tensors.tensor(name).filter(|tensor| tensor.dtype == Dtype::F32);
+        let tensor = tensor.filter(|tensor| tensor.shape == [memory.len()]);
+        let tensor = tensor.ok_or_else(|| refused(format!("no {} numbers called {name}", memory.len())))?;
+        let mut scratch = Vec::new();
+        tensor.load_f32(0, memory, &mut scratch).map_err(|error| failed(checkpoint, error))?;
+    }
+    Ok(state)
+}
+
+pub(super) fn failed(path: &Path, source: io::Error) -> RunError {
+    RunError::Io { path: path.into(), source }
+}
+
+fn sync(folder: &Path) -> Result<(), RunError> {
+    match cfg!(unix) {
+        true => {
+            fs::File::open(folder).and_then(|file| file.sync_all()).map_err(|error| failed(folder, error))
+        }
+        false => Ok(()),
+    }
+}
+
+/// The configuration of weights that are of another type now.
+fn typed(config: &[u8], dtype: Dtype) -> Vec<u8> {
+    let mut config: Map<String, Value> = serde_json::from_slice(config).expect("it was read before");
+    let name = if dtype == Dtype::Bf16 { "bfloat16" } else { "float32" };
+    let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    config.insert(key.to_owned(), json!(name));
+    format!("{:#}\n", Value::Object(config)).into_bytes()
+}
+
+/// Numbers as a file has them; bfloat16 is rounded to the nearest, ties to even.
+fn put(values: &[f32], dtype: Dtype, out: &mut dyn Write) -> io::Result<()> {
+    for values in values.chunks(1 << 14) {
+        let bytes: Vec<u8> = match dtype {
+            Dtype::Bf16 => values.iter().flat_map(|value| rounded(*value).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        };
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+fn rounded(value: f32) -> u16 {
+    let bits = value.to_bits();
+    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bfloat16_is_the_nearest() {
+        for (value, bits) in [(1.0, 0x3f80), (1.003_906_25, 0x3f80), (1.011_718_75, 0x3f82), (-2.01, 0xc001)]
+        {
+            assert_eq!(rounded(value), bits, "{value}");
+        }
+    }
+}

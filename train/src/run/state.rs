@@ -1,0 +1,111 @@
+//! How far a run is: what a checkpoint needs to go on as if nothing had happened, and what others read of it.
+
+use serde_json::{Value, json};
+
+/// Of this form of the file.
+const FORM: u64 = 1;
+
+/// What a run knows besides weights and what its optimizer remembers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct State {
+    /// Steps taken.
+    pub(super) step: u64,
+    /// Of the whole run.
+    pub(super) steps: u64,
+    /// Steps of an epoch, its batches, and how many of these a step takes together.
+    pub(super) epoch_steps: u64,
+    pub(super) epoch_batches: u64,
+    pub(super) together: u64,
+    /// Sum of the losses of all steps, and of those that no log has told.
+    pub(super) losses: f64,
+    pub(super) untold: f64,
+    /// How many the latter are.
+    pub(super) untold_steps: u64,
+    /// Tokens read.
+    pub(super) tokens: u64,
+    /// Seconds, those before a resumption included.
+    pub(super) seconds: f64,
+    /// Examples of a batch.
+    pub(super) batch: usize,
+    /// What was logged.
+    pub(super) history: Vec<Value>,
+}
+
+impl State {
+    /// Epochs, by batches: the last step of one may have fewer.
+    pub(super) fn epoch(&self) -> f64 {
+        let (whole, steps) = (self.step / self.epoch_steps.max(1), self.step % self.epoch_steps.max(1));
+        whole as f64 + (steps * self.together) as f64 / self.epoch_batches.max(1) as f64
+    }
+
+    /// The loss since the last log.
+    pub(super) fn tell(&mut self) -> f64 {
+        let loss = self.untold / self.untold_steps.max(1) as f64;
+        (self.untold, self.untold_steps) = (0.0, 0);
+        loss
+    }
+
+    /// What was logged, step by step.
+    pub(super) fn losses_told(&self) -> Vec<(u64, f64)> {
+        let told = |line: &Value| Some((line["step"].as_u64()?, line["loss"].as_f64()?));
+        self.history.iter().filter_map(told).collect()
+    }
+
+    /// For ourselves: numbers by their bits, which decimals would not keep.
+    pub(super) fn to_json(&self) -> String {
+        let state = json!({
+            "form": FORM,
+            "step": self.step,
+            "losses_bits": self.losses.to_bits(),
+            "untold_bits": self.untold.to_bits(),
+            "untold_steps": self.untold_steps,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "history": self.history,
+        });
+        format!("{state:#}\n")
+    }
+
+    pub(super) fn of_json(text: &str) -> Option<State> {
+        let json: Value = serde_json::from_str(text).ok()?;
+        let count = |key: &str| json[key].as_u64();
+        (count("form")? == FORM).then_some(())?;
+        Some(State {
+            step: count("step")?,
+            losses: f64::from_bits(count("losses_bits")?),
+            untold: f64::from_bits(count("untold_bits")?),
+            untold_steps: count("untold_steps")?,
+            tokens: count("tokens")?,
+            seconds: json["seconds"].as_f64()?,
+            history: json["history"].as_array()?.clone(),
+            ..State::default()
+        })
+    }
+
+    /// As the Trainer of transformers writes it.
+    pub(super) fn for_trainer(&self) -> String {
+        let state = json!({
+            "best_global_step": null,
+            "best_metric": null,
+            "best_model_checkpoint": null,
+            "epoch": self.epoch(),
+            "eval_steps": 500,
+            "global_step": self.step,
+            "is_hyper_param_search": false,
+            "is_local_process_zero": true,
+            "is_world_process_zero": true,
+            "log_history": self.history,
+            "logging_steps": 1,
+            "max_steps": self.steps,
+            "num_input_tokens_seen": self.tokens,
+            "num_train_epochs": self.steps.div_ceil(self.epoch_steps.max(1)),
+            "save_steps": 500,
+            "stateful_callbacks": {},
+            "total_flos": 0,
+            "train_batch_size": self.batch,
+            "trial_name": null,
+            "trial_params": null,
+        });
+        format!("{state:#}\n")
+    }
+}

@@ -1,6 +1,11 @@
-//! `bantam train --dry-run`: what a file says to train, and what is wrong with it.
+//! `bantam train`: what a file says to train, what is wrong with it, and what becomes of a run that is ended or killed.
 
-use super::{Folder, bantam, golden, json, list, repository};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{Folder, answer, bantam, golden, json, list, program, repository};
 
 #[test]
 fn a_dry_run_shows_examples_and_trains_nothing() {
@@ -24,4 +29,86 @@ fn a_dry_run_shows_examples_and_trains_nothing() {
         let message = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(1) && message.contains(words), "{message}");
     }
+}
+
+/// Settings that train an adapter over rows of ids.
+fn settings(folder: &Folder) -> String {
+    let row = |row: usize| {
+        let ids: Vec<usize> = (0..24).map(|at| 5 + (row * 31 + at * 7) % 90).collect();
+        format!("{{\"input_ids\": {ids:?}}}\n")
+    };
+    let rows = folder.write("rows.jsonl", (0..8).map(row).collect::<String>());
+    let model = golden("llama-tied");
+    let yaml = format!(
+        "model_name_or_path: {model}\ndataset_path: {rows}\ndataset_type: tokenized\nlearning_rate: 0.01\n\
+         per_device_train_batch_size: 1\ngradient_accumulation_steps: 2\nsave_steps: 1\nlogging_steps: 1\n\
+         lr_scheduler_type: constant\nplot_loss: true\nbf16: true\nreport_to: none\n"
+    );
+    folder.write("train.yaml", yaml)
+}
+
+/// Waits for a file that a run writes.
+fn wait_for(path: &Path) {
+    let begun = Instant::now();
+    while !path.exists() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{} does not come", path.display());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn an_adapter_is_trained_and_used() {
+    let folder = Folder::new();
+    let (file, output) = (settings(&folder), folder.path("out"));
+    let to = format!("output_dir={output}");
+    let run = bantam(&["train", &file, &to, "max_steps=4", "--json"]);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let found: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!((&found["steps"], &found["done"]), (&4.into(), &true.into()));
+    for name in ["adapter_config.json", "trainer_log.jsonl", "train_results.json", "training_loss.png"] {
+        assert!(Path::new(&output).join(name).exists(), "{name}");
+    }
+    let model = golden("llama-tied");
+    let score = |name: &str, more: &[&str]| {
+        let out = folder.path(name);
+        answer(bantam(&[&["score", &model, "--ids", "5,12,19,26,33", "--logits", &out][..], more].concat()));
+        fs::read(out).unwrap()
+    };
+    assert!(score("base", &[]) != score("trained", &["--adapter", &output]));
+}
+
+#[test]
+fn a_killed_run_goes_on_with_the_same_bits() {
+    let folder = Folder::new();
+    let file = settings(&folder);
+    let train =
+        |to: &str| program(&["train", &file, &format!("output_dir={}", folder.path(to)), "max_steps=6"]);
+    assert!(train("whole").output().unwrap().status.success());
+    let weights = |to: &str| fs::read(Path::new(&folder.path(to)).join("adapter_model.safetensors")).unwrap();
+    for step in [1, 3, 5] {
+        let to = format!("killed-{step}");
+        let mut run = train(&to).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for(&Path::new(&folder.path(&to)).join(format!("checkpoint-{step}")));
+        run.kill().unwrap();
+        run.wait().unwrap();
+        let output = train(&to).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(weights("whole") == weights(&to), "killed after step {step}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_ends() {
+    let folder = Folder::new();
+    let (file, output) = (settings(&folder), folder.path("out"));
+    let arguments = ["train", &file, &format!("output_dir={output}"), "max_steps=100000", "save_strategy=no"];
+    let run = program(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for(&Path::new(&output).join("trainer_log.jsonl"));
+    assert!(Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
+    let run = run.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert!(run.status.success() && said.contains("resume_from_checkpoint="), "{said}");
+    let checkpoint = said.trim().rsplit_once('=').unwrap().1;
+    assert!(Path::new(checkpoint).join("optimizer.safetensors").exists(), "{said}");
 }

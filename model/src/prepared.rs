@@ -54,7 +54,7 @@ pub struct Entry {
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,
-    /// What it was made from; what is wrong where that cannot be told.
+    /// What it was made from; what is wrong where that cannot be told, or the model not opened.
     pub note: Result<Note, String>,
 }
 
@@ -137,12 +137,19 @@ impl Prepared {
             let Ok(name) = entry.file_name().into_string() else { continue };
             if is_name(&name) && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 let path = entry.path();
-                found.push(Entry { name, bytes: bytes(&path), note: Note::read(&path), path });
+                found.push(Entry { name, bytes: bytes(&path), note: check(&path), path });
             }
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
     }
+}
+
+/// What is noted in a folder, where the model in it has all of its files with the sizes that their headers tell.
+pub fn check(folder: &Path) -> Result<Note, String> {
+    let note = Note::read(folder)?;
+    Source::open(folder).map_err(|error| error.to_string())?;
+    Ok(note)
 }
 
 impl Note {
@@ -152,9 +159,9 @@ impl Note {
     }
 
     fn read(folder: &Path) -> Result<Note, String> {
-        let bytes =
-            map::read_regular(&folder.join(NOTE), SMALL_BYTES_MAX).map_err(|error| error.to_string())?;
-        serde_json::from_slice(&bytes).map_err(crate::foreign::clipped)
+        let bytes = map::read_regular(&folder.join(NOTE), SMALL_BYTES_MAX)
+            .map_err(|error| format!("{NOTE}: {error}"))?;
+        serde_json::from_slice(&bytes).map_err(|error| format!("{NOTE}: {}", crate::foreign::clipped(error)))
     }
 }
 

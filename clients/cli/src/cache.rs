@@ -29,7 +29,8 @@ enum Action {
     Du(Listed),
     /// Removes files; the next run of the model writes its own again
     Rm(Removed),
-    /// Reads every byte and compares it with what was written; exit status 1 where one is damaged
+    /// Reads every byte of native files and compares it with what was written, and headers and sizes of prepared
+    /// models; exit status 1 where one is damaged
     Verify(Verified),
 }
 
@@ -89,7 +90,7 @@ impl Cache {
             Action::Ls(listed) => listed.list(&store, &kept, &made),
             Action::Du(listed) => listed.sum(&store, &kept, &made),
             Action::Rm(removed) => removed.remove(&store, &kept, &made),
-            Action::Verify(verified) => verified.verify(&store, &kept),
+            Action::Verify(verified) => verified.verify(&store, &kept, &made),
         }
     }
 }
@@ -267,31 +268,48 @@ impl Removed {
 }
 
 impl Verified {
-    fn verify(&self, store: &Store, kept: &[Kept]) -> Result<(), Failure> {
+    fn verify(&self, store: &Store, kept: &[Kept], made: &[Entry]) -> Result<(), Failure> {
+        let models: Vec<&Entry> =
+            made.iter().filter(|entry| self.name.as_ref().is_none_or(|name| *name == entry.name)).collect();
         let chosen = match &self.name {
-            Some(name) => vec![named(store, kept, name)?],
+            Some(name) if models.is_empty() => vec![named(store, kept, name)?],
+            Some(_) => Vec::new(),
             None => kept.iter().collect(),
         };
         let found: Vec<_> = chosen.iter().map(|kept| (*kept, Checked::of(kept))).collect();
         let bad = found.iter().filter(|(_, checked)| !checked.is_sound()).count();
+        let bad_models = models.iter().filter(|entry| entry.note.is_err()).count();
         if self.json {
             let files = found.iter().map(|(kept, checked)| {
                 json!({ "name": kept.name, "sound": checked.is_sound(), "tensors": checked.tensors,
                         "damage": checked.reason })
             });
-            output::json(&json!({ "files": files.collect::<Vec<_>>(), "damaged": bad }))?;
+            let models = models.iter().map(|entry| {
+                json!({ "name": entry.name, "sound": entry.note.is_ok(), "damage": entry.note.as_ref().err() })
+            });
+            output::json(&json!({ "files": files.collect::<Vec<_>>(), "damaged": bad + bad_models,
+                                  "prepared": models.collect::<Vec<_>>() }))?;
         } else {
             found.iter().try_for_each(|(kept, checked)| output::line(&checked.as_text(kept)))?;
+            models.iter().try_for_each(|entry| output::line(&made_as_text(entry)))?;
         }
-        match bad {
+        match bad + bad_models {
             0 => Ok(()),
             _ => Err(refused(format!(
-                "{bad} of {} native files are damaged: check the disk; `bantam cache rm NAME` removes one, and the \
-                 next run of the model writes it again",
-                found.len()
+                "{bad} of {} native files and {bad_models} of {} prepared models are damaged: check the disk; \
+                 `bantam cache rm NAME` removes one, and the next run of the model, or the same `bantam prepare`, \
+                 writes it again",
+                found.len(),
+                models.len()
             ))),
         }
     }
+}
+
+/// Of a prepared model: its bytes were never added up.
+fn made_as_text(entry: &Entry) -> String {
+    let damage = entry.note.as_ref().err().map_or("headers and sizes are sound", String::as_str);
+    output::harmless(&format!("{}: {damage}", entry.name)).into_owned()
 }
 
 /// What reading a file has shown.

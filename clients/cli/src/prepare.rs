@@ -5,7 +5,7 @@ use std::{fs, io};
 
 use bantam_model::checkpoint::writer::write_file;
 use bantam_model::merge::Place;
-use bantam_model::prepared::{NOTE, Note, Prepared};
+use bantam_model::prepared::{self, NOTE, Note, Prepared};
 use bantam_model::source::Source;
 use bantam_quantize::form::NAMES;
 use clap::Args;
@@ -110,13 +110,26 @@ impl Prepare {
         let placed = kept.place(&source, Some(adapter), MERGED, &settings, &[]);
         let (path, note) = placed.map_err(unkept)?;
         let what = format!("{} with {}", model.display(), adapter.display());
-        if !self.force && path.join(NOTE).is_file() {
+        if self.is_made(&path)? {
             return Ok(Step { what, path, was_there: true, is_new: false, details: Value::Null });
         }
         let is_new = !path.exists();
         let place = Place::new(&path, self.force, &[model, adapter])?.noted(NOTE, note.text());
         let merged = self.flags.merge(model, adapter, place, self.json)?;
         Ok(Step { what, path, was_there: false, is_new, details: merged.as_json() })
+    }
+
+    /// Whether it was made before and will do. What is damaged goes, for nothing is to be kept of it.
+    fn is_made(&self, path: &Path) -> Result<bool, Failure> {
+        if !path.exists() {
+            return Ok(false);
+        }
+        if let Err(reason) = prepared::check(path) {
+            output::warning(&format!("{}: damaged, so it is made anew: {reason}", path.display()));
+            fs::remove_dir_all(path).map_err(|error| failed(path, &error))?;
+            return Ok(false);
+        }
+        Ok(!self.force)
     }
 
     /// What decides how an adapter is merged.
@@ -145,7 +158,7 @@ impl Prepare {
         what += &format!(" as {}", self.to);
         let placed = kept.place(&source, adapter, &self.to, &settings, &quantize.texts());
         let (path, note) = placed.map_err(unkept)?;
-        if !self.force && path.join(NOTE).is_file() {
+        if self.is_made(&path)? {
             return Ok(vec![Step { what, path, was_there: true, is_new: false, details: Value::Null }]);
         }
         drop(source);

@@ -316,6 +316,7 @@ impl Quantize {
     /// Refuses what would be refused once the model is there, where one of its shape is.
     pub(crate) fn check(&self, source: &Source) -> Result<(), Failure> {
         let (form, is_calibrated) = self.chosen()?;
+        check_length("--context", self.context, source)?;
         if is_calibrated {
             self.calibration.settings(source, form, self.settings.bits, self.threads(), None)?;
         }
@@ -580,15 +581,13 @@ impl Quantize {
         let path = self.output.join(report::FILE);
         if !self.json {
             let (output, path) = (self.output.display(), path.display());
-            return Ok(output::line(&format!(
-                "{output}: an earlier start has finished it; its report is {path}"
-            ))?);
+            return self.line(&format!("{output}: an earlier start has finished it; its report is {path}"));
         }
         let expected = "the report of an earlier start";
         let told = fs::read(&path).map_err(|source| Failure::Read { path, expected, source })?;
         let mut told: Value = serde_json::from_slice(&told).unwrap_or_else(|_| json!({}));
         told["event"] = json!("report");
-        Ok(output::json(&told)?)
+        self.line(&told.to_string())
     }
 
     fn tell_report(&self, report: &Report, started: Instant) -> Result<(), Failure> {

@@ -260,8 +260,7 @@ mod tests {
 
     #[test]
     fn bfloat16_is_the_nearest() {
-        for (value, bits) in [(1.0, 0x3f80), (1.003_906_25, 0x3f80), (1.011_718_75, 0x3f82), (-2.01, 0xc001)]
-        {
+        for (value, bits) in [(1.0, 0x3f80), (1.003_906_3, 0x3f80), (1.011_718_8, 0x3f82), (-2.01, 0xc001)] {
             assert_eq!(rounded(value), bits, "{value}");
         }
     }

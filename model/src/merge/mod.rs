@@ -323,8 +323,8 @@ impl<'a> Merge<'a> {
     }
 }
 
-/// Refuses an adapter without the whole modules that its configuration names. PEFT adds names of heads that other models
-/// have: only what is a module of this one is missed.
+/// Refuses an adapter without the whole modules that its configuration names. PEFT adds names of heads that other
+/// models have: only what is a module of this one is missed.
 fn check_saved(source: &Source, adapter: &Adapter) -> Result<(), MergeError> {
     let is_of = |tensor: &str, saved: &str| {
         let (parts, saved): (Vec<&str>, Vec<&str>) =

@@ -58,7 +58,7 @@ impl Train {
             return Ok(output::line(&key_table())?);
         }
         let Some(file) = &self.file else {
-            return Err(usage("FILE is missing; write: bantam train FILE.yaml --dry-run"));
+            return Err(usage("FILE is missing; write: bantam train FILE.yaml"));
         };
         let settings = Settings::read(file, &self.overrides).map_err(|error| refused(error.to_string()))?;
         if !self.dry_run {

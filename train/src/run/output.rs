@@ -183,7 +183,7 @@ pub(super) fn checkpoints(folder: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// Whether a run of others would go on from a checkpoint.
+/// Whether a run can go on from a checkpoint.
 pub(super) fn is_whole(checkpoint: &Path) -> bool {
     [OPTIMIZER, STATE].iter().all(|name| checkpoint.join(name).is_file())
 }

@@ -254,7 +254,7 @@ fn check_adapter(golden: &mut Golden) {
         None => format!("models/{}", json["base"].as_str().expect("a model")),
     };
     let source = open(&base, json["adapter"].as_str());
-    let mut training = Training::adapter(&source, Cpu::detect(), 2).expect("it can be trained");
+    let mut training = Training::adapter(&source, None, Cpu::detect(), 2).expect("it can be trained");
     let batches = Batches::read(&golden.tensors);
     let loss = batches.step(&mut training, 0);
     check_number(&golden.name, loss, &json["loss"]);

@@ -397,7 +397,8 @@ impl<'a> Planner<'a> {
 
     /// The one layer of the specification, all in float32, or all but the experts.
     pub(crate) fn layer_alone(&mut self, number: usize, lean: bool) -> Result<Weights, PlanError> {
-        (self.floats, self.lean) = (Some(&|_| true), lean);
+        self.floats = Some(&|_| true);
+        self.lean = lean;
         let spec = self.spec;
         let layers = vec![self.layer(number, &spec.layers[0])?];
         let ropes = spec.ropes.iter().map(|rope| self.rope(rope)).collect::<Result<_, PlanError>>()?;

@@ -135,19 +135,25 @@ pub(crate) struct Parameters {
 }
 
 impl Parameters {
-    /// Every tensor of a model.
-    pub(crate) fn of_model(bare: &Bare, checkpoint: &Checkpoint) -> Result<Self, TrainError> {
+    /// Tensors of a model, by their names.
+    pub(crate) fn of_model(
+        bare: &Bare,
+        checkpoint: &Checkpoint,
+        is_trained: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, TrainError> {
         let mut all = Parameters::default();
         for fill in &bare.plan.fills {
             let named = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
             match fill {
                 Fill::Matrix { origin: Origin::Tensor(name), .. } | Fill::Vector { tensor: name, .. } => {
-                    all.add(bare, fill, name, named(name));
+                    if is_trained(name) {
+                        all.add(bare, fill, name, named(name));
+                    }
                 }
-                Fill::Matrix { origin, .. } => {
+                Fill::Matrix { origin, .. } if is_trained(&origin.tensors()[0]) => {
                     return Err(TrainError::Quantized { tensor: origin.tensors()[0].clone() });
                 }
-                Fill::Values { .. } | Fill::Low(_) => {}
+                Fill::Matrix { .. } | Fill::Values { .. } | Fill::Low(_) => {}
             }
         }
         Ok(all)

@@ -55,18 +55,8 @@ pub static WAYS: &[OnLoad] = &[
         blocks: Some(NF4_BLOCKS),
         nested: true,
     },
-    OnLoad {
-        name: "fp4",
-        about: "bitsandbytes' FP4",
-        blocks: Some(FP4_BLOCKS),
-        nested: false,
-    },
-    OnLoad {
-        name: "bnb-fp4",
-        about: "FP4 with double quantization",
-        blocks: Some(FP4_BLOCKS),
-        nested: true,
-    },
+    OnLoad { name: "fp4", about: "bitsandbytes' FP4", blocks: Some(FP4_BLOCKS), nested: false },
+    OnLoad { name: "bnb-fp4", about: "FP4 with double quantization", blocks: Some(FP4_BLOCKS), nested: true },
     OnLoad {
         name: "mxfp4",
         about: "four bits under powers of two",

@@ -67,7 +67,8 @@ impl Means {
                 means.iter_mut().zip(codes).for_each(|(mean, code)| *mean = map[usize::from(*code)] * scale);
             }
             let [first, second] = &mut means;
-            for (((value, gradient), first), second) in values.iter_mut().zip(gradient).zip(first).zip(second) {
+            for (((value, gradient), first), second) in values.iter_mut().zip(gradient).zip(first).zip(second)
+            {
                 *first = *first * keep + take * gradient;
                 *second = *second * keep_square + take_square * gradient * gradient;
                 *value = *value * shrink - step * (*first / (second.sqrt() / root + epsilon));
@@ -115,10 +116,8 @@ mod tests {
         };
         assert_eq!([sum(&first[300..]), sum(&second[300..])], [3_642_509, 801_496]);
         let near = |found: f32, wanted: f32| (found - wanted).abs() <= 1e-6 * wanted.abs();
-        let wanted = [
-            [0.270_999_98, 0.180_846_3, 0.022_783_292],
-            [0.002_997_001_2, 0.001_994_870_4, 0.001_049_848],
-        ];
+        let wanted =
+            [[0.270_999_98, 0.180_846_3, 0.022_783_292], [0.002_997_001_2, 0.001_994_870_4, 0.001_049_848]];
         for (found, wanted) in means.scales.iter().zip(wanted) {
             assert!(found[2..].iter().zip(wanted).all(|(found, wanted)| near(*found, wanted)), "{found:?}");
         }

@@ -257,10 +257,9 @@ fn method(settings: &Settings) -> Method {
         rslora: settings.flag("use_rslora"),
         dora: settings.flag("use_dora"),
         dropout: settings.number("lora_dropout").unwrap_or_default(),
-        pissa: settings.flag("pissa_init").then(|| Pissa {
-            powers: size("pissa_iter"),
-            is_converted: settings.flag("pissa_convert"),
-        }),
+        pissa: settings
+            .flag("pissa_init")
+            .then(|| Pissa { powers: size("pissa_iter"), is_converted: settings.flag("pissa_convert") }),
     })
 }
 
@@ -328,7 +327,10 @@ fn adapters(settings: &Settings, say: &mut dyn FnMut(&str, String)) {
     if is_given("target_parameters") {
         for key in ["lora_dropout", "use_dora", "pissa_init"] {
             if settings.differs(key) {
-                say(key, "expected none beside target_parameters, as in PEFT; leave one of both out".to_owned());
+                say(
+                    key,
+                    "expected none beside target_parameters, as in PEFT; leave one of both out".to_owned(),
+                );
             }
         }
     }

@@ -48,7 +48,8 @@ fn of_names(names: &[&str], layers: usize, freeze: &Freeze) -> Result<BTreeSet<S
         if !is_all && !inside.contains(module.as_str()) {
             return Err(refuse("freeze_trainable_modules", module, &inside));
         }
-        wanted.extend(numbers.clone().map(|number| format!(".{number}.{}", if is_all { "" } else { module })));
+        wanted
+            .extend(numbers.clone().map(|number| format!(".{number}.{}", if is_all { "" } else { module })));
     }
     for module in &freeze.extra {
         if !outside.contains(module.as_str()) {

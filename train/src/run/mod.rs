@@ -56,7 +56,9 @@ pub enum RunError {
     Target { found: String, known: String },
     #[error("target_parameters: expected tensors of experts ({known}), found {found}; name some of them")]
     Parameter { found: String, known: String },
-    #[error("additional_target: expected modules of the model in floating point, {why} at {found}; name others")]
+    #[error(
+        "additional_target: expected modules of the model in floating point, {why} at {found}; name others"
+    )]
     Whole { found: String, why: &'static str },
     #[error("{key}: expected {known}, found {found}; name some of them")]
     Frozen { key: &'static str, found: String, known: String },

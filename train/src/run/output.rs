@@ -301,7 +301,8 @@ pub(super) fn read_parameters(checkpoint: &Path, training: &mut Training) -> Res
     let names: Vec<(String, Vec<usize>)> =
         training.parameters().iter().map(|known| (known.name.clone(), known.shape.clone())).collect();
     for (at, (name, shape)) in names.iter().enumerate() {
-        let tensor = tensors.tensor(name).filter(|tensor| tensor.dtype == Dtype::F32 && tensor.shape == shape);
+        let tensor =
+            tensors.tensor(name).filter(|tensor| tensor.dtype == Dtype::F32 && tensor.shape == shape);
         let tensor = tensor.ok_or_else(|| refused(format!("no tensor {name} of shape {shape:?} in F32")))?;
         let mut values = vec![0.0; tensor.elements()];
         tensor.load_f32(0, &mut values, &mut Vec::new()).map_err(|error| failed(checkpoint, error))?;

@@ -38,12 +38,7 @@ pub(super) struct Parts {
 }
 
 /// The largest `rank`, of which there are as many. Without `powers` they are exact.
-pub(super) fn largest(
-    machine: (Cpu, &Threads),
-    matrix: Matrix,
-    rank: usize,
-    powers: Option<usize>,
-) -> Parts {
+pub(super) fn largest(machine: (Cpu, &Threads), matrix: Matrix, rank: usize, powers: Option<usize>) -> Parts {
     let Matrix { values, rows, columns } = matrix;
     let shorter = rows.min(columns);
     let mut parts = match powers {
@@ -231,7 +226,10 @@ mod tests {
             let left: f64 = all.values[rank..].iter().map(|x| x * x).sum::<f64>().sqrt();
             for powers in [None, Some(16)] {
                 let found = rest(matrix, &of(rank, powers));
-                assert!((found - left).abs() < 1e-4 * all.values[0], "{rows} x {columns}: {found}, not {left}");
+                assert!(
+                    (found - left).abs() < 1e-4 * all.values[0],
+                    "{rows} x {columns}: {found}, not {left}"
+                );
             }
         }
     }
@@ -242,7 +240,8 @@ mod tests {
         let (rows, columns) = (SMALL + 6, SMALL + 30);
         // Of known values: 100, 50, 25 and little more.
         let axis = |at: usize, size: usize| -> Vec<f64> {
-            let mut axis: Vec<f64> = (0..size).map(|i| ((i * (at + 2)) as f64 * 0.37 + at as f64).sin()).collect();
+            let mut axis: Vec<f64> =
+                (0..size).map(|i| ((i * (at + 2)) as f64 * 0.37 + at as f64).sin()).collect();
             let length = dot(&axis, &axis).sqrt();
             axis.iter_mut().for_each(|x| *x /= length);
             axis

@@ -135,7 +135,9 @@ fn parameters(spec: &ModelSpec, asked: &[String]) -> Result<Vec<Parameter>, RunE
     for (number, layer) in spec.layers.iter().enumerate() {
         let prefix = spec.trained.layer.replace("{}", &number.to_string());
         let (mlp, hidden, names) = (&layer.mlp, spec.hidden, spec.trained);
-        let (Some(experts), Some((_, Stack::Together { .. }))) = (mlp.experts, names.experts) else { continue };
+        let (Some(experts), Some((_, Stack::Together { .. }))) = (mlp.experts, names.experts) else {
+            continue;
+        };
         let inner = names.gate.into_iter().chain([names.up]).map(|part| (part, mlp.width, hidden));
         for (part, outputs, inputs) in inner.chain([(names.down, hidden, mlp.width)]) {
             let name = format!("{prefix}{}", part.module);
@@ -149,11 +151,16 @@ fn parameters(spec: &ModelSpec, asked: &[String]) -> Result<Vec<Parameter>, RunE
         }
     }
     let is_named = |name: &str, target: &str| name == target || name.ends_with(&format!(".{target}"));
-    if let Some(missing) = asked.iter().find(|target| !all.iter().any(|known| is_named(&known.name, target))) {
+    if let Some(missing) = asked.iter().find(|target| !all.iter().any(|known| is_named(&known.name, target)))
+    {
         let known: BTreeSet<&str> = all.iter().map(|known| last(&known.name)).collect();
         return Err(RunError::Parameter {
             found: clipped(missing),
-            known: if known.is_empty() { "none".to_owned() } else { known.into_iter().collect::<Vec<_>>().join(", ") },
+            known: if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.into_iter().collect::<Vec<_>>().join(", ")
+            },
         });
     }
     all.retain(|known| asked.iter().any(|target| is_named(&known.name, target)));
@@ -166,12 +173,11 @@ fn parameters(spec: &ModelSpec, asked: &[String]) -> Result<Vec<Parameter>, RunE
     Ok(all)
 }
 
-/// Tensors of the model that the adapter brings whole: those of modules by the ends of their names, or below one.
+/// Tensors of the model that the adapter brings whole: those of modules, or below modules, by the ends of their names.
 fn saved<'a>(source: &'a Source, asked: &[String]) -> Result<Vec<TensorView<'a>>, RunError> {
+    // PEFT compares ends without looking for dots: `norm` is every norm of every layer.
     let is_in = |name: &str, module: &str| {
-        let parts: Vec<&str> = name.split('.').collect();
-        let wanted: Vec<&str> = module.split('.').collect();
-        parts[..parts.len() - 1].windows(wanted.len()).any(|found| found == wanted)
+        name.match_indices('.').any(|(dot, _)| !module.is_empty() && name[..dot].ends_with(module))
     };
     let refused = |found: &str, why: &'static str| RunError::Whole { found: clipped(found), why };
     for module in asked {
@@ -225,7 +231,9 @@ impl Maker<'_> {
         let pool = Threads::start(self.threads).map_err(|error| failed(folder, error))?;
         for module in all.iter().filter(|module| is_target(&module.name)) {
             match lora.pissa {
-                None => self.drawn(&module.name, 1, module.outputs, module.inputs, &mut generator, &mut tensors),
+                None => {
+                    self.drawn(&module.name, 1, module.outputs, module.inputs, &mut generator, &mut tensors)
+                }
                 Some(pissa) => self.largest(module, pissa, &pool, &mut tensors)?,
             }
             if lora.dora {
@@ -272,7 +280,8 @@ impl Maker<'_> {
         let (rank, shape) = (self.lora.rank, [*outputs, *inputs]);
         let stored = format!("{name}.weight");
         let tensor = self.source.checkpoint.tensor(&stored);
-        let Some(tensor) = tensor.filter(|tensor| tensor.shape == shape && rank <= shape[0].min(shape[1])) else {
+        let Some(tensor) = tensor.filter(|tensor| tensor.shape == shape && rank <= shape[0].min(shape[1]))
+        else {
             return Err(RunError::Pissa { tensor: stored, rank, shape });
         };
         let mut values = vec![0.0; tensor.elements()];
@@ -281,7 +290,8 @@ impl Maker<'_> {
         let parts = svd::largest((self.cpu, pool), matrix, rank, pissa.powers);
         let scale = self.lora.scale();
         let roots: Vec<f64> = parts.values.iter().map(|value| (value / scale).sqrt()).collect();
-        let down = parts.right.iter().zip(&roots).flat_map(|(row, root)| row.iter().map(move |x| (x * root) as f32));
+        let down =
+            parts.right.iter().zip(&roots).flat_map(|(row, root)| row.iter().map(move |x| (x * root) as f32));
         let down = down.collect();
         let up = (0..*outputs).flat_map(|row| {
             let sides = parts.left.iter().zip(&roots);

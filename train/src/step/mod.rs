@@ -21,9 +21,9 @@ use bantam_model::formats::on_load::OnLoad;
 use bantam_model::source::{Source, SourceError};
 use bantam_model::weights::WeightsError;
 
+use dropout::Dropout;
 pub use flat::Flat;
 use head::{EndSites, Ends};
-use dropout::Dropout;
 use layer::{Documents, Kept, Layer};
 use linear::{Products, room};
 use low::Lows;
@@ -315,7 +315,9 @@ impl Training {
         // What a layer makes of its input once more; only what it keeps on the way is of use.
         let mut again = std::mem::take(&mut buffers.row);
         let x = room(input, size);
-        for (number, (spec, sites)) in bare.spec.layers.iter().zip(&*layers).skip(self.lowest).enumerate().rev() {
+        for (number, (spec, sites)) in
+            bare.spec.layers.iter().zip(&*layers).skip(self.lowest).enumerate().rev()
+        {
             streams.read(number, x);
             let again = room(&mut again, size);
             again.copy_from_slice(x);

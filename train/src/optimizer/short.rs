@@ -94,7 +94,7 @@ mod tests {
     fn steps_are_those_of_bitsandbytes() {
         const COUNT: usize = 600;
         let mut means = Means::new();
-        drop(means.place(300));
+        means.place(300);
         let place = means.place(COUNT);
         let mut values: Vec<f32> = (0..COUNT).map(|i| (i as f64 * 0.37).sin() as f32).collect();
         let constants = AdamW { betas: [0.9, 0.999], epsilon: 1e-8 };

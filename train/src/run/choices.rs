@@ -221,6 +221,17 @@ impl<'a> Choices<'a> {
         Group { rule, rate, decay }
     }
 
+    /// How matrices are held in four bits, in transformers' words.
+    pub(super) fn four_bits(&self) -> Option<serde_json::Value> {
+        let way = self.quantization.filter(|way| way.name != EIGHT_BITS)?;
+        Some(serde_json::json!({
+            "bnb_4bit_quant_type": if way.name.ends_with("fp4") { "fp4" } else { "nf4" },
+            "bnb_4bit_use_double_quant": way.name.starts_with("bnb"),
+            "load_in_4bit": true,
+            "quant_method": "bitsandbytes",
+        }))
+    }
+
     fn muon(&self) -> Muon {
         let variant = match self.settings.text("muon_variant").as_deref() {
             Some("keller-jordan") => Variant::KellerJordan,
@@ -263,13 +274,16 @@ fn method(settings: &Settings) -> Method {
     })
 }
 
+/// The way that is not of four bits.
+const EIGHT_BITS: &str = "int8";
+
 /// bitsandbytes' ways, by its settings.
 fn quantization(settings: &Settings) -> Option<&'static OnLoad> {
     let is_qlora = settings.text("finetuning_type").as_deref() == Some("qlora");
     let bits = settings.count("quantization_bit").or(is_qlora.then_some(4))?;
     let is_fp4 = settings.text("quantization_type").as_deref() == Some("fp4");
     way(match (bits, is_fp4, settings.flag("double_quantization")) {
-        (8, ..) => "int8",
+        (8, ..) => EIGHT_BITS,
         (_, false, true) => "bnb-4bit",
         (_, false, false) => "nf4",
         (_, true, true) => "bnb-fp4",

@@ -171,7 +171,7 @@ pub fn train(
         Some(checkpoint) => output::resume(checkpoint, &mut optimizer)?,
         None => State::default(),
     };
-    let output = Output::new(&choices.output, source, &choices.method)?;
+    let output = Output::new(source, &choices)?;
     // What a new adapter began with is in nobody's way, but of no use either.
     let _ = fs::remove_dir_all(choices.output.join(START));
     output.keep_log(state.step)?;

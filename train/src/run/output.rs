@@ -12,7 +12,7 @@ use bantam_model::source::Source;
 use serde_json::{Map, Value, json};
 
 use super::RunError;
-use super::choices::{Lora, Method};
+use super::choices::{Choices, Lora, Method};
 use super::state::State;
 use crate::optimizer::{Memory, MemoryMut, Optimizer};
 use crate::step::{Training, rounded};
@@ -45,7 +45,8 @@ struct Form {
 }
 
 impl Output {
-    pub(super) fn new(folder: &Path, source: Source, method: &Method) -> Result<Output, RunError> {
+    pub(super) fn new(source: Source, choices: &Choices<'_>) -> Result<Output, RunError> {
+        let (folder, method) = (&choices.output, &choices.method);
         fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
         let (files, mut beside) = (&source.files, Vec::new());
         let error = |error| RunError::Source(bantam_model::source::SourceError::Files(error).into());
@@ -71,6 +72,11 @@ impl Output {
         if let Method::Lora(Lora { pissa: Some(pissa), .. }) = method {
             let way = pissa.powers.map_or("pissa".to_owned(), |powers| format!("pissa_niter_{powers}"));
             edit(&mut beside, |config| drop(config.insert("init_lora_weights".to_owned(), json!(way))));
+        }
+        // An adapter over rounded weights corrects their rounding too: whoever merges it looks for this.
+        let is_rounded = choices.quantization.filter(|_| !source.spec.format.is_quantized());
+        if let Some(settings) = is_rounded.and_then(|_| choices.four_bits()) {
+            beside.push(("quantization_config.json", format!("{settings:#}\n").into_bytes()));
         }
         let is_adapter = source.adapter.is_some();
         let frozen = matches!(method, Method::Freeze(_)).then_some(source.checkpoint);

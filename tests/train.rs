@@ -328,42 +328,43 @@ fn loss_and_gradients(training: &mut Training, batch: &Batch) -> (f64, Vec<f32>)
     (loss, training.gradients().to_vec())
 }
 
-/// Along its gradient, a loss changes by the gradient's square.
-fn check_along(what: &str, training: &mut Training, batch: &Batch) {
-    let (_, gradients) = loss_and_gradients(training, batch);
+/// Along the gradient of some parameters, a loss changes by that gradient's square.
+fn check_along(what: &str, training: &mut Training, batch: &Batch, is_moved: impl Fn(&Parameter) -> bool) {
+    let (_, mut gradients) = loss_and_gradients(training, batch);
+    let parameters = training.parameters().iter().enumerate();
+    let (moved, left): (Vec<_>, Vec<_>) =
+        parameters.map(|(at, known)| (at, known.range(), is_moved(known))).partition(|(_, _, moved)| *moved);
+    left.into_iter().for_each(|(_, range, _)| gradients[range].fill(0.0));
     let square: f64 = gradients.iter().map(|x| f64::from(*x).powi(2)).sum();
-    let ranges: Vec<_> = training.parameters().iter().map(Parameter::range).collect();
-    let at = |training: &mut Training, step: f32| {
-        for (parameter, range) in ranges.iter().enumerate() {
+    let move_by = |training: &mut Training, step: f32| {
+        for (parameter, range, _) in &moved {
             let mut values = vec![0.0; range.len()];
-            training.read(parameter, &mut values);
+            training.read(*parameter, &mut values);
             values.iter_mut().zip(&gradients[range.clone()]).for_each(|(x, d)| *x += step * d);
-            training.write(parameter, &values);
+            training.write(*parameter, &values);
         }
         training.settle();
-        let loss = training.step(batch, 0.0).expect("a sound batch");
-        for (parameter, range) in ranges.iter().enumerate() {
-            let mut values = vec![0.0; range.len()];
-            training.read(parameter, &mut values);
-            values.iter_mut().zip(&gradients[range.clone()]).for_each(|(x, d)| *x -= step * d);
-            training.write(parameter, &values);
-        }
-        loss
     };
     let step = (2e-3 / square.sqrt()) as f32;
-    let found = (at(training, step) - at(training, -step)) / (2.0 * f64::from(step));
+    move_by(training, step);
+    let above = training.step(batch, 0.0).expect("a sound batch");
+    move_by(training, -2.0 * step);
+    let below = training.step(batch, 0.0).expect("a sound batch");
+    move_by(training, step);
+    let found = (above - below) / (2.0 * f64::from(step));
     assert!((found - square).abs() < 2e-2 * square, "{what}: {found}, not {square}");
 }
 
 #[test]
 fn dropped_inputs_are_the_same_ones_backwards_and_again() {
-    let batch_of = |tokens: &[u32]| -> Vec<i32> { tokens.iter().map(|&id| id as i32).collect() };
     let (tokens, documents) = ((1..50).collect::<Vec<u32>>(), [20, 29]);
-    let labels = batch_of(&tokens);
+    let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
     let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
-    for (base, adapter) in
-        [("models/llama-tied", "lora/lora-llama"), ("models/gpt_neox", "lora/lora-gpt_neox")]
-    {
+    for (base, adapter) in [
+        ("models/llama-tied", "lora/lora-llama"),
+        ("models/gpt_neox", "lora/lora-gpt_neox"),
+        ("models/llama-tied", "lora/lora-dora-llama"),
+    ] {
         let source = open(base, Some(adapter));
         let mut training = Training::adapter(&source, None, Cpu::detect(), 2).expect("it can be trained");
         let plain = training.loss(&batch).expect("a sound batch");
@@ -373,9 +374,17 @@ fn dropped_inputs_are_the_same_ones_backwards_and_again() {
         assert!(loss != plain, "{adapter}: nothing is dropped");
         assert_eq!(training.loss(&batch).expect("a sound batch"), plain, "{adapter}: measured without");
         assert!((loss, gradients) == loss_and_gradients(&mut training, &batch), "{adapter}");
-        check_along(adapter, &mut training, &batch);
+        // The lengths of a DoRA's rows are constants to its gradient, but for those that are trained.
+        let has_lengths = training.parameters().iter().any(|known| known.role == Role::Magnitude);
+        let is_moved = |known: &Parameter| !has_lengths || known.role == Role::Magnitude;
+        check_along(adapter, &mut training, &batch, is_moved);
         training.at_moment(6);
         assert!(loss != loss_and_gradients(&mut training, &batch).0, "{adapter}: moments differ");
+        // Where all is dropped, the model is left.
+        training.drop_inputs(1.0, 42);
+        let mut bare = Training::full(&open(base, None), Cpu::detect(), 2).expect("it can be trained");
+        let (alone, wanted) = (training.step(&batch, 1.0), bare.loss(&batch).expect("a sound batch"));
+        assert!((alone.expect("a sound batch") - wanted).abs() < 1e-5 * wanted, "{adapter}");
     }
 }
 

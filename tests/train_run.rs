@@ -266,7 +266,7 @@ fn a_model_that_is_quantized_stays_as_it_is() {
         "awq-gemm-g128-gpt_neox",
         "bnb-int8-llama",
         "hqq-3b-g64-llama",
-        "gguf-llama",
+        "gguf-llama/model-Q4_K.gguf",
     ] {
         assert!(run(model, "").outcome.loss.is_finite(), "{model}");
     }
@@ -282,7 +282,7 @@ fn some_weights_are_trained_and_the_others_stay() {
     check("qwen2", "freeze", yaml, "model.safetensors");
     let scratch = Scratch::new("frozen");
     let run = scratch.train("qwen2", "frozen", &format!("{yaml}max_steps: 1\n"), None);
-    let run = run.map_or_else(|error| panic!("{error}"), |run| run);
+    let run = run.unwrap_or_else(|error| panic!("{error}"));
     let (before, after) = (Source::open(&model_folder("qwen2")).unwrap(), Source::open(&run.output).unwrap());
     let last = before.spec.layers.len() - 1;
     for tensor in before.checkpoint.tensors() {

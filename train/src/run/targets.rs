@@ -216,7 +216,7 @@ impl Maker<'_> {
     pub(super) fn begin(&self, folder: &Path) -> Result<(), RunError> {
         let Maker { source, lora, .. } = *self;
         let all = modules(&source.spec);
-        let has_none = matches!(&lora.targets[..], []) || lora.targets == ["none"];
+        let has_none = lora.targets.is_empty() || lora.targets == ["none"];
         let targets = match has_none && !(lora.parameters.is_empty() && lora.saved.is_empty()) {
             true => Vec::new(),
             false => targets(&all, &lora.targets)?,

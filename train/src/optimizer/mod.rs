@@ -139,7 +139,7 @@ impl Optimizer {
         self.steps
     }
 
-    /// What is remembered: means of gradients, or momentum; means of squares; then the same of those that are kept short.
+    /// What is remembered: means of gradients, or momentum; means of squares; then the same of what is kept short.
     pub fn memory(&self) -> Vec<Memory<'_>> {
         let [first, second] = &self.short.codes;
         let [first_scales, second_scales] = &self.short.scales;

@@ -1,5 +1,5 @@
-//! AdamW that remembers eight bits of every mean: bitsandbytes' blocks of 256 codes under one scale, by its dynamic maps.
-//! A step computes with the means in float32; what is kept of them for the next is rounded.
+//! AdamW that remembers eight bits of every mean: bitsandbytes' blocks of 256 codes under one scale, by its dynamic
+//! maps. A step computes with the means in float32; what is kept of them for the next is rounded.
 
 use bantam_model::formats::encode::{nearest, optimizer_maps};
 

@@ -317,8 +317,9 @@ fn complaints(settings: &Settings) -> Vec<String> {
         let words = "expected one adapter, found several; merge all but the last (`bantam merge`)";
         say("adapter_name_or_path", words.to_owned());
     }
-    if settings.flag("use_muon") && kind != "full" {
-        say("use_muon", "expected finetuning_type: full beside it; leave it out for adapters".to_owned());
+    if settings.flag("use_muon") && !matches!(kind.as_str(), "full" | "freeze") {
+        let words = "expected finetuning_type: full or freeze beside it; leave it out for adapters";
+        say("use_muon", words.to_owned());
     }
     let reports = settings.names("report_to").unwrap_or_default();
     if reports.iter().any(|name| !matches!(name.as_str(), "none" | "null" | "")) {

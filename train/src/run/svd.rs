@@ -1,7 +1,7 @@
 //! The largest singular values of a matrix with their vectors: what PiSSA begins with.
 //!
 //! Small matrices are turned by Jacobi's rotations until their rows stand at right angles, which is exact. Of larger
-//! ones a few directions are followed by powers of the matrix, and the small matrix that these leave is then treated so.
+//! ones a few directions are followed by powers of the matrix; the small matrix that these leave is then treated so.
 
 use bantam_core::Cpu;
 use bantam_core::layouts::{FLOAT32, Precision, Shape};

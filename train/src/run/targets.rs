@@ -156,10 +156,9 @@ fn parameters(spec: &ModelSpec, asked: &[String]) -> Result<Vec<Parameter>, RunE
         let known: BTreeSet<&str> = all.iter().map(|known| last(&known.name)).collect();
         return Err(RunError::Parameter {
             found: clipped(missing),
-            known: if known.is_empty() {
-                "none".to_owned()
-            } else {
-                known.into_iter().collect::<Vec<_>>().join(", ")
+            known: match known.is_empty() {
+                true => "none".to_owned(),
+                false => known.into_iter().collect::<Vec<_>>().join(", "),
             },
         });
     }
@@ -173,12 +172,14 @@ fn parameters(spec: &ModelSpec, asked: &[String]) -> Result<Vec<Parameter>, RunE
     Ok(all)
 }
 
-/// Tensors of the model that the adapter brings whole: those of modules, or below modules, by the ends of their names.
+/// Whether a tensor is one of a module, by the end of its name, or below one. PEFT does not look for dots: `norm` is
+/// every norm of every layer.
+fn is_in(tensor: &str, module: &str) -> bool {
+    tensor.match_indices('.').any(|(dot, _)| !module.is_empty() && tensor[..dot].ends_with(module))
+}
+
+/// Tensors of the model that the adapter brings whole: those of modules, or below them, by the ends of their names.
 fn saved<'a>(source: &'a Source, asked: &[String]) -> Result<Vec<TensorView<'a>>, RunError> {
-    // PEFT compares ends without looking for dots: `norm` is every norm of every layer.
-    let is_in = |name: &str, module: &str| {
-        name.match_indices('.').any(|(dot, _)| !module.is_empty() && name[..dot].ends_with(module))
-    };
     let refused = |found: &str, why: &'static str| RunError::Whole { found: clipped(found), why };
     for module in asked {
         if !source.checkpoint.tensors().any(|tensor| is_in(tensor.name, module)) {
@@ -223,7 +224,7 @@ impl Maker<'_> {
         };
         let (parameters, saved) = (parameters(&source.spec, &lora.parameters)?, saved(source, &lora.saved)?);
         let is_end = |name: &str, target: &String| name == target || name.ends_with(&format!(".{target}"));
-        let is_saved = |name: &str| lora.saved.iter().any(|module| is_end(name, module));
+        let is_saved = |name: &str| lora.saved.iter().any(|module| is_in(&format!("{name}."), module));
         let is_target = |name: &str| targets.iter().any(|target| is_end(name, target)) && !is_saved(name);
         fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
         let mut generator = Twister::new(self.seed);
@@ -337,7 +338,7 @@ fn uniform(generator: &mut Twister, inputs: usize) -> f32 {
 }
 
 fn config(lora: &Lora, targets: &[String], base: &Path) -> String {
-    let config = json!({
+    let mut config = json!({
         "alpha_pattern": {},
         "auto_mapping": null,
         "base_model_name_or_path": base.display().to_string(),
@@ -355,10 +356,13 @@ fn config(lora: &Lora, targets: &[String], base: &Path) -> String {
         "r": lora.rank,
         "rank_pattern": {},
         "target_modules": targets,
-        "target_parameters": if lora.parameters.is_empty() { json!(null) } else { json!(lora.parameters) },
         "task_type": "CAUSAL_LM",
         "use_dora": lora.dora,
         "use_rslora": lora.rslora,
     });
+    // Older versions of PEFT do not know the key.
+    if !lora.parameters.is_empty() {
+        config["target_parameters"] = json!(lora.parameters);
+    }
     format!("{config:#}\n")
 }

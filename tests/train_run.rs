@@ -328,7 +328,8 @@ fn an_adapter_that_begins_as_parts_of_the_model_goes_as_pefts() {
     let golden = fs::read(bantam_tests::repository("tests/goldens/train-pissa/golden.json")).unwrap();
     let golden: Value = serde_json::from_slice(&golden).unwrap();
     let yaml = "learning_rate: 0.01\nlora_rank: 4\nmax_steps: 4\npissa_init: true\npissa_iter: -1\n\
-                pissa_convert: true\ndisable_shuffling: true\nlora_target: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj\n";
+                pissa_convert: true\ndisable_shuffling: true\n\
+                lora_target: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj\n";
     let scratch = Scratch::new("pissa");
     let whole = scratch.train("llama-tied", "whole", yaml, None).unwrap();
     for (found, wanted) in whole.seen.losses.iter().zip(golden["losses"].as_array().unwrap()) {

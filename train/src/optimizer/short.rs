@@ -124,7 +124,7 @@ mod tests {
         assert!(near(values[1], 0.330_570_58) && near(values[599], 1.002_604_1), "{values:?}");
         // Where a small square was rounded to zero and no gradient came, steps are long there as here.
         let sum: f64 = values.iter().map(|x| f64::from(*x)).sum();
-        assert!((sum + 1144.029_956).abs() < 1e-3, "{sum}");
+        assert!((sum + 1_144.029_956).abs() < 1e-3, "{sum}");
     }
 
     #[test]

@@ -235,6 +235,11 @@ fn what_no_run_does_is_refused_with_its_line() {
 
 #[test]
 fn adapters_over_four_and_eight_bits_are_trained_with_dropout() {
+    let scratch = Scratch::new("told");
+    let told = scratch.train("qwen2", "told", "max_steps: 1\nquantization_bit: 4\n", None).unwrap();
+    let adapter = bantam_model::adapter::Adapter::open(&told.output).unwrap();
+    let told = bantam_model::merge::trained::Trained::find(&adapter, b"{}");
+    assert!(told.in_four_bits && told.nested && !told.fp4, "{}", told.because);
     let nested = format!("{LORA}quantization_bit: 4\nlora_dropout: 0.2\nbf16: true\n");
     check("llama-untied", "nested", &nested, "adapter_model.safetensors");
     let short =
@@ -270,6 +275,9 @@ fn a_model_that_is_quantized_stays_as_it_is() {
     ] {
         assert!(run(model, "").outcome.loss.is_finite(), "{model}");
     }
+    let file = bantam_tests::repository("tests/goldens/quant/gguf-llama/model-Q8_0.gguf");
+    let found = scratch.train_over(&file, "full", "finetuning_type: full\n", None).unwrap_err().to_string();
+    assert!(found.contains("GGUF"), "{found}");
     let (plain, asked) = (run("bnb-nf4-llama", ""), run("bnb-nf4-llama", "quantization_bit: 8\n"));
     assert_eq!(plain.seen.losses, asked.seen.losses);
     assert!(asked.seen.notes.iter().any(|note| note.contains("quantized already")), "{:?}", asked.seen.notes);

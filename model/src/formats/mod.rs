@@ -82,7 +82,7 @@ impl Format {
     }
 
     /// Whether all is as in a GGUF file: see `families::Gguf`.
-    pub(crate) fn is_gguf(&self) -> bool {
+    pub fn is_gguf(&self) -> bool {
         self.0.as_ref().is_some_and(|reader| reader.is_gguf())
     }
 

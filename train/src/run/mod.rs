@@ -54,6 +54,11 @@ pub enum RunError {
         "lora_target: expected linear layers of the model ({known}), found {found}; name some of them, or all"
     )]
     Target { found: String, known: String },
+    #[error(
+        "finetuning_type: expected lora over a GGUF file, found {found}; train an adapter, or use the model's \
+         safetensors"
+    )]
+    Gguf { found: &'static str },
     #[error("target_parameters: expected tensors of experts ({known}), found {found}; name some of them")]
     Parameter { found: String, known: String },
     #[error(
@@ -210,6 +215,14 @@ fn model(
     cpu: Cpu,
     threads: usize,
 ) -> Result<(Source, Training), RunError> {
+    let found = match &choices.method {
+        Method::Full => Some("full"),
+        Method::Freeze(_) => Some("freeze"),
+        Method::Adapter(_) | Method::Lora(_) => None,
+    };
+    if let Some(found) = found.filter(|_| source.spec.format.is_gguf()) {
+        return Err(RunError::Gguf { found });
+    }
     match (&choices.method, checkpoint) {
         (Method::Full, None) => {
             let training = Training::full(&source, cpu, threads)?;

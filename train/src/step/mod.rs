@@ -292,6 +292,9 @@ impl Training {
         let products = Products { bare, lows, dropout };
         let size = batch.tokens.len() * bare.spec.hidden;
         let stream = room(stream, size);
+        if with_gradients {
+            streams.make_room((layers.len() - self.lowest) * size);
+        }
         loss.embed(bare, &ends.embedding, batch.tokens, stream);
         let documents = Documents { lengths: batch.documents };
         for (number, (spec, sites)) in bare.spec.layers.iter().zip(&*layers).enumerate() {

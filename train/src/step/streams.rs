@@ -23,16 +23,20 @@ impl Streams {
         }
     }
 
-    /// Keeps a stream, which was rounded.
+    /// Takes memory for so many numbers, and no more.
+    pub(crate) fn make_room(&mut self, count: usize) {
+        match self {
+            Streams::Floats(all) => grow(all, count, 0.0),
+            Streams::Halves(all) => grow(all, count, 0),
+        }
+    }
+
+    /// Keeps a stream, which was rounded, where there is room for it.
     pub(crate) fn keep(&mut self, number: usize, stream: &[f32]) {
         let range = number * stream.len()..(number + 1) * stream.len();
         match self {
-            Streams::Floats(all) => {
-                all.resize(all.len().max(range.end), 0.0);
-                all[range].copy_from_slice(stream);
-            }
+            Streams::Floats(all) => all[range].copy_from_slice(stream),
             Streams::Halves(all) => {
-                all.resize(all.len().max(range.end), 0);
                 all[range].iter_mut().zip(stream).for_each(|(kept, x)| *kept = rounded(*x));
             }
         }
@@ -48,6 +52,12 @@ impl Streams {
             }
         }
     }
+}
+
+fn grow<T: Clone>(all: &mut Vec<T>, count: usize, zero: T) {
+    let more = count.saturating_sub(all.len());
+    all.reserve_exact(more);
+    all.resize(all.len() + more, zero);
 }
 
 fn widened(bits: u16) -> f32 {
@@ -81,6 +91,7 @@ mod tests {
         for mut streams in [Streams::default(), Streams::Halves(Vec::new())] {
             let (mut seen, mut found) = (stream, [0.0; 4]);
             streams.round(&mut seen);
+            streams.make_room(2 * stream.len());
             streams.keep(1, &seen);
             streams.read(1, &mut found);
             assert_eq!(seen, found);

@@ -245,6 +245,18 @@ fn adapters_over_four_and_eight_bits_are_trained_with_dropout() {
     let short =
         "learning_rate: 0.01\nlora_rank: 64\nnum_train_epochs: 5\nquantization_bit: 8\noptim: adamw_8bit\n";
     check("qwen2", "int8", short, "adapter_model.safetensors");
+    // What layers see takes half of the memory, and the optimizer a quarter and its scales.
+    let memory = |run: &Run| -> Vec<f64> {
+        let line = run.seen.notes.iter().find(|note| note.starts_with("memory: ")).unwrap();
+        line.split(" MB").filter_map(|part| part.rsplit(' ').next()?.parse().ok()).collect()
+    };
+    let scratch = Scratch::new("memory");
+    let run = |name: &str, yaml: &str| {
+        let yaml = format!("finetuning_type: full\nmax_steps: 1\nsave_strategy: no\n{yaml}");
+        memory(&scratch.train("qwen2", name, &yaml, None).unwrap())
+    };
+    let (plain, short) = (run("plain", ""), run("short", "bf16: true\noptim: adamw_8bit\n"));
+    assert!((plain[2] / short[2] - 2.0).abs() < 1.0 && plain[3] > 2.0 * short[3], "{plain:?} {short:?}");
     for quantization in [
         "finetuning_type: qlora\ndouble_quantization: false\n",
         "quantization_bit: 4\nquantization_type: fp4\n",

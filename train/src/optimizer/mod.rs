@@ -139,6 +139,15 @@ impl Optimizer {
         self.steps
     }
 
+    /// Bytes of what is remembered.
+    pub fn bytes(&self) -> u64 {
+        let of = |memory: &Memory| match memory {
+            Memory::Floats(_, values) => 4 * values.len() as u64,
+            Memory::Codes(_, codes) => codes.len() as u64,
+        };
+        self.memory().iter().map(of).sum()
+    }
+
     /// What is remembered: means of gradients, or momentum; means of squares; then the same of what is kept short.
     pub fn memory(&self) -> Vec<Memory<'_>> {
         let [first, second] = &self.short.codes;

@@ -172,6 +172,7 @@ pub fn train(
         training.keep_halves();
     }
     let mut optimizer = Optimizer::new(&training, |parameter| choices.group(parameter));
+    watch.note(&memory(&training, &optimizer, prepared, choices.batch));
     let state = match &checkpoint {
         Some(checkpoint) => output::resume(checkpoint, &mut optimizer)?,
         None => State::default(),
@@ -183,6 +184,15 @@ pub fn train(
     let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
     let (examples, flat, begun) = (&prepared.train, Flat::default(), Begun::now());
     Run { examples, collation, flat, choices, training, optimizer, state, output, begun }.all(watch)
+}
+
+/// What a run holds from its first step to its last, for people.
+fn memory(training: &Training, optimizer: &Optimizer, prepared: &Prepared, batch: usize) -> String {
+    let longest = prepared.train.iter().map(|example| example.ids.len()).max().unwrap_or_default();
+    let parts = training.memory(longest.saturating_mul(batch)).into_iter();
+    let parts = parts.chain([("optimizer", optimizer.bytes())]);
+    let words = parts.map(|(what, bytes)| format!("{what} {:.2} MB", bytes as f64 / 1e6));
+    format!("memory: {}", words.collect::<Vec<_>>().join(", "))
 }
 
 /// The checkpoint to go on from.

@@ -170,6 +170,12 @@ impl Lows {
         }
     }
 
+    /// Bytes of all changes.
+    pub(crate) fn bytes(&self) -> usize {
+        let count = |low: &Low| low.down.len() + low.up.len() + 2 * low.lengths.len();
+        4 * self.list.iter().map(count).sum::<usize>()
+    }
+
     /// Both parts of a side that was held.
     pub(crate) fn held(&self, parameter: usize) -> Option<(Vec<usize>, Vec<f32>)> {
         let is_held = |low: &&Low| low.ranks > low.rank && low.of[..2].contains(&Some(parameter));

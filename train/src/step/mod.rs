@@ -252,6 +252,19 @@ impl Training {
         self.lows.held(parameter)
     }
 
+    /// Bytes of weights, of gradients, and of what layers see of so many tokens.
+    pub fn memory(&self, tokens: usize) -> [(&'static str, u64); 3] {
+        let (layers, hidden) = (self.layers.len() - self.lowest, self.bare.spec.hidden);
+        let number = self.buffers.streams.number_bytes();
+        // What is trained beside the model's own matrices is there twice: as a tensor, and as products take it.
+        let own = 4 * self.parameters.own_count() + self.lows.bytes();
+        [
+            ("weights", (self.bare.plan.weight_bytes + own) as u64),
+            ("gradients", 4 * self.gradients.len() as u64),
+            ("inputs of layers", (tokens * hidden * layers * number) as u64),
+        ]
+    }
+
     /// Keeps what layers see in bfloat16.
     pub fn keep_halves(&mut self) {
         self.buffers.streams = Streams::Halves(Vec::new());

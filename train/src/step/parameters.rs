@@ -230,6 +230,12 @@ impl Parameters {
         }
     }
 
+    /// How many numbers stand by themselves.
+    pub(crate) fn own_count(&self) -> usize {
+        let own = self.list.iter().filter(|known| matches!(known.home, Home::Own(_)));
+        own.map(|known| known.range.len()).sum()
+    }
+
     pub(crate) fn find(&self, name: &str) -> Option<&Parameter> {
         self.by_name.get(name).map(|&at| &self.list[at])
     }

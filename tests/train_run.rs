@@ -52,7 +52,10 @@ impl Scratch {
             output.display()
         );
         let settings = Settings::of_text("test.yaml", &yaml, &[]).unwrap_or_else(|error| panic!("{error}"));
-        let source = Source::open(model).unwrap();
+        let source = match settings.flag("train_from_scratch") {
+            true => Source::without_weights(model).unwrap(),
+            false => Source::open(model).unwrap(),
+        };
         let vocab = u32::try_from(source.spec.vocab).unwrap();
         let prepared = prepare(&settings.data, settings.stage, 42, vocab, None).unwrap();
         let mut seen = Seen { losses: Vec::new(), notes: Vec::new(), end };
@@ -382,4 +385,28 @@ fn an_adapter_that_begins_as_parts_of_the_model_goes_as_pefts() {
         .train("llama-tied", "powers", &yaml.replace("pissa_iter: -1", "pissa_iter: 8"), None)
         .unwrap();
     assert!((powers.seen.losses[3] - whole.seen.losses[3]).abs() < 0.05, "{:?}", powers.seen.losses);
+}
+
+#[test]
+fn a_model_is_trained_from_its_configuration_alone() {
+    let yaml = "finetuning_type: full\ntrain_from_scratch: true\nlearning_rate: 0.003\nnum_train_epochs: 5\n";
+    for model in ["gemma2", "gpt_oss-bf16"] {
+        check(model, "scratch", yaml, "model.safetensors");
+    }
+    let scratch = Scratch::new("first");
+    let folder = scratch.0.join("bare");
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(model_folder("mixtral").join("config.json"), folder.join("config.json")).unwrap();
+    let run = |name: &str, more: &str| {
+        scratch.train_over(&folder, name, &format!("{yaml}max_steps: 1\n{more}"), None).unwrap()
+    };
+    let (one, again, other) = (run("one", ""), run("again", ""), run("other", "seed: 7\n"));
+    assert!(one.bytes("model.safetensors") == again.bytes("model.safetensors"));
+    assert!(one.bytes("model.safetensors") != other.bytes("model.safetensors"));
+    // A model that knows nothing holds every token for as likely.
+    let vocab = Source::open(&one.output).unwrap().spec.vocab as f64;
+    assert!((one.seen.losses[0] - vocab.ln()).abs() < 0.5, "{:?} of {}", one.seen.losses, vocab.ln());
+    let found =
+        scratch.train_over(&folder, "lora", "train_from_scratch: true\n", None).unwrap_err().to_string();
+    assert!(found.contains("finetuning_type: full"), "{found}");
 }

@@ -107,7 +107,6 @@ pub(super) struct Choices<'a> {
 
 /// Keys that must have their defaults, or one of some other words, and what to do instead.
 const NOT_YET: &[(&str, &str)] = &[
-    ("train_from_scratch", "write the first weights with transformers and train those"),
     ("create_new_adapter", "merge the adapter first (`bantam merge`)"),
     ("pure_bf16", "use bf16: true, or leave it out: numbers are float32"),
     ("compute_accuracy", "leave it out"),
@@ -312,6 +311,9 @@ fn complaints(settings: &Settings) -> Vec<String> {
         say("output_dir", "expected output_dir, found none; name the folder for what is trained".to_owned());
     }
     adapters(settings, &mut say);
+    if settings.flag("train_from_scratch") && settings.text("finetuning_type").as_deref() != Some("full") {
+        say("train_from_scratch", "expected finetuning_type: full beside it; set it".to_owned());
+    }
     let kind = settings.text("finetuning_type").unwrap_or_default();
     if settings.names("adapter_name_or_path").is_some_and(|names| names.len() > 1) {
         let words = "expected one adapter, found several; merge all but the last (`bantam merge`)";

@@ -7,6 +7,7 @@ mod choices;
 mod freeze;
 mod output;
 mod picture;
+mod scratch;
 mod state;
 mod svd;
 mod targets;
@@ -31,7 +32,7 @@ use output::Output;
 use state::State;
 use targets::Maker;
 
-/// Where in the output a new adapter stands until it is read.
+/// Where in the output a new adapter, or a model's first weights, stand until they are read.
 const START: &str = ".start";
 /// The same of one that began as parts of the model: what was taken off that.
 const PISSA: &str = "pissa_init";
@@ -234,6 +235,12 @@ fn model(
         return Err(RunError::Gguf { found });
     }
     match (&choices.method, checkpoint) {
+        (Method::Full, None) if choices.flag("train_from_scratch") => {
+            let folder = choices.output.join(START);
+            scratch::begin(&folder, &source, choices.seed, cpu)?;
+            let training = Training::full(&Source::open(&folder)?, cpu, threads)?;
+            Ok((source, training))
+        }
         (Method::Full, None) => {
             let training = Training::full(&source, cpu, threads)?;
             Ok((source, training))

@@ -13,6 +13,7 @@ use bantam_model::adapter::Adapter;
 use bantam_model::bare::{Bare, Memory};
 use bantam_model::checkpoint::{Checkpoint, TensorView};
 use bantam_model::plan::{Cut, Fill, Origin};
+use bantam_model::spec::ModelSpec;
 
 use super::TrainError;
 
@@ -186,7 +187,7 @@ impl Parameters {
             Fill::Values { .. } | Fill::Low(_) => unreachable!("these are from no tensor"),
         };
         let at = self.by_name.get(stored.name).copied().unwrap_or_else(|| {
-            let role = role(bare, name, matches!(piece, Piece::Vector(..)));
+            let role = role(&bare.spec, name, matches!(piece, Piece::Vector(..)));
             self.push(stored.name.to_owned(), stored.shape.to_vec(), role, Home::Decoder(Vec::new()))
         });
         let start = self.list[at].range.start;
@@ -296,8 +297,9 @@ fn each_element(matrix: &Matrix, cut: &Cut, mut visit: impl FnMut(usize, usize))
     }
 }
 
-fn role(bare: &Bare, name: &str, is_vector: bool) -> Role {
-    let names = bare.spec.names;
+/// What a tensor of a model is, by its name.
+pub(crate) fn role(spec: &ModelSpec, name: &str, is_vector: bool) -> Role {
+    let names = spec.names;
     let is = |module: &str| name.strip_suffix(".weight") == Some(module);
     if is(names.embedding) {
         return Role::Embedding;

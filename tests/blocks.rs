@@ -6,7 +6,7 @@ use bantam_core::{Cpu, NormKind};
 use bantam_model::block::{Block, Replaced, Seen, Streams, Tap};
 use bantam_model::source::Source;
 use bantam_model::spec::NormSpec;
-use bantam_tests::{MODELS, Noise, carried, check_close, floats, load, model_folder, options};
+use bantam_tests::{MODELS, Noise, check_close, floats, load, model_folder, options, trained};
 
 const LENGTH: usize = 24;
 
@@ -121,8 +121,8 @@ fn a_tap_sees_every_row_once_and_weights_come_back_as_they_were_put() {
 }
 
 #[test]
-fn the_carried_models_blocks_have_their_names() {
-    let source = Source::open(&carried()).expect("the carried model opens");
+fn a_trained_models_blocks_have_their_names() {
+    let source = Source::open(&trained()).expect("the trained model opens");
     let block = Block::load(&source, 1, LENGTH, Cpu::detect(), 1, None).expect("the block loads");
     let names: Vec<&str> = block.modules().iter().map(|module| module.name.as_str()).collect();
     assert!(names.contains(&"model.layers.1.self_attn.q_proj"), "{names:?}");

@@ -8,7 +8,7 @@ use bantam_model::generate::{GenerateError, Generation, Held};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags, GenerationSettings};
 use bantam_model::plan::Options;
 use bantam_model::spec::ModelSpec;
-use bantam_tests::{Noise, carried, load, model_folder, open, options};
+use bantam_tests::{Noise, load, model_folder, open, options, trained};
 
 fn settings() -> GenerationSettings {
     let flags = GenerationFlags {
@@ -34,7 +34,7 @@ fn warm(engine: &mut Engine, held: &mut Held, prompt: &[u32], tokens: usize) -> 
 }
 
 fn cold(prompt: &[u32]) -> Vec<u32> {
-    answer(&mut load(&carried(), options(), Cpu::detect(), 1), prompt)
+    answer(&mut load(&trained(), options(), Cpu::detect(), 1), prompt)
 }
 
 /// The answer in a new sequence.
@@ -48,7 +48,7 @@ fn answer(engine: &mut Engine, prompt: &[u32]) -> Vec<u32> {
 
 #[test]
 fn a_kept_sequence_answers_as_a_new_one_and_reads_only_what_is_new() {
-    let mut engine = load(&carried(), options(), Cpu::detect(), 2);
+    let mut engine = load(&trained(), options(), Cpu::detect(), 2);
     let mut noise = Noise::new(3);
     let mut held = Held::open(&mut engine).expect("a sequence is free");
     let first = noise.tokens(70, 4096);
@@ -72,7 +72,7 @@ fn a_kept_sequence_answers_as_a_new_one_and_reads_only_what_is_new() {
 
 #[test]
 fn a_prompt_that_is_stopped_or_too_long_leaves_a_sequence_that_can_go_on() {
-    let mut engine = load(&carried(), options(), Cpu::detect(), 2);
+    let mut engine = load(&trained(), options(), Cpu::detect(), 2);
     let mut noise = Noise::new(5);
     let mut held = Held::open(&mut engine).expect("a sequence is free");
     let prompt = noise.tokens(200, 4096);

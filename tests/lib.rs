@@ -36,9 +36,9 @@ pub fn model_folder(name: &str) -> PathBuf {
     repository("tests/goldens/models").join(name)
 }
 
-/// The small trained model that the program carries.
-pub fn carried() -> PathBuf {
-    repository("model/carried")
+/// A small model that was trained, with goldens of the original tools.
+pub fn trained() -> PathBuf {
+    repository("tests/goldens/real/llama")
 }
 
 /// A specification and its weights.

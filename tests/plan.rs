@@ -13,7 +13,7 @@ use bantam_model::formats::on_load::way;
 use bantam_model::inspect::Inspection;
 use bantam_model::plan::{Fill, Options, Plan, PlanError, Stored};
 use bantam_model::spec::ModelSpec;
-use bantam_tests::{MODELS, carried, load, model_folder, open, options};
+use bantam_tests::{MODELS, load, model_folder, open, options, trained};
 
 fn main() {
     for model in MODELS {
@@ -23,7 +23,7 @@ fn main() {
         parameters_equal_the_files(model);
     }
     // Large enough that the regions are asked for in large pages.
-    plan_equals_memory("carried", options());
+    plan_equals_memory("trained", options());
     plan_equals_memory("llama-tied", Options { cache_positions: Some(100), ..small(KvKind::F16) });
     caches();
     loading_tells_how_far_it_is();
@@ -82,7 +82,7 @@ fn page_bytes() -> usize {
 }
 
 fn plan_equals_memory(model: &str, options: Options) {
-    let folder = if model == "carried" { carried() } else { model_folder(model) };
+    let folder = if model == "trained" { trained() } else { model_folder(model) };
     let what = format!("{model}, {:?}", options.kv);
     // The text of the map itself must not be allocated between the two readings for the first time.
     let _ = anonymous_bytes();
@@ -109,11 +109,11 @@ fn plan_equals_memory(model: &str, options: Options) {
 }
 
 fn loading_tells_how_far_it_is() {
-    let (spec, checkpoint) = open(&carried());
+    let (spec, checkpoint) = open(&trained());
     let mut told = Vec::new();
     let mut tell = |bytes| told.push(bytes);
     let engine = Engine::load_telling(spec, &checkpoint, options(), Cpu::detect(), 1, &mut tell);
-    let all = engine.expect("the carried model loads").plan().weight_bytes;
+    let all = engine.expect("the trained model loads").plan().weight_bytes;
     assert!(told.len() > 10 && told.is_sorted(), "{told:?}");
     // Between slots lie a few bytes that nothing fills.
     let last = told.last().copied().unwrap_or(0);

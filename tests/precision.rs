@@ -8,7 +8,7 @@ use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::{Chunk, Engine};
 use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::plan::Options;
-use bantam_tests::{carried, floats, ids, load, repository};
+use bantam_tests::{floats, ids, load, repository, trained};
 
 /// Tokens of a window; all but the first are scored.
 const WINDOW: usize = 256;
@@ -60,7 +60,7 @@ struct Reader {
 
 impl Reader {
     fn new(options: Options, cpu: Cpu) -> Self {
-        Reader { engine: load(&carried(), options, cpu, 2) }
+        Reader { engine: load(&trained(), options, cpu, 2) }
     }
 
     /// Reads [`BESIDE`] windows in one step; calls `each` with a window's number and its logits.

@@ -30,7 +30,7 @@ use bantam_model::plan::Options;
 use bantam_model::reply::reader::Reader;
 use bantam_model::source::Source;
 use bantam_model::tokenizer::Tokenizer;
-use bantam_tests::{Noise, carried, model_folder, open, repository};
+use bantam_tests::{Noise, model_folder, open, repository, trained};
 use bantam_train::optimizer::{AdamW, Group, Muon, Optimizer, Rule, Variant, clip};
 use bantam_train::step::{Batch, Training};
 use counting::{ALIVE, counters};
@@ -137,7 +137,7 @@ fn text_of(folder: &Path) -> (Tokenizer, Arc<ByteTable>) {
 
 /// A hundred tokens of text with everything on that a request can ask for.
 fn generated_tokens(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
-    let (tokenizer, table) = text_of(&carried());
+    let (tokenizer, table) = text_of(&trained());
     let settings = GenerationDefaults::of_model(None)
         .and_then(|defaults| defaults.settings(flags, EosSources::default()))
         .expect("sound flags");
@@ -288,7 +288,7 @@ impl Crowd {
 
 /// Making a turn may allocate: a daemon does it on other threads. Choosing its tokens may not.
 fn turns_among_others(what: &str, engine: &mut Engine, flags: &GenerationFlags) {
-    let (tokenizer, table) = text_of(&carried());
+    let (tokenizer, table) = text_of(&trained());
     let mut noise = Noise::new(11);
     let words = tokenizer.encode("The history of the city, and of the river", true).expect("plain text");
     let prompts = [(); TURNS].map(|()| words.repeat(1 + noise.below(4)));
@@ -326,7 +326,7 @@ fn turns_among_others(what: &str, engine: &mut Engine, flags: &GenerationFlags) 
 /// Weights that are a native file's.
 fn mapped(options: Options) {
     let folder = std::env::temp_dir().join(format!("bantam-zero-alloc-{}", std::process::id()));
-    let source = Source::open(&carried()).expect("the model opens");
+    let source = Source::open(&trained()).expect("the model opens");
     let plan = source.plan(options, Cpu::detect()).expect("the model has a plan");
     let native = Native::of(&source, &plan, &Store::new(folder.clone())).expect("it is worth a file");
     let load =
@@ -372,13 +372,13 @@ fn main() {
         ("fast, int8 cache and weights", options(KvKind::Int8, Precision::Fast, true)),
     ];
     for (what, options) in runs {
-        let mut engine = loaded(what, "carried", options, 2);
+        let mut engine = loaded(what, "trained", options, 2);
         generated_tokens(what, &mut engine, &everything);
         generated_tokens(&format!("{what}, greedy"), &mut engine, &greedy);
         batched_steps(what, &mut engine);
         replies_in_channels(&mut engine);
         let options = Options { sequences: 8, logits_rows: 8, cache_positions: Some(8 * 128), ..options };
-        turns_among_others(what, &mut loaded(what, "carried", options, 2), &everything);
+        turns_among_others(what, &mut loaded(what, "trained", options, 2), &everything);
     }
     mapped(options(KvKind::F16, Precision::Fast, true));
     // A parallel residual, layer norms, fused inputs with biases.
@@ -436,7 +436,7 @@ fn adapted(model: &str, adapter: &str, options: Options) -> Engine {
 
 /// An engine, of which the heap holds tables of offsets and names of tensors: the buffers are in the plan's regions.
 fn loaded(what: &str, model: &str, options: Options, threads: usize) -> Engine {
-    let folder = if model == "carried" { carried() } else { model_folder(model) };
+    let folder = if model == "trained" { trained() } else { model_folder(model) };
     let (spec, checkpoint) = open(&folder);
     // Some 60 tensors of 450 bytes each, layer by layer; a page number takes four bytes, a token of a chunk too.
     let tensors = checkpoint.tensors().len();

@@ -24,12 +24,12 @@ use bantam_model::turn::{Limits, Turn};
 const TEXT: &str = "The history of the city begins with a river, a bridge and a market on its northern bank, where \
                     people from the hills sold wool and salt. Later came walls, a school, and a long war about them.";
 
-fn carried() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("model/carried")
+fn trained() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests/goldens/real/llama")
 }
 
 fn engine(sequences: usize) -> Engine {
-    let folder = carried();
+    let folder = trained();
     let spec = ModelSpec::parse(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
     let options = plan::Options {
         context: 128,
@@ -53,7 +53,7 @@ struct Text {
 
 impl Text {
     fn open() -> Self {
-        let tokenizer = std::fs::read(carried().join("tokenizer.json")).unwrap();
+        let tokenizer = std::fs::read(trained().join("tokenizer.json")).unwrap();
         let tokenizer = Tokenizer::from_bytes(&tokenizer, None, None).unwrap();
         let table = Arc::new(ByteTable::new(&tokenizer).unwrap());
         Text { tokenizer, table }

@@ -110,7 +110,7 @@ fn counted_step(batch: &mut Batch<Engine>) -> Advance {
 }
 
 fn main() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/carried");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/real/llama");
     let (desk, mut batch) = pair(engine(&folder), Options::default(), Arc::new(Monotonic::default()));
     let bytes = std::fs::read(folder.join("tokenizer.json")).expect("the model has a tokenizer");
     let tokenizer = Tokenizer::from_bytes(&bytes, None, None).expect("sound");

@@ -26,8 +26,22 @@ const MODELS: &[&str] = &[
 ];
 
 /// Whole folders that are copied as they are, and the files to take from them (none: all).
-const FOLDERS: &[(&str, &[&str])] =
-    &[("real", &["valid.txt", "golden_ppl.json", "golden_ppl.safetensors"]), ("sampling", &[])];
+const FOLDERS: &[(&str, &[&str])] = &[
+    ("real", &["valid.txt", "golden_ppl.json", "golden_ppl.safetensors"]),
+    (
+        "real/llama",
+        &[
+            "chat_template.jinja",
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "special_tokens_map.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ],
+    ),
+    ("sampling", &[]),
+];
 
 /// The quantized checkpoints, all that the reference has: what a test of weights needs of them.
 const QUANTIZED: &[&str] = &["config.json", "golden.safetensors", "safetensors", "gguf"];

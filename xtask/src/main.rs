@@ -1,7 +1,8 @@
-//! Everything that is not cargo: `cargo xtask ci`, `fuzz`, `goldens`, `grpcurl`, `proto`, `python`, `synth`.
+//! Everything that is not cargo: `cargo xtask carried`, `ci`, `fuzz`, `goldens`, `grpcurl`, `proto`, `python`, `synth`.
 //! It is not part of the program: nothing here is shipped, and nothing depends on it.
 #![forbid(unsafe_code)]
 
+mod carried;
 mod ci;
 mod daemon;
 mod fuzz;
@@ -19,6 +20,9 @@ use anyhow::{Context, Result, bail};
 const USAGE: &str = "\
 cargo xtask VERB
 
+  carried [--quick]     the model that the program carries, trained anew by model/carried/recipe; --quick: two steps
+                        of each part, and the model stays as it is; --documents: its recipe takes over this project's
+                        documents as they are now
   ci                    all that a change must pass: format, lints, documentation, fuzz seeds, tests
   fuzz [--seconds 60]   every target of tests/fuzz, that many seconds each
   goldens PATH          tests/goldens anew from a folder of reference files; says what changed
@@ -55,6 +59,9 @@ impl std::error::Error for Usage {}
 fn dispatch(arguments: &[&str]) -> Result<()> {
     let root = root()?;
     match arguments {
+        ["carried"] => carried::run(&root, false),
+        ["carried", "--quick"] => carried::run(&root, true),
+        ["carried", "--documents"] => carried::documents(&root),
         ["ci"] => ci::run(&root),
         ["fuzz"] => fuzz::run(&root, 60),
         ["fuzz", "--seconds", seconds] => {

@@ -16,8 +16,8 @@ use crate::matrix::Quantized;
 
 const LENGTH: usize = 48;
 
-fn carried() -> Source {
-    Source::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/carried")).unwrap()
+fn trained() -> Source {
+    Source::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/real/llama")).unwrap()
 }
 
 fn written(source: &Source, seed: u64, threads: usize) -> Vec<u32> {
@@ -107,7 +107,7 @@ fn in_trits(planes: Planes) -> Method {
 
 #[test]
 fn a_model_writes_the_same_on_any_threads() {
-    let source = carried();
+    let source = trained();
     let tokens = written(&source, 5, 1);
     assert_eq!(tokens.len(), 24 * LENGTH);
     assert_eq!(tokens, written(&source, 5, 3));
@@ -116,7 +116,7 @@ fn a_model_writes_the_same_on_any_threads() {
 
 #[test]
 fn corrected_ternary_is_nearer_than_ternary_alone_and_threads_change_nothing() {
-    let source = carried();
+    let source = trained();
     let [corrected, alone] =
         [true, false].map(|correct| quantized(&source, settings(in_trits(Planes::All(1)), correct, 2), 2));
     let distances = [&corrected, &alone].map(|kept| distance(&source, kept, 2));
@@ -129,7 +129,7 @@ fn corrected_ternary_is_nearer_than_ternary_alone_and_threads_change_nothing() {
 
 #[test]
 fn a_budget_of_bits_is_kept_and_brings_the_result_nearer() {
-    let source = carried();
+    let source = trained();
     let budget = settings(in_trits(Planes::Bits(2.6)), true, 2);
     let made = Calibrated::new(&source, budget.clone(), &written(&source, 1, 2), Cpu::detect()).unwrap();
     let (mut bits, mut weights) = (0.0, 0.0);
@@ -159,7 +159,7 @@ fn a_budget_of_bits_is_kept_and_brings_the_result_nearer() {
 
 #[test]
 fn what_was_saved_goes_on_where_it_was() {
-    let source = carried();
+    let source = trained();
     let tokens = written(&source, 1, 2);
     let new = || {
         Calibrated::new(&source, settings(in_trits(Planes::All(1)), true, 2), &tokens, Cpu::detect()).unwrap()
@@ -177,7 +177,7 @@ fn what_was_saved_goes_on_where_it_was() {
 
 #[test]
 fn gptq_and_awq_stay_near_and_awq_changes_norms() {
-    let source = carried();
+    let source = trained();
     let gptq = gptq::Settings { group: Some(128), symmetric: false, ..gptq::Settings::default() };
     let kept = quantized(&source, settings(Method::Gptq(gptq), false, 2), 1);
     assert!(kept.vectors.is_empty());
@@ -203,7 +203,7 @@ fn gptq_and_awq_stay_near_and_awq_changes_norms() {
 
 #[test]
 fn too_little_text_is_refused() {
-    let source = carried();
+    let source = trained();
     let made =
         Calibrated::new(&source, settings(in_trits(Planes::All(1)), true, 1), &[1, 2, 3], Cpu::detect());
     let message = made.err().map(|error| error.to_string()).unwrap_or_default();

@@ -34,7 +34,7 @@ pub(super) fn begin(folder: &Path, source: &Source, seed: u64, cpu: Cpu) -> Resu
     let outlines: Vec<Outline<'_>> =
         tensors.iter().map(|(name, shape, _)| (name.as_str(), Dtype::F32, shape.as_slice())).collect();
     let shift = source.spec.final_norm.weight_shift;
-    let mut normal = Normal { generator: Twister::new(seed), spread: spread.unwrap_or(SPREAD), kept: None };
+    let spread = spread.unwrap_or(SPREAD);
     write_streamed(&folder.join("model.safetensors"), &outlines, &[("format", "pt")], |at, out| {
         let (name, shape, role) = &tensors[at];
         let same = match role {
@@ -43,6 +43,7 @@ pub(super) fn begin(folder: &Path, source: &Source, seed: u64, cpu: Cpu) -> Resu
             _ => None,
         };
         let count: usize = shape.iter().product();
+        let mut normal = Normal { generator: Twister::new(seed.wrapping_add(at as u64)), spread };
         (0..count).step_by(DRAWN).try_for_each(|first| {
             let values = (first..count.min(first + DRAWN)).map(|_| same.unwrap_or_else(|| normal.draw()));
             out.write_all(&values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>())
@@ -77,23 +78,19 @@ fn tensors(source: &Source, cpu: Cpu) -> Result<Vec<(String, Vec<usize>, Role)>,
     Ok(all.collect())
 }
 
-/// Numbers of a normal distribution, two at a time.
+/// Numbers of a normal distribution.
 struct Normal {
     generator: Twister,
     spread: f64,
-    kept: Option<f32>,
 }
 
 impl Normal {
+    /// By the formula of Box and Muller.
     fn draw(&mut self) -> f32 {
-        if let Some(kept) = self.kept.take() {
-            return kept;
-        }
-        // Of the first, none is zero.
+        // None is zero, whose logarithm there is not.
         let mut unit = || (f64::from(self.generator.bits32()) + 0.5) / 4_294_967_296.0;
-        let (radius, angle) = ((-2.0 * unit().ln()).sqrt() * self.spread, TAU * unit());
-        self.kept = Some((radius * angle.sin()) as f32);
-        (radius * angle.cos()) as f32
+        let (radius, angle) = ((-2.0 * unit().ln()).sqrt(), TAU * unit());
+        (radius * angle.cos() * self.spread) as f32
     }
 }
 
@@ -103,7 +100,7 @@ mod tests {
 
     #[test]
     fn numbers_have_the_spread() {
-        let mut normal = Normal { generator: Twister::new(1), spread: 0.5, kept: None };
+        let mut normal = Normal { generator: Twister::new(1), spread: 0.5 };
         let values: Vec<f64> = (0..20_000).map(|_| f64::from(normal.draw())).collect();
         let mean = values.iter().sum::<f64>() / 20_000.0;
         let square = values.iter().map(|x| x * x).sum::<f64>() / 20_000.0;

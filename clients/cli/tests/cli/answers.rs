@@ -389,7 +389,7 @@ fn perplexity_is_that_of_the_original_window_by_window() {
         let found = json(&[
             "eval",
             "perplexity",
-            &repository("model/carried"),
+            &repository("tests/goldens/real/llama"),
             "--text-file",
             &prefix,
             "--context",

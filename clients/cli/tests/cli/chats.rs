@@ -118,7 +118,7 @@ pub(crate) fn what_cannot_be_done_is_said() {
 /// The carried model with room for an answer that takes minutes: there is time to interrupt it on any machine.
 fn long_winded() -> Folder {
     let folder = Folder::new();
-    for entry in std::fs::read_dir(repository("model/carried")).unwrap() {
+    for entry in std::fs::read_dir(repository("tests/goldens/real/llama")).unwrap() {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), folder.path(entry.file_name().to_str().unwrap())).unwrap();
     }

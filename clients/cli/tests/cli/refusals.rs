@@ -24,7 +24,7 @@ fn check(arguments: &[&str], status: i32, words: &[&str]) {
 
 #[test]
 fn a_command_that_makes_no_sense_ends_with_status_2() {
-    let model = repository("model/carried");
+    let model = repository("tests/goldens/real/llama");
     let model = model.as_str();
     let cases: [(&[&str], &[&str]); 27] = [
         (&["fly"], &["fly"]),
@@ -111,7 +111,7 @@ fn prompts_that_do_not_fit_say_both_numbers() {
     check(&["run", &long], 1, &["tokens", "room for 512", "up to 512"]);
     check(&["run", "one two three four five", "--context", "4"], 1, &["room for 4", "--context"]);
     let ids = vec!["1"; 513].join(",");
-    let model = repository("model/carried");
+    let model = repository("tests/goldens/real/llama");
     check(&["run", "--ids", &ids], 1, &["513", "512"]);
     check(&["score", &model, "--ids", &ids, "--logits", "x"], 1, &["513", "512"]);
     check(&["run", "x", "--context", "600"], 1, &["found 600", "512"]);
@@ -133,7 +133,7 @@ fn a_piped_prompt_is_taken_whole_or_refused() {
 
 #[test]
 fn ids_outside_the_vocabulary_are_refused() {
-    let model = repository("model/carried");
+    let model = repository("tests/goldens/real/llama");
     check(&["run", "--ids", "1,4096"], 1, &["token 4096", "from 0 to 4095"]);
     check(&["score", &model, "--ids", "9999", "--logits", "x"], 1, &["9999", "4095"]);
 }
@@ -204,7 +204,7 @@ fn damaged_weights_are_refused_before_anything_is_read() {
 
 #[test]
 fn what_is_no_adapter_says_so() {
-    let model = repository("model/carried");
+    let model = repository("tests/goldens/real/llama");
     let score = ["score", &model, "--ids", "1", "--logits", "x", "--adapter", "y"];
     check(&score, 1, &["adapter_config.json", "nothing there"]);
     let run = ["run", &model, "--ids", "1", "--adapter", &model];
@@ -284,7 +284,7 @@ fn conversations_that_cannot_be_rendered_are_refused() {
 #[test]
 fn inputs_and_outputs_that_cannot_be_used_are_named() {
     let folder = Folder::new();
-    let model = repository("model/carried");
+    let model = repository("tests/goldens/real/llama");
     let eval = |file: &str, words: &[&str]| {
         check(&["eval", "perplexity", "--text-file", file, "--context", "64"], 1, words);
     };
@@ -354,6 +354,10 @@ fn a_bench_judges_its_model_before_it_measures_the_machine() {
     refuses(1, &[], &["1 GiB of memory"]);
     refuses(2, &["--synthetic", "elephant"], &["elephant", "--synthetic list"]);
     refuses(1, &[&folder.path("none")], &["no model there"]);
-    refuses(1, &["--model", &repository("model/carried"), "--prompt-tokens", "600"], &["600", "512"]);
+    refuses(
+        1,
+        &["--model", &repository("tests/goldens/real/llama"), "--prompt-tokens", "600"],
+        &["600", "512"],
+    );
     refuses(1, &["--synthetic", "llama-7b", "--prompt-tokens", "1000000"], &["llama-7b", "1000000"]);
 }

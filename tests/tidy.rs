@@ -14,6 +14,7 @@ use source::Source;
 /// (a) Who may know whom, directly, tests and build scripts included. A package without a row is refused.
 const ARROWS: &[(&str, &[&str])] = &[
     ("bantam-core", &[]),
+    ("bantam-cuda", &["bantam-core"]),
     ("bantam-model", &["bantam-core"]),
     ("bantam-proto", &[]),
     ("bantam-quantize", &["bantam-core", "bantam-model"]),
@@ -24,7 +25,11 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["bantam-core", "bantam-model", "bantam-quantize", "bantam-train", "bantam-proto", "bantam-daemon"],
     ),
     // The leaves: nothing may depend on these.
-    ("bantam-tests", &["bantam-core", "bantam-model", "bantam-quantize", "bantam-train"]),
+    (
+        "bantam-tests",
+        &["bantam-core", "bantam-cuda", "bantam-cusim", "bantam-model", "bantam-quantize", "bantam-train"],
+    ),
+    ("bantam-cusim", &[]),
     ("bantam-no-std-probe", &["bantam-core"]),
     ("bantam-benches", &["bantam-core", "bantam-model", "bantam-proto", "bantam-daemon"]),
     ("xtask", &[]),
@@ -41,14 +46,14 @@ const KEPT: &[(&str, &[&str])] = &[
 ];
 
 /// (a) Crates that only the named packages may declare, behind a feature or not.
-const DECLARED: &[(&str, &[&str])] = &[("cudarc", &["bantam-core"])];
+const DECLARED: &[(&str, &[&str])] = &[("cudarc", &["bantam-cuda"])];
 
 /// (b) Where `unsafe` may stand: kernels, the map of a file, and two tests that cannot do without.
 const UNSAFE: &[&str] = &[
     "core/src/cpu.rs",
     "core/src/layouts/",
     "core/src/ops/",
-    "core/src/cuda/",
+    "cuda/src/driver.rs",
     "model/src/checkpoint/map.rs",
     "tests/house/counting.rs", // a counting global allocator
     "tests/no_std_probe/",     // an entry point without std
@@ -57,6 +62,7 @@ const UNSAFE: &[&str] = &[
 /// (b) Packages whose roots may say less than `#![forbid(unsafe_code)]`.
 const UNSAFE_ROOTS: &[(&str, &[&str])] = &[
     ("bantam-core", &[]),
+    ("bantam-cuda", &["#![deny(unsafe_code)]"]),
     ("bantam-no-std-probe", &[]),
     ("bantam-model", &["#![deny(unsafe_code)]", "#![forbid(unsafe_code)]"]),
 ];

@@ -352,18 +352,27 @@ impl Shared {
         fresh: Option<Variant>,
         sender: &mut Option<oneshot::Sender<Result<Lease, Unavailable>>>,
     ) -> Result<Option<Ticket>, Unavailable> {
-        self.act_on(|state| {
+        let mut replaced = None;
+        let ticket = self.act_on(|state| {
             let id = match state.usable(known, asked) {
                 Err(error) => return (None, Err(error)),
                 Ok(Some(id)) => Some(id),
-                Ok(None) => fresh.map(|variant| state.put(variant)),
+                Ok(None) => fresh.map(|variant| {
+                    replaced = state.draining(known);
+                    state.put(variant)
+                }),
             };
             let (Some(id), Some(sender)) = (id, id.and_then(|_| sender.take())) else {
                 return (None, Ok(None));
             };
             let ticket = state.ticket(id, Waiting::Lease(sender));
             (Some(Event::Acquire(state.want(ticket, id, asked))), Ok(Some(ticket)))
-        })
+        });
+        if let Some(id) = replaced {
+            // Its bytes may no longer be wanted by the time it is idle; under its name nobody would find it again.
+            self.dismiss(id, Waiting::Nobody);
+        }
+        ticket
     }
 
     /// How a model that nobody has is loaded, and what it takes. Reads the disk.
@@ -587,6 +596,12 @@ impl State {
         }
         let fields = self.variants[&id].recipe.differences(asked);
         if fields.is_empty() { Ok(Some(id)) } else { Err(Unavailable::Differs { fields }) }
+    }
+
+    /// The variant of a model that still serves its last users.
+    fn draining(&self, known: &Known) -> Option<ModelId> {
+        let id = self.current.get(&known.number()).copied();
+        id.filter(|&id| self.phase(id) == Some(Phase::Draining))
     }
 
     /// From now on the model is this.

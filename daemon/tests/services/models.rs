@@ -1,5 +1,7 @@
 //! Models come and go over the wire.
 
+use std::time::Duration;
+
 use bantam_daemon::settings::Settings;
 use bantam_proto::v1;
 use bantam_proto::v1::watch_residency_response::Event;
@@ -34,6 +36,16 @@ async fn listed(served: &Served) -> Vec<v1::Model> {
 
 async fn find(served: &Served, name: &str) -> v1::Model {
     listed(served).await.into_iter().find(|model| model.name == name).unwrap()
+}
+
+/// Waits until a model is in a state.
+async fn until_state(served: &Served, name: &str, state: v1::ModelState) {
+    let waiting = async {
+        while find(served, name).await.state() != state {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LONG, waiting).await.expect("the model comes to this state");
 }
 
 #[tokio::test]
@@ -240,5 +252,59 @@ async fn a_storm_of_loads_and_unloads_ends_with_nothing_held() {
         served.models().await.set_budget(v1::SetBudgetRequest::default()).await.unwrap().into_inner().devices;
     assert_eq!((devices[0].used_bytes, devices[0].referenced_bytes), (0, 0));
     assert!(listed(&served).await.iter().all(|model| model.references == 0));
+    served.end().await;
+}
+
+/// Waits until the memory in use is as `is_it` says.
+async fn until_used(served: &Served, is_it: impl Fn(&v1::DeviceUse) -> bool) {
+    let waiting = async {
+        loop {
+            let request = v1::SetBudgetRequest::default();
+            let devices = served.models().await.set_budget(request).await.unwrap().into_inner().devices;
+            if is_it(&devices[0]) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LONG, waiting).await.expect("the memory comes to this");
+}
+
+/// A model that drains for another one, is asked for with other options, and is no longer in anybody's way: nobody
+/// can name it any more, so it leaves with its last user.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draining_model_that_was_replaced_leaves_though_its_room_is_not_needed() {
+    let served = Served::with(|settings| Settings { tokens_in_flight: 1, ..settings }).await;
+    let bytes = loaded(&served, load("llama-tied", v1::LoadOptions::default())).await.unwrap().bytes;
+    served.models().await.unload(v1::UnloadRequest { model: "llama-tied".to_owned() }).await.unwrap();
+    let stream = served.generation().await.generate(asked("qwen3", "Once", 200, 9)).await.unwrap();
+    let budget = async |bytes| {
+        let budgets = vec![v1::DeviceBudget { device: "ram".to_owned(), bytes }];
+        served.models().await.set_budget(v1::SetBudgetRequest { budgets }).await.unwrap();
+    };
+    let used = find(&served, "qwen3").await.bytes[0].total_bytes;
+    let with_three = v1::LoadOptions { slots: Some(3), ..v1::LoadOptions::default() };
+    let plan = v1::PlanRequest { model: "qwen3".to_owned(), options: Some(with_three.clone()) };
+    let with_three_bytes = served.models().await.plan(plan).await.unwrap().into_inner().bytes[0].total_bytes;
+    budget(used.max(bytes[0].total_bytes).max(with_three_bytes)).await;
+    let (mut generation, mut models) = (served.generation().await, served.models().await);
+    let claims =
+        tokio::spawn(async move { generate(&mut generation, asked("llama-tied", "Once", 4, 9)).await });
+    until_state(&served, "qwen3", v1::ModelState::Leaving).await;
+    let replaces = tokio::spawn(async move {
+        let mut loading = models.load(load("qwen3", with_three)).await.unwrap().into_inner();
+        while let Ok(Some(_)) = loading.message().await {}
+    });
+    // Under its name there is now what waits to be loaded.
+    until_state(&served, "qwen3", v1::ModelState::Waiting).await;
+    for task in [claims.abort_handle(), replaces.abort_handle()] {
+        task.abort();
+    }
+    assert!(claims.await.is_err() && replaces.await.is_err());
+    until_state(&served, "qwen3", v1::ModelState::Absent).await;
+    budget(1 << 30).await;
+    until_used(&served, |device| device.used_bytes == used).await;
+    drop(stream);
+    until_used(&served, |device| device.used_bytes == 0).await;
     served.end().await;
 }

@@ -31,24 +31,47 @@ pub(super) struct Job<'a> {
 /// # Safety
 /// As for `Layout::multiply`, for the form that the layout asks for in fast precision.
 pub(super) unsafe fn multiply(cpu: Cpu, job: &Job) {
+    let Coded { bits, side, book, .. } = *job.layout;
+    let small = book.table.is_some_and(|(_, bytes)| bytes.iter().all(|&byte| byte < 128));
+    // SAFETY: passed on.
+    unsafe {
+        match (bits, side, book.table.is_some()) {
+            (4, Side::Pair, true) => with::<Wide4, Pair>(cpu, job),
+            (4, Side::Pair, false) => with::<Count4, Pair>(cpu, job),
+            (4, Side::Exponents, true) if small => with::<Small4, Exponents>(cpu, job),
+            (4, Side::Zero, false) => with::<Count4, Zero>(cpu, job),
+            (2, Side::Quarters | Side::Halves | Side::Row, _) if book.trits => with::<Trits, Fours>(cpu, job),
+            (2, Side::Quarters | Side::Halves | Side::Row, _) => with::<Count2, Fours>(cpu, job),
+            (8, Side::Pair, false) => with::<Count8, Pair>(cpu, job),
+            (8, Side::Zero, false) => with::<Count8, Zero>(cpu, job),
+            _ => panic!("{} has no integer kernel", job.layout.name),
+        }
+    }
+}
+
+/// A function for each pair and instruction set: one for all would take compilers minutes.
+///
+/// # Safety
+/// As for [`multiply`].
+unsafe fn with<K: Kind, S: Sides>(cpu: Cpu, job: &Job) {
     // SAFETY: each arm's instruction set is proven by the level; passed on otherwise.
     unsafe {
         match cpu.level() {
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
-            Level::Avx512 if cpu.vnni() && cpu.vbmi() => x86::vbmi512(job),
+            Level::Avx512 if cpu.vnni() && cpu.vbmi() => x86::vbmi512::<K, S>(job),
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
-            Level::Avx512 if cpu.vnni() => x86::vnni512(job),
+            Level::Avx512 if cpu.vnni() => x86::vnni512::<K, S>(job),
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
-            Level::Avx512 | Level::Avx2 if cpu.avx_vnni() => x86::vnni256(job),
+            Level::Avx512 | Level::Avx2 if cpu.avx_vnni() => x86::vnni256::<K, S>(job),
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
-            Level::Avx512 | Level::Avx2 => x86::avx2(job),
+            Level::Avx512 | Level::Avx2 => x86::avx2::<K, S>(job),
             #[cfg(target_arch = "aarch64")]
-            Level::Neon if cpu.i8mm() => run::<super::quads::neon::Mixed>(job),
+            Level::Neon if cpu.i8mm() => Product::<super::quads::neon::Mixed, K, S>::new(job).run(),
             #[cfg(target_arch = "aarch64")]
-            Level::Neon if cpu.dotprod() => run::<super::quads::neon::Dotprod>(job),
+            Level::Neon if cpu.dotprod() => Product::<super::quads::neon::Dotprod, K, S>::new(job).run(),
             #[cfg(target_arch = "aarch64")]
-            Level::Neon => run::<super::quads::neon::Widening>(job),
-            _ => run::<Plain>(job),
+            Level::Neon => Product::<super::quads::neon::Widening, K, S>::new(job).run(),
+            _ => Product::<Plain, K, S>::new(job).run(),
         }
     }
 }
@@ -56,38 +79,38 @@ pub(super) unsafe fn multiply(cpu: Cpu, job: &Job) {
 #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
 mod x86 {
     use super::super::quads::x86::{Madd, Vbmi512, Vnni256, Vnni512};
-    use super::{Job, run};
+    use super::{Job, Kind, Product, Sides};
 
     /// # Safety
     /// The processor must have AVX-512 F, BW, DQ, VL, VNNI and VBMI; otherwise as for `Layout::multiply`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")]
-    pub(super) unsafe fn vbmi512(job: &Job) {
+    pub(super) unsafe fn vbmi512<K: Kind, S: Sides>(job: &Job) {
         // SAFETY: the features of this function are those that the kernel needs.
-        unsafe { run::<Vbmi512>(job) }
+        unsafe { Product::<Vbmi512, K, S>::new(job).run() }
     }
 
     /// # Safety
     /// The processor must have AVX-512 F, BW, DQ, VL and VNNI; otherwise as for `Layout::multiply`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    pub(super) unsafe fn vnni512(job: &Job) {
+    pub(super) unsafe fn vnni512<K: Kind, S: Sides>(job: &Job) {
         // SAFETY: the features of this function are those that the kernel needs.
-        unsafe { run::<Vnni512>(job) }
+        unsafe { Product::<Vnni512, K, S>::new(job).run() }
     }
 
     /// # Safety
     /// The processor must have AVX2, FMA, F16C and AVX-VNNI; otherwise as for `Layout::multiply`.
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-    pub(super) unsafe fn vnni256(job: &Job) {
+    pub(super) unsafe fn vnni256<K: Kind, S: Sides>(job: &Job) {
         // SAFETY: as above.
-        unsafe { run::<Vnni256>(job) }
+        unsafe { Product::<Vnni256, K, S>::new(job).run() }
     }
 
     /// # Safety
     /// The processor must have AVX2, FMA and F16C; otherwise as for `Layout::multiply`.
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn avx2(job: &Job) {
+    pub(super) unsafe fn avx2<K: Kind, S: Sides>(job: &Job) {
         // SAFETY: as above.
-        unsafe { run::<Madd>(job) }
+        unsafe { Product::<Madd, K, S>::new(job).run() }
     }
 }
 
@@ -243,52 +266,32 @@ impl Sides for Fours {
     }
 }
 
-/// # Safety
-/// The instruction set of `Q` is proven; otherwise as for `Layout::multiply`.
-#[inline(always)]
-unsafe fn run<Q: Quads>(job: &Job) {
-    let Coded { bits, side, book, .. } = *job.layout;
-    let small = book.table.is_some_and(|(_, bytes)| bytes.iter().all(|&byte| byte < 128));
-    // SAFETY: passed on.
-    unsafe {
-        match (bits, side, book.table.is_some()) {
-            (4, Side::Pair, true) => Product::<Q, Wide4, Pair>::new(job).run(),
-            (4, Side::Pair, false) => Product::<Q, Count4, Pair>::new(job).run(),
-            (4, Side::Exponents, true) if small => Product::<Q, Small4, Exponents>::new(job).run(),
-            (4, Side::Zero, false) => Product::<Q, Count4, Zero>::new(job).run(),
-            (2, Side::Quarters | Side::Halves | Side::Row, _) if book.trits => {
-                Product::<Q, Trits, Fours>::new(job).run();
-            }
-            (2, Side::Quarters | Side::Halves | Side::Row, _) => {
-                Product::<Q, Count2, Fours>::new(job).run();
-            }
-            (8, Side::Pair, false) => Product::<Q, Count8, Pair>::new(job).run(),
-            (8, Side::Zero, false) => Product::<Q, Count8, Zero>::new(job).run(),
-            _ => panic!("{} has no integer kernel", job.layout.name),
-        }
-    }
+/// How much of a tile is turned into bytes at once, and how many tokens meet it.
+struct Pieces {
+    columns: usize,
+    tokens: usize,
 }
 
-/// Columns that are turned into bytes at once: with their bytes and a group's activations they fit the nearest cache.
-const PIECE: usize = 256;
-/// Tokens that meet them there.
-const TOKENS: usize = 96;
+/// For tokens up to `FEW_PIECES.tokens`: bytes and a group's activations fit the nearest cache.
+const FEW_PIECES: Pieces = Pieces { columns: 256, tokens: 96 };
+/// For more: sums are read and written less often than that costs.
+const MANY_PIECES: Pieces = Pieces { columns: 2048, tokens: 384 };
 /// Blocks of a piece at most.
-const PIECE_BLOCKS: usize = PIECE / 16;
+const PIECE_BLOCKS: usize = MANY_PIECES.columns / 16;
 /// With more tokens than this, codes are turned into bytes ahead.
 const FEW: usize = 4;
 
 /// A piece of a tile as bytes, scales and zeros, row beside row.
 #[repr(align(64))]
 struct Opened {
-    bytes: [u32; PIECE / 4 * TILE_ROWS],
+    bytes: [u32; MANY_PIECES.columns / 4 * TILE_ROWS],
     scales: [f32; PIECE_BLOCKS * TILE_ROWS],
     zeros: [f32; PIECE_BLOCKS * TILE_ROWS],
 }
 
 /// Sums under way, one row of 32 per token.
 #[repr(align(64))]
-struct Sums([f32; TOKENS * TILE_ROWS]);
+struct Sums([f32; MANY_PIECES.tokens * TILE_ROWS]);
 
 struct Product<'a, Q, K, S> {
     job: &'a Job<'a>,
@@ -331,22 +334,23 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
     }
 
     /// # Safety
-    /// As for [`run`].
+    /// The instruction set of `Q` is proven; otherwise as for `Layout::multiply`.
     #[inline(always)]
     unsafe fn run(&self) {
         let x = self.job.x;
         let groups = x.groups();
         // SAFETY: passed on.
         unsafe {
-            if x.tokens <= FEW {
+            if x.tokens <= FEW && !Q::IS_DEFINITION {
                 // Few tokens are one group, whatever the processor.
                 let (_, count, panel) = x.group(0);
                 self.few(count, panel.as_ptr());
                 return;
             }
-            let at_once = TOKENS / x.group;
+            let pieces = if x.tokens <= FEW_PIECES.tokens { FEW_PIECES } else { MANY_PIECES };
+            let at_once = pieces.tokens / x.group;
             for group in (0..groups).step_by(at_once) {
-                self.many(group, groups.min(group + at_once));
+                self.many(pieces.columns / self.block, group, groups.min(group + at_once));
             }
         }
     }
@@ -433,7 +437,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
     /// All blocks for `G` tokens, all there are, and `N` vectors of rows from row `lane`.
     ///
     /// # Safety
-    /// As for [`run`]; `panel` holds these tokens.
+    /// As for [`Product::run`]; `panel` holds these tokens.
     #[inline(always)]
     unsafe fn fused<const G: usize, const N: usize>(&self, panel: *const u32, lane: usize) {
         if K::BITS == 2 {
@@ -499,33 +503,36 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
         }
     }
 
-    /// Groups `from..to` of tokens, piece by piece.
+    /// Groups `from..to` of tokens, `piece` blocks at a time.
     #[inline(always)]
-    unsafe fn many(&self, from: usize, to: usize) {
+    unsafe fn many(&self, piece: usize, from: usize, to: usize) {
         let x = self.job.x;
         let mut opened = core::mem::MaybeUninit::<Opened>::uninit();
-        let mut sums = Sums([0.0; TOKENS * TILE_ROWS]);
-        let piece = PIECE / self.block;
-        // SAFETY: every float and byte of `opened` that is read was written by `open_piece` just before; passed on.
+        let mut sums = core::mem::MaybeUninit::<Sums>::uninit();
+        let first = from * x.group;
+        let tokens = x.tokens.min(to * x.group) - first;
+        // SAFETY: every float and byte of `opened` that is read was written by `open_piece` just before, and sums of
+        // these tokens, no more than there is room for, begin with zeros; passed on.
         unsafe {
             let opened = opened.as_mut_ptr();
+            let sums = (&raw mut (*sums.as_mut_ptr()).0).cast::<f32>();
+            sums.write_bytes(0, tokens * TILE_ROWS);
             for block in (0..self.blocks).step_by(piece) {
                 let count = piece.min(self.blocks - block);
                 self.open_piece(block, count, opened);
-                let mut rest = sums.0.as_mut_ptr();
+                let mut rest = sums;
                 for group in from..to {
                     let (first, tokens, panel) = x.group(group);
                     self.meet(opened, block, count, first, tokens, panel.as_ptr(), rest);
                     rest = rest.add(tokens * TILE_ROWS);
                 }
             }
-            let first = from * x.group;
-            for token in first..x.tokens.min(to * x.group) {
-                let sums = sums.0.as_ptr().add((token - first) * TILE_ROWS);
+            for token in 0..tokens {
+                let sums = sums.add(token * TILE_ROWS);
                 for lane in (0..TILE_ROWS).step_by(2 * Q::Floats::LANES) {
                     let sums = sums.add(lane);
                     let pair = [Q::Floats::load(sums), Q::Floats::load(sums.add(Q::Floats::LANES))];
-                    self.emit::<2>(token, lane, pair);
+                    self.emit::<2>(first + token, lane, pair);
                 }
             }
         }
@@ -599,6 +606,7 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                 let piece = Piece { opened, count, x, block_sums, stride: tokens };
                 let sums = sums.add(g * TILE_ROWS);
                 g += match (left, Q::Floats::GROUP) {
+                    _ if Q::IS_DEFINITION => self.meet_rows::<1>(&piece, sums),
                     (6.., 6 | 12) => self.meet_rows::<6>(&piece, sums),
                     (4.., _) => self.meet_rows::<4>(&piece, sums),
                     (2.., _) => self.meet_rows::<2>(&piece, sums),

@@ -17,6 +17,8 @@ pub(super) trait Quads {
     type Table: Copy;
     /// What [`Quads::dot`] takes off every byte.
     const OFFSET: i32;
+    /// Whether it is what the others are held to: it has one way for any number of tokens.
+    const IS_DEFINITION: bool = false;
 
     unsafe fn splat(x: i32) -> Self::Lanes;
     unsafe fn load(from: *const u32) -> Self::Lanes;
@@ -144,6 +146,7 @@ impl Quads for Plain {
     type Lanes = [u32; 4];
     type Table = [u8; 16];
     const OFFSET: i32 = 0;
+    const IS_DEFINITION: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: i32) -> Self::Lanes {

@@ -53,7 +53,8 @@ fn child(test: &str, variables: &[(&str, &str)]) -> Option<(bool, String)> {
         command.env("LD_LIBRARY_PATH", folder);
     }
     let output = command.output().expect("this program starts again");
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let said =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(said.contains("1 passed") || said.contains("1 failed"), "no test is called {test}:\n{said}");
     Some((output.status.success(), said))
 }
@@ -62,9 +63,11 @@ fn child(test: &str, variables: &[(&str, &str)]) -> Option<(bool, String)> {
 #[test]
 fn texts_were_made_of_these_sources() {
     let lock = fs::read_to_string(repository("core/src/cuda/kernels.lock")).expect("kernels.lock is there");
-    let mut found: Vec<String> = kernel_files(&repository("core/src")).iter().map(|path| hashed(path)).collect();
+    let mut found: Vec<String> =
+        kernel_files(&repository("core/src")).iter().map(|path| hashed(path)).collect();
     found.sort();
-    let mut locked: Vec<String> = lock.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+    let mut locked: Vec<String> =
+        lock.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
     locked.sort();
     let wrong: Vec<_> = found.iter().filter(|line| !locked.contains(line)).collect();
     let gone: Vec<_> = locked.iter().filter(|line| !found.contains(line)).collect();
@@ -77,14 +80,17 @@ fn texts_were_made_of_these_sources() {
 /// A line of the lock.
 fn hashed(path: &Path) -> String {
     let bytes = fs::read(path).expect("a kernel can be read");
-    let name = path.strip_prefix(repository("")).expect("below the root").to_string_lossy().replace('\\', "/");
+    let name =
+        path.strip_prefix(repository("")).expect("below the root").to_string_lossy().replace('\\', "/");
     format!("{:016x} {name}", xxhash_rust::xxh3::xxh3_64(&bytes))
 }
 
 fn kernel_files(folder: &Path) -> Vec<PathBuf> {
     let (mut found, mut open) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = open.pop() {
-        for path in fs::read_dir(&folder).expect("a folder of ours").map(|entry| entry.expect("an entry").path()) {
+        for path in
+            fs::read_dir(&folder).expect("a folder of ours").map(|entry| entry.expect("an entry").path())
+        {
             if path.is_dir() {
                 open.push(path);
             } else if path.extension().is_some_and(|kind| kind == "cu" || kind == "cuh" || kind == "ptx") {

@@ -22,7 +22,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("bantam-daemon", &["bantam-core", "bantam-model", "bantam-proto"]),
     (
         "bantam",
-        &["bantam-core", "bantam-model", "bantam-quantize", "bantam-train", "bantam-proto", "bantam-daemon"],
+        &[
+            "bantam-core",
+            "bantam-cuda",
+            "bantam-model",
+            "bantam-quantize",
+            "bantam-train",
+            "bantam-proto",
+            "bantam-daemon",
+        ],
     ),
     // The leaves: nothing may depend on these.
     (

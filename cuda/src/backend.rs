@@ -6,11 +6,11 @@
 use std::cell::Cell;
 
 use bantam_core::cuda::Kernel;
-use bantam_core::layouts::page::KvKind;
 use bantam_core::layouts::Precision;
+use bantam_core::layouts::page::KvKind;
 use bantam_core::{
-    Activation, Attention, Backend, Batch, Heads, KvCache, Matrix, Norm, NormKind, Product, Region, Rope, Routed,
-    RowPer, Slot,
+    Activation, Attention, Backend, Batch, Heads, KvCache, Matrix, Norm, NormKind, Product, Region, Rope,
+    Routed, RowPer, Slot,
 };
 use bytemuck::Pod;
 

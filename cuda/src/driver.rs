@@ -102,6 +102,50 @@ fn name(code: sys::CUresult) -> &'static str {
     }
 }
 
+/// A card that was looked at and not touched.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// What it calls itself.
+    pub name: String,
+    /// Its compute capability.
+    pub capability: (u32, u32),
+    /// Bytes of its memory.
+    pub bytes: usize,
+    device: sys::CUdevice,
+}
+
+/// Asks for the driver, then for the card with this number. Takes no memory and no context.
+pub fn look(number: usize) -> Result<Seen, Absent> {
+    // SAFETY: looks for a library by name; the driver's own code runs when it is found.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Absent::NoDriver);
+    }
+    let failed = |what| move |error| Absent::Failed(fault(what, error));
+    match result::init() {
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(Absent::NoDevice),
+        other => other.map_err(failed("starting"))?,
+    }
+    let mut found = 0;
+    // SAFETY: writes one number.
+    unsafe { sys::cuDriverGetVersion(&mut found) }.result().map_err(failed("telling its version"))?;
+    if (found as u32) < DRIVER {
+        return Err(Absent::OldDriver(found as u32));
+    }
+    if result::device::get_count().map_err(failed("counting cards"))? as usize <= number {
+        return Err(Absent::NoDevice);
+    }
+    let failed = || failed("looking at the card");
+    let device = result::device::get(number as i32).map_err(failed())?;
+    let name = result::device::get_name(device).map_err(failed())?;
+    let capability = capability(device).map_err(failed())?;
+    if capability < OLDEST {
+        return Err(Absent::OldDevice { name, found: capability });
+    }
+    // SAFETY: the device is the driver's own number.
+    let bytes = unsafe { result::device::total_mem(device) }.map_err(failed())?;
+    Ok(Seen { name, capability, bytes, device })
+}
+
 /// A card that is ready: its context, one stream, all kernels.
 #[derive(Debug)]
 pub struct Card {
@@ -149,39 +193,17 @@ impl<'a> Argument<'a> {
 }
 
 impl Card {
-    /// Asks for the driver, then for the card with this number, and loads all kernels.
+    /// The card with this number, with all kernels loaded.
     pub fn open(number: usize) -> Result<Card, Absent> {
-        // SAFETY: looks for a library by name; the driver's own code runs when it is found.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Absent::NoDriver);
-        }
+        let Seen { name, capability, device, .. } = look(number)?;
         let failed = |what| move |error| Absent::Failed(fault(what, error));
-        match result::init() {
-            Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(Absent::NoDevice),
-            other => other.map_err(failed("starting"))?,
-        }
-        let mut found = 0;
-        // SAFETY: writes one number.
-        unsafe { sys::cuDriverGetVersion(&mut found) }.result().map_err(failed("telling its version"))?;
-        if (found as u32) < DRIVER {
-            return Err(Absent::OldDriver(found as u32));
-        }
-        if result::device::get_count().map_err(failed("counting cards"))? as usize <= number {
-            return Err(Absent::NoDevice);
-        }
-        let device = result::device::get(number as i32).map_err(failed("looking at the card"))?;
-        let name = result::device::get_name(device).map_err(failed("looking at the card"))?;
-        let capability = capability(device).map_err(failed("looking at the card"))?;
-        if capability < OLDEST {
-            return Err(Absent::OldDevice { name, found: capability });
-        }
         // SAFETY: the device is the driver's own number; the context is released with the card.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("making a context"))?;
         let (stream, modules, kernels) = (std::ptr::null_mut(), Vec::new(), Vec::new());
         let mut card = Card { device, context, stream, modules, kernels, name };
         card.enter().map_err(Absent::Failed)?;
-        card.stream =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("making a stream"))?;
+        card.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(failed("making a stream"))?;
         for module in MODULES {
             let text = module.text(capability);
             card.load(text, module.kernels.iter().map(|kernel| kernel.name())).map_err(Absent::Failed)?;
@@ -205,13 +227,15 @@ impl Card {
     pub fn load<'a>(&mut self, text: &str, names: impl Iterator<Item = &'a str>) -> Result<usize, Fault> {
         self.enter()?;
         let first = self.kernels.len();
-        let image = CString::new(text).map_err(|_| Fault::Lost { what: "loading kernels", code: "a zero byte" })?;
+        let image =
+            CString::new(text).map_err(|_| Fault::Lost { what: "loading kernels", code: "a zero byte" })?;
         // SAFETY: the image is a text that ends with a zero, and is copied.
         let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
         let module = module.map_err(|error| fault("loading kernels", error))?;
         self.modules.push(module);
         for name in names {
-            let parameters = parameters(text, name).ok_or(Fault::Lost { what: "loading kernels", code: "no such kernel" })?;
+            let parameters = parameters(text, name)
+                .ok_or(Fault::Lost { what: "loading kernels", code: "no such kernel" })?;
             let name = CString::new(name).expect("names of kernels have no zero byte");
             // SAFETY: the module was loaded above.
             let function = unsafe { result::module::get_function(module, name) };
@@ -330,7 +354,8 @@ impl Card {
         // waited for. Every bit pattern is a float, and pinned memory is aligned to pages, parts to 64 bytes.
         unsafe {
             let bytes = std::slice::from_raw_parts_mut(part.as_ptr(), floats * 4);
-            result::memcpy_dtoh_async(bytes, source, self.stream).map_err(|error| fault("a copy from it", error))?;
+            result::memcpy_dtoh_async(bytes, source, self.stream)
+                .map_err(|error| fault("a copy from it", error))?;
             self.wait()?;
             Ok(std::slice::from_raw_parts(part.as_ptr().cast(), floats))
         }
@@ -468,7 +493,12 @@ mod tests {
             for capability in [(7, 5), (8, 0), (9, 0)] {
                 for kernel in module.kernels {
                     let found = parameters(module.text(capability), kernel.name());
-                    assert!(found.is_some_and(|sizes| !sizes.is_empty()), "{} in {}", kernel.name(), module.name);
+                    assert!(
+                        found.is_some_and(|sizes| !sizes.is_empty()),
+                        "{} in {}",
+                        kernel.name(),
+                        module.name
+                    );
                 }
             }
         }
@@ -477,6 +507,8 @@ mod tests {
     #[test]
     fn kernels_are_numbered_as_they_are_loaded() {
         let loaded = MODULES.iter().flat_map(|module| module.kernels);
-        assert!(loaded.eq(Kernel::ALL) && Kernel::ALL.iter().enumerate().all(|(i, kernel)| *kernel as usize == i));
+        assert!(
+            loaded.eq(Kernel::ALL) && Kernel::ALL.iter().enumerate().all(|(i, kernel)| *kernel as usize == i)
+        );
     }
 }

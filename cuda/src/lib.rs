@@ -14,6 +14,6 @@ mod product;
 mod steps;
 
 pub use backend::{CudaBackend, Sizes};
-pub use driver::{Absent, Card, Fault};
+pub use driver::{Absent, Card, Fault, Seen, look};
 #[doc(hidden)]
 pub use driver::{Argument, Shape};

@@ -90,7 +90,9 @@ impl CudaBackend {
         let fast = self.precision == Precision::Fast;
         match matrix.layout.stored() {
             Stored::Rows if fast => Form::Int8(None),
-            Stored::Coded(Codes { integer: Some(_), block, .. }) if fast => Form::Int8(Some(block as usize / 4)),
+            Stored::Coded(Codes { integer: Some(_), block, .. }) if fast => {
+                Form::Int8(Some(block as usize / 4))
+            }
             _ if plain => Form::AsItIs,
             _ => Form::Float,
         }
@@ -132,7 +134,11 @@ impl CudaBackend {
     /// What kernels are told of a matrix.
     fn stack(&self, matrix: &Matrix) -> [u64; 3] {
         let words = matrix.layout.tile_bytes(matrix.width()) / 4;
-        [self.address(matrix.slot), pair(words, matrix.shape.tiles()), pair(matrix.shape.rows, matrix.width())]
+        [
+            self.address(matrix.slot),
+            pair(words, matrix.shape.tiles()),
+            pair(matrix.shape.rows, matrix.width()),
+        ]
     }
 
     fn multiply(&mut self, product: &Product, taken: &Taken, rows: &Rows) {
@@ -180,7 +186,9 @@ impl CudaBackend {
         let (stack, out) = (self.stack(table), self.floats(out, count * table.shape.columns));
         let shape = Shape { grid: (count, 1), threads: THREADS, shared: 0 };
         match table.layout.stored() {
-            Stored::Plain { kind, .. } => self.launch(Kernel::embed_wide, shape, (stack, kind, list, scale, out)),
+            Stored::Plain { kind, .. } => {
+                self.launch(Kernel::embed_wide, shape, (stack, kind, list, scale, out))
+            }
             Stored::Rows => self.launch(Kernel::embed_rows8, shape, (stack, list, scale, out)),
             Stored::Coded(coding) => {
                 let words = coding.words(table.shape.columns.div_ceil(coding.block as usize) as u32);

@@ -33,7 +33,11 @@ impl Steps {
     }
 
     /// Sends tokens or rows; returns their address.
-    pub(crate) fn list(&mut self, card: &Card, list: impl ExactSizeIterator<Item = u32>) -> Result<u64, Fault> {
+    pub(crate) fn list(
+        &mut self,
+        card: &Card,
+        list: impl ExactSizeIterator<Item = u32>,
+    ) -> Result<u64, Fault> {
         let count = list.len();
         assert!(count <= self.rows, "a step of {count} rows, planned for {}", self.rows);
         // The words of the batch may be on the card: what stands behind them is kept apart.
@@ -46,7 +50,10 @@ impl Steps {
     /// Sends a batch, if the card has another; returns the addresses of its rows and of its page tables.
     pub(crate) fn batch(&mut self, card: &Card, batch: &Batch) -> Result<(u64, u64), Fault> {
         batch.check();
-        assert!(batch.rows() <= self.rows && batch.tables.len() <= self.tables, "a batch larger than planned");
+        assert!(
+            batch.rows() <= self.rows && batch.tables.len() <= self.tables,
+            "a batch larger than planned"
+        );
         self.next.clear();
         for feed in batch.feeds {
             let table = (feed.sequence * batch.pages_per_sequence) as u32;

@@ -34,7 +34,13 @@ impl Layouters {
     }
 
     /// Room for a stack of matrices.
-    pub(crate) fn matrix(&mut self, layout: &'static dyn Layout, shape: Shape, count: usize, times: usize) -> Matrix {
+    pub(crate) fn matrix(
+        &mut self,
+        layout: &'static dyn Layout,
+        shape: Shape,
+        count: usize,
+        times: usize,
+    ) -> Matrix {
         let stored = Shape { columns: times * shape.columns, ..shape };
         let bytes = Matrix::bytes(layout, stored).expect("small");
         let slot = self.weights.slot(count * bytes).expect("small");
@@ -96,7 +102,12 @@ impl Both<'_> {
         let (wanted, found) = self.read(slot);
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let at = bits(&wanted).iter().zip(bits(&found)).position(|(a, b)| *a != b);
-        assert!(at.is_none(), "{what}: {:?} on the card, not {:?}, at {at:?}", at.map(|i| found[i]), at.map(|i| wanted[i]));
+        assert!(
+            at.is_none(),
+            "{what}: {:?} on the card, not {:?}, at {at:?}",
+            at.map(|i| found[i]),
+            at.map(|i| wanted[i])
+        );
     }
 
     /// Within `tolerance` of the largest magnitude.
@@ -104,7 +115,10 @@ impl Both<'_> {
         let (wanted, found) = self.read(slot);
         let most = wanted.iter().fold(1e-6f32, |most, x| most.max(x.abs()));
         for (i, (a, b)) in wanted.iter().zip(&found).enumerate() {
-            assert!((a - b).abs() <= tolerance * most, "{what}: {b} on the card, not {a}, at {i}; largest {most}");
+            assert!(
+                (a - b).abs() <= tolerance * most,
+                "{what}: {b} on the card, not {a}, at {i}; largest {most}"
+            );
         }
     }
 }

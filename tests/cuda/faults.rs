@@ -8,7 +8,9 @@ use crate::{child, is_child, requires_card};
 
 #[test]
 fn a_driver_without_a_card_is_told_apart() {
-    if !requires_card() && is_child("faults::a_driver_without_a_card_is_told_apart", &[("CUSIM_DEVICES", "0")]) {
+    if !requires_card()
+        && is_child("faults::a_driver_without_a_card_is_told_apart", &[("CUSIM_DEVICES", "0")])
+    {
         assert_eq!(Card::open(0).map(|_| ()), Err(Absent::NoDevice));
     }
 }
@@ -56,21 +58,29 @@ fn memory_that_is_refused_is_an_error_and_leaves_nothing_behind() {
 
 #[test]
 fn a_card_that_is_lost_is_a_fault_that_stays() {
-    if requires_card() || !is_child("faults::a_card_that_is_lost_is_a_fault_that_stays", &[("CUSIM_LOST", "1")]) {
+    if requires_card()
+        || !is_child("faults::a_card_that_is_lost_is_a_fault_that_stays", &[("CUSIM_LOST", "1")])
+    {
         return;
     }
     let mut plan = Layouters::new();
     let (x, y, panels) = (plan.work(64), plan.work(64), plan.work(16));
-    with(&plan, panels, Precision::Exact, |arena| arena.floats_mut(x).fill(1.0), |both| {
-        both.card.add(1, 64, x, y);
-        assert_eq!(both.card.fault(), None);
-        assert_eq!(both.card.read(y)[0], 1.0);
-        both.card.add(1, 64, x, y);
-        let lost = both.card.fault().expect("the second launch loses it");
-        assert_eq!(lost, Fault::Lost { what: "waiting", code: "CUDA_ERROR_LAUNCH_FAILED" });
-        both.card.add(1, 64, x, y);
-        assert_eq!((both.card.read(y)[0], both.card.fault()), (0.0, Some(lost)));
-    });
+    with(
+        &plan,
+        panels,
+        Precision::Exact,
+        |arena| arena.floats_mut(x).fill(1.0),
+        |both| {
+            both.card.add(1, 64, x, y);
+            assert_eq!(both.card.fault(), None);
+            assert_eq!(both.card.read(y)[0], 1.0);
+            both.card.add(1, 64, x, y);
+            let lost = both.card.fault().expect("the second launch loses it");
+            assert_eq!(lost, Fault::Lost { what: "waiting", code: "CUDA_ERROR_LAUNCH_FAILED" });
+            both.card.add(1, 64, x, y);
+            assert_eq!((both.card.read(y)[0], both.card.fault()), (0.0, Some(lost)));
+        },
+    );
 }
 
 /// Runs a planted kernel over 64 values; what the card said of it.

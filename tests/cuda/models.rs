@@ -48,11 +48,13 @@ fn both(model: &str, options: Options) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         results: plan.work.logits.bytes + 64,
     };
     let card = Card::open(0).expect("the driver that this test was started with");
-    let mut card = CudaBackend::new(card, options.precision, sizes, plan.work.panels).expect("a card with room");
+    let mut card =
+        CudaBackend::new(card, options.precision, sizes, plan.work.panels).expect("a card with room");
     card.upload(Region::Weights, 0, &arena.weights[..plan.weight_bytes]);
     let mut processor = CpuBackend::new(cpu, options.precision, Serial, arena, plan.work.panels);
     let decoder = Decoder::new(spec, &plan);
-    let golden = bantam_model::checkpoint::Checkpoint::open(&folder.join("golden.safetensors")).expect("it is sound");
+    let golden =
+        bantam_model::checkpoint::Checkpoint::open(&folder.join("golden.safetensors")).expect("it is sound");
     let tokens = ids(&golden, "prompt0.input_ids");
     let wanted = logits(&decoder, &plan, &mut processor, &tokens);
     let found = logits(&decoder, &plan, &mut card, &tokens);

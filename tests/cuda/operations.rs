@@ -5,8 +5,8 @@ use bantam_core::layouts::page::PageShape;
 use bantam_core::layouts::{FLOAT32, LAYOUTS, Shape};
 use bantam_core::ops::matmul::{IN_ORDER, panel_bytes};
 use bantam_core::{
-    Activation, Attention, Backend, Batch, Choice, Cpu, Heads, KvCache, KvKind, Norm, NormKind, Precision, Product, Rope,
-    Routed, RowPer,
+    Activation, Attention, Backend, Batch, Choice, Cpu, Heads, KvCache, KvKind, Norm, NormKind, Precision,
+    Product, Rope, Routed, RowPer,
 };
 
 use crate::both::{Layouters, noise, pack, with};
@@ -14,7 +14,8 @@ use crate::is_child;
 
 /// A panel slot for products of so many stored columns and rows.
 fn panels(plan: &mut Layouters, precision: Precision, columns: usize, rows: usize) -> bantam_core::Slot {
-    let bytes = LAYOUTS.iter().map(|layout| panel_bytes(layout.form(precision, Cpu::detect()), columns, rows));
+    let bytes =
+        LAYOUTS.iter().map(|layout| panel_bytes(layout.form(precision, Cpu::detect()), columns, rows));
     let float = 4 * columns * rows;
     plan.work.slot(bytes.max().expect("layouts").max(float)).expect("small")
 }
@@ -112,11 +113,17 @@ fn rows_of_tables_are_the_processors() {
         let tokens = [0u32, 69, 31, 32, 33];
         let out = plan.work(tokens.len() * shape.columns);
         let panels = plan.work(16);
-        with(&plan, panels, Precision::Fast, |arena| pack(arena, &table, 1, 21), |both| {
-            both.cpu.embed(&table, &tokens, 1.5, out);
-            both.card.embed(&table, &tokens, 1.5, out);
-            both.check_same(layout.name(), out);
-        });
+        with(
+            &plan,
+            panels,
+            Precision::Fast,
+            |arena| pack(arena, &table, 1, 21),
+            |both| {
+                both.cpu.embed(&table, &tokens, 1.5, out);
+                both.card.embed(&table, &tokens, 1.5, out);
+                both.check_same(layout.name(), out);
+            },
+        );
     }
 }
 
@@ -146,7 +153,13 @@ fn norms_activations_and_rows_match_the_processor() {
             both.card.norm(&norm, rows, y, y);
             both.check_close("norm in its place", y, 1e-6);
         }
-        let kinds = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::ClampedSwish];
+        let kinds = [
+            Activation::Silu,
+            Activation::Gelu,
+            Activation::GeluTanh,
+            Activation::Relu,
+            Activation::ClampedSwish,
+        ];
         for kind in kinds {
             for up in [None, Some(z)] {
                 both.cpu.gather(&[3, 0, 4, 1, 2], width, x, y);
@@ -186,7 +199,9 @@ fn the_largest_value_of_a_row_is_found() {
     with(&plan, panels, Precision::Exact, fill, |both| {
         both.card.argmax(rows, width, x, out);
         let (wanted, _) = both.read(x);
-        let best = |row: &[f32]| row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best });
+        let best = |row: &[f32]| {
+            row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best })
+        };
         let (_, found) = both.read(out);
         for (row, found) in wanted.chunks(width).zip(found) {
             assert_eq!(found.to_bits() as usize, best(row));
@@ -204,13 +219,21 @@ fn attention_matches_the_processor() {
         return;
     }
     for (kind, tolerance) in [(KvKind::F32, 1e-5), (KvKind::F16, 1e-5), (KvKind::Int8, 1e-5)] {
-        for (width, kv_heads, group, window, extras) in [(24, 2, 2, None, false), (80, 1, 4, Some(70), true)] {
+        for (width, kv_heads, group, window, extras) in [(24, 2, 2, None, false), (80, 1, 4, Some(70), true)]
+        {
             attention(kind, tolerance, Heads { count: kv_heads * group, width }, kv_heads, window, extras);
         }
     }
 }
 
-fn attention(kind: KvKind, tolerance: f32, heads: Heads, kv_heads: usize, window: Option<usize>, extras: bool) {
+fn attention(
+    kind: KvKind,
+    tolerance: f32,
+    heads: Heads,
+    kv_heads: usize,
+    window: Option<usize>,
+    extras: bool,
+) {
     let mut plan = Layouters::new();
     let shape = PageShape { width: heads.width, kind };
     let slot = plan.cache.slot(PAGES * kv_heads * shape.bytes()).expect("small");
@@ -272,14 +295,17 @@ fn experts_match_the_processor() {
     if !is_child("operations::experts_match_the_processor", &[]) {
         return;
     }
-    for (layout, precision) in LAYOUTS.iter().flat_map(|layout| [(layout, Precision::Fast), (layout, Precision::Exact)]) {
+    for (layout, precision) in
+        LAYOUTS.iter().flat_map(|layout| [(layout, Precision::Fast), (layout, Precision::Exact)])
+    {
         for (experts, chosen, rows) in [(4, 2, 1), (8, 3, 7)] {
             let shape = Shape { rows: 36, columns: 128 };
             let back = Shape { rows: 128, columns: 36 };
             let choice = Choice { experts, chosen };
             let places = choice.places(rows);
             let mut plan = Layouters::new();
-            let (up, down) = (plan.matrix(*layout, shape, experts, 1), plan.matrix(FLOAT32, back, experts, 1));
+            let (up, down) =
+                (plan.matrix(*layout, shape, experts, 1), plan.matrix(FLOAT32, back, experts, 1));
             let bias = plan.weights(experts * shape.rows);
             let order = layout.coded().map(|_| plan.weights(experts * shape.columns));
             let routing = plan.work.slot(choice.bytes(rows).expect("small")).expect("small");

@@ -44,9 +44,11 @@ fn build(here: &Path, out: &Path, sources: &[PathBuf]) -> Result<(), String> {
     for source in MACHINE.iter().map(|name| here.join(name)) {
         objects.push(compile(tool.to_command(), &source, out, &[])?);
     }
-    let watched = ["-x", "c++", "-fsanitize=thread", "-ffp-contract=off", "-DBANTAM_SIM", "-Wno-unknown-pragmas", "-I"];
-    let watched = [&watched[..], &[&here.to_string_lossy()]].concat();
-    for source in sources.iter().filter(|source| source.extension().is_some_and(|extension| extension == "cu")) {
+    let include = here.to_string_lossy();
+    let watched = ["-x", "c++", "-fsanitize=thread", "-ffp-contract=off", "-DBANTAM_SIM", "-I", &*include];
+    for source in
+        sources.iter().filter(|source| source.extension().is_some_and(|extension| extension == "cu"))
+    {
         objects.push(compile(tool.to_command(), source, out, &watched)?);
     }
     for name in ["libcuda.so.1", "libcuda.so"] {

@@ -91,7 +91,10 @@ type Table = BTreeMap<(String, String), (u32, u32)>;
 
 fn assemble(tools: &Path, text: &Path, processor: &str, table: &mut Table) -> Result<()> {
     let mut ptxas = Command::new(tools.join("nvidia/cuda_nvcc/bin/ptxas"));
-    ptxas.args(["--verbose", "--output-file", "/dev/null", "--gpu-name"]).arg(format!("sm_{processor}")).arg(text);
+    ptxas
+        .args(["--verbose", "--output-file", "/dev/null", "--gpu-name"])
+        .arg(format!("sm_{processor}"))
+        .arg(text);
     let output = ptxas.output().context("cannot start ptxas")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{} for sm_{processor}: {said}", text.display());
@@ -119,8 +122,10 @@ fn note(said: &str, processor: &str, table: &mut Table) -> Result<()> {
 }
 
 fn resources(table: &Table) -> Result<String> {
-    let processors: Vec<&str> = TARGETS.iter().flat_map(|(_, processors)| processors.iter().copied()).collect();
-    let mut text = String::from("# By `cargo xtask ptx`: registers of a thread and bytes of its stack, by processor.\n");
+    let processors: Vec<&str> =
+        TARGETS.iter().flat_map(|(_, processors)| processors.iter().copied()).collect();
+    let mut text =
+        String::from("# By `cargo xtask ptx`: registers of a thread and bytes of its stack, by processor.\n");
     write!(text, "{:20}", "kernel")?;
     processors.iter().try_for_each(|processor| write!(text, "{:>10}", format!("sm_{processor}")))?;
     let mut kernels: Vec<&str> = table.keys().map(|(kernel, _)| kernel.as_str()).collect();
@@ -138,7 +143,8 @@ fn resources(table: &Table) -> Result<String> {
 
 /// A line for every source and text: the hash of its bytes, its path.
 fn lock(root: &Path) -> Result<String> {
-    let mut text = String::from("# By `cargo xtask ptx`: XXH3 of what the texts were made of, and of the texts.\n");
+    let mut text =
+        String::from("# By `cargo xtask ptx`: XXH3 of what the texts were made of, and of the texts.\n");
     for path in files(&root.join(SOURCES), &["cu", "cuh", "ptx"])? {
         let name = path.strip_prefix(root)?.to_string_lossy().replace('\\', "/");
         writeln!(text, "{:016x} {name}", xxh3_64(&fs::read(&path)?))?;

@@ -1,62 +1,99 @@
-//! The CUDA backend beside the processor's: without a card its kernels run under a stand-in for the driver
-//! (`tests/cusim`), with one and `REQUIRE_GPU=1` the same tests run on it.
-//!
-//! A library is looked for once in a process, and a fault stays: so every test that needs the driver starts this
-//! program again, for itself alone, and says what the driver should be like.
-
-#[path = "cuda/both.rs"]
-mod both;
-#[path = "cuda/faults.rs"]
-mod faults;
-#[path = "cuda/models.rs"]
-mod models;
-#[path = "cuda/operations.rs"]
-mod operations;
+//! Whole models on a card beside the goldens, and whether the kernels' texts are those of their sources. Operations, and
+//! what goes wrong on a card, stand in `cuda/tests`; how a test meets a driver, in `tests/cusim`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use bantam_tests::repository;
+use bantam_core::backend::Feed;
+use bantam_core::{Backend, Batch, Cpu, CpuBackend, KvKind, Precision, Region, Serial};
+use bantam_cuda::{Card, CudaBackend, Sizes};
+use bantam_cusim::is_child;
+use bantam_model::decoder::Decoder;
+use bantam_model::engine::stored;
+use bantam_model::plan::{Options, Plan};
+use bantam_model::{memory, weights};
+use bantam_tests::{MODELS, check_close, floats, ids, model_folder, open, options, repository};
 
-/// Says to a process that it is the one that a test started.
-const CHILD: &str = "BANTAM_TEST_CHILD";
-
-/// Whether the real driver is to be met, and a skip a failure.
-fn requires_card() -> bool {
-    std::env::var_os("REQUIRE_GPU").is_some_and(|value| value == "1")
+/// A prompt in two chunks, then single tokens: the logits of every position.
+fn logits<B: Backend>(decoder: &Decoder, plan: &Plan, backend: &mut B, tokens: &[u32]) -> Vec<f32> {
+    let tables: Vec<u32> = (0..plan.pages_per_sequence as u32).rev().collect();
+    let mut all = Vec::new();
+    let middle = tokens.len() / 2;
+    let mut at = 0;
+    for count in [middle].into_iter().chain([1; 4]).chain([tokens.len() - middle - 4]) {
+        let length = tokens.len();
+        let feed = Feed { first_row: 0, rows: count, first_position: at, sequence: 0, length };
+        let batch = Batch { feeds: &[feed], tables: &tables, pages_per_sequence: plan.pages_per_sequence };
+        assert!(decoder.forward(backend, &batch, &tokens[at..at + count], &|| false));
+        let rows: Vec<usize> = (0..count).collect();
+        let slot = decoder.logits(backend, &rows);
+        all.extend_from_slice(backend.read(slot));
+        at += count;
+    }
+    all
 }
 
-/// Runs the rest of a test in a process of its own. `true` in that process; elsewhere it has passed there, or there is
-/// nothing to run it with.
-#[must_use]
-fn is_child(test: &str, variables: &[(&str, &str)]) -> bool {
-    if std::env::var_os(CHILD).is_some() {
-        return true;
-    }
-    if let Some((passed, said)) = child(test, variables) {
-        assert!(passed, "{test} in its own process:\n{said}");
-    }
-    false
+/// The logits of a golden's first prompt, on the processor and on the card.
+fn both(model: &str, options: Options) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let folder = model_folder(model);
+    let (spec, checkpoint) = open(&folder);
+    let cpu = Cpu::detect();
+    let plan = Plan::new(&spec, stored(&checkpoint), options, cpu).expect("the golden has a plan");
+    let weights = memory::region(plan.weight_bytes).expect("memory");
+    let mut arena = memory::arena(weights, plan.cache_bytes, plan.work_bytes).expect("memory");
+    weights::load(&plan, &checkpoint, None, &mut arena, &Serial, &mut |_| {}).expect("the golden is sound");
+    let sizes = Sizes {
+        weights: plan.weight_bytes,
+        cache: plan.cache_bytes,
+        work: plan.work_bytes,
+        rows: options.chunk,
+        tables: plan.pages_per_sequence,
+        results: plan.work.logits.bytes + 64,
+    };
+    let card = Card::open(0).expect("the driver that this test was started with");
+    let mut card =
+        CudaBackend::new(card, options.precision, sizes, plan.work.panels).expect("a card with room");
+    card.upload(Region::Weights, 0, &arena.weights[..plan.weight_bytes]);
+    let mut processor = CpuBackend::new(cpu, options.precision, Serial, arena, plan.work.panels);
+    let decoder = Decoder::new(spec, &plan);
+    let golden =
+        bantam_model::checkpoint::Checkpoint::open(&folder.join("golden.safetensors")).expect("it is sound");
+    let tokens = ids(&golden, "prompt0.input_ids");
+    let wanted = logits(&decoder, &plan, &mut processor, &tokens);
+    let found = logits(&decoder, &plan, &mut card, &tokens);
+    assert_eq!(card.fault(), None, "{model}");
+    (wanted, found, floats(&golden, "prompt0.logits"))
 }
 
-/// Starts a test of this program; whether it passed, and what it said.
-fn child(test: &str, variables: &[(&str, &str)]) -> Option<(bool, String)> {
-    let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
-    command.args(["--exact", test, "--nocapture", "--test-threads", "1"]).env(CHILD, "1");
-    command.envs(variables.iter().copied());
-    if !requires_card() {
-        let Some(folder) = bantam_cusim::FOLDER else {
-            println!("skipped: no C++ compiler made a stand-in for the driver");
-            return None;
-        };
-        command.env("LD_LIBRARY_PATH", folder);
+#[test]
+fn goldens_of_every_family_are_met_on_the_card() {
+    if !is_child("goldens_of_every_family_are_met_on_the_card", &[]) {
+        return;
     }
-    let output = command.output().expect("this program starts again");
-    let said =
-        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(said.contains("1 passed") || said.contains("1 failed"), "no test is called {test}:\n{said}");
-    Some((output.status.success(), said))
+    for model in MODELS {
+        let (_, found, golden) = both(model, options());
+        check_close(&format!("{model} on the card"), &found, &golden);
+    }
+}
+
+/// In fast precision both round activations; what is left are sums of floats in another order, which a key or an
+/// activation beside the middle of two codes can make a code of.
+#[test]
+fn fast_precision_is_the_processors_up_to_rounding() {
+    if !is_child("fast_precision_is_the_processors_up_to_rounding", &[]) {
+        return;
+    }
+    for kv in [KvKind::F16, KvKind::Int8] {
+        for model in ["gpt_neox", "gpt_oss-mxfp4"] {
+            let fast = Options { precision: Precision::Fast, kv, ..options() };
+            let (wanted, found, _) = both(model, fast);
+            let square = |x: f32| f64::from(x) * f64::from(x);
+            let error: f64 = wanted.iter().zip(&found).map(|(a, b)| square(a - b)).sum();
+            let relative = (error / wanted.iter().map(|&x| square(x)).sum::<f64>()).sqrt();
+            println!("{model} {kv:?}: relative {relative:.2e}");
+            assert!(relative < 1e-2, "{model} {kv:?}: relative {relative:.2e}");
+        }
+    }
 }
 
 /// The texts are those of the sources: nobody needs CUDA to see it.

@@ -14,7 +14,7 @@ use source::Source;
 /// (a) Who may know whom, directly, tests and build scripts included. A package without a row is refused.
 const ARROWS: &[(&str, &[&str])] = &[
     ("bantam-core", &[]),
-    ("bantam-cuda", &["bantam-core"]),
+    ("bantam-cuda", &["bantam-core", "bantam-cusim"]),
     ("bantam-model", &["bantam-core"]),
     ("bantam-proto", &[]),
     ("bantam-quantize", &["bantam-core", "bantam-model"]),

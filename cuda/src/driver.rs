@@ -9,10 +9,12 @@ use std::cell::Cell;
 use std::ffi::{CString, c_void};
 use std::ptr::NonNull;
 
-use bantam_core::cuda::{DRIVER, Kernel, MODULES, OLDEST};
+use bantam_core::cuda::Kernel;
 use bytemuck::{NoUninit, Pod};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
+
+use crate::texts::{DRIVER, MODULES, OLDEST};
 
 /// Why there is no CUDA on a machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -206,7 +208,7 @@ impl Card {
             .map_err(failed("making a stream"))?;
         for module in MODULES {
             let text = module.text(capability);
-            card.load(text, module.kernels.iter().map(|kernel| kernel.name())).map_err(Absent::Failed)?;
+            card.load(text, module.kernels().map(Kernel::name)).map_err(Absent::Failed)?;
         }
         Ok(card)
     }
@@ -488,27 +490,20 @@ mod tests {
     }
 
     #[test]
-    fn every_kernel_stands_in_its_text_with_its_parameters() {
-        for module in MODULES {
-            for capability in [(7, 5), (8, 0), (9, 0)] {
-                for kernel in module.kernels {
-                    let found = parameters(module.text(capability), kernel.name());
-                    assert!(
-                        found.is_some_and(|sizes| !sizes.is_empty()),
-                        "{} in {}",
-                        kernel.name(),
-                        module.name
-                    );
-                }
-            }
-        }
+    fn kernels_are_numbered_as_they_are_loaded() {
+        let loaded: Vec<Kernel> = MODULES.iter().flat_map(|module| module.kernels()).collect();
+        assert_eq!(loaded, Kernel::ALL);
+        assert!(Kernel::ALL.iter().enumerate().all(|(i, kernel)| *kernel as usize == i));
     }
 
     #[test]
-    fn kernels_are_numbered_as_they_are_loaded() {
-        let loaded = MODULES.iter().flat_map(|module| module.kernels);
-        assert!(
-            loaded.eq(Kernel::ALL) && Kernel::ALL.iter().enumerate().all(|(i, kernel)| *kernel as usize == i)
-        );
+    fn every_kernel_has_the_same_parameters_in_both_texts() {
+        for module in MODULES {
+            for kernel in module.kernels() {
+                let found = |capability| parameters(module.text(capability), kernel.name());
+                assert!(found((7, 5)).is_some_and(|sizes| !sizes.is_empty()), "{}", kernel.name());
+                assert_eq!(found((7, 5)), found((9, 0)), "{}", kernel.name());
+            }
+        }
     }
 }

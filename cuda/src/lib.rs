@@ -12,6 +12,7 @@ mod backend;
 mod driver;
 mod product;
 mod steps;
+mod texts;
 
 pub use backend::{CudaBackend, Sizes};
 pub use driver::{Absent, Card, Fault, Seen, look};

@@ -1,79 +1,44 @@
-//! Kernels for a card: their texts (PTX), their names, and how a layout is told to them.
+//! Kernels for a card: their names, and how a layout is told to them.
 //!
 //! Sources stand beside the operation or layout that they are for (`.cu`; `kernel.cuh` and `math.cuh` here are what
 //! they share). `cargo xtask ptx` makes the texts in `ptx/` of them; `kernels.lock` holds both together, and
-//! `kernels.resources.txt` says what registers and stack each takes. This module is data: who loads and launches is
-//! the package `bantam-cuda`, because a driver cannot be called without the standard library.
-
-/// Sources that become one text.
-#[derive(Clone, Copy, Debug)]
-pub struct Module {
-    /// Name of its text.
-    pub name: &'static str,
-    /// For compute capability 7.5; for 8.0 and above.
-    texts: [&'static str; 2],
-    /// What is in it.
-    pub kernels: &'static [Kernel],
-}
-
-impl Module {
-    /// The text for a card of some compute capability, which is at least [`OLDEST`].
-    pub fn text(&self, capability: (u32, u32)) -> &'static str {
-        self.texts[usize::from(capability >= (8, 0))]
-    }
-}
-
-/// Cards below this compute capability are not for us.
-pub const OLDEST: (u32, u32) = (7, 5);
-
-/// The driver that reads our texts, as drivers count: 12.2.
-pub const DRIVER: u32 = 12_020;
+//! `kernels.resources.txt` says what registers and stack each takes. Who has the texts, loads and launches is the
+//! package `bantam-cuda`: a driver cannot be called without the standard library, and a kernel that changes shall not
+//! have this package compiled anew.
 
 macro_rules! kernels {
-    ($($module:literal { $($kernel:ident)* })*) => {
+    ($($kernel:ident)*) => {
         /// A kernel, by the name that it has in its source.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[allow(non_camel_case_types, missing_docs, reason = "spelled and described as in their sources")]
-        pub enum Kernel { $($($kernel,)*)* }
+        pub enum Kernel { $($kernel,)* }
 
         impl Kernel {
             /// Every kernel, in the order of their numbers.
-            pub const ALL: &[Kernel] = &[$($(Kernel::$kernel,)*)*];
+            pub const ALL: &[Kernel] = &[$(Kernel::$kernel,)*];
 
             /// Its name.
             pub fn name(self) -> &'static str {
-                match self { $($(Kernel::$kernel => stringify!($kernel),)*)* }
+                match self { $(Kernel::$kernel => stringify!($kernel),)* }
             }
         }
-
-        /// Every text.
-        pub static MODULES: &[Module] = &[$(Module {
-            name: $module,
-            texts: [
-                include_str!(concat!("ptx/", $module, ".75.ptx")),
-                include_str!(concat!("ptx/", $module, ".80.ptx")),
-            ],
-            kernels: &[$(Kernel::$kernel),*],
-        },)*];
     };
 }
 
 kernels! {
-    "norm" { norm }
-    "rope" { angles rotate }
-    "activation" { activate cap add scale gather argmax }
-    "experts" { route combine }
-    "attention" { store attend_f32 attend_f16 attend_int8 }
-    "panels" { take_int8 take_float }
-    "wide" { wide_f32_1 wide_f32_8 wide_bf16_1 wide_bf16_8 wide_f16_1 wide_f16_8 embed_wide }
-    "code8" { rows8_1 rows8_8 rows8_float_1 rows8_float_8 embed_rows8 }
-    "float" { coded_float_1 coded_float_8 embed_coded }
-    "integer" {
-        table4_pair_1 table4_pair_8 table4_powers_1 table4_powers_8
-        count4_pair_1 count4_pair_8 count4_zero_1 count4_zero_8
-        count2_1 count2_8 trits_1 trits_8
-        count8_pair_1 count8_pair_8 count8_zero_1 count8_zero_8
-    }
+    norm
+    angles rotate
+    activate cap add scale gather argmax
+    route combine
+    store attend_f32 attend_f16 attend_int8
+    take_int8 take_float
+    wide_f32_1 wide_f32_8 wide_bf16_1 wide_bf16_8 wide_f16_1 wide_f16_8 embed_wide
+    rows8_1 rows8_8 rows8_float_1 rows8_float_8 embed_rows8
+    coded_float_1 coded_float_8 embed_coded
+    table4_pair_1 table4_pair_8 table4_powers_1 table4_powers_8
+    count4_pair_1 count4_pair_8 count4_zero_1 count4_zero_8
+    count2_1 count2_8 trits_1 trits_8
+    count8_pair_1 count8_pair_8 count8_zero_1 count8_zero_8
 }
 
 /// A kernel for one token, and one for many.

@@ -122,10 +122,13 @@ DEVICE void attend(const Attention& a, const Cache& cache, const Row* rows, cons
             unsigned channel = threadIdx.x + n * STEP;
             if (channel >= cache.width) break;
             float sum = sums[n] * correction;
-            for (unsigned i = first; i < end; ++i) {
+            for (unsigned i = first; i < end;) {
                 const uint8_t* values = page_of(cache, row, start + i, key_head) + cache.value_offset;
-                size_t at = (size_t)((start + i) % POSITIONS) * cache.padded + channel;
-                sum = fmaf(code<KIND>(values, at), weights[i], sum);
+                unsigned page_end = (i / POSITIONS + 1) * POSITIONS, stop = page_end < end ? page_end : end;
+                for (; i < stop; ++i) {
+                    size_t at = (size_t)(i % POSITIONS) * cache.padded + channel;
+                    sum = fmaf(code<KIND>(values, at), weights[i], sum);
+                }
             }
             sums[n] = sum;
         }

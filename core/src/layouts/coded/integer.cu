@@ -35,8 +35,10 @@ template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G> stru
 
     DEVICE unsigned side() const { return SIDE == FOURS ? coding.side : SIDE; }
     DEVICE unsigned block_words() const { return BITS == 2 ? 4 - (TRITS ? 1 : 0) : coding.block * BITS / 32; }
+    // Rows of so many columns have integers that float32 holds, however they are grouped; `integer.rs` groups no wider.
+    DEVICE bool is_narrow() const { return stack.columns <= 1u << 16; }
     // Blocks whose dot products are added as integers: they share a scale.
-    DEVICE unsigned together() const { return SIDE == FOURS && coding.side == HALVES ? 2 : 1; }
+    DEVICE unsigned together() const { return SIDE == FOURS && coding.side == HALVES && is_narrow() ? 2 : 1; }
 
     DEVICE void add_word(unsigned bytes, unsigned at, int (&dots)[G]) const {
         for (unsigned g = 0; g < G; ++g) dots[g] = dot4(bytes, x.words[rows[g] * x.of_row + at], dots[g]);
@@ -117,7 +119,7 @@ template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G> stru
     // Shared memory: 64 words of two rounds for every lane, or as `gather_warps` wants it, whichever is more.
     DEVICE void multiply(const Routed& routed, const Sink& sink) {
         for (unsigned g = 0; g < G; ++g) rows[g] = input_row(job, routed, job.first + g);
-        bool is_one = SIDE == FOURS && coding.side == ROW;
+        bool is_one = SIDE == FOURS && coding.side == ROW && is_narrow();
         float sum = is_one ? in_one(SHARED(int)) : in_terms(SHARED(float));
         if (warp() >= G) return;
         unsigned token = job.first + warp();

@@ -1,12 +1,10 @@
 //! The same memory on both sides: an operation is asked of the processor and of the card, and their results compared.
 
-use bantam_core::arena::Layouter;
+use bantam_core::arena::{ALIGNMENT, Layouter};
 use bantam_core::layouts::Layout;
 use bantam_core::layouts::{Shape, TILE_ROWS};
 use bantam_core::{Arena, Backend, Cpu, CpuBackend, Matrix, Precision, Region, Serial, Slot};
 use bantam_cuda::{Card, CudaBackend, Sizes};
-use bantam_model::memory;
-use bantam_tests::Noise;
 
 /// Rows of a step, words of page tables and bytes of results that tests make do with.
 const ROWS: usize = 64;
@@ -66,9 +64,9 @@ pub(crate) fn with(
     test: impl FnOnce(&mut Both),
 ) {
     let sizes = [&plan.weights, &plan.cache, &plan.work].map(|layouter| layouter.bytes().max(64));
-    let region = |bytes| memory::region(bytes).expect("memory");
-    let [mut weights, mut cache, mut work] = sizes.map(region);
-    let mut arena = Arena::new(&mut weights[..], &mut cache[..], &mut work[..]);
+    let mut regions = sizes.map(|bytes| vec![0; bytes + ALIGNMENT]);
+    let [weights, cache, work] = regions.each_mut().map(|region| aligned(region));
+    let mut arena = Arena::new(weights, cache, work);
     fill(&mut arena);
     let results = 4 * sizes[2] + (1 << 20);
     let [weight_bytes, cache_bytes, work_bytes] = sizes;
@@ -123,10 +121,22 @@ impl Both<'_> {
     }
 }
 
-/// Numbers around zero.
+/// The part of a region that begins where arenas want it to.
+fn aligned(region: &mut [u8]) -> &mut [u8] {
+    let bytes = region.len() - ALIGNMENT;
+    let start = region.as_ptr().align_offset(ALIGNMENT);
+    &mut region[start..start + bytes]
+}
+
+/// Numbers around zero that look random and are the same in every run.
 pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
-    let mut noise = Noise::new(seed);
-    (0..count).map(|_| noise.below(1 << 20) as f32 / (1 << 19) as f32 - 1.0).collect()
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut number = || {
+        // Knuth's multiplier; the high bits are the good ones.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 44) as f32 / (1 << 19) as f32 - 1.0
+    };
+    (0..count).map(|_| number()).collect()
 }
 
 /// Packs noise into every matrix of a stack.

@@ -2,9 +2,9 @@
 
 use bantam_core::{Backend, Precision};
 use bantam_cuda::{Absent, Argument, Card, Fault, Shape};
+use bantam_cusim::{child, is_child, requires_card};
 
 use crate::both::{Layouters, with};
-use crate::{child, is_child, requires_card};
 
 #[test]
 fn a_driver_without_a_card_is_told_apart() {

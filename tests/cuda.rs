@@ -1,5 +1,5 @@
-//! Whole models on a card beside the goldens, and whether the kernels' texts are those of their sources. Operations, and
-//! what goes wrong on a card, stand in `cuda/tests`; how a test meets a driver, in `tests/cusim`.
+//! Whole models on a card beside the goldens, and whether the kernels' texts are those of their sources. Operations,
+//! and what goes wrong on a card, stand in `cuda/tests`; how a test meets a driver, in `tests/cusim`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,11 +33,13 @@ fn logits<B: Backend>(decoder: &Decoder, plan: &Plan, backend: &mut B, tokens: &
     all
 }
 
+/// Tokens of a prompt that are read.
+const TOKENS: usize = 16;
+
 /// The logits of a golden's first prompt, on the processor and on the card.
-fn both(model: &str, options: Options) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+fn both(model: &str, options: Options, cpu: Cpu) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let folder = model_folder(model);
     let (spec, checkpoint) = open(&folder);
-    let cpu = Cpu::detect();
     let plan = Plan::new(&spec, stored(&checkpoint), options, cpu).expect("the golden has a plan");
     let weights = memory::region(plan.weight_bytes).expect("memory");
     let mut arena = memory::arena(weights, plan.cache_bytes, plan.work_bytes).expect("memory");
@@ -58,11 +60,15 @@ fn both(model: &str, options: Options) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let decoder = Decoder::new(spec, &plan);
     let golden =
         bantam_model::checkpoint::Checkpoint::open(&folder.join("golden.safetensors")).expect("it is sound");
-    let tokens = ids(&golden, "prompt0.input_ids");
+    // Fibers take their time; what comes later changes nothing about the first positions.
+    let mut tokens = ids(&golden, "prompt0.input_ids");
+    tokens.truncate(TOKENS);
     let wanted = logits(&decoder, &plan, &mut processor, &tokens);
     let found = logits(&decoder, &plan, &mut card, &tokens);
     assert_eq!(card.fault(), None, "{model}");
-    (wanted, found, floats(&golden, "prompt0.logits"))
+    let mut golden = floats(&golden, "prompt0.logits");
+    golden.truncate(found.len());
+    (wanted, found, golden)
 }
 
 #[test]
@@ -71,12 +77,13 @@ fn goldens_of_every_family_are_met_on_the_card() {
         return;
     }
     for model in MODELS {
-        let (_, found, golden) = both(model, options());
+        let (_, found, golden) = both(model, options(), Cpu::detect());
         check_close(&format!("{model} on the card"), &found, &golden);
     }
 }
 
-/// In fast precision both round activations; what is left are sums of floats in another order, which a key or an
+/// In fast precision both round activations (some processors those of bfloat16 weights too, not the one here);
+/// what is left are sums of floats in another order, which a key or an
 /// activation beside the middle of two codes can make a code of.
 #[test]
 fn fast_precision_is_the_processors_up_to_rounding() {
@@ -86,7 +93,7 @@ fn fast_precision_is_the_processors_up_to_rounding() {
     for kv in [KvKind::F16, KvKind::Int8] {
         for model in ["gpt_neox", "gpt_oss-mxfp4"] {
             let fast = Options { precision: Precision::Fast, kv, ..options() };
-            let (wanted, found, _) = both(model, fast);
+            let (wanted, found, _) = both(model, fast, Cpu::PORTABLE);
             let square = |x: f32| f64::from(x) * f64::from(x);
             let error: f64 = wanted.iter().zip(&found).map(|(a, b)| square(a - b)).sum();
             let relative = (error / wanted.iter().map(|&x| square(x)).sum::<f64>()).sqrt();

@@ -38,7 +38,7 @@ pub struct Sizes {
 const THREADS: usize = 256;
 /// Threads of a block of attention: as many as positions of its step.
 const ATTEND_THREADS: usize = 128;
-/// Rows of a launch's second dimension at most.
+/// Blocks of a launch's second dimension at most.
 pub(crate) const GRID_MOST: usize = 65_535;
 
 /// Kernels and memory of one card.

@@ -352,8 +352,8 @@ impl Card {
     ) -> Result<&'a [f32], Fault> {
         let (source, part) = (from.at(offset, floats * 4), to.take(floats * 4));
         self.enter()?;
-        // SAFETY: the part is as long, and nobody else's until `Pinned::renew`, which takes it exclusively; the copy is
-        // waited for. Every bit pattern is a float, and pinned memory is aligned to pages, parts to 64 bytes.
+        // SAFETY: the part is as long, and nobody else's until `Pinned::renew`, which takes it exclusively; the copy
+        // is waited for. Every bit pattern is a float, and pinned memory is aligned to pages, parts to 64 bytes.
         unsafe {
             let bytes = std::slice::from_raw_parts_mut(part.as_ptr(), floats * 4);
             result::memcpy_dtoh_async(bytes, source, self.stream)
@@ -395,7 +395,8 @@ fn capability(device: sys::CUdevice) -> Result<(u32, u32), DriverError> {
     Ok((major, ask(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
 }
 
-/// Bytes of each parameter of a kernel, as its text declares them: `.param .u64 name` or `.param .align 8 .b8 name[24]`.
+/// Bytes of each parameter of a kernel, as its text declares them: `.param .u64 name` or
+/// `.param .align 8 .b8 name[24]`.
 fn parameters(text: &str, kernel: &str) -> Option<Vec<usize>> {
     let (_, rest) = text.split_once(&format!(".entry {kernel}("))?;
     let (list, _) = rest.split_once(')')?;
@@ -484,7 +485,7 @@ mod tests {
 
     #[test]
     fn parameters_are_read_from_a_text() {
-        let text = ".visible .entry a(\n\t.param .u64 a_param_0,\n\t.param .align 8 .b8 a_param_1[24],\n\t.param .f32 x\n)";
+        let text = ".visible .entry a(\n\t.param .u64 p,\n\t.param .align 8 .b8 q[24],\n\t.param .f32 x\n)";
         assert_eq!(parameters(text, "a"), Some(vec![8, 24, 4]));
         assert_eq!(parameters(text, "b"), None);
     }

@@ -148,11 +148,11 @@ impl CudaBackend {
         let stack = self.stack(matrix);
         let many = rows.routed.is_none() && rows.out > 1;
         let at_once = if many { MANY } else { 1 };
-        // A launch has so many rows of blocks at most; further ones are what no plan of ours asks for.
-        let blocks = rows.out.div_ceil(at_once);
-        assert!(blocks <= GRID_MOST, "{} rows in one product", rows.out);
+        // Tiles are the second dimension of a launch, which has an end; a vocabulary has some thousand.
+        let (blocks, tiles) = (rows.out.div_ceil(at_once), matrix.shape.tiles());
+        assert!(tiles <= GRID_MOST, "{} rows in one matrix", matrix.shape.rows);
         let which = |kernels: Pair| kernels[usize::from(many)];
-        let shape = Shape { grid: (matrix.shape.tiles(), blocks), threads: THREADS, shared: SHARED };
+        let shape = Shape { grid: (blocks, tiles), threads: THREADS, shared: SHARED };
         let (routed, tokens, inputs, x) = (taken.routed, rows.out as u32, taken.inputs as u32, taken.address);
         let is_int8 = matches!(taken.form, Form::Int8(_));
         match matrix.layout.stored() {

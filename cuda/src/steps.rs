@@ -1,5 +1,5 @@
-//! What the host tells a card in every step: tokens, rows, where each row stands and in which pages. Small, and sent only
-//! when it has changed.
+//! What the host tells a card in every step: tokens, rows, where each row stands and in which pages. Small, and sent
+//! only when it has changed.
 
 use bantam_core::Batch;
 

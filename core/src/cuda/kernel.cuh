@@ -7,6 +7,7 @@
 
 #ifdef BANTAM_SIM
 #include "cusim.h"
+#define AS_WRITTEN
 #else
 typedef signed char int8_t;
 typedef unsigned char uint8_t;
@@ -14,6 +15,8 @@ typedef unsigned short uint16_t;
 extern __shared__ uint4 shared_memory[];
 #define SHARED(T) ((T*)shared_memory)
 #define EXPORT(name)
+// A loop that is not unrolled: texts are committed, and unrolled ones are four times as long.
+#define AS_WRITTEN _Pragma("unroll 1")
 
 // The dot product of four unsigned bytes with four signed ones, added to a sum.
 __device__ __forceinline__ int dot4(unsigned bytes, unsigned x, int sum) {

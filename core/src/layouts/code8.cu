@@ -19,7 +19,7 @@ DEVICE void multiply(const Stack& stack, const Routed& routed, unsigned tokens, 
         rows[g] = input_row(job, routed, job.first + g);
         dots[g] = 0;
     }
-    for (unsigned w = warp(); w < words; w += WARPS) {
+    AS_WRITTEN for (unsigned w = warp(); w < words; w += WARPS) {
         unsigned word = job.tile[(size_t)w * LANES + lane()];
         for (unsigned g = 0; g < G; ++g) dots[g] = dot4(word, memory[rows[g] * words + w], dots[g]);
     }
@@ -49,9 +49,9 @@ DEVICE void multiply_float(const Stack& stack, const Routed& routed, unsigned to
         sums[g] = 0.0f;
     }
     float scale = scales_of(stack, job.tile)[lane()];
-    for (unsigned w = warp(); w < (stack.columns + 3) / 4; w += WARPS) {
+    AS_WRITTEN for (unsigned w = warp(); w < (stack.columns + 3) / 4; w += WARPS) {
         unsigned word = job.tile[(size_t)w * LANES + lane()];
-        for (unsigned j = 0; j < 4 && 4 * w + j < stack.columns; ++j) {
+        AS_WRITTEN for (unsigned j = 0; j < 4 && 4 * w + j < stack.columns; ++j) {
             float weight = value(word, j) * scale;
             for (unsigned g = 0; g < G; ++g) sums[g] = fmaf(weight, inputs[g][4 * w + j], sums[g]);
         }
@@ -70,7 +70,7 @@ KERNEL embed_rows8(Stack stack, const unsigned* tokens, float scale, float* out)
     const unsigned* tile = stack.tiles + (size_t)(token / LANES) * stack.tile_words;
     float of_row = scales_of(stack, tile)[token % LANES];
     out += (size_t)blockIdx.x * stack.columns;
-    for (unsigned i = threadIdx.x; i < stack.columns; i += blockDim.x) {
+    AS_WRITTEN for (unsigned i = threadIdx.x; i < stack.columns; i += blockDim.x) {
         float x = value(tile[(size_t)(i / 4) * LANES + token % LANES], i % 4) * of_row;
         out[i] = scale != 1.0f ? x * scale : x;
     }

@@ -51,7 +51,7 @@ KERNEL take_int8(Taking taking, Routed routed, const float* x, unsigned words, u
     int* sums = (int*)(scales + tokens) + (size_t)token * blocks;
     Input input = input_of(taking, routed, x, token);
     float peak = 0.0f;
-    for (unsigned i = threadIdx.x; i < taking.columns; i += blockDim.x) {
+    AS_WRITTEN for (unsigned i = threadIdx.x; i < taking.columns; i += blockDim.x) {
         peak = fmaxf(peak, fabsf(input.factors ? input.x[i] * input.factors[i] : input.x[i]));
     }
     float scale = block_largest(peak, SHARED(float)) / 127.0f;
@@ -60,9 +60,9 @@ KERNEL take_int8(Taking taking, Routed routed, const float* x, unsigned words, u
     for (unsigned b = warp(); b < blocks; b += warps()) {
         unsigned end = (b + 1) * block_words < words ? (b + 1) * block_words : words;
         int sum = 0;
-        for (unsigned w = b * block_words + lane(); w < end; w += LANES) {
+        AS_WRITTEN for (unsigned w = b * block_words + lane(); w < end; w += LANES) {
             unsigned word = 0;
-            for (unsigned j = 0; j < 4; ++j) {
+            AS_WRITTEN for (unsigned j = 0; j < 4; ++j) {
                 unsigned column = 4 * w + j;
                 // Beyond the row there is nothing, up to the block's end.
                 if (column < all) word |= round_even(value_of(input, column % taking.columns) * inverse) << (8 * j);
@@ -81,6 +81,6 @@ KERNEL take_float(Taking taking, Routed routed, const float* x, float* memory) {
     unsigned all = taking.columns * taking.times;
     Input input = input_of(taking, routed, x, blockIdx.x);
     memory += (size_t)blockIdx.x * all;
-    for (unsigned i = threadIdx.x; i < all; i += blockDim.x) memory[i] = value_of(input, i % taking.columns);
+    AS_WRITTEN for (unsigned i = threadIdx.x; i < all; i += blockDim.x) memory[i] = value_of(input, i % taking.columns);
 }
 EXPORT(take_float)

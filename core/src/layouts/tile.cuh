@@ -30,12 +30,13 @@ struct Job {
     unsigned first, tokens;
 };
 
+// Blocks of one tile follow one another, so that what the first of them read is still near for the others.
 DEVICE Job job_of(const Stack& stack, const Routed& routed, unsigned tokens, unsigned at_once) {
     Job job;
-    job.matrix = routed.memory ? expert_of(routed, blockIdx.y) : 0;
-    job.tile = stack.tiles + ((size_t)job.matrix * stack.count + blockIdx.x) * stack.tile_words;
-    job.first_row = blockIdx.x * LANES;
-    job.first = blockIdx.y * at_once;
+    job.matrix = routed.memory ? expert_of(routed, blockIdx.x) : 0;
+    job.tile = stack.tiles + ((size_t)job.matrix * stack.count + blockIdx.y) * stack.tile_words;
+    job.first_row = blockIdx.y * LANES;
+    job.first = blockIdx.x * at_once;
     job.tokens = tokens;
     return job;
 }

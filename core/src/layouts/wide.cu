@@ -25,9 +25,9 @@ DEVICE void multiply(const Stack& stack, const Routed& routed, unsigned tokens, 
         sums[g] = 0.0f;
     }
     unsigned words = (stack.columns + PER_WORD - 1) / PER_WORD;
-    for (unsigned first = warp() * RUN; first < words; first += WARPS * RUN) {
+    AS_WRITTEN for (unsigned first = warp() * RUN; first < words; first += WARPS * RUN) {
         unsigned end = first + RUN < words ? first + RUN : words;
-        for (unsigned w = first; w < end; ++w) {
+        AS_WRITTEN for (unsigned w = first; w < end; ++w) {
             unsigned word = job.tile[(size_t)w * LANES + lane()];
             for (unsigned j = 0; j < PER_WORD; ++j) {
                 unsigned column = w * PER_WORD + j;
@@ -55,7 +55,7 @@ KERNEL embed_wide(Stack stack, unsigned kind, const unsigned* tokens, float scal
     unsigned token = tokens[blockIdx.x], per_word = kind == F32 ? 1 : 2;
     const unsigned* tile = stack.tiles + (size_t)(token / LANES) * stack.tile_words + token % LANES;
     out += (size_t)blockIdx.x * stack.columns;
-    for (unsigned i = threadIdx.x; i < stack.columns; i += blockDim.x) {
+    AS_WRITTEN for (unsigned i = threadIdx.x; i < stack.columns; i += blockDim.x) {
         unsigned word = tile[(size_t)(i / per_word) * LANES], j = i % per_word;
         float x = kind == F32 ? part<F32>(word, j) : kind == BF16 ? part<BF16>(word, j) : part<F16>(word, j);
         out[i] = scale != 1.0f ? x * scale : x;

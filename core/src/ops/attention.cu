@@ -44,12 +44,12 @@ DEVICE void store_side(const Cache& cache, uint8_t* codes, uint8_t* scales, cons
     float inverse = 0.0f;
     if (cache.kind == INT8) {
         float peak = 0.0f;
-        for (unsigned i = threadIdx.x; i < cache.width; i += blockDim.x) peak = fmaxf(peak, fabsf(x[i]));
+        AS_WRITTEN for (unsigned i = threadIdx.x; i < cache.width; i += blockDim.x) peak = fmaxf(peak, fabsf(x[i]));
         float scale = block_largest(peak, room) / 127.0f;
         if (scale > 0.0f) inverse = 1.0f / scale;
         if (threadIdx.x == 0) ((float*)scales)[position] = scale;
     }
-    for (unsigned i = threadIdx.x; i < cache.width; i += blockDim.x) {
+    AS_WRITTEN for (unsigned i = threadIdx.x; i < cache.width; i += blockDim.x) {
         size_t at = is_key ? i * POSITIONS + position : (size_t)position * cache.padded + i;
         put(cache.kind, codes, at, x[i], inverse);
     }
@@ -81,7 +81,7 @@ template <unsigned KIND>
 DEVICE float score_of(const Attention& a, const Cache& cache, const uint8_t* page, unsigned position,
                       const float* query) {
     float sum = 0.0f;
-    for (unsigned c = 0; c < cache.width; ++c) {
+    AS_WRITTEN for (unsigned c = 0; c < cache.width; ++c) {
         sum = fmaf(code<KIND>(page, c * POSITIONS + position), query[c], sum);
     }
     sum *= a.scale;
@@ -96,12 +96,12 @@ DEVICE void attend(const Attention& a, const Cache& cache, const Row* rows, cons
     Row row = rows[blockIdx.y];
     unsigned head = blockIdx.x, key_head = head / (a.heads / cache.heads);
     size_t at = ((size_t)blockIdx.y * a.heads + head) * cache.width;
-    for (unsigned i = threadIdx.x; i < cache.width; i += STEP) query[i] = queries[at + i];
+    AS_WRITTEN for (unsigned i = threadIdx.x; i < cache.width; i += STEP) query[i] = queries[at + i];
     __syncthreads();
     unsigned to = row.position + 1, from = a.window < to ? to - a.window : 0;
     float highest = MINUS_INFINITY, total = 0.0f, sums[WIDTH_MAX / STEP] = {};
     if (a.sinks) highest = a.sinks[head], total = 1.0f;
-    for (unsigned start = from / POSITIONS * POSITIONS; start < to; start += STEP) {
+    AS_WRITTEN for (unsigned start = from / POSITIONS * POSITIONS; start < to; start += STEP) {
         unsigned position = start + threadIdx.x;
         bool is_seen = position >= from && position < to;
         float score = MINUS_INFINITY, value_scale = 1.0f;
@@ -122,10 +122,10 @@ DEVICE void attend(const Attention& a, const Cache& cache, const Row* rows, cons
             unsigned channel = threadIdx.x + n * STEP;
             if (channel >= cache.width) break;
             float sum = sums[n] * correction;
-            for (unsigned i = first; i < end;) {
+            AS_WRITTEN for (unsigned i = first; i < end;) {
                 const uint8_t* values = page_of(cache, row, start + i, key_head) + cache.value_offset;
                 unsigned page_end = (i / POSITIONS + 1) * POSITIONS, stop = page_end < end ? page_end : end;
-                for (; i < stop; ++i) {
+                AS_WRITTEN for (; i < stop; ++i) {
                     size_t at = (size_t)(i % POSITIONS) * cache.padded + channel;
                     sum = fmaf(code<KIND>(values, at), weights[i], sum);
                 }

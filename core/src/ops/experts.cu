@@ -7,11 +7,11 @@
 // The experts of the largest logits, ascending, and their shares; a thread has a row.
 DEVICE void choose(const float* logits, unsigned experts, unsigned chosen, unsigned* places, float* shares) {
     unsigned picked[CHOSEN_MAX];
-    for (unsigned n = 0; n < chosen; ++n) {
+    AS_WRITTEN for (unsigned n = 0; n < chosen; ++n) {
         unsigned best = experts;
-        for (unsigned expert = 0; expert < experts; ++expert) {
+        AS_WRITTEN for (unsigned expert = 0; expert < experts; ++expert) {
             bool taken = false;
-            for (unsigned i = 0; i < n; ++i) taken = taken || picked[i] == expert;
+            AS_WRITTEN for (unsigned i = 0; i < n; ++i) taken = taken || picked[i] == expert;
             if (taken) continue;
             if (best == experts || logits[expert] > logits[best] || NOT_A_NUMBER(logits[best])) best = expert;
         }
@@ -21,12 +21,12 @@ DEVICE void choose(const float* logits, unsigned experts, unsigned chosen, unsig
         picked[at] = best;
     }
     float most = MINUS_INFINITY, total = 0.0f;
-    for (unsigned i = 0; i < chosen; ++i) most = fmaxf(most, logits[picked[i]]);
-    for (unsigned i = 0; i < chosen; ++i) {
+    AS_WRITTEN for (unsigned i = 0; i < chosen; ++i) most = fmaxf(most, logits[picked[i]]);
+    AS_WRITTEN for (unsigned i = 0; i < chosen; ++i) {
         shares[i] = exp_of(logits[picked[i]] - most);
         total += shares[i];
     }
-    for (unsigned i = 0; i < chosen; ++i) {
+    AS_WRITTEN for (unsigned i = 0; i < chosen; ++i) {
         shares[i] /= total;
         places[i] = picked[i];
     }
@@ -40,19 +40,19 @@ KERNEL route(const float* logits, unsigned experts, unsigned chosen, unsigned ro
     unsigned* row_of_place = segments + 3 * experts;
     unsigned* places = row_of_place + rows * chosen;
     float* shares = (float*)(places + rows * chosen);
-    for (unsigned row = threadIdx.x; row < rows; row += blockDim.x) {
+    AS_WRITTEN for (unsigned row = threadIdx.x; row < rows; row += blockDim.x) {
         choose(logits + (size_t)row * experts, experts, chosen, places + row * chosen, shares + row * chosen);
     }
     __syncthreads();
-    for (unsigned expert = threadIdx.x; expert < experts; expert += blockDim.x) {
+    AS_WRITTEN for (unsigned expert = threadIdx.x; expert < experts; expert += blockDim.x) {
         unsigned count = 0;
-        for (unsigned i = 0; i < rows * chosen; ++i) count += places[i] == expert;
+        AS_WRITTEN for (unsigned i = 0; i < rows * chosen; ++i) count += places[i] == expert;
         counts[expert] = count;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
         unsigned next = 0, used = 0;
-        for (unsigned expert = 0; expert < experts; ++expert) {
+        AS_WRITTEN for (unsigned expert = 0; expert < experts; ++expert) {
             firsts[expert] = next;
             memory[1 + expert] = next + counts[expert];
             if (counts[expert]) {
@@ -66,15 +66,15 @@ KERNEL route(const float* logits, unsigned experts, unsigned chosen, unsigned ro
         memory[0] = used;
     }
     __syncthreads();
-    for (unsigned expert = threadIdx.x; expert < experts; expert += blockDim.x) {
+    AS_WRITTEN for (unsigned expert = threadIdx.x; expert < experts; expert += blockDim.x) {
         unsigned next = firsts[expert];
-        for (unsigned i = 0; i < rows * chosen; ++i) {
+        AS_WRITTEN for (unsigned i = 0; i < rows * chosen; ++i) {
             if (places[i] == expert) row_of_place[next++] = i / chosen;
         }
     }
     __syncthreads();
     // An expert has a row at most once, so a row's place is found by its row.
-    for (unsigned i = threadIdx.x; i < rows * chosen; i += blockDim.x) {
+    AS_WRITTEN for (unsigned i = threadIdx.x; i < rows * chosen; i += blockDim.x) {
         unsigned expert = places[i], place = firsts[expert];
         while (row_of_place[place] != i / chosen) ++place;
         places[i] = place;
@@ -88,9 +88,9 @@ KERNEL combine(const unsigned* memory, unsigned experts, unsigned chosen, unsign
     const unsigned* places = memory + 1 + 4 * experts + rows * chosen + blockIdx.x * chosen;
     const float* shares = (const float*)(places + rows * chosen);
     out += (size_t)blockIdx.x * width;
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
+    AS_WRITTEN for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
         float total = 0.0f;
-        for (unsigned n = 0; n < chosen; ++n) {
+        AS_WRITTEN for (unsigned n = 0; n < chosen; ++n) {
             total = fmaf(parts[(size_t)places[n] * width + i], shares[n], total);
         }
         out[i] += total;

@@ -10,17 +10,17 @@ KERNEL norm(const float* x, float* out, const float* weight, const float* bias, 
     float mean = 0.0f;
     if (centered) {
         float sum = 0.0f;
-        for (unsigned i = threadIdx.x; i < width; i += blockDim.x) sum += x[i];
+        AS_WRITTEN for (unsigned i = threadIdx.x; i < width; i += blockDim.x) sum += x[i];
         mean = block_sum(sum, room) / (float)width;
     }
     float squares = 0.0f;
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
+    AS_WRITTEN for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
         float d = x[i] - mean;
         squares = fmaf(d, d, squares);
     }
     float variance = block_sum(squares, room) / (float)width;
     float scale = 1.0f / sqrtf(variance + epsilon);
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
+    AS_WRITTEN for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
         float y = (x[i] - mean) * scale * (weight[i] + shift);
         out[i] = bias ? y + bias[i] : y;
     }

@@ -35,11 +35,11 @@ DEVICE void multiply(const Coding& coding, const Stack& stack, const Routed& rou
         sums[g] = 0.0f;
     }
     float multiple = multiple_of(stack, job.tile);
-    for (unsigned block = warp(); block < coding.blocks; block += WARPS) {
+    AS_WRITTEN for (unsigned block = warp(); block < coding.blocks; block += WARPS) {
         Place place = block_of(coding, job.tile, block);
         float scale = scale_of(place, coding.side) * multiple, zero = zero_of(place, coding.side);
         unsigned first = block * coding.block;
-        for (unsigned j = 0; j < coding.block && first + j < stack.columns; ++j) {
+        AS_WRITTEN for (unsigned j = 0; j < coding.block && first + j < stack.columns; ++j) {
             float weight = (code_value(coding, place, j) - zero) * scale;
             for (unsigned g = 0; g < G; ++g) sums[g] = fmaf(weight, inputs[g][first + j], sums[g]);
         }
@@ -59,12 +59,12 @@ KERNEL embed_coded(const __grid_constant__ Coding coding, Stack stack, const uns
     unsigned token = tokens[blockIdx.x];
     const unsigned* tile = stack.tiles + (size_t)(token / LANES) * stack.tile_words;
     out += (size_t)blockIdx.x * stack.columns;
-    for (unsigned block = warp(); block < coding.blocks; block += warps()) {
+    AS_WRITTEN for (unsigned block = warp(); block < coding.blocks; block += warps()) {
         Place place = block_of(coding, tile, block);
         float of_block = scale_of(place, coding.side) * multiple_of(stack, tile);
         float zero = zero_of(place, coding.side);
         unsigned first = block * coding.block;
-        for (unsigned j = 0; j < coding.block && first + j < stack.columns; ++j) {
+        AS_WRITTEN for (unsigned j = 0; j < coding.block && first + j < stack.columns; ++j) {
             float x = (code_value(coding, place, j) - zero) * of_block;
             if (lane() == token % LANES) out[first + j] = scale != 1.0f ? x * scale : x;
         }

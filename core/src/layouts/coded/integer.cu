@@ -46,7 +46,7 @@ template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G> stru
 
     DEVICE void add_codes(const Place& place, unsigned at, int (&dots)[G]) const {
         const unsigned* codes = place.codes + lane();
-        for (unsigned w = 0; w < block_words(); ++w) {
+        AS_WRITTEN for (unsigned w = 0; w < block_words(); ++w) {
             unsigned word = codes[w * LANES];
             if (BITS == 8) {
                 add_word(word, at + w, dots);
@@ -97,14 +97,14 @@ template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G> stru
     DEVICE float in_terms(float* room) const {
         unsigned terms = (x.blocks + together() - 1) / together(), turn = 0;
         float sum = 0.0f;
-        for (unsigned first = 0; first < terms; first += WORDS, turn ^= 1) {
+        AS_WRITTEN for (unsigned first = 0; first < terms; first += WORDS, turn ^= 1) {
             unsigned count = terms - first < WORDS ? terms - first : WORDS;
             float* round = room + turn * WORDS * G * LANES;
-            for (unsigned i = warp(); i < count; i += WARPS) lay_term(first + i, round + i * G * LANES);
+            AS_WRITTEN for (unsigned i = warp(); i < count; i += WARPS) lay_term(first + i, round + i * G * LANES);
             __syncthreads();
             // The next round lies elsewhere, and the one after that is behind another barrier.
             if (warp() >= G) continue;
-            for (unsigned i = 0; i < count; ++i) sum = sum + round[(i * G + warp()) * LANES + lane()];
+            AS_WRITTEN for (unsigned i = 0; i < count; ++i) sum = sum + round[(i * G + warp()) * LANES + lane()];
         }
         return sum;
     }
@@ -112,7 +112,7 @@ template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G> stru
     // Rows with one scale: one term, of integers alone.
     DEVICE float in_one(int* room) const {
         int dots[G] = {};
-        for (unsigned block = warp(); block < x.blocks; block += WARPS) add_block(block, dots);
+        AS_WRITTEN for (unsigned block = warp(); block < x.blocks; block += WARPS) add_block(block, dots);
         return (float)gather_warps<int, G>(dots, room);
     }
 

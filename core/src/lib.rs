@@ -11,6 +11,7 @@ pub mod arena;
 pub mod backend;
 pub mod cpu;
 pub mod cpu_backend;
+pub mod cuda;
 pub mod layouts;
 pub mod ops;
 

@@ -1,4 +1,5 @@
-//! Everything that is not cargo: `cargo xtask carried`, `ci`, `fuzz`, `goldens`, `grpcurl`, `proto`, `python`, `synth`.
+//! Everything that is not cargo: `cargo xtask carried`, `ci`, `fuzz`, `goldens`, `grpcurl`, `proto`, `ptx`, `python`,
+//! `synth`.
 //! It is not part of the program: nothing here is shipped, and nothing depends on it.
 #![forbid(unsafe_code)]
 
@@ -9,6 +10,7 @@ mod fuzz;
 mod goldens;
 mod grpcurl;
 mod proto;
+mod ptx;
 mod python;
 mod steps;
 
@@ -29,6 +31,7 @@ cargo xtask VERB
   grpcurl               every script of clients/grpcurl.md, with the real grpcurl and the real daemon
   proto [--lint]        the generated half of proto/ anew from its .proto files; with --lint, what buf says of them too
   proto --release       the same, and takes the present messages as those that must not break from here on
+  ptx                   the texts of core/src/cuda/ptx anew from the kernels' sources, and what each kernel takes
   python [--stubs]      the Python client: generated half, types, tests with the real daemon; --stubs writes that half
   synth SHAPE --format FORMAT --out DIR
                         a checkpoint of a published shape with made-up weights; `synth --help` says more";
@@ -75,6 +78,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         ["proto"] => proto::run(&root),
         ["proto", "--lint"] => proto::run(&root).and_then(|()| proto::lint(&root)),
         ["proto", "--release"] => proto::run(&root).and_then(|()| proto::release(&root)),
+        ["ptx"] => ptx::run(&root),
         ["python"] => python::run(&root),
         ["python", "--stubs"] => python::write_stubs(&root),
         // A program of its own: the model is compiled only for those who want this.

@@ -14,6 +14,7 @@ use super::panels::{Form, Panels};
 use super::tile::{Decode, emit, multiply_float, with_group};
 use super::{Layout, NotFinite, Precision, Sink, TILE_ROWS, check_rows};
 use crate::cpu::{Cpu, Level};
+use crate::cuda::Stored;
 use crate::ops::vector::{Kernel, Vector, launch};
 
 /// Int8 with scales.
@@ -90,6 +91,10 @@ impl Layout for Code8 {
                 }
             }
         }
+    }
+
+    fn stored(&self) -> Stored {
+        Stored::Rows
     }
 
     fn form(&self, precision: Precision, _: Cpu) -> Form {

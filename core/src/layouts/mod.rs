@@ -23,6 +23,7 @@ pub mod tile;
 pub mod wide;
 
 use crate::cpu::Cpu;
+use crate::cuda::Stored;
 use crate::ops::share::Shared;
 use panels::{Form, Panels};
 
@@ -92,6 +93,8 @@ pub trait Layout: Sync + core::fmt::Debug {
     fn coded(&self) -> Option<&coded::Coded> {
         None
     }
+    /// How it lies, for kernels on a card.
+    fn stored(&self) -> Stored;
     /// What `multiply` wants its input prepared as.
     fn form(&self, precision: Precision, cpu: Cpu) -> Form;
     /// Multiplies one tile with all tokens of `x`, into rows `first_row..` of the sink.

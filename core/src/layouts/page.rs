@@ -43,7 +43,8 @@ pub struct PageShape {
 }
 
 impl PageShape {
-    pub(crate) fn padded_width(self) -> usize {
+    /// Channels of a value, as they lie.
+    pub fn padded_width(self) -> usize {
         self.width.next_multiple_of(16)
     }
 
@@ -64,7 +65,8 @@ impl PageShape {
         self.key_bytes() + self.value_bytes() + 2 * self.scale_bytes()
     }
 
-    pub(crate) fn value_offset(self) -> usize {
+    /// Where values begin.
+    pub fn value_offset(self) -> usize {
         self.key_bytes() + self.scale_bytes()
     }
 }

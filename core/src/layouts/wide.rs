@@ -12,6 +12,7 @@ use super::panels::{Form, Panels};
 use super::tile::{Decode, multiply_float};
 use super::{Layout, NotFinite, Precision, Sink, TILE_ROWS, check_rows};
 use crate::cpu::Cpu;
+use crate::cuda::{Kernel, Stored};
 use crate::ops::vector::Vector;
 
 /// One of the unquantized layouts.
@@ -92,6 +93,15 @@ impl Layout for Wide {
         for (&word, out) in words[row..].iter().step_by(TILE_ROWS).zip(out.chunks_mut(self.per_word())) {
             out.iter_mut().enumerate().for_each(|(j, x)| *x = self.decode(word, j));
         }
+    }
+
+    fn stored(&self) -> Stored {
+        let (float, kind) = match self {
+            Wide::F32 => ([Kernel::wide_f32_1, Kernel::wide_f32_8], 0),
+            Wide::Bf16 => ([Kernel::wide_bf16_1, Kernel::wide_bf16_8], 1),
+            Wide::F16 => ([Kernel::wide_f16_1, Kernel::wide_f16_8], 2),
+        };
+        Stored::Plain { float, kind }
     }
 
     fn form(&self, precision: Precision, cpu: Cpu) -> Form {

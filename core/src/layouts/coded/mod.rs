@@ -39,6 +39,7 @@ mod trits;
 use super::panels::{Form, Panels};
 use super::{Layout, NotFinite, Precision, Sink, TILE_ROWS, check_rows};
 use crate::cpu::Cpu;
+use crate::cuda::{Codes, Kernel, Stored};
 use half::f16;
 use integer::Job;
 
@@ -140,7 +141,7 @@ pub static AROUND_32: Book = Book { table: None, bias: 32, unit: 1.0, trits: fal
 /// Eight bits around 128.
 pub static AROUND_128: Book = Book { table: None, bias: 128, unit: 1.0, trits: false };
 
-/// What stands beside the codes of a unit.
+/// What stands beside the codes of a unit, numbered as in `coded.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Float,
@@ -561,6 +562,32 @@ impl Layout for Coded {
                 *x = (self.book.value(self.code(words, place, row, j)) - zero) * scale;
             }
         }
+    }
+
+    fn stored(&self) -> Stored {
+        let Coded { bits, block, side, book, .. } = *self;
+        let integer = match (bits, side, book.table.is_some()) {
+            (_, Side::Float, _) => None,
+            (4, Side::Pair, true) => Some([Kernel::table4_pair_1, Kernel::table4_pair_8]),
+            (4, Side::Pair, false) => Some([Kernel::count4_pair_1, Kernel::count4_pair_8]),
+            (4, Side::Exponents, true) => Some([Kernel::table4_powers_1, Kernel::table4_powers_8]),
+            (4, Side::Zero, false) => Some([Kernel::count4_zero_1, Kernel::count4_zero_8]),
+            (2, ..) if book.trits => Some([Kernel::trits_1, Kernel::trits_8]),
+            (2, ..) => Some([Kernel::count2_1, Kernel::count2_8]),
+            (8, Side::Pair, false) => Some([Kernel::count8_pair_1, Kernel::count8_pair_8]),
+            (8, Side::Zero, false) => Some([Kernel::count8_zero_1, Kernel::count8_zero_8]),
+            _ => None,
+        };
+        Stored::Coded(Codes {
+            bits: bits as u32,
+            block: block as u32,
+            side: side as u32,
+            trits: book.trits,
+            bias: u32::from(book.bias),
+            unit: book.unit,
+            table: book.table.map(|(values, bytes)| (*bytes, *values)),
+            integer,
+        })
     }
 
     fn form(&self, precision: Precision, _: Cpu) -> Form {

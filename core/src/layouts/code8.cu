@@ -1,0 +1,78 @@
+// Eight-bit weights with a scale per row, see `code8.rs`. Times int8 the same bits as on the processor.
+#include "tile.cuh"
+
+DEVICE const float* scales_of(const Stack& stack, const unsigned* tile) {
+    return (const float*)(tile + (size_t)(stack.columns + 3) / 4 * LANES);
+}
+
+// `memory` is what `take_int8` made of `inputs` rows. Shared memory: a word for every warp, token and lane.
+template <unsigned G>
+DEVICE void multiply(const Stack& stack, const Routed& routed, unsigned tokens, unsigned inputs, const unsigned* memory,
+                     const Sink& sink) {
+    Job job = job_of(stack, routed, tokens, G);
+    unsigned words = (stack.columns + 3) / 4;
+    const float* scales = (const float*)(memory + (size_t)inputs * words);
+    const int* block_sums = (const int*)(scales + inputs);
+    size_t rows[G];
+    int dots[G];
+    for (unsigned g = 0; g < G; ++g) {
+        rows[g] = input_row(job, routed, job.first + g);
+        dots[g] = 0;
+    }
+    AS_WRITTEN for (unsigned w = warp(); w < words; w += WARPS) {
+        unsigned word = job.tile[(size_t)w * LANES + lane()];
+        for (unsigned g = 0; g < G; ++g) dots[g] = dot4(word, memory[rows[g] * words + w], dots[g]);
+    }
+    int dot = gather_warps<int, G>(dots, SHARED(int));
+    if (warp() >= G) return;
+    size_t row = input_row(job, routed, job.first + warp());
+    float y = (float)(dot - 128 * block_sums[row]) * scales_of(stack, job.tile)[lane()];
+    emit(stack, sink, job, job.first + warp(), y * scales[row]);
+}
+
+#define PARAMETERS \
+    (Stack stack, Routed routed, unsigned tokens, unsigned inputs, const unsigned* memory, Sink sink)
+#define INTEGERS(G) multiply<G>(stack, routed, tokens, inputs, memory, sink)
+FOR_TOKENS(rows8, PARAMETERS, INTEGERS)
+
+DEVICE float value(unsigned word, unsigned j) { return (float)(word >> (8 * j) & 0xff) - 128.0f; }
+
+// The same in float32.
+template <unsigned G>
+DEVICE void multiply_float(const Stack& stack, const Routed& routed, unsigned tokens, const float* x,
+                           const Sink& sink) {
+    Job job = job_of(stack, routed, tokens, G);
+    const float* inputs[G];
+    float sums[G];
+    for (unsigned g = 0; g < G; ++g) {
+        inputs[g] = x + input_row(job, routed, job.first + g) * stack.columns;
+        sums[g] = 0.0f;
+    }
+    float scale = scales_of(stack, job.tile)[lane()];
+    AS_WRITTEN for (unsigned w = warp(); w < (stack.columns + 3) / 4; w += WARPS) {
+        unsigned word = job.tile[(size_t)w * LANES + lane()];
+        AS_WRITTEN for (unsigned j = 0; j < 4 && 4 * w + j < stack.columns; ++j) {
+            float weight = value(word, j) * scale;
+            for (unsigned g = 0; g < G; ++g) sums[g] = fmaf(weight, inputs[g][4 * w + j], sums[g]);
+        }
+    }
+    float sum = gather_warps<float, G>(sums, SHARED(float));
+    if (warp() < G) emit(stack, sink, job, job.first + warp(), sum);
+}
+
+#define FLOAT_PARAMETERS (Stack stack, Routed routed, unsigned tokens, const float* x, Sink sink)
+#define FLOATS(G) multiply_float<G>(stack, routed, tokens, x, sink)
+FOR_TOKENS(rows8_float, FLOAT_PARAMETERS, FLOATS)
+
+// A block has a token of a table.
+KERNEL embed_rows8(Stack stack, const unsigned* tokens, float scale, float* out) {
+    unsigned token = tokens[blockIdx.x];
+    const unsigned* tile = stack.tiles + (size_t)(token / LANES) * stack.tile_words;
+    float of_row = scales_of(stack, tile)[token % LANES];
+    out += (size_t)blockIdx.x * stack.columns;
+    AS_WRITTEN for (unsigned i = threadIdx.x; i < stack.columns; i += blockDim.x) {
+        float x = value(tile[(size_t)(i / 4) * LANES + token % LANES], i % 4) * of_row;
+        out[i] = scale != 1.0f ? x * scale : x;
+    }
+}
+EXPORT(embed_rows8)

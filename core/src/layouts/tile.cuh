@@ -1,0 +1,76 @@
+// What the products of all layouts share, see `mod.rs` and `tile.rs`: a block multiplies a tile by some tokens, a lane
+// of each warp has a row of it, and warps divide the columns among themselves.
+#pragma once
+#include "../cuda/kernel.cuh"
+
+// Warps of a block, and tokens that it meets at most.
+#define WARPS 8u
+#define THREADS (WARPS * LANES)
+#define MANY 8u
+
+// A matrix, or a stack of them.
+struct Stack {
+    const unsigned* tiles;
+    // Words of a tile, tiles of a matrix, rows and stored columns of one.
+    unsigned tile_words, count, rows, columns;
+};
+
+// Where a product goes, see `Sink`.
+struct Sink {
+    float* out;
+    const float* bias;
+    unsigned add;
+};
+
+// What a block computes.
+struct Job {
+    const unsigned* tile;
+    unsigned matrix, first_row;
+    // The first of its tokens, and how many there are in all.
+    unsigned first, tokens;
+};
+
+// Blocks of one tile follow one another, so that what the first of them read is still near for the others.
+DEVICE Job job_of(const Stack& stack, const Routed& routed, unsigned tokens, unsigned at_once) {
+    Job job;
+    job.matrix = routed.memory ? expert_of(routed, blockIdx.x) : 0;
+    job.tile = stack.tiles + ((size_t)job.matrix * stack.count + blockIdx.y) * stack.tile_words;
+    job.first_row = blockIdx.y * LANES;
+    job.first = blockIdx.x * at_once;
+    job.tokens = tokens;
+    return job;
+}
+
+// The row of the prepared input that a token takes; past the last token it is the last, whose result is dropped.
+DEVICE size_t input_row(const Job& job, const Routed& routed, unsigned token) {
+    if (routed.memory && routed.by_token) return row_of(routed, token);
+    return token < job.tokens ? token : job.tokens - 1;
+}
+
+DEVICE void emit(const Stack& stack, const Sink& sink, const Job& job, unsigned token, float y) {
+    unsigned row = job.first_row + lane();
+    if (row >= stack.rows || token >= job.tokens) return;
+    float* out = sink.out + (size_t)token * stack.rows + row;
+    if (sink.bias) y += sink.bias[(size_t)job.matrix * stack.rows + row];
+    *out = sink.add ? *out + y : y;
+}
+
+// The sums of all warps in their order; warp `g` gets those of the block's token `g`. `room` holds a word for every
+// warp, token and lane.
+template <class T, unsigned G> DEVICE T gather_warps(const T (&sums)[G], T* room) {
+    for (unsigned g = 0; g < G; ++g) room[(warp() * G + g) * LANES + lane()] = sums[g];
+    __syncthreads();
+    T total = 0;
+    if (warp() < G) {
+        for (unsigned w = 0; w < WARPS; ++w) total += room[(w * G + warp()) * LANES + lane()];
+    }
+    return total;
+}
+
+// A kernel for one token and one for many, of a function with `G` as its last template parameter. Two blocks to a
+// processor are asked for: left alone, the assembler spills to fit in six.
+#define FOR_TOKENS(name, parameters, ...)                                       \
+    KERNEL __launch_bounds__(THREADS, 2) name##_1 parameters { __VA_ARGS__(1); }    \
+    EXPORT(name##_1)                                                            \
+    KERNEL __launch_bounds__(THREADS, 2) name##_8 parameters { __VA_ARGS__(MANY); } \
+    EXPORT(name##_8)

@@ -1,0 +1,510 @@
+//! The driver, called: a card with its memory, its stream and its kernels. All `unsafe` of this package is here.
+//!
+//! What makes it safe: handles come from the driver and live as long as the [`Card`] that owns them; a launch is
+//! checked against the parameters that the kernel's own text declares, so that the driver reads no byte beyond the
+//! arguments; pointers on the device are numbers here, and what kernels do with them cannot touch the host's memory.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::ffi::{CString, c_void};
+use std::ptr::NonNull;
+
+use bantam_core::cuda::Kernel;
+use bytemuck::{NoUninit, Pod};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+
+use crate::texts::{DRIVER, MODULES, OLDEST};
+
+/// Why there is no CUDA on a machine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Absent {
+    /// No library to load.
+    #[error("no NVIDIA driver is installed (no libcuda.so.1 was found)")]
+    NoDriver,
+    /// It cannot read our kernels.
+    #[error("the NVIDIA driver is for CUDA {}, needed is {} or later: update it", version(*.0), version(DRIVER))]
+    OldDriver(u32),
+    /// A driver, and nothing to drive.
+    #[error("the NVIDIA driver finds no card")]
+    NoDevice,
+    /// A card before Turing.
+    #[error("{name} has compute capability {}.{}, needed is {}.{} or later", .found.0, .found.1, OLDEST.0, OLDEST.1)]
+    OldDevice {
+        /// Its name.
+        name: String,
+        /// Its compute capability.
+        found: (u32, u32),
+    },
+    /// Something else.
+    #[error("the NVIDIA driver does not start: {0}")]
+    Failed(Fault),
+}
+
+fn version(number: u32) -> String {
+    format!("{}.{}", number / 1000, number % 1000 / 10)
+}
+
+/// What went wrong on a card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Memory that it does not have.
+    #[error(
+        "the card has no {asked} bytes for {what}: {free} of its {total} are free; lower --vram, or end what else uses it"
+    )]
+    OutOfMemory {
+        /// For what.
+        what: &'static str,
+        /// Bytes.
+        asked: usize,
+        /// Bytes that were free.
+        free: usize,
+        /// Bytes of the card.
+        total: usize,
+    },
+    /// Anything else. The card is not asked again.
+    #[error("the card failed at {what}: {code}")]
+    Lost {
+        /// At what.
+        what: &'static str,
+        /// The driver's word for it.
+        code: &'static str,
+    },
+}
+
+/// A fault by what the driver answered.
+fn fault(what: &'static str, DriverError(code): DriverError) -> Fault {
+    Fault::Lost { what, code: name(code) }
+}
+
+/// The names that people look for; the driver is not asked, because it may be the one that is gone.
+fn name(code: sys::CUresult) -> &'static str {
+    use sys::CUresult::*;
+    match code {
+        CUDA_ERROR_INVALID_VALUE => "CUDA_ERROR_INVALID_VALUE",
+        CUDA_ERROR_OUT_OF_MEMORY => "CUDA_ERROR_OUT_OF_MEMORY",
+        CUDA_ERROR_NOT_INITIALIZED => "CUDA_ERROR_NOT_INITIALIZED",
+        CUDA_ERROR_DEINITIALIZED => "CUDA_ERROR_DEINITIALIZED",
+        CUDA_ERROR_NO_DEVICE => "CUDA_ERROR_NO_DEVICE",
+        CUDA_ERROR_INVALID_DEVICE => "CUDA_ERROR_INVALID_DEVICE",
+        CUDA_ERROR_INVALID_IMAGE => "CUDA_ERROR_INVALID_IMAGE",
+        CUDA_ERROR_INVALID_CONTEXT => "CUDA_ERROR_INVALID_CONTEXT",
+        CUDA_ERROR_NO_BINARY_FOR_GPU => "CUDA_ERROR_NO_BINARY_FOR_GPU",
+        CUDA_ERROR_ECC_UNCORRECTABLE => "CUDA_ERROR_ECC_UNCORRECTABLE",
+        CUDA_ERROR_INVALID_PTX => "CUDA_ERROR_INVALID_PTX",
+        CUDA_ERROR_UNSUPPORTED_PTX_VERSION => "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+        CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+        CUDA_ERROR_NOT_FOUND => "CUDA_ERROR_NOT_FOUND",
+        CUDA_ERROR_ILLEGAL_ADDRESS => "CUDA_ERROR_ILLEGAL_ADDRESS",
+        CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
+        CUDA_ERROR_LAUNCH_TIMEOUT => "CUDA_ERROR_LAUNCH_TIMEOUT",
+        CUDA_ERROR_LAUNCH_FAILED => "CUDA_ERROR_LAUNCH_FAILED",
+        CUDA_ERROR_DEVICE_UNAVAILABLE => "CUDA_ERROR_DEVICE_UNAVAILABLE",
+        _ => "an error that is not in our list",
+    }
+}
+
+/// A card that was looked at and not touched.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// What it calls itself.
+    pub name: String,
+    /// Its compute capability.
+    pub capability: (u32, u32),
+    /// Bytes of its memory.
+    pub bytes: usize,
+    device: sys::CUdevice,
+}
+
+/// Asks for the driver, then for the card with this number. Takes no memory and no context.
+pub fn look(number: usize) -> Result<Seen, Absent> {
+    // SAFETY: looks for a library by name; the driver's own code runs when it is found.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Absent::NoDriver);
+    }
+    let failed = |what| move |error| Absent::Failed(fault(what, error));
+    match result::init() {
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(Absent::NoDevice),
+        other => other.map_err(failed("starting"))?,
+    }
+    let mut found = 0;
+    // SAFETY: writes one number.
+    unsafe { sys::cuDriverGetVersion(&mut found) }.result().map_err(failed("telling its version"))?;
+    if (found as u32) < DRIVER {
+        return Err(Absent::OldDriver(found as u32));
+    }
+    if result::device::get_count().map_err(failed("counting cards"))? as usize <= number {
+        return Err(Absent::NoDevice);
+    }
+    let failed = || failed("looking at the card");
+    let device = result::device::get(number as i32).map_err(failed())?;
+    let name = result::device::get_name(device).map_err(failed())?;
+    let capability = capability(device).map_err(failed())?;
+    if capability < OLDEST {
+        return Err(Absent::OldDevice { name, found: capability });
+    }
+    // SAFETY: the device is the driver's own number.
+    let bytes = unsafe { result::device::total_mem(device) }.map_err(failed())?;
+    Ok(Seen { name, capability, bytes, device })
+}
+
+/// A card that is ready: its context, one stream, all kernels.
+#[derive(Debug)]
+pub struct Card {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    kernels: Vec<Loaded>,
+    name: String,
+}
+
+// SAFETY: the driver's functions may be called from any thread that has made the context its own, which every method
+// here does first; a `Card` is used by one thread at a time, since it is not `Sync`.
+unsafe impl Send for Card {}
+
+/// A kernel and the bytes of its parameters.
+#[derive(Debug)]
+struct Loaded {
+    function: sys::CUfunction,
+    parameters: Vec<usize>,
+}
+
+/// The grid and the block of a launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Blocks.
+    pub grid: (usize, usize),
+    /// Threads of a block.
+    pub threads: usize,
+    /// Bytes of shared memory.
+    pub shared: usize,
+}
+
+/// An argument of a launch.
+#[derive(Debug)]
+pub struct Argument<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Argument<'a> {
+    /// A number, or the words of a structure.
+    pub fn of<T: NoUninit>(value: &'a T) -> Self {
+        Argument { bytes: bytemuck::bytes_of(value) }
+    }
+}
+
+impl Card {
+    /// The card with this number, with all kernels loaded.
+    pub fn open(number: usize) -> Result<Card, Absent> {
+        let Seen { name, capability, device, .. } = look(number)?;
+        let failed = |what| move |error| Absent::Failed(fault(what, error));
+        // SAFETY: the device is the driver's own number; the context is released with the card.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("making a context"))?;
+        let (stream, modules, kernels) = (std::ptr::null_mut(), Vec::new(), Vec::new());
+        let mut card = Card { device, context, stream, modules, kernels, name };
+        card.enter().map_err(Absent::Failed)?;
+        card.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(failed("making a stream"))?;
+        for module in MODULES {
+            let text = module.text(capability);
+            card.load(text, module.kernels().map(Kernel::name)).map_err(Absent::Failed)?;
+        }
+        Ok(card)
+    }
+
+    /// What it calls itself.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of it that are free, and all.
+    pub fn memory(&self) -> Result<(usize, usize), Fault> {
+        self.enter()?;
+        result::mem_get_info().map_err(|error| fault("telling its memory", error))
+    }
+
+    /// Loads kernels of a text; returns the number of the first.
+    #[doc(hidden)]
+    pub fn load<'a>(&mut self, text: &str, names: impl Iterator<Item = &'a str>) -> Result<usize, Fault> {
+        self.enter()?;
+        let first = self.kernels.len();
+        let image =
+            CString::new(text).map_err(|_| Fault::Lost { what: "loading kernels", code: "a zero byte" })?;
+        // SAFETY: the image is a text that ends with a zero, and is copied.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+        let module = module.map_err(|error| fault("loading kernels", error))?;
+        self.modules.push(module);
+        for name in names {
+            let parameters = parameters(text, name)
+                .ok_or(Fault::Lost { what: "loading kernels", code: "no such kernel" })?;
+            let name = CString::new(name).expect("names of kernels have no zero byte");
+            // SAFETY: the module was loaded above.
+            let function = unsafe { result::module::get_function(module, name) };
+            let function = function.map_err(|error| fault("loading kernels", error))?;
+            self.kernels.push(Loaded { function, parameters });
+        }
+        Ok(first)
+    }
+
+    /// Makes the context this thread's.
+    fn enter(&self) -> Result<(), Fault> {
+        // SAFETY: the context lives as long as the card.
+        unsafe { result::ctx::set_current(self.context) }.map_err(|error| fault("taking its context", error))
+    }
+
+    /// Queues a kernel of ours.
+    pub(crate) fn launch(&self, kernel: Kernel, shape: Shape, arguments: &[Argument]) -> Result<(), Fault> {
+        self.launch_number(kernel as usize, kernel.name(), shape, arguments)
+    }
+
+    /// Queues a kernel by its number.
+    #[doc(hidden)]
+    pub fn launch_number(
+        &self,
+        number: usize,
+        what: &'static str,
+        shape: Shape,
+        arguments: &[Argument],
+    ) -> Result<(), Fault> {
+        const MOST: usize = 16;
+        let Loaded { function, parameters } = &self.kernels[number];
+        let fits = arguments.iter().map(|argument| argument.bytes.len()).eq(parameters.iter().copied());
+        assert!(fits && arguments.len() <= MOST, "{what} takes parameters of {parameters:?} bytes");
+        if shape.grid.0 == 0 || shape.grid.1 == 0 {
+            return Ok(());
+        }
+        let mut pointers = [std::ptr::null_mut::<c_void>(); MOST];
+        for (pointer, argument) in pointers.iter_mut().zip(arguments) {
+            *pointer = argument.bytes.as_ptr().cast_mut().cast();
+        }
+        let grid = (shape.grid.0 as u32, shape.grid.1 as u32, 1);
+        let block = (shape.threads as u32, 1, 1);
+        self.enter()?;
+        // SAFETY: the arguments have the sizes that the kernel's text declares, and are copied before this returns;
+        // what the kernel writes is the device's.
+        let done = unsafe {
+            let pointers = &mut pointers[..arguments.len()];
+            result::launch_kernel(*function, grid, block, shape.shared as u32, self.stream, pointers)
+        };
+        done.map_err(|error| fault(what, error))
+    }
+
+    /// Waits until all that was queued is done.
+    pub fn wait(&self) -> Result<(), Fault> {
+        self.enter()?;
+        // SAFETY: the stream is the card's own.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(|error| fault("waiting", error))
+    }
+
+    /// Takes memory of the card.
+    pub fn allocate(&self, what: &'static str, bytes: usize) -> Result<Memory, Fault> {
+        let (free, total) = self.memory()?;
+        // SAFETY: the memory is written before it is read, by the callers' promise; nothing of it is the host's.
+        match unsafe { result::malloc_sync(bytes.max(1)) } {
+            Ok(address) => Ok(Memory { address, bytes }),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                Err(Fault::OutOfMemory { what, asked: bytes, free, total })
+            }
+            Err(error) => Err(fault("allocating", error)),
+        }
+    }
+
+    /// Gives memory back.
+    pub(crate) fn free(&self, memory: &Memory) {
+        let _ = self.enter();
+        // SAFETY: the memory was allocated here; whoever frees it drops it. A card that is lost has none to give.
+        let _ = unsafe { result::free_sync(memory.address) };
+    }
+
+    /// Queues a copy to the card. The source may be used again at once.
+    pub fn write<T: Pod>(&self, to: &Memory, offset: usize, from: &[T]) -> Result<(), Fault> {
+        let to = to.at(offset, size_of_val(from));
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.enter()?;
+        // SAFETY: the bytes are inside the allocation. A source that is not pinned is taken before the call returns.
+        let done = unsafe { result::memcpy_htod_async(to, from, self.stream) };
+        done.map_err(|error| fault("a copy to it", error))
+    }
+
+    /// Memory of the host that copies can go to by themselves.
+    pub(crate) fn pin(&self, bytes: usize) -> Result<Pinned, Fault> {
+        self.enter()?;
+        // SAFETY: the memory is filled below, before anybody reads it.
+        let address = unsafe { result::malloc_host(bytes.max(1), 0) };
+        let address = address.map_err(|error| fault("pinning memory", error))?;
+        let address = NonNull::new(address.cast::<u8>());
+        let address = address.ok_or(Fault::Lost { what: "pinning memory", code: "no address" })?;
+        // SAFETY: so many bytes were given.
+        unsafe { address.write_bytes(0, bytes) };
+        Ok(Pinned { address, bytes, used: Cell::new(0) })
+    }
+
+    /// Copies from the card once all that was queued is done. See [`Pinned`] for how long the result is there.
+    pub(crate) fn read<'a>(
+        &self,
+        from: &Memory,
+        offset: usize,
+        floats: usize,
+        to: &'a Pinned,
+    ) -> Result<&'a [f32], Fault> {
+        let (source, part) = (from.at(offset, floats * 4), to.take(floats * 4));
+        self.enter()?;
+        // SAFETY: the part is as long, and nobody else's until `Pinned::renew`, which takes it exclusively; the copy
+        // is waited for. Every bit pattern is a float, and pinned memory is aligned to pages, parts to 64 bytes.
+        unsafe {
+            let bytes = std::slice::from_raw_parts_mut(part.as_ptr(), floats * 4);
+            result::memcpy_dtoh_async(bytes, source, self.stream)
+                .map_err(|error| fault("a copy from it", error))?;
+            self.wait()?;
+            Ok(std::slice::from_raw_parts(part.as_ptr().cast(), floats))
+        }
+    }
+
+    /// Gives pinned memory back.
+    pub(crate) fn unpin(&self, memory: &Pinned) {
+        let _ = self.enter();
+        // SAFETY: it was pinned here; whoever unpins it drops it.
+        let _ = unsafe { result::free_host(memory.address.as_ptr().cast()) };
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        let _ = self.enter();
+        // SAFETY: all of these are the card's own, and nobody's after it. What a lost card answers does not matter.
+        unsafe {
+            for module in &self.modules {
+                let _ = result::module::unload(*module);
+            }
+            if !self.stream.is_null() {
+                let _ = result::stream::destroy(self.stream);
+            }
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+fn capability(device: sys::CUdevice) -> Result<(u32, u32), DriverError> {
+    use sys::CUdevice_attribute::*;
+    // SAFETY: the device is the driver's own number.
+    let ask = |what| unsafe { result::device::get_attribute(device, what) }.map(|number| number as u32);
+    let major = ask(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    Ok((major, ask(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
+}
+
+/// Bytes of each parameter of a kernel, as its text declares them: `.param .u64 name` or
+/// `.param .align 8 .b8 name[24]`.
+fn parameters(text: &str, kernel: &str) -> Option<Vec<usize>> {
+    let (_, rest) = text.split_once(&format!(".entry {kernel}("))?;
+    let (list, _) = rest.split_once(')')?;
+    let sizes = list.split(".param").skip(1).map(|parameter| {
+        let words: Vec<&str> = parameter.trim().trim_end_matches(',').split_whitespace().collect();
+        let (kind, name) = (words.get(words.len().checked_sub(2)?)?, words.last()?);
+        let size = match *kind {
+            ".b8" | ".u8" | ".s8" => 1,
+            ".b16" | ".u16" | ".s16" | ".f16" => 2,
+            ".b32" | ".u32" | ".s32" | ".f32" => 4,
+            ".b64" | ".u64" | ".s64" | ".f64" => 8,
+            _ => return None,
+        };
+        match name.split_once('[') {
+            None => Some(size),
+            Some((_, count)) => Some(size * count.strip_suffix(']')?.parse::<usize>().ok()?),
+        }
+    });
+    sizes.collect()
+}
+
+/// Memory of a card.
+#[derive(Debug)]
+pub struct Memory {
+    address: u64,
+    bytes: usize,
+}
+
+impl Memory {
+    /// The address of a part of it.
+    pub fn at(&self, offset: usize, bytes: usize) -> u64 {
+        let end = offset.checked_add(bytes);
+        assert!(end.is_some_and(|end| end <= self.bytes), "{bytes} bytes at {offset} of {}", self.bytes);
+        self.address + offset as u64
+    }
+
+    /// All of it, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Pinned memory of the host that results are handed out from, part after part, until it is renewed: so that several
+/// results of one backend can be looked at beside one another.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    address: NonNull<u8>,
+    bytes: usize,
+    used: Cell<usize>,
+}
+
+// SAFETY: plain memory, owned by this value; it is not `Sync`.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// The next part.
+    fn take(&self, bytes: usize) -> NonNull<u8> {
+        let used = self.used.get();
+        let end = used.checked_add(bytes.next_multiple_of(64));
+        let end = end.filter(|&end| end <= self.bytes);
+        let end = end.unwrap_or_else(|| panic!("results of {bytes} bytes beside {used} of {}", self.bytes));
+        self.used.set(end);
+        // SAFETY: `used` is within the memory.
+        unsafe { self.address.add(used) }
+    }
+
+    /// Zeros in the place of a result that there is none of.
+    pub(crate) fn zeros(&self, floats: usize) -> &[f32] {
+        let part = self.take(floats * 4);
+        // SAFETY: the part is as long, aligned, and nobody else's until `renew`.
+        unsafe {
+            part.write_bytes(0, floats * 4);
+            std::slice::from_raw_parts(part.as_ptr().cast(), floats)
+        }
+    }
+
+    /// Begins again: nobody looks at earlier results any more, or this could not be borrowed so.
+    pub(crate) fn renew(&mut self) {
+        self.used.set(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_read_from_a_text() {
+        let text = ".visible .entry a(\n\t.param .u64 p,\n\t.param .align 8 .b8 q[24],\n\t.param .f32 x\n)";
+        assert_eq!(parameters(text, "a"), Some(vec![8, 24, 4]));
+        assert_eq!(parameters(text, "b"), None);
+    }
+
+    #[test]
+    fn kernels_are_numbered_as_they_are_loaded() {
+        let loaded: Vec<Kernel> = MODULES.iter().flat_map(|module| module.kernels()).collect();
+        assert_eq!(loaded, Kernel::ALL);
+        assert!(Kernel::ALL.iter().enumerate().all(|(i, kernel)| *kernel as usize == i));
+    }
+
+    #[test]
+    fn every_kernel_has_the_same_parameters_in_both_texts() {
+        for module in MODULES {
+            for kernel in module.kernels() {
+                let found = |capability| parameters(module.text(capability), kernel.name());
+                assert!(found((7, 5)).is_some_and(|sizes| !sizes.is_empty()), "{}", kernel.name());
+                assert_eq!(found((7, 5)), found((9, 0)), "{}", kernel.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The kernels' texts, as `cargo xtask ptx` made them.
+
+use bantam_core::cuda::Kernel;
+
+/// Cards below this compute capability are not for us.
+pub(crate) const OLDEST: (u32, u32) = (7, 5);
+
+/// The driver that reads our texts, as drivers count: 12.2.
+pub(crate) const DRIVER: u32 = 12_020;
+
+/// Sources that became one text, for compute capability 7.5, and for 8.0 and above.
+#[derive(Debug)]
+pub(crate) struct Module {
+    texts: [&'static str; 2],
+}
+
+impl Module {
+    /// The text for a card of some compute capability, which is at least [`OLDEST`].
+    pub(crate) fn text(&self, capability: (u32, u32)) -> &'static str {
+        self.texts[usize::from(capability >= (8, 0))]
+    }
+
+    /// Which of the kernels are in it.
+    pub(crate) fn kernels(&self) -> impl Iterator<Item = Kernel> + '_ {
+        let all = Kernel::ALL.iter().copied();
+        all.filter(|kernel| self.texts[0].contains(&format!(".entry {}(", kernel.name())))
+    }
+}
+
+macro_rules! modules {
+    ($($name:literal)*) => {
+        /// Every text.
+        pub(crate) static MODULES: &[Module] = &[$(Module {
+            texts: [
+                include_str!(concat!("../../core/src/cuda/ptx/", $name, ".75.ptx")),
+                include_str!(concat!("../../core/src/cuda/ptx/", $name, ".80.ptx")),
+            ],
+        },)*];
+    };
+}
+
+modules! { "norm" "rope" "activation" "experts" "attention" "panels" "wide" "code8" "float" "integer" }

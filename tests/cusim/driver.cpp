@@ -1,0 +1,382 @@
+// A stand-in for libcuda.so.1 over `fibers.cpp`: the functions that our backend calls, and no others.
+//
+// Streams are queues. What is put into one runs when somebody waits for it and not before, so that a result that is
+// looked at too early is seen to be missing. Variables of the environment make it fail: see `Settings`.
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "sim.h"
+
+namespace {
+enum Status {
+    OK = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NO_DEVICE = 100,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    INVALID_HANDLE = 400,
+    NOT_FOUND = 500,
+    ILLEGAL_ADDRESS = 700,
+    LAUNCH_FAILED = 719,
+};
+
+unsigned long long number(const char* name, unsigned long long otherwise) {
+    const char* text = getenv(name);
+    return text ? strtoull(text, nullptr, 10) : otherwise;
+}
+
+struct Settings {
+    unsigned long long devices = number("CUSIM_DEVICES", 1);
+    unsigned long long version = number("CUSIM_VERSION", 12020);
+    unsigned long long bytes = number("CUSIM_BYTES", 256ull << 20);
+    // The n-th allocation is refused, counting from 1; after so many launches the device is lost.
+    unsigned long long refused = number("CUSIM_REFUSED", ~0ull);
+    unsigned long long lost = number("CUSIM_LOST", ~0ull);
+};
+
+const Settings& settings() {
+    static const Settings settings;
+    return settings;
+}
+
+// All of the device's addresses, and what is allocated there: beginning and size.
+const size_t RANGE = 8ull << 30;
+const size_t APART = 4096;
+char* range;
+char* next_free;
+std::map<char*, size_t> allocated, pinned;
+size_t changes;  // of `allocated`
+size_t used, allocations, launches;
+Status broken = OK;
+std::recursive_mutex lock;
+
+struct Stream;
+struct Event {
+    Stream* stream = nullptr;
+    size_t place = 0;  // how many operations of its stream must be done
+};
+struct Stream {
+    std::deque<std::function<void()>> waiting;
+    size_t put = 0, done = 0;
+    void run_to(size_t place) {
+        while (done < place && !waiting.empty()) {
+            auto operation = std::move(waiting.front());
+            waiting.pop_front();
+            if (broken == OK) operation();
+            ++done;
+        }
+    }
+    void add(std::function<void()> operation) {
+        waiting.push_back(std::move(operation));
+        ++put;
+    }
+};
+std::vector<Stream*> streams;
+Stream default_stream;
+
+Stream& stream_of(void* handle) { return handle ? *static_cast<Stream*>(handle) : default_stream; }
+
+Status run_all() {
+    default_stream.run_to(default_stream.put);
+    for (Stream* stream : streams) stream->run_to(stream->put);
+    return broken;
+}
+
+bool is_within(const std::map<char*, size_t>& blocks, const void* address, size_t bytes) {
+    char* at = static_cast<char*>(const_cast<void*>(address));
+    auto after = blocks.upper_bound(at);
+    if (after == blocks.begin()) return false;
+    --after;
+    return at + bytes <= after->first + after->second;
+}
+
+struct Image {
+    std::string text;
+};
+struct Function {
+    const cusim::Entry* entry;
+    unsigned most = 48 << 10;  // bytes of shared memory without asking
+};
+
+// Whether an image has a kernel with so many parameters: the text must be of the same sources as the stand-in.
+bool has_entry(const std::string& text, const cusim::Entry& entry) {
+    std::string name = ".entry " + std::string(entry.name) + "(";
+    size_t at = text.find(name);
+    if (at == std::string::npos) return false;
+    size_t end = text.find(')', at);
+    unsigned count = 0;
+    for (size_t i = text.find(".param", at); i < end; i = text.find(".param", i + 1)) ++count;
+    return count == entry.count;
+}
+
+void copy_checked(void* to, const void* from, size_t bytes) {
+    for (const void* side : {static_cast<const void*>(to), from}) {
+        if (cusim::is_device(side) && !is_within(allocated, side, bytes)) {
+            cusim::fault("a copy of %zu bytes beyond what was allocated", bytes);
+            broken = ILLEGAL_ADDRESS;
+            return;
+        }
+    }
+    memmove(to, from, bytes);
+}
+}  // namespace
+
+namespace cusim {
+bool is_device(const void* address) {
+    const char* at = static_cast<const char*>(address);
+    return range && at >= range && at < range + RANGE;
+}
+bool is_allocated(const void* address, size_t bytes) {
+    // Kernels mostly stay in one block.
+    static char* first;
+    static size_t size;
+    static size_t known;
+    const char* at = static_cast<const char*>(address);
+    if (known == changes && first && at >= first && at + bytes <= first + size) return true;
+    if (!is_within(allocated, address, bytes)) return false;
+    auto found = --allocated.upper_bound(const_cast<char*>(at));
+    first = found->first, size = found->second, known = changes;
+    return true;
+}
+}  // namespace cusim
+
+#define ENTER                                           \
+    std::lock_guard<std::recursive_mutex> guard(lock); \
+    if (broken != OK) return broken;
+
+extern "C" {
+int cuInit(unsigned) { return settings().devices ? OK : NO_DEVICE; }
+int cuDriverGetVersion(int* version) { return *version = (int)settings().version, OK; }
+int cuDeviceGetCount(int* count) { return *count = (int)settings().devices, OK; }
+int cuDeviceGet(int* device, int ordinal) {
+    if (ordinal < 0 || ordinal >= (int)settings().devices) return INVALID_DEVICE;
+    return *device = ordinal, OK;
+}
+int cuDeviceGetName(char* name, int bytes, int) { return snprintf(name, bytes, "cusim"), OK; }
+int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = settings().bytes, OK; }
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+    switch (attribute) {
+        case 16: *value = 2; break;                // processors
+        case 75: *value = 8; break;                // compute capability
+        case 76: *value = 0; break;
+        case 97: *value = 96 << 10; break;         // shared memory of a block, asked for
+        default: *value = 0;
+    }
+    return OK;
+}
+int cuDevicePrimaryCtxRetain(void** context, int) { return *context = reinterpret_cast<void*>(16), OK; }
+int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
+int cuCtxSetCurrent(void*) { return OK; }
+int cuCtxGetCurrent(void** context) { return *context = reinterpret_cast<void*>(16), OK; }
+int cuCtxSynchronize() { ENTER return run_all(); }
+
+int cuMemGetInfo_v2(size_t* available, size_t* total) {
+    ENTER
+    *total = settings().bytes;
+    *available = settings().bytes - used;
+    return OK;
+}
+int cuMemAlloc_v2(void** to, size_t bytes) {
+    ENTER
+    ++allocations;
+    if (!bytes) return INVALID_VALUE;
+    if (allocations == settings().refused || used + bytes > settings().bytes) return OUT_OF_MEMORY;
+    if (!range) {
+        int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        range = static_cast<char*>(mmap(nullptr, RANGE, PROT_READ | PROT_WRITE, flags, -1, 0));
+        next_free = range;
+    }
+    // Addresses are not given out twice, so that what is used after it was freed is seen.
+    if (next_free + bytes + APART > range + RANGE) return OUT_OF_MEMORY;
+    allocated[next_free] = bytes;
+    ++changes;
+    memset(next_free, 0xa5, bytes);
+    *to = next_free;
+    next_free += (bytes + 2 * APART - 1) / APART * APART;
+    used += bytes;
+    return OK;
+}
+int cuMemFree_v2(void* address) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    run_all();
+    auto found = allocated.find(static_cast<char*>(address));
+    if (found == allocated.end()) return INVALID_VALUE;
+    used -= found->second;
+    allocated.erase(found);
+    ++changes;
+    return broken;
+}
+int cuMemHostAlloc(void** to, size_t bytes, unsigned) {
+    ENTER
+    ++allocations;
+    if (allocations == settings().refused) return OUT_OF_MEMORY;
+    void* memory = aligned_alloc(APART, (bytes + APART - 1) / APART * APART);
+    if (!memory) return OUT_OF_MEMORY;
+    memset(memory, 0xa5, bytes);
+    pinned[static_cast<char*>(memory)] = bytes;
+    *to = memory;
+    return OK;
+}
+int cuMemFreeHost(void* address) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    run_all();
+    if (!pinned.erase(static_cast<char*>(address))) return INVALID_VALUE;
+    free(address);
+    return broken;
+}
+int cuMemsetD8Async(void* to, unsigned char value, size_t bytes, void* stream) {
+    ENTER
+    if (!is_within(allocated, to, bytes)) return INVALID_VALUE;
+    stream_of(stream).add([=] { memset(to, value, bytes); });
+    return OK;
+}
+int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
+    ENTER
+    if (!is_within(allocated, to, bytes)) return INVALID_VALUE;
+    // Memory that is not pinned is taken before the call returns.
+    if (is_within(pinned, from, bytes)) {
+        stream_of(stream).add([=] { copy_checked(to, from, bytes); });
+    } else {
+        const char* source = static_cast<const char*>(from);
+        std::vector<char> taken(source, source + bytes);
+        stream_of(stream).add([=] { copy_checked(to, taken.data(), taken.size()); });
+    }
+    return OK;
+}
+int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
+    ENTER
+    if (!is_within(allocated, from, bytes)) return INVALID_VALUE;
+    Stream& queue = stream_of(stream);
+    queue.add([=] { copy_checked(to, from, bytes); });
+    if (!is_within(pinned, to, bytes)) queue.run_to(queue.put);
+    return broken;
+}
+int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
+    ENTER
+    if (!is_within(allocated, from, bytes) || !is_within(allocated, to, bytes)) return INVALID_VALUE;
+    stream_of(stream).add([=] { copy_checked(to, from, bytes); });
+    return OK;
+}
+
+int cuStreamCreate(void** stream, unsigned) {
+    ENTER
+    streams.push_back(new Stream);
+    *stream = streams.back();
+    return OK;
+}
+int cuStreamSynchronize(void* stream) {
+    ENTER
+    Stream& queue = stream_of(stream);
+    queue.run_to(queue.put);
+    return broken;
+}
+int cuStreamDestroy_v2(void* stream) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    run_all();
+    for (size_t i = 0; i < streams.size(); ++i) {
+        if (streams[i] == stream) streams.erase(streams.begin() + i);
+    }
+    delete static_cast<Stream*>(stream);
+    return broken;
+}
+int cuEventCreate(void** event, unsigned) { return *event = new Event, OK; }
+int cuEventRecord(void* event, void* stream) {
+    ENTER
+    auto* of = static_cast<Event*>(event);
+    of->stream = &stream_of(stream);
+    of->place = of->stream->put;
+    return OK;
+}
+int cuStreamWaitEvent(void* stream, void* event, unsigned) {
+    ENTER
+    Event of = *static_cast<Event*>(event);
+    if (of.stream) stream_of(stream).add([=] { of.stream->run_to(of.place); });
+    return OK;
+}
+int cuEventSynchronize(void* event) {
+    ENTER
+    auto* of = static_cast<Event*>(event);
+    if (of->stream) of->stream->run_to(of->place);
+    return broken;
+}
+int cuEventDestroy_v2(void* event) {
+    delete static_cast<Event*>(event);
+    return OK;
+}
+
+int cuModuleLoadData(void** module, const void* image) {
+    ENTER
+    const char* text = static_cast<const char*>(image);
+    if (!strstr(text, ".version")) return INVALID_IMAGE;
+    *module = new Image{text};
+    return OK;
+}
+int cuModuleUnload(void* module) {
+    delete static_cast<Image*>(module);
+    return OK;
+}
+int cuModuleGetFunction(void** function, void* module, const char* name) {
+    ENTER
+    const cusim::Entry* entry = cusim::find(name);
+    if (!entry) return NOT_FOUND;
+    if (!has_entry(static_cast<Image*>(module)->text, *entry)) {
+        fprintf(stderr, "cusim: %s has %u parameters here and not there: make the text anew\n", name, entry->count);
+        return NOT_FOUND;
+    }
+    *function = new Function{entry};
+    return OK;
+}
+int cuFuncSetAttribute(void* function, int attribute, int value) {
+    ENTER
+    if (attribute == 8) static_cast<Function*>(function)->most = (unsigned)value;
+    return OK;
+}
+int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned bytes, void* stream, void** parameters, void**) {
+    ENTER
+    auto* function = static_cast<Function*>(handle);
+    if (bytes > function->most || !gx || !gy || !gz || gy > 65535 || gz > 65535) return INVALID_VALUE;
+    // Parameters are taken now, the launch comes later.
+    std::vector<std::vector<char>> kept;
+    for (unsigned i = 0; i < function->entry->count; ++i) {
+        const char* from = static_cast<const char*>(parameters[i]);
+        kept.emplace_back(from, from + function->entry->sizes[i]);
+    }
+    const cusim::Entry* entry = function->entry;
+    stream_of(stream).add([=]() mutable {
+        if (++launches > settings().lost) {
+            broken = LAUNCH_FAILED;
+            return;
+        }
+        std::vector<void*> pointers;
+        for (auto& parameter : kept) pointers.push_back(parameter.data());
+        if (!cusim::launch(entry, {gx, gy, gz}, {bx, by, bz}, bytes, pointers.data())) broken = ILLEGAL_ADDRESS;
+    });
+    return OK;
+}
+
+int cuGetErrorName(int status, const char** name) {
+    switch (status) {
+        case INVALID_VALUE: *name = "CUDA_ERROR_INVALID_VALUE"; break;
+        case OUT_OF_MEMORY: *name = "CUDA_ERROR_OUT_OF_MEMORY"; break;
+        case NO_DEVICE: *name = "CUDA_ERROR_NO_DEVICE"; break;
+        case INVALID_IMAGE: *name = "CUDA_ERROR_INVALID_IMAGE"; break;
+        case NOT_FOUND: *name = "CUDA_ERROR_NOT_FOUND"; break;
+        case ILLEGAL_ADDRESS: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
+        case LAUNCH_FAILED: *name = "CUDA_ERROR_LAUNCH_FAILED"; break;
+        default: *name = "CUDA_ERROR_UNKNOWN";
+    }
+    return OK;
+}
+int cuGetErrorString(int status, const char** text) { return cuGetErrorName(status, text); }
+}

@@ -207,7 +207,7 @@ mod tests {
             ("llama-4bit/", true),
             ("qlorax", false),
             ("not-an-nf4x", false),
-            ("/home/qlora/llama-lora", false),
+            ("runs/qlora/llama-lora", false),
             ("model-24-bit", false),
         ] {
             assert_eq!(is_four_bit_name(name), yes, "{name}");

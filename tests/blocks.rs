@@ -92,6 +92,9 @@ fn a_tap_sees_every_row_once_and_weights_come_back_as_they_were_put() {
             block.run(&mut streams, &mut tap);
             assert_eq!(streams, plain, "{model}: looking changes nothing");
             assert!(tap.rows.iter().all(|value| value.is_finite()));
+            let mut looked = Rows { module, rows: Vec::new(), seen: 0 };
+            block.look(&start, &mut looked);
+            assert!(looked.rows == tap.rows, "{model}: what is left out is not needed");
             match block.modules()[module].is_expert {
                 true => by_experts += tap.seen,
                 false => assert_eq!(tap.seen, tokens.len(), "{model}: {}", block.modules()[module].name),

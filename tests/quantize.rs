@@ -183,6 +183,7 @@ fn every_form_is_read_as_it_was_meant() {
     let gptq = |bits, group, symmetric| Form::Gptq { bits, group, symmetric, act_order: false };
     let ternary = |group, planes, fit| Form::Ternary { group, planes, fit };
     let awq = |group| Form::Awq { group, zero_point: true };
+    let symmetric = Form::Awq { group: Some(64), zero_point: false };
     for (number, (base, form, most)) in [
         ("llama-untied", NF4, 0.05),
         ("mixtral", NF4, 0.05),
@@ -193,6 +194,7 @@ fn every_form_is_read_as_it_was_meant() {
         ("gpt_neox", gptq(8, Some(128), false), 0.002),
         ("gemma2", awq(Some(64)), 0.05),
         ("llama-tied", awq(None), 0.2),
+        ("gemma2", symmetric, 0.05),
         ("gemma3", Form::Hqq { bits: 8, group: 64 }, 0.002),
         ("llama-tied", ternary(Some(64), 1, Fit::Absmean), 0.7),
         ("llama-tied", ternary(Some(64), 1, Fit::Optimal), 0.5),

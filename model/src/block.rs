@@ -350,15 +350,17 @@ impl Block {
     pub fn run(&mut self, streams: &mut Streams, tap: &mut dyn Tap) {
         let step = self.step(streams);
         for values in streams.values.chunks_mut(step) {
-            let result = self.run_some(values, tap);
+            let result = self.run_some(values, tap, None);
             values.copy_from_slice(result);
         }
     }
 
-    /// Runs them through it for what the tap sees; they stay as they are.
+    /// Runs them through it for what the tap sees, and no further; they stay as they are.
     pub fn look(&mut self, streams: &Streams, tap: &mut dyn Tap) {
+        let wanted = self.modules.iter().enumerate().filter(|(module, _)| tap.wants(*module));
+        let Some(last) = wanted.map(|(_, module)| module.input).max() else { return };
         for values in streams.values.chunks(self.step(streams)) {
-            self.run_some(values, tap);
+            self.run_some(values, tap, Some(last));
         }
     }
 
@@ -370,7 +372,8 @@ impl Block {
         chunk * streams.width
     }
 
-    fn run_some(&mut self, values: &[f32], tap: &mut dyn Tap) -> &[f32] {
+    /// With `last`, what follows from that input is left out.
+    fn run_some(&mut self, values: &[f32], tap: &mut dyn Tap, last: Option<BlockInput>) -> &[f32] {
         let length = self.plan.options.context;
         let rows = values.len() / self.decoder.spec.hidden;
         let feed = |sequence: usize| Feed {
@@ -385,8 +388,9 @@ impl Block {
         let batch = Batch { feeds: &feeds, tables: &self.tables, pages_per_sequence };
         let slot = self.decoder.stream().first(values.len());
         self.backend.arena_mut().floats_mut(slot).copy_from_slice(values);
-        let pieces = &self.pieces;
-        let mut tapped = Tapped { inner: &mut self.backend, tap, pieces, rows: Vec::new() };
+        let (pieces, modules) = (&self.pieces[..], &self.modules[..]);
+        let end = last.map(|input| End { input, modules });
+        let mut tapped = Tapped { inner: &mut self.backend, tap, pieces, end, rows: Vec::new() };
         self.decoder.forward_layer(&mut tapped, 0, &batch);
         self.backend.arena().floats(slot)
     }
@@ -458,14 +462,21 @@ pub(crate) struct Tapped<'a, B> {
     inner: &'a mut B,
     tap: &'a mut dyn Tap,
     pieces: &'a [Piece],
+    end: Option<End<'a>>,
     /// Rows that were sent to an expert.
     rows: Vec<f32>,
+}
+
+/// The last input that is looked at: products of it and of later ones are not made.
+struct End<'a> {
+    input: BlockInput,
+    modules: &'a [Module],
 }
 
 impl<'a, B> Tapped<'a, B> {
     /// For a tap that looks at no products.
     pub(crate) fn at_routing(inner: &'a mut B, tap: &'a mut dyn Tap) -> Self {
-        Tapped { inner, tap, pieces: &[], rows: Vec::new() }
+        Tapped { inner, tap, pieces: &[], end: None, rows: Vec::new() }
     }
 }
 
@@ -482,6 +493,17 @@ impl<B: Backend> Tapped<'_, B> {
             }
         }
         found
+    }
+
+    /// Whether nobody looks at what products make. A router's say which expert sees what.
+    fn is_over(&self, products: &[Product]) -> bool {
+        let Some(End { input, modules }) = &self.end else { return false };
+        let slot = products[0].matrix.slot;
+        let piece = self.pieces.iter().find(|piece| slot.range().contains(&piece.matrix.slot.offset));
+        let Some(module) = piece.map(|piece| &modules[piece.module]) else { return false };
+        let is_mixture = modules.iter().any(|module| module.is_expert);
+        let is_router = is_mixture && module.input == BlockInput::FeedForward && !module.is_expert;
+        module.input > *input || module.input == *input && !is_router
     }
 
     fn look_at_experts(&mut self, routed: &Routed, rows: usize, per: RowPer, x: Slot, products: &[Product]) {
@@ -520,11 +542,15 @@ impl<B: Backend> Backend for Tapped<'_, B> {
             let rows = self.inner.read(x.first(rows * columns));
             self.tap.see(&Seen { modules: &modules, rows, columns, stream });
         }
-        self.inner.matmul(rows, x, products);
+        if !self.is_over(products) {
+            self.inner.matmul(rows, x, products);
+        }
     }
     fn matmul_experts(&mut self, routed: &Routed, rows: usize, per: RowPer, x: Slot, products: &[Product]) {
         self.look_at_experts(routed, rows, per, x, products);
-        self.inner.matmul_experts(routed, rows, per, x, products);
+        if !self.is_over(products) {
+            self.inner.matmul_experts(routed, rows, per, x, products);
+        }
     }
     fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: Slot) {
         self.inner.embed(table, tokens, scale, out);
@@ -558,7 +584,9 @@ impl<B: Backend> Backend for Tapped<'_, B> {
         self.inner.store(cache, batch, keys, values);
     }
     fn attend(&mut self, attention: &Attention, cache: &KvCache, batch: &Batch, queries: Slot, out: Slot) {
-        self.inner.attend(attention, cache, batch, queries, out);
+        if self.end.as_ref().is_none_or(|end| end.input > BlockInput::Attention) {
+            self.inner.attend(attention, cache, batch, queries, out);
+        }
     }
     fn activate(&mut self, activation: Activation, rows: usize, width: usize, gate: Slot, up: Option<Slot>) {
         self.inner.activate(activation, rows, width, gate, up);

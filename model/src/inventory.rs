@@ -82,7 +82,7 @@ impl Module {
     /// Bytes that reading a matrix takes for a while, beside its values.
     pub fn scratch_bytes(&self, checkpoint: &Checkpoint) -> usize {
         match &self.held {
-            Held::Tensor { .. } => 2 * STEP * 8,
+            Held::Tensor { .. } => 2 * STEP.min(self.shape.rows * self.shape.columns) * 8,
             Held::Packed(packed) => {
                 let views = packed[0].sources(checkpoint);
                 views.iter().map(|view| view.data.len()).sum::<usize>() / self.experts.unwrap_or(1) * 3

@@ -14,7 +14,7 @@ use crate::layerwise::Listed;
 use crate::matrix::Dense;
 
 /// The program itself, its tables, headers and buffers.
-const BASE_BYTES: usize = 96 << 20;
+const BASE_BYTES: usize = 24 << 20;
 /// Bytes of what a method makes of a weight, and of the tensors that it is written as, at most.
 const MADE_BYTES: usize = 4;
 /// A vocabulary has too many rows to be in memory together.
@@ -217,7 +217,14 @@ impl<'a> Blueprint<'a> {
             let weights = rows.min(module.shape.rows) * module.shape.columns;
             weights * (4 + MADE_BYTES * planes) + module.scratch_bytes(&self.source.checkpoint)
         };
-        BASE_BYTES + self.taken.iter().map(bytes).max().unwrap_or(0)
+        BASE_BYTES + self.copied_bytes() + self.taken.iter().map(bytes).max().unwrap_or(0)
+    }
+
+    /// Bytes of the largest small file, which is copied at once.
+    pub fn copied_bytes(&self) -> usize {
+        let bytes =
+            std::fs::metadata(self.source.folder().join("tokenizer.json")).map_or(0, |file| file.len());
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
     /// About how many bytes the result has.

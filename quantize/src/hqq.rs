@@ -1,9 +1,12 @@
 //! HQQ's search: scales stay as the extremes of a group give them, zeros move until the errors are few and large.
 //!
 //! It alternates between the codes and an error that is shrunk as a p-norm below one wants it, and ends when the mean
-//! error of the whole matrix no longer falls. The steps are the tool's; sums are made in another order.
+//! error of the whole matrix no longer falls. The steps are the tool's, and so is the order in which torch adds up a
+//! group; only powers and the sum of all errors may differ in the last bit.
 
 use std::sync::Mutex;
+
+use bantam_model::formats::encode::mean;
 
 use crate::matrix::{Dense, Flat, Told};
 use crate::share::share;
@@ -34,9 +37,10 @@ pub fn quantize(dense: &Dense, bits: usize, group: usize, threads: usize) -> Fla
     let most = ((1usize << bits) - 1) as f32;
     let values = &dense.values;
     let mut lines: Vec<Line> = values.chunks(group).map(|values| first(values, most, bits == 4)).collect();
-    let mut best = f64::INFINITY;
+    let mut best = f32::INFINITY;
     for _ in 0..ROUNDS {
-        let error = round(values, group, most, &mut lines, threads);
+        // The tool compares float32.
+        let error = (round(values, group, most, &mut lines, threads) / values.len() as f64) as f32;
         if error >= best {
             break;
         }
@@ -66,16 +70,15 @@ fn round(values: &[f32], group: usize, most: f32, lines: &mut [Line], threads: u
     let sums = Mutex::new(vec![0.0; lines.len().div_ceil(STEP)]);
     let parts = values.chunks(group * STEP).zip(lines.chunks_mut(STEP)).enumerate();
     share(threads, parts, |(number, (values, lines))| {
-        let mut sum = 0.0f64;
+        let (mut sum, mut zeros) = (0.0f64, vec![0.0f32; group]);
         for (values, line) in values.chunks(group).zip(lines) {
-            let mut zeros = 0.0f32;
-            for value in values {
+            for (zero, value) in zeros.iter_mut().zip(values) {
                 let code = line.code(*value, most);
                 let error = value - (code - line.zero) / line.multiplier;
                 sum += f64::from(error.abs());
-                zeros += code - (value - shrunk(error)) * line.multiplier;
+                *zero = code - (value - shrunk(error)) * line.multiplier;
             }
-            line.zero = zeros / values.len() as f32;
+            line.zero = mean(&zeros[..values.len()]);
         }
         sums.lock().expect("no holder panics")[number] = sum;
     });
@@ -87,5 +90,5 @@ fn shrunk(error: f32) -> f32 {
     if size == 0.0 {
         return 0.0;
     }
-    (size - size.powf(NORM - 1.0) / BETA).max(0.0) * error.signum()
+    (size - size.powf(NORM - 1.0) * (1.0 / BETA)).max(0.0) * error.signum()
 }

@@ -57,16 +57,15 @@ impl Scales {
 
 /// Takes what a method made.
 pub trait Hand {
-    /// A matrix, and the loss after each stage that the method knows, by the stage's name.
+    /// A matrix with scales in it, and the loss after each stage that the method knows, by the stage's name. What is
+    /// lost is told of the matrix without the scales.
     fn quantized(
         &mut self,
         name: &str,
         matrix: Quantized,
+        scales: &Scales,
         stages: &[(&'static str, f64)],
     ) -> Result<(), MethodError>;
-
-    /// A matrix with scales in it. What is lost is told of the matrix without them.
-    fn scaled(&mut self, name: &str, matrix: Quantized, scales: &Scales) -> Result<(), MethodError>;
 
     /// A tensor that is not quantized but is another one now, such as a norm into which scales were folded; as many
     /// values as before, kept in the type that it had.

@@ -20,6 +20,8 @@ pub mod hqq;
 pub mod layerwise;
 pub mod matrix;
 pub mod nearest;
+#[cfg(test)]
+mod noise;
 pub mod parts;
 pub mod report;
 pub mod run;

@@ -159,6 +159,14 @@ impl Trits {
         self.shape.columns.div_ceil(self.group)
     }
 
+    /// All values.
+    pub fn values(&self) -> Vec<f32> {
+        let columns = self.shape.columns;
+        let mut values = vec![0.0; self.shape.rows * columns];
+        values.chunks_exact_mut(columns).enumerate().for_each(|(row, out)| self.row(row, out));
+        values
+    }
+
     /// One row as codes around one, plane by plane; where there is room for more planes, these stay zero.
     pub fn codes(&self, row: usize, out: &mut CodeRow) {
         let (columns, groups) = (self.shape.columns, self.groups());

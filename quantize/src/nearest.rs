@@ -34,7 +34,9 @@ pub fn quantize(form: Form, dense: &Dense, dtype: Dtype, threads: usize) -> Quan
                 gptq_scale(values, bits, symmetric)
             }))
         }
-        Form::Awq { group, .. } => Quantized::Grouped(grouped(dense, 4, group, threads, awq_scale)),
+        Form::Awq { group, zero_point } => {
+            Quantized::Grouped(grouped(dense, 4, group, threads, |values| awq_scale(values, zero_point)))
+        }
         Form::Ternary { group, planes, fit } => Quantized::Trits(ternary(dense, group, planes, fit, threads)),
     }
 }
@@ -180,17 +182,28 @@ pub fn gptq_scale(values: &[f32], bits: usize, symmetric: bool) -> (f32, u8) {
     if least == 0.0 && most == 0.0 {
         (least, most) = (-1.0, 1.0);
     }
+    if symmetric {
+        return (stored_scale((most - least) / steps), ((steps + 1.0) / 2.0) as u8);
+    }
     let scale = stored_scale((most - least) / steps);
-    let zero = match symmetric {
-        true => (steps + 1.0) / 2.0,
-        false => (-least / scale).round_ties_even().clamp(0.0, steps),
-    };
-    (scale, zero as u8)
+    let zero = (-least / scale).round_ties_even().clamp(0.0, steps);
+    if zero >= ZERO_MIN {
+        return (scale, zero as u8);
+    }
+    // All values are of one sign, or nearly: the codes above the zero have to reach as far.
+    (stored_scale(most / (steps - ZERO_MIN)), ZERO_MIN as u8)
 }
 
-/// As AutoAWQ does it.
-pub fn awq_scale(values: &[f32]) -> (f32, u8) {
+/// The smallest zero that GPTQ's tools all read alike: the first version of the form stores one less, and some of them
+/// take what becomes of 0 for the largest zero, others for one that borrows from its neighbours.
+const ZERO_MIN: f32 = 1.0;
+
+/// As AutoAWQ does it; without a zero point, codes from -8 to 7 lie around 8.
+pub fn awq_scale(values: &[f32], zero_point: bool) -> (f32, u8) {
     let (least, most) = extremes(values);
+    if !zero_point {
+        return (stored_scale(most.max(-least).max(1e-5) / 7.0), 8);
+    }
     let scale = stored_scale((most - least).max(1e-5) / 15.0);
     let zero = (-(least / scale).round_ties_even()).clamp(0.0, 15.0);
     (scale, zero as u8)

@@ -1,20 +1,9 @@
 //! Methods without calibration: what they promise, and what they must survive.
 use super::*;
-
-/// Numbers around zero that are the same in every run, a few of them large.
-fn noise(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next() * next() * next()).collect()
-}
+use crate::noise::noise;
 
 fn dense(seed: u64, rows: usize, columns: usize) -> Dense {
-    Dense { name: "m".to_owned(), shape: Shape { rows, columns }, values: noise(seed, rows * columns) }
+    Dense { name: "m".to_owned(), shape: Shape { rows, columns }, values: noise(seed, rows * columns, 3) }
 }
 
 fn error(values: &[f32], trits: &[i8], scale: f32) -> f64 {
@@ -24,7 +13,7 @@ fn error(values: &[f32], trits: &[i8], scale: f32) -> f64 {
 #[test]
 fn no_threshold_is_better_than_the_optimal_one() {
     for seed in 1..50 {
-        let values = noise(seed, 64);
+        let values = noise(seed, 64, 3);
         let mut trits = [0; 64];
         let scale = ternary_group(&values, Fit::Optimal, &mut trits);
         let found = error(&values, &trits, scale);

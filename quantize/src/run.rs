@@ -338,15 +338,11 @@ impl Hand for Taking<'_, '_> {
         &mut self,
         name: &str,
         matrix: Quantized,
+        scales: &Scales,
         stages: &[(&'static str, f64)],
     ) -> Result<(), MethodError> {
         let stages = stages.iter().map(|(stage, loss)| ((*stage).to_owned(), *loss)).collect();
-        let taken = self.take(name, (&matrix, &Scales::default()), stages);
-        self.note(taken)
-    }
-
-    fn scaled(&mut self, name: &str, matrix: Quantized, scales: &Scales) -> Result<(), MethodError> {
-        let taken = self.take(name, (&matrix, scales), Vec::new());
+        let taken = self.take(name, (&matrix, scales), stages);
         self.note(taken)
     }
 

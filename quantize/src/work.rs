@@ -113,15 +113,9 @@ impl Work {
         if found == *settings {
             return Ok(());
         }
-        let empty = serde_json::Map::new();
-        let (found, wanted) = (found.as_object().unwrap_or(&empty), settings.as_object().unwrap_or(&empty));
-        let other = wanted.iter().find(|(key, value)| found.get(*key) != Some(value));
-        let words = other.map_or_else(String::new, |(key, wanted)| {
-            let found = found.get(key).unwrap_or(&Value::Null);
-            format!(" ({key}: expected {}, found {})", clipped(wanted), clipped(found))
-        });
+        let words = difference("", settings, &found);
         Err(refused(format!(
-            "{}: expected work that was begun with the same model and settings, found other ones{words}: finish it \
+            "{}: expected work that was begun with the same model and settings, found other ones ({words}): finish it \
              with those, or begin anew with --restart",
             self.folder.display()
         )))
@@ -333,14 +327,34 @@ fn sync_folder(folder: &Path) -> Result<(), QuantizeError> {
     }
 }
 
-/// A value for a message.
-fn clipped(value: &Value) -> String {
-    const MOST: usize = 80;
-    let text = value.to_string();
-    match text.chars().count() > MOST {
-        true => text.chars().take(MOST).chain(['…']).collect(),
-        false => text,
+/// Where two values differ first, and how.
+fn difference(key: &str, wanted: &Value, found: &Value) -> String {
+    if let (Value::Object(wanted), Value::Object(found)) = (wanted, found) {
+        let keys = wanted.keys().chain(found.keys());
+        let other = keys.clone().find(|name| wanted.get(*name) != found.get(*name));
+        if let Some(name) = other {
+            let of = |map: &serde_json::Map<String, Value>| map.get(name).cloned().unwrap_or_default();
+            let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            return difference(&key, &of(wanted), &of(found));
+        }
     }
+    let [wanted, found] = [wanted, found].map(Value::to_string);
+    let same = wanted.chars().zip(found.chars()).take_while(|(a, b)| a == b).count();
+    format!("{key}: expected {}, found {}", clipped(&wanted, same), clipped(&found, same))
+}
+
+/// A part of a text for a message: what surrounds a character.
+fn clipped(text: &str, at: usize) -> String {
+    const MOST: usize = 80;
+    const BEFORE: usize = 30;
+    if text.chars().count() <= MOST {
+        return text.to_owned();
+    }
+    let first = at.saturating_sub(BEFORE);
+    let before = if first > 0 { "\u{2026}" } else { "" };
+    let part: String = text.chars().skip(first).take(MOST).collect();
+    let after = if text.chars().count() > first + MOST { "\u{2026}" } else { "" };
+    format!("{before}{part}{after}")
 }
 
 #[cfg(all(test, unix))]
@@ -351,6 +365,21 @@ mod tests {
     use serde_json::json;
 
     const BEGIN: Begin = Begin { force: false, restart: false };
+
+    #[test]
+    fn a_difference_is_shown_where_it_is() {
+        let of = |group: usize| {
+            let told = format!(
+                "Ternary(Settings {{ damp: 0.01, turns: 4, sweeps: 10, columns: false, a: 1, group: {group} }})"
+            );
+            json!({ "form": "Ternary", "method": { "name": "ptbitnet", "settings": told } })
+        };
+        let words = difference("", &of(64), &of(128));
+        assert!(words.starts_with("method.settings: expected "), "{words}");
+        assert!(words.contains("group: 64") && words.contains("group: 128"), "{words}");
+        let words = difference("", &json!({ "form": "Nf4" }), &json!({ "form": "Int8", "head": null }));
+        assert_eq!(words, r#"form: expected "Nf4", found "Int8""#);
+    }
 
     /// A kill while the folder of the unfinished is removed, at the first moment and at the last.
     #[test]

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bantam_core::Cpu;
+use bantam_model::inventory::{self, Module, Role};
 use bantam_model::source::Source;
 use bantam_quantize::blueprint::Blueprint;
 use bantam_quantize::calibrated::sample::{self, Written};
@@ -26,6 +27,8 @@ const LENGTH: u64 = 256;
 const SQUARES_BYTES: u64 = 1 << 30;
 /// A part of the memory for them where there is little.
 const SQUARES_SHARE: u64 = 8;
+/// What a tokenizer takes, in sizes of its file.
+const TOKENIZER: usize = 4;
 /// Share of the mean that is added to the diagonal, as the tools do it.
 const DAMP: f32 = 0.01;
 /// Any: that it is the same in every run is what counts.
@@ -49,12 +52,43 @@ pub(crate) struct Calibration {
     damp: Option<f32>,
 }
 
+/// What a method is told beside the form.
+pub(crate) struct Fitting {
+    /// Of ternary weights on average.
+    pub(crate) bits: Option<f64>,
+    /// AWQ.
+    pub(crate) clip_search: bool,
+    /// AWQ.
+    pub(crate) scale_search: bool,
+    /// Ternary: factors of columns.
+    pub(crate) columns: bool,
+    /// Ternary.
+    pub(crate) mean_removal: bool,
+    /// Ternary.
+    pub(crate) equalise: bool,
+}
+
 /// A calibrated method, ready to begin.
 pub(crate) struct Ready<'s> {
     /// It.
     pub(crate) method: Calibrated<'s>,
     /// What tells it from another one.
     pub(crate) told: Value,
+}
+
+/// Refuses a model whose matrices have no place for what the mean of their inputs makes.
+fn check_biases(source: &Source) -> Result<(), Failure> {
+    let has_bias = |module: &Module| {
+        let bias = format!("{}.bias", module.name);
+        module.role == Role::Layer && module.experts.is_none() && source.checkpoint.tensor(&bias).is_some()
+    };
+    match inventory::modules(source)?.iter().any(has_bias) {
+        true => Ok(()),
+        false => Err(usage(format!(
+            "--mean-removal: expected a model whose matrices have biases, found none in {}: leave it out",
+            source.folder().display()
+        ))),
+    }
 }
 
 impl Calibration {
@@ -93,7 +127,8 @@ impl Calibration {
         let source = blueprint.source;
         let written = self.written(source, 1);
         let bytes = memory::bytes(source, settings, written.sequences, Cpu::detect())?;
-        let needed = (blueprint.memory_bytes() + bytes) as u64;
+        let tokenizer = if self.text.is_some() { TOKENIZER * blueprint.copied_bytes() } else { 0 };
+        let needed = (blueprint.memory_bytes() + bytes + tokenizer) as u64;
         let model = match self.text {
             Some(_) => 0,
             None => source.plan(sample::options(&written), Cpu::detect())?.bytes() as u64,
@@ -111,7 +146,7 @@ impl Calibration {
         &self,
         source: &Source,
         form: Form,
-        bits_wanted: Option<f64>,
+        fitting: &Fitting,
         threads: usize,
         limit: Option<u64>,
     ) -> Result<Settings, Failure> {
@@ -127,17 +162,20 @@ impl Calibration {
                 Method::Gptq(gptq::Settings { bits, group, act_order, symmetric, damp })
             }
             Form::Awq { group, zero_point } => {
-                Method::Awq(awq::Settings { group, zero_point, ..awq::Settings::default() })
+                let &Fitting { clip_search, scale_search, .. } = fitting;
+                Method::Awq(awq::Settings { group, zero_point, clip_search, scale_search })
             }
-            Form::Ternary { group: Some(group), planes, .. } => {
-                let planes = bits_wanted.map_or(Planes::All(planes), Planes::Bits);
-                Method::Ternary(ternary::Settings { group, damp, ..ternary::Settings::default() }, planes)
+            Form::Ternary { group, planes, .. } => {
+                let &Fitting { columns, mean_removal, equalise, .. } = fitting;
+                if mean_removal {
+                    check_biases(source)?;
+                }
+                let planes = fitting.bits.map_or(Planes::All(planes), Planes::Bits);
+                let usual = ternary::Settings::default();
+                let settings = ternary::Settings { group, damp, columns, mean_removal, equalise, ..usual };
+                Method::Ternary(settings, planes)
             }
-            _ => {
-                return Err(usage(
-                    "--method ptbitnet: expected a --group-size, found whole rows: choose 128",
-                ));
-            }
+            _ => unreachable!("no other form has a calibrated method"),
         };
         let length = self.written(source, threads).length;
         let squares = limit.map_or(SQUARES_BYTES, |limit| SQUARES_BYTES.min(limit / SQUARES_SHARE));

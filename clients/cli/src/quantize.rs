@@ -23,7 +23,7 @@ use bantam_quantize::work::Begin;
 use clap::{Args, Command, FromArgMatches, ValueEnum};
 use serde_json::{Value, json};
 
-use crate::calibration::Calibration;
+use crate::calibration::{Calibration, Fitting};
 use crate::failure::{Failure, refused, usage};
 use crate::progress::Progress;
 use crate::{cache, chosen_model, interrupt, models, output, token_ids};
@@ -117,6 +117,26 @@ struct Settings {
     /// of its own
     #[arg(long, value_enum)]
     head: Option<HeadName>,
+    /// awq: whether groups have a zero; without, codes lie around 8, and every reader of zeros still reads the file
+    /// [default: yes]
+    #[arg(long, value_enum, value_name = "YES|NO")]
+    zero_point: Option<Answer>,
+    /// awq: whether the ends of groups are searched [default: yes]
+    #[arg(long, value_enum, value_name = "YES|NO")]
+    clip_search: Option<Answer>,
+    /// awq: whether scales of inputs are searched, and put into what comes before [default: yes]
+    #[arg(long, value_enum, value_name = "YES|NO")]
+    scale_search: Option<Answer>,
+    /// ternary: what has a scale: whole rows, groups of their inputs, or, by --method ptbitnet, rows and columns, which
+    /// are fitted together [default: group]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    scales: Option<ScalesName>,
+    /// ptbitnet: puts what the inputs' mean makes into the biases of matrices that have one
+    #[arg(long)]
+    mean_removal: bool,
+    /// ptbitnet: scales inputs in the norms before them, where trits lose less so
+    #[arg(long)]
+    equalise: bool,
     /// ternary: 1 or 2 trits for every weight [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=2))]
     planes: Option<u64>,
@@ -129,6 +149,19 @@ enum MethodName {
     Absmean,
     Optimal,
     Ptbitnet,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Answer {
+    Yes,
+    No,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ScalesName {
+    Row,
+    Group,
+    RowColumn,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -176,10 +209,13 @@ impl Settings {
                 symmetric: !self.asymmetric,
                 act_order: self.act_order,
             },
-            "awq" => Form::Awq { group: group(128)?, zero_point: true },
+            "awq" => Form::Awq { group: group(128)?, zero_point: self.zero_point != Some(Answer::No) },
             _ => {
                 let is_calibrated = self.method == Some(MethodName::Ptbitnet);
-                let group = group(if is_calibrated { 128 } else { 64 })?;
+                let group = match self.scales {
+                    None | Some(ScalesName::Group) => group(if is_calibrated { 128 } else { 64 })?,
+                    Some(ScalesName::Row | ScalesName::RowColumn) => None,
+                };
                 if let Some(group) = group.filter(|group| !group.is_multiple_of(64)) {
                     return Err(usage(format!(
                         "--group-size: expected -1 or a multiple of 64 for ternary, found {group}"
@@ -223,8 +259,15 @@ impl Settings {
         if matches!(form, Form::Ternary { .. }) && self.bits.is_some() && !is_calibrated {
             return Err(usage("--bits: expected --method ptbitnet beside it for ternary: leave it out"));
         }
-        if let Form::Ternary { group: Some(group), .. } = form {
+        if let Form::Ternary { group, .. } = form {
             self.check_planes(*group)?;
+            self.check_fit(is_calibrated)?;
+        }
+        let searches = self.clip_search.or(self.scale_search);
+        if searches.is_some() && !is_calibrated {
+            return Err(usage(
+                "--clip-search, --scale-search: expected --method calibrated, found nearest: leave them out",
+            ));
         }
         if self.act_order && !is_calibrated {
             return Err(usage("--act-order: expected --method calibrated, found nearest: leave it out"));
@@ -243,8 +286,42 @@ impl Settings {
         json!({ "name": name })
     }
 
+    /// Refuses what only a method that sees the model at work can do, and two words for one thing.
+    fn check_fit(&self, is_calibrated: bool) -> Result<(), Failure> {
+        let of_rows = matches!(self.scales, Some(ScalesName::Row | ScalesName::RowColumn));
+        if of_rows && self.group_size.is_some_and(|group| group != -1) {
+            return Err(usage("--group-size: expected it without --scales row or row-column: leave one out"));
+        }
+        if self.scales == Some(ScalesName::Group) && self.group_size == Some(-1) {
+            return Err(usage("--scales group: expected a group, found --group-size -1: leave one out"));
+        }
+        let given = [
+            ("--scales row-column", self.scales == Some(ScalesName::RowColumn)),
+            ("--mean-removal", self.mean_removal),
+            ("--equalise", self.equalise),
+        ];
+        match given.iter().find(|(_, is_given)| *is_given && !is_calibrated) {
+            Some((flag, _)) => {
+                Err(usage(format!("{flag}: expected --method ptbitnet beside it: leave it out")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What a calibrated method is told beside the form.
+    fn fit(&self) -> Fitting {
+        Fitting {
+            bits: self.bits,
+            clip_search: self.clip_search != Some(Answer::No),
+            scale_search: self.scale_search != Some(Answer::No),
+            columns: self.scales == Some(ScalesName::RowColumn),
+            mean_removal: self.mean_removal,
+            equalise: self.equalise,
+        }
+    }
+
     /// Refuses bits that no choice of one or two planes has.
-    fn check_planes(&self, group: usize) -> Result<(), Failure> {
+    fn check_planes(&self, group: Option<usize>) -> Result<(), Failure> {
         let Some(bits) = self.bits else { return Ok(()) };
         if self.planes.is_some() {
             return Err(usage(
@@ -252,10 +329,11 @@ impl Settings {
             ));
         }
         let one = calibrated::plane_bits(group, usize::MAX);
+        let shown = group.map_or(-1, |group| group as i64);
         match (one..=2.0 * one).contains(&bits) {
             true => Ok(()),
             false => Err(usage(format!(
-                "--bits: expected {one} to {} for ternary with --group-size {group}, found {bits}; for two trits \
+                "--bits: expected {one} to {} for ternary with --group-size {shown}, found {bits}; for two trits \
                  everywhere give --planes 2",
                 2.0 * one
             ))),
@@ -273,6 +351,12 @@ impl Settings {
             ("--method", self.method.is_some(), &["gptq", "awq", "ternary"]),
             ("--planes", self.planes.is_some(), &["ternary"]),
             ("--head", self.head.is_some(), &["ternary"]),
+            ("--scales", self.scales.is_some(), &["ternary"]),
+            ("--mean-removal", self.mean_removal, &["ternary"]),
+            ("--equalise", self.equalise, &["ternary"]),
+            ("--zero-point", self.zero_point.is_some(), &["awq"]),
+            ("--clip-search", self.clip_search.is_some(), &["awq"]),
+            ("--scale-search", self.scale_search.is_some(), &["awq"]),
         ];
         match given.iter().find(|(_, is_given, forms)| *is_given && !forms.contains(&name)) {
             Some((flag, _, forms)) => Err(usage(format!(
@@ -318,7 +402,7 @@ impl Quantize {
         let (form, is_calibrated) = self.chosen()?;
         check_length("--context", self.context, source)?;
         if is_calibrated {
-            self.calibration.settings(source, form, self.settings.bits, self.threads(), None)?;
+            self.calibration.settings(source, form, &self.settings.fit(), self.threads(), None)?;
         }
         self.text(source).map(drop)
     }
@@ -351,10 +435,9 @@ impl Quantize {
         check_length("--context", self.context, &source)?;
         let blueprint = self.settings.blueprint(&source, form)?;
         let text = self.text(&source)?;
-        let (bits, threads, limit) =
-            (self.settings.bits, self.threads(), self.ram.or_else(memory::available));
+        let (threads, limit) = (self.threads(), self.ram.or_else(memory::available));
         let settings = match is_calibrated {
-            true => Some(self.calibration.settings(&source, form, bits, threads, limit)?),
+            true => Some(self.calibration.settings(&source, form, &self.settings.fit(), threads, limit)?),
             false => None,
         };
         self.check_memory(&blueprint, settings.as_ref(), limit)?;

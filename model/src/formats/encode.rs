@@ -229,7 +229,9 @@ fn nested_around(offset: f32, scales: &[f32]) -> Nested {
         let around: Vec<f32> = block.iter().map(|scale| scale - offset).collect();
         let most = largest(&around);
         let factor = 1.0 / most.max(1e-38);
-        codes.extend(around.iter().map(|scale| nearest(&map, scale * factor)));
+        // As of weights, it takes the first code where it divides nothing by nothing.
+        let code = |scale: &f32| if most == 0.0 { 0 } else { nearest(&map, scale * factor) };
+        codes.extend(around.iter().map(code));
         of_blocks.push(most);
     }
     Nested { codes, scales: of_blocks, offset }
@@ -252,7 +254,7 @@ pub fn nest(scales: &mut [f32]) {
 
 /// The mean as torch 2.9 rounds it on one thread; on several, it adds up more than 32768 values in another order, and
 /// the last bit may differ.
-fn mean(values: &[f32]) -> f32 {
+pub fn mean(values: &[f32]) -> f32 {
     const LANES: usize = 8;
     let (rows, rest) = values.split_at(values.len() / LANES * LANES);
     let sum = match rows.is_empty() {

@@ -184,3 +184,11 @@ fn means_are_rounded_as_torch_rounds_them() {
         assert_eq!(mean(&values).to_bits(), bits, "{count} values");
     }
 }
+
+#[test]
+fn scales_that_are_all_alike_get_the_first_code() {
+    for scale in [0.0, 0.5] {
+        let Nested { codes, scales, offset } = nested(&[scale; 300]);
+        assert!(codes == [0; 300] && scales == [0.0; 2] && offset == scale, "as bitsandbytes 0.49.2 does it");
+    }
+}

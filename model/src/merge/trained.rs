@@ -143,22 +143,25 @@ fn of_card(folder: &Path) -> Said {
     })
 }
 
-/// Whether a name is one that people give to what is in four bits.
+/// Whether a name is one that people give to what is in four bits: one of its words says so. Of a path the last name
+/// counts; folders above say nothing about a model.
 fn is_four_bit_name(name: &str) -> bool {
-    let name = name.to_lowercase();
-    ["bnb-4bit", "4bit", "4-bit", "nf4", "qlora", "bnb4"].iter().any(|part| name.contains(part))
+    const WORDS: [&str; 5] = ["4bit", "nf4", "qlora", "bnb4", "bnb4bit"];
+    let name = name.trim().trim_end_matches('/').to_lowercase();
+    let last = name.rsplit('/').next().unwrap_or_default();
+    let words: Vec<&str> = last.split(|letter: char| !letter.is_alphanumeric()).collect();
+    // "4-bit" is two.
+    words.iter().any(|word| WORDS.contains(word)) || words.windows(2).any(|two| two == ["4", "bit"])
 }
 
 fn of_names(adapter: &Adapter) -> Said {
     let own = fs::canonicalize(adapter.folder()).unwrap_or_else(|_| adapter.folder().to_owned());
     let own = own.file_name().map(|name| name.to_string_lossy().into_owned());
-    // Of a path, folders above say nothing about this model.
-    let base = adapter.base().and_then(|base| base.trim_end_matches('/').rsplit('/').next());
-    if let Some(base) = base.filter(|base| is_four_bit_name(base)) {
-        return Some((true, format!("it was trained over {base:?}")));
+    if let Some(base) = adapter.base().filter(|base| is_four_bit_name(base)) {
+        return Some((true, format!("a word of {base:?}, which it was trained over, says four bits")));
     }
     let own = own.filter(|own| is_four_bit_name(own))?;
-    Some((true, format!("it is called {own:?}")))
+    Some((true, format!("a word of its name, {own:?}, says four bits")))
 }
 
 /// Configurations: of the model that is given, and of the one that it was trained over where that is a folder here.
@@ -196,8 +199,17 @@ mod tests {
         let bnb = r#"{"bnb_4bit_use_double_quant":false,"bnb_4bit_quant_type":"fp4","load_in_4bit":true}"#;
         assert!(of_json(&serde_json::from_str(bnb).unwrap(), &mut details, 0).unwrap().0);
         assert_eq!(details, (false, true));
-        for (name, yes) in [("unsloth/llama-3-8b-bnb-4bit", true), ("Llama-3-8B", false), ("my-qlora", true)]
-        {
+        for (name, yes) in [
+            ("unsloth/llama-3-8b-bnb-4bit", true),
+            ("Llama-3-8B", false),
+            ("my-qlora", true),
+            ("My_QLoRA_run", true),
+            ("llama-4bit/", true),
+            ("qlorax", false),
+            ("not-an-nf4x", false),
+            ("runs/qlora/llama-lora", false),
+            ("model-24-bit", false),
+        ] {
             assert_eq!(is_four_bit_name(name), yes, "{name}");
         }
     }

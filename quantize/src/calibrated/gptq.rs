@@ -5,7 +5,8 @@ use bantam_core::layouts::Shape;
 
 use super::feedback::{Grid, Hessian, Order, Row, round};
 use super::linear::Work;
-use crate::matrix::{Grouped, as_f16};
+use crate::matrix::Grouped;
+use crate::nearest::gptq_scale;
 
 /// How codes are found.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -95,10 +96,10 @@ impl Codes {
 impl Grid for Codes {
     fn begin(&mut self, _: usize, values: &[f32]) {
         let Settings { bits, symmetric, .. } = self.settings;
-        let most = ((1u32 << bits) - 1) as f32;
-        (self.scale, self.zero) = scale_and_zero(values, most, symmetric);
-        self.scales.push(self.scale);
-        self.zeros.push(self.zero as u8);
+        let (scale, zero) = gptq_scale(values, bits, symmetric);
+        (self.scale, self.zero) = (scale, f32::from(zero));
+        self.scales.push(scale);
+        self.zeros.push(zero);
     }
 
     fn take(&mut self, _: usize, value: f32) -> f32 {
@@ -107,21 +108,4 @@ impl Grid for Codes {
         self.codes.push(code as u8);
         self.scale * (code - self.zero)
     }
-}
-
-/// The scale and the zero that reach from the smallest to the largest of some values, zero among them.
-fn scale_and_zero(values: &[f32], most: f32, symmetric: bool) -> (f32, f32) {
-    let mut least = values.iter().fold(0.0f32, |least, &value| least.min(value));
-    let mut largest = values.iter().fold(0.0f32, |largest, &value| largest.max(value));
-    if symmetric {
-        largest = largest.max(-least);
-        least = if least < 0.0 { -largest } else { least };
-    }
-    if least == 0.0 && largest == 0.0 {
-        (least, largest) = (-1.0, 1.0);
-    }
-    // The file holds float16: of a group smaller than its smallest number every code is zero.
-    let scale = as_f16((largest - least) / most).max(f32::from(half::f16::MIN_POSITIVE_SUBNORMAL));
-    let zero = if symmetric { ((most + 1.0) / 2.0).floor() } else { (-least / scale).round_ties_even() };
-    (scale, zero.clamp(0.0, most))
 }

@@ -16,9 +16,16 @@ pub(super) struct Squares {
     original: Option<Crossed>,
     /// Sums of magnitudes.
     sums: Vec<f64>,
+    /// Sums.
+    signed: Vec<f64>,
     /// Rows so far.
     rows: usize,
+    /// Rows that wait for others: a product with few rows takes as long as one with many.
+    waiting: Vec<f32>,
 }
+
+/// Rows that wait at most, where they come in small numbers, as those of experts do.
+pub(super) const WAITING: usize = 256;
 
 /// What connects inputs with the original's.
 #[derive(Debug)]
@@ -27,6 +34,16 @@ struct Crossed {
     inputs: Vec<f32>,
     /// d^T x, where d is what the stream lacks of the original's before the product is added to it.
     lacking: Option<Vec<f32>>,
+    /// Sums of o.
+    signed: Vec<f64>,
+    /// Sums of d.
+    signed_lacking: Vec<f64>,
+}
+
+fn add_signed(sums: &mut [f64], rows: &[f32]) {
+    for row in rows.chunks_exact(sums.len()) {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+    }
 }
 
 /// How much of what the stream lacks a product is to bring. All of it would be as well as nothing where it follows from
@@ -35,33 +52,95 @@ const BROUGHT: f32 = 0.5;
 
 impl Squares {
     fn new(width: usize) -> Self {
-        Squares { width, own: vec![0.0; width * width], original: None, sums: vec![0.0; width], rows: 0 }
+        let (own, sums, signed) = (vec![0.0; width * width], vec![0.0; width], vec![0.0; width]);
+        Squares { width, own, original: None, sums, signed, rows: 0, waiting: Vec::new() }
     }
 
     fn add(&mut self, work: Work, seen: &Seen, original: Option<&Original>) {
         let (width, rows) = (self.width, seen.rows);
-        work.add_cross(rows, width, rows, width, &mut self.own);
+        if self.waiting.is_empty() && rows.len() >= WAITING * width {
+            work.add_cross(rows, width, rows, width, &mut self.own);
+        } else {
+            self.waiting.extend_from_slice(rows);
+            if self.waiting.len() >= WAITING * width {
+                self.settle(work);
+            }
+        }
         if let Some(original) = original {
             self.add_original(work, seen, original);
         }
         for row in rows.chunks_exact(width) {
             self.sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(value.abs()));
         }
+        add_signed(&mut self.signed, rows);
         self.rows += rows.len() / width;
+    }
+
+    /// Adds the rows that wait.
+    fn settle(&mut self, work: Work) {
+        if !self.waiting.is_empty() {
+            work.add_cross(&self.waiting, self.width, &self.waiting, self.width, &mut self.own);
+            self.waiting.clear();
+        }
     }
 
     fn add_original(&mut self, work: Work, seen: &Seen, original: &Original) {
         let (width, count) = (self.width, seen.rows.len() / self.width);
-        let new = || Crossed { inputs: vec![0.0; width * width], lacking: None };
+        let new = || Crossed {
+            inputs: vec![0.0; width * width],
+            lacking: None,
+            signed: vec![0.0; width],
+            signed_lacking: Vec::new(),
+        };
         let crossed = self.original.get_or_insert_with(new);
         let inputs = &original.rows[self.rows * width..][..seen.rows.len()];
         work.add_cross(seen.rows, width, inputs, width, &mut crossed.inputs);
+        add_signed(&mut crossed.signed, inputs);
         let Some(stream) = seen.stream.filter(|_| !original.stream.is_empty()) else { return };
         let hidden = stream.len() / count;
         let wanted = &original.stream[self.rows * hidden..][..stream.len()];
         let lacking: Vec<f32> = wanted.iter().zip(stream).map(|(wanted, found)| wanted - found).collect();
         let sum = crossed.lacking.get_or_insert_with(|| vec![0.0; hidden * width]);
         work.add_cross(&lacking, hidden, seen.rows, width, sum);
+        crossed.signed_lacking.resize(hidden, 0.0);
+        add_signed(&mut crossed.signed_lacking, &lacking);
+    }
+
+    /// The same of inputs without their mean.
+    pub(super) fn centred(&self) -> Squares {
+        let less = |values: &[f32], of_rows: &[f64], of_columns: &[f64]| -> Vec<f32> {
+            let rows = values.chunks_exact(of_columns.len()).zip(of_rows);
+            let row = |(row, of_row): (&[f32], &f64)| -> Vec<f32> {
+                let by = of_row / self.rows.max(1) as f64;
+                row.iter().zip(of_columns).map(|(value, of)| (f64::from(*value) - by * of) as f32).collect()
+            };
+            rows.flat_map(row).collect()
+        };
+        let original = self.original.as_ref().map(|crossed| Crossed {
+            inputs: less(&crossed.inputs, &self.signed, &crossed.signed),
+            lacking: crossed.lacking.as_ref().map(|all| less(all, &crossed.signed_lacking, &self.signed)),
+            signed: Vec::new(),
+            signed_lacking: Vec::new(),
+        });
+        let own = less(&self.own, &self.signed, &self.signed);
+        let (sums, signed, waiting) = (Vec::new(), Vec::new(), Vec::new());
+        Squares { width: self.width, own, original, sums, signed, rows: self.rows, waiting }
+    }
+
+    /// What is to be added to a bias, where `found` is in the place of `weights`: what the mean input no longer makes,
+    /// and half of what the stream lacks on the mean.
+    pub(super) fn bias_lacks(&self, weights: &[f32], found: &[f32]) -> Vec<f32> {
+        let wanted = self.original.as_ref().map_or(&self.signed, |crossed| &crossed.signed);
+        let lacking = self.original.as_ref().map_or(&[][..], |crossed| &crossed.signed_lacking);
+        let dot = |row: &[f32], sums: &[f64]| -> f64 {
+            row.iter().zip(sums).map(|(value, sum)| f64::from(*value) * sum).sum()
+        };
+        let rows = weights.chunks_exact(self.width).zip(found.chunks_exact(self.width)).enumerate();
+        let of_row = |(row, (weights, found)): (usize, (&[f32], &[f32]))| {
+            let brought = f64::from(BROUGHT) * lacking.get(row).copied().unwrap_or(0.0);
+            ((dot(weights, wanted) - dot(found, &self.signed) + brought) / self.rows.max(1) as f64) as f32
+        };
+        rows.map(of_row).collect()
     }
 
     /// Mean magnitude of every column.
@@ -122,6 +201,17 @@ impl Targets {
         self.inputs.retain(|original| original.modules.iter().all(|module| !modules.contains(module)));
     }
 
+    /// Divides the inputs of modules: their columns were multiplied.
+    pub(super) fn divide(&mut self, modules: &[usize], by: &[f32]) {
+        let of_them =
+            |original: &&mut Original| original.modules.iter().any(|module| modules.contains(module));
+        for original in self.inputs.iter_mut().filter(of_them) {
+            for row in original.rows.chunks_exact_mut(by.len()) {
+                row.iter_mut().zip(by).for_each(|(value, by)| *value /= by);
+            }
+        }
+    }
+
     fn of(&self, module: usize) -> Option<&Original> {
         self.inputs.iter().find(|original| original.modules.contains(&module))
     }
@@ -163,6 +253,10 @@ impl<'a> Kept<'a> {
     ) -> Self {
         let mut kept = Kept { work, modules, targets, squares: Vec::new() };
         block.look(streams, &mut kept);
+        kept.squares.iter_mut().for_each(|(_, squares)| {
+            squares.settle(work);
+            squares.waiting = Vec::new();
+        });
         // An expert that no row was sent to.
         for &module in modules {
             if !kept.squares.iter().any(|(known, _)| known.contains(&module)) {
@@ -173,8 +267,13 @@ impl<'a> Kept<'a> {
     }
 
     pub(super) fn of(&self, module: usize) -> &Squares {
-        let found = self.squares.iter().find(|(modules, _)| modules.contains(&module));
-        &found.expect("gathered for these modules").1
+        &self.squares[self.shared(module)].1
+    }
+
+    /// The same number for modules that share their squares.
+    pub(super) fn shared(&self, module: usize) -> usize {
+        let found = self.squares.iter().position(|(modules, _)| modules.contains(&module));
+        found.expect("gathered for these modules")
     }
 }
 

@@ -25,14 +25,16 @@ pub struct Work<'a> {
     pub pool: &'a Threads,
 }
 
-/// Matrices of one width, packed for products.
-struct Packed {
+/// A matrix of one width, packed for products.
+#[derive(Debug)]
+pub struct Packed {
     shape: Shape,
     tiles: Vec<f32>,
 }
 
 impl Work<'_> {
-    fn pack(&self, rows: usize, columns: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Packed {
+    /// Packs a matrix; `row` fills in one of its rows.
+    pub fn pack(&self, rows: usize, columns: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Packed {
         let shape = Shape { rows, columns };
         let tile = FLOAT32.tile_bytes(columns) / 4;
         let mut tiles = vec![0.0f32; shape.tiles() * tile];
@@ -66,8 +68,13 @@ impl Work<'_> {
     pub fn times(&self, a: &[f32], b: &[f32], columns: usize) -> Vec<f32> {
         let rows = b.len() / columns;
         let packed = self.pack(rows, columns, |at, out| out.copy_from_slice(&b[at * columns..][..columns]));
-        let mut out = vec![0.0; a.len() / columns * rows];
-        self.product(a, &packed, &mut out, false);
+        self.times_packed(a, &packed)
+    }
+
+    /// `a * b^T`, where `b` is packed already: worth it where it is met more than once.
+    pub fn times_packed(&self, a: &[f32], b: &Packed) -> Vec<f32> {
+        let mut out = vec![0.0; a.len() / b.shape.columns * b.shape.rows];
+        self.product(a, b, &mut out, false);
         out
     }
 
@@ -87,16 +94,6 @@ impl Work<'_> {
             out.iter_mut().zip(column).for_each(|(out, value)| *out = *value);
         });
         let mut out = vec![0.0; a.len() / a_width * rows];
-        self.product(a, &packed, &mut out, false);
-        out
-    }
-
-    /// `a` times some rows of `b`, as many as `a` has columns.
-    pub fn times_rows(&self, a: &[f32], b: &[f32], b_width: usize, rows: &[usize]) -> Vec<f32> {
-        let packed = self.pack(b_width, rows.len(), |column, out| {
-            out.iter_mut().zip(rows).for_each(|(out, row)| *out = b[row * b_width + column]);
-        });
-        let mut out = vec![0.0; a.len() / rows.len() * b_width];
         self.product(a, &packed, &mut out, false);
         out
     }
@@ -230,22 +227,12 @@ pub fn turned_over(matrix: &[f32], width: usize) -> Vec<f32> {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-
-    fn noise(seed: u64, count: usize) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
+    use crate::noise::noise;
 
     #[test]
     fn factors_multiply_to_the_matrix_and_inverses_to_one_on_any_threads() {
         for width in [1, 63, 64, 65, 200] {
-            let x = noise(width as u64, 3 * width * width);
+            let x = noise(width as u64, 3 * width * width, 1);
             let mut found = Vec::new();
             for threads in [1, 3] {
                 let pool = Threads::start(threads).unwrap();

@@ -31,7 +31,7 @@ use bantam_model::formats::ternary::BLOCK;
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
 
-use crate::layerwise::{Hand, Layerwise, Listed, MethodError};
+use crate::layerwise::{Hand, Layerwise, Listed, MethodError, Scales};
 use crate::matrix::Quantized;
 use feedback::{Hessian, Order};
 use inputs::{Kept, Targets};
@@ -51,8 +51,9 @@ pub enum Method {
 
 impl Method {
     /// What becomes of a mixture's experts before the block is done, where that takes less memory than float32.
+    /// Codes alone: with factors of columns they are float32.
     fn replaced(&self) -> Option<Replaced> {
-        let Method::Ternary(_, planes) = self else { return None };
+        let Method::Ternary(ternary::Settings { columns: false, .. }, planes) = self else { return None };
         let times = match planes {
             Planes::All(planes) => *planes,
             Planes::Bits(_) => 2,
@@ -145,30 +146,47 @@ impl<'a> Calibrated<'a> {
         block: &mut Block,
         modules: &[usize],
         targets: Option<&Targets>,
+        scales: &Scales,
         hand: &mut dyn Hand,
     ) -> Result<(), MethodError> {
         for modules in self.batches(block, modules) {
             let kept = Kept::gather(self.work(), block, &self.streams, &modules, targets);
+            let mut shared: Option<(usize, Hessian)> = None;
             for &module in &modules {
-                let squares = kept.of(module);
+                let (squares, number) = (kept.of(module), kept.shared(module));
                 let weights = block.weights(module);
-                let (quantized, stages) = self.quantize(block, module, squares, weights);
+                let bias = self.bias_without_mean(block, module);
+                let centred = bias.as_ref().map(|_| squares.centred());
+                let squares_of = centred.as_ref().unwrap_or(squares);
+                let known = shared.take().filter(|(of, _)| *of == number && centred.is_none());
+                let hessian =
+                    known.map_or_else(|| self.hessian(block, module, squares_of), |(_, known)| known);
+                let (quantized, stages) = self.quantize(block, module, squares_of, &hessian, &weights);
                 let name = block.modules()[module].name.clone();
-                let is_set = match &quantized {
-                    Quantized::Trits(trits) if block.takes_codes(module) => {
-                        block.set_codes(module, &|row, out| trits.codes(row, out))
-                    }
-                    _ => block.set_weights(module, &quantized.values()),
-                };
-                if is_set.is_err() {
-                    return Err(MethodError(format!(
-                        "{name}: expected finite weights after quantizing; raise --damp"
-                    )));
+                if let Some(bias) = bias {
+                    let lacking = squares.bias_lacks(&weights, &quantized.values());
+                    let values = block.vector_mut(&bias).expect("it was found there");
+                    values.iter_mut().zip(&lacking).for_each(|(value, lacking)| *value += lacking);
+                    hand.changed(&bias, values)?;
+                } else {
+                    shared = Some((number, hessian));
                 }
-                hand.quantized(&name, quantized, &stages)?;
+                place(block, module, &quantized)?;
+                hand.quantized(&name, quantized, scales, &stages)?;
             }
         }
         Ok(())
+    }
+
+    /// The bias of a module that answers for the mean of its inputs. Experts' lie together, and stay.
+    fn bias_without_mean(&self, block: &Block, module: usize) -> Option<String> {
+        let Method::Ternary(ternary::Settings { mean_removal: true, .. }, _) = self.settings.method else {
+            return None;
+        };
+        let Module { name, shape, is_expert, .. } = &block.modules()[module];
+        let bias = format!("{name}.bias");
+        let is_whole = block.vector(&bias).is_some_and(|values| values.len() == shape.rows);
+        (is_whole && !is_expert).then_some(bias)
     }
 
     /// Modules whose squares fit into the budget together. Those that share an input stay together.
@@ -188,42 +206,80 @@ impl<'a> Calibrated<'a> {
         batches
     }
 
+    /// Scales the inputs of some modules where that is asked for and of use.
+    fn equalise(
+        &self,
+        number: usize,
+        block: &mut Block,
+        modules: &[usize],
+        targets: Option<&mut Targets>,
+        hand: &mut dyn Hand,
+    ) -> Result<Scales, MethodError> {
+        let Method::Ternary(settings @ ternary::Settings { equalise: true, .. }, _) = &self.settings.method
+        else {
+            return Ok(Scales::default());
+        };
+        let columns = scaled::equalise(self, settings, number, block, modules, hand)?;
+        if let (Some(columns), Some(targets)) = (&columns, targets) {
+            targets.divide(modules, columns);
+        }
+        Ok(Scales { columns, rows: None })
+    }
+
+    fn hessian(&self, block: &Block, module: usize, squares: &inputs::Squares) -> Hessian {
+        let width = block.modules()[module].shape.columns;
+        match &self.settings.method {
+            Method::Gptq(settings) => settings.hessian(self.work(), &squares.own, width),
+            Method::Ternary(ternary::Settings { damp, .. }, _) => {
+                Hessian::new(self.work(), &squares.own, width, Order::LargestFirst, *damp)
+            }
+            Method::Awq(_) => unreachable!("AWQ has a way of its own"),
+        }
+    }
+
     fn quantize(
         &self,
         block: &Block,
         module: usize,
         squares: &inputs::Squares,
-        weights: Vec<f32>,
+        hessian: &Hessian,
+        weights: &[f32],
     ) -> (Quantized, ternary::Stages) {
-        let shape = block.modules()[module].shape;
+        let Module { name, shape, .. } = &block.modules()[module];
         let work = self.work();
+        let wanted = squares.wanted(work, hessian, weights.to_vec());
         match &self.settings.method {
             Method::Gptq(settings) => {
-                let hessian = settings.hessian(work, &squares.own, shape.columns);
-                let wanted = squares.wanted(work, &hessian, weights);
-                let found = Quantized::Grouped(gptq::quantize(work, *settings, &hessian, shape, &wanted));
-                let loss = relative_loss(work, &hessian, &wanted, &found.values());
+                let found = Quantized::Grouped(gptq::quantize(work, *settings, hessian, *shape, &wanted));
+                let loss = relative_loss(work, hessian, &wanted, &found.values());
                 (found, vec![("feedback", loss)])
             }
             Method::Ternary(settings, planes) => {
-                let name = &block.modules()[module].name;
                 let planes = match planes {
                     Planes::All(planes) => *planes,
                     Planes::Bits(_) => self.planes.get(name).copied().unwrap_or(1),
                 };
-                let hessian =
-                    Hessian::new(work, &squares.own, shape.columns, Order::LargestFirst, settings.damp);
-                let wanted = squares.wanted(work, &hessian, weights);
-                let (found, stages) = ternary::quantize(work, settings, &hessian, shape, planes, &wanted);
+                let fit = if settings.columns { ternary::columns::fitted } else { ternary::quantize };
+                let (found, stages) = fit(work, settings, hessian, *shape, planes, &wanted);
                 (Quantized::Trits(found), stages)
             }
-            Method::Awq(settings) => {
-                let clip = block.modules()[module].input != BlockInput::Attention;
-                let found = awq::quantize(work, settings, &squares.own, shape, &weights, clip);
-                (Quantized::Grouped(found), Vec::new())
-            }
+            Method::Awq(_) => unreachable!("AWQ has a way of its own"),
         }
     }
+}
+
+/// Puts what a module has become in its place.
+fn place(block: &mut Block, module: usize, quantized: &Quantized) -> Result<(), MethodError> {
+    let is_set = match quantized {
+        Quantized::Trits(trits) if block.takes_codes(module) => {
+            block.set_codes(module, &|row, out| trits.codes(row, out))
+        }
+        _ => block.set_weights(module, &quantized.values()),
+    };
+    is_set.map_err(|_| {
+        let name = &block.modules()[module].name;
+        MethodError(format!("{name}: expected finite weights after quantizing; raise --damp"))
+    })
 }
 
 fn relative_loss(work: Work, hessian: &Hessian, wanted: &[f32], found: &[f32]) -> f64 {
@@ -267,7 +323,8 @@ impl Layerwise for Calibrated<'_> {
         {
             let of_input = |module: &usize| block.modules()[*module].input == input;
             let modules: Vec<usize> = listed.iter().copied().filter(of_input).collect();
-            self.stage(&mut block, &modules, targets.as_ref(), hand)?;
+            let scales = self.equalise(number, &mut block, &modules, targets.as_mut(), hand)?;
+            self.stage(&mut block, &modules, targets.as_ref(), &scales, hand)?;
             targets.iter_mut().for_each(|targets| targets.forget(&modules));
         }
         block.run(&mut self.streams, &mut ());

@@ -20,15 +20,18 @@ use crate::layerwise::MethodError;
 pub(super) type Chosen = HashMap<String, usize>;
 
 /// Bits of a weight with all that stands beside it, in one plane.
-pub fn plane_bits(group: usize, columns: usize) -> f64 {
-    13.0 * 8.0 / 64.0 + 16.0 / group.min(columns) as f64
+pub fn plane_bits(group: Option<usize>, columns: usize) -> f64 {
+    13.0 * 8.0 / 64.0 + 16.0 / group.unwrap_or(columns).min(columns) as f64
 }
 
 /// Matrices that have the same number of planes.
 struct Candidate {
     names: Vec<String>,
     weights: usize,
+    /// Of a plane.
     bits: f64,
+    /// Of what stands beside planes, however many they are.
+    beside: f64,
     worth: f64,
 }
 
@@ -37,6 +40,7 @@ impl Candidate {
         self.names.extend(other.names);
         self.weights += other.weights;
         self.bits += other.bits;
+        self.beside += other.beside;
         self.worth += other.worth;
     }
 }
@@ -66,7 +70,7 @@ pub(super) fn choose(
         of_block(work, settings, &mut block, &mut streams, &mut candidates);
     }
     let weights: usize = candidates.iter().map(|candidate| candidate.weights).sum();
-    let spent: f64 = candidates.iter().map(|candidate| candidate.bits).sum();
+    let spent: f64 = candidates.iter().map(|candidate| candidate.bits + candidate.beside).sum();
     let mut left = bits * weights as f64 - spent;
     if left < 0.0 {
         let least = spent / weights.max(1) as f64;
@@ -109,7 +113,8 @@ fn of_block(
             let weights = shape.rows * shape.columns;
             let bits = weights as f64 * plane_bits(settings.group, shape.columns);
             let key = if is_expert { without_numbers(&name) } else { name.clone() };
-            let one = Candidate { names: vec![name], weights, bits, worth };
+            let beside = if settings.columns { shape.columns as f64 * 32.0 } else { 0.0 };
+            let one = Candidate { names: vec![name], weights, bits, beside, worth };
             match of_layer.iter_mut().find(|(known, ..)| *known == key) {
                 Some((_, candidate, _)) => candidate.join(one),
                 None => of_layer.push((key, one, input)),

@@ -3,33 +3,54 @@
 //! Stage 1 finds a scale, and with it a threshold, for every group of a row by a search that weighs columns by what of
 //! their inputs no other column can stand in for. Stage 2 rounds with feedback from column to column, and then takes
 //! turns: trits one at a time, each to the value that leaves the smallest error of the outputs, until none changes;
-//! scales of all groups of a row at once, by least squares.
+//! scales of all groups of a row at once, by least squares. `columns.rs` adds factors of columns to that.
 //!
 //! With two planes a weight is the sum of two trits with a scale each; nothing else differs.
+//!
+//! What costs time is products with the Hessian, so a row's error times the Hessian (its `pull`) is never computed
+//! twice: trits that move correct it, and after a refit it follows from the products that the refit needed.
 
 use bantam_core::layouts::Shape;
 use bantam_core::ops::share::each_row;
 
 use super::feedback::{self, Grid, Hessian, Row};
-use super::linear::Work;
+use super::linear::{Packed, Work};
 use crate::matrix::{Trits, as_f16};
+
+pub(super) mod columns;
+mod refit;
+mod search;
 
 /// How far the search goes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
-    /// Columns under a scale.
-    pub group: usize,
+    /// Columns under a scale; `None` is a whole row.
+    pub group: Option<usize>,
     /// See [`Hessian::new`].
     pub damp: f32,
     /// Turns of trits and scales.
     pub turns: usize,
     /// Times that a turn looks at every trit at most.
     pub sweeps: usize,
+    /// Whether columns have factors, fitted with the trits and scales.
+    pub columns: bool,
+    /// Whether inputs that come from a norm are scaled there so that less is lost.
+    pub equalise: bool,
+    /// Whether the mean of the inputs goes into the bias of matrices that have one, and trits answer for the rest.
+    pub mean_removal: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { group: 64, damp: 0.01, turns: 4, sweeps: 10 }
+        Settings {
+            group: Some(64),
+            damp: 0.01,
+            turns: 4,
+            sweeps: 10,
+            columns: false,
+            equalise: false,
+            mean_removal: false,
+        }
     }
 }
 
@@ -37,7 +58,12 @@ impl Default for Settings {
 pub type Stages = Vec<(&'static str, f64)>;
 
 /// Rows that are fitted together: bounds the memory of products.
-const ROWS: usize = 256;
+pub(super) const ROWS: usize = 512;
+/// Rows of a thread that look at the same column one after another, while its part of the Hessian is near.
+const TOGETHER: usize = 16;
+
+/// Names of the stages.
+const NAMES: [&str; 4] = ["scales", "feedback", "trits", "refit"];
 
 /// Trits of a matrix.
 pub fn quantize(
@@ -50,42 +76,75 @@ pub fn quantize(
 ) -> (Trits, Stages) {
     let width = shape.columns;
     let fit = Fit::new(work, settings, hessian, planes);
+    let by_group = fit.by_group();
     let (mut trits, mut scales) = (Vec::new(), Vec::new());
     let (mut whole, mut losses) = (0.0, [0.0; NAMES.len()]);
     for rows in values.chunks(ROWS * width) {
         let targets = ordered(hessian, rows);
-        whole += hessian.losses(work, &targets).iter().sum::<f64>();
-        let lines = fit.lines(&targets, &mut losses);
+        let aims = fit.times(&targets);
+        whole += dots(&targets, &aims, width);
+        let lines = fit.lines(&targets, &aims, &by_group, &mut losses);
         for line in &lines {
             line.write(&fit, &mut trits, &mut scales);
         }
     }
-    let relative = |loss: f64| if whole > 0.0 { loss / whole } else { 0.0 };
-    let stages = NAMES.into_iter().zip(losses.map(relative)).collect();
+    let stages = NAMES.into_iter().zip(losses.map(|loss| relative(loss, whole))).collect();
     (Trits { shape, planes, group: fit.group, trits, scales, columns: None }, stages)
 }
 
 /// What a second plane takes off the relative loss, before anything is made good.
 pub fn gain(work: Work, settings: &Settings, hessian: &Hessian, shape: Shape, values: &[f32]) -> f64 {
-    let whole = hessian.losses(work, &ordered(hessian, values)).iter().sum::<f64>();
-    let [one, two] = [1, 2].map(|planes| {
+    let [(one, whole), (two, _)] = [1, 2].map(|planes| {
         let fit = Fit::new(work, settings, hessian, planes);
-        let rows = values.chunks(ROWS * shape.columns).map(|rows| {
-            let mut lines = fit.new_lines(&ordered(hessian, rows));
-            each_row(work.pool, &mut lines, 1, 2, |_, line| line[0].search(&fit));
-            fit.loss(&lines)
-        });
-        rows.sum::<f64>()
+        let (mut loss, mut whole) = (0.0, 0.0);
+        for rows in values.chunks(ROWS * shape.columns) {
+            let targets = ordered(hessian, rows);
+            let mut lines = fit.new_lines(&targets);
+            fit.search(&mut lines);
+            loss += fit.pulled(&lines).1;
+            whole += if planes == 1 { dots(&targets, &fit.times(&targets), shape.columns) } else { 0.0 };
+        }
+        (loss, whole)
     });
-    if whole > 0.0 { (one - two) / whole } else { 0.0 }
+    relative(one - two, whole)
+}
+
+/// The relative loss after rounding with feedback alone: foretells that of the whole way.
+pub(super) fn foretold(
+    work: Work,
+    settings: &Settings,
+    hessian: &Hessian,
+    planes: usize,
+    values: &[f32],
+) -> f64 {
+    let fit = Fit::new(work, settings, hessian, planes);
+    let (mut loss, mut whole) = (0.0, 0.0);
+    for rows in values.chunks(ROWS * hessian.width) {
+        let targets = ordered(hessian, rows);
+        whole += dots(&targets, &fit.times(&targets), hessian.width);
+        let mut lines = fit.new_lines(&targets);
+        fit.search(&mut lines);
+        fit.feed_back(&mut lines);
+        loss += fit.pulled(&lines).1;
+    }
+    relative(loss, whole)
+}
+
+fn relative(loss: f64, whole: f64) -> f64 {
+    if whole > 0.0 { loss / whole } else { 0.0 }
+}
+
+/// The sum over all rows of the products of their values.
+fn dots(a: &[f32], b: &[f32], width: usize) -> f64 {
+    let row = |(a, b): (&[f32], &[f32])| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    a.chunks_exact(width).zip(b.chunks_exact(width)).map(row).sum()
 }
 
 fn ordered(hessian: &Hessian, rows: &[f32]) -> Vec<f32> {
     rows.chunks_exact(hessian.width).flat_map(|row| hessian.ordered(row)).collect()
 }
-
-/// Names of the stages.
-const NAMES: [&str; 4] = ["scales", "feedback", "trits", "refit"];
 
 /// What the rows of a matrix share.
 struct Fit<'a> {
@@ -101,6 +160,10 @@ struct Fit<'a> {
     group_of: Vec<usize>,
     /// By place: what is left of the input's square when all others have had their say.
     own: Vec<f32>,
+    /// By place: the input's square.
+    squares: Vec<f32>,
+    /// The Hessian, for products.
+    packed: Packed,
 }
 
 /// A row on its way.
@@ -160,7 +223,7 @@ impl Grid for Known<'_> {
 impl<'a> Fit<'a> {
     fn new(work: Work<'a>, settings: &'a Settings, hessian: &'a Hessian, planes: usize) -> Self {
         let width = hessian.width;
-        let group = settings.group.min(width);
+        let group = settings.group.unwrap_or(width).min(width);
         let group_of: Vec<usize> = hessian.order.iter().map(|column| column / group).collect();
         let mut places = vec![Vec::new(); width.div_ceil(group)];
         group_of.iter().enumerate().for_each(|(place, &group)| places[group].push(place));
@@ -169,7 +232,10 @@ impl<'a> Fit<'a> {
             inverse.iter_mut().zip(row).for_each(|(sum, &value)| *sum += f64::from(value) * f64::from(value));
         }
         let own = inverse.into_iter().map(|inverse| (1.0 / inverse) as f32).collect();
-        Fit { work, settings, hessian, planes, group, places, group_of, own }
+        let squares = hessian.values.iter().step_by(width + 1).copied().collect();
+        let row = |at: usize, out: &mut [f32]| out.copy_from_slice(&hessian.values[at * width..][..width]);
+        let packed = work.pack(width, width, row);
+        Fit { work, settings, hessian, planes, group, places, group_of, own, squares, packed }
     }
 
     fn levels<'s>(&self, scales: &'s [f32], place: usize) -> Levels<'s> {
@@ -181,39 +247,53 @@ impl<'a> Fit<'a> {
         targets.chunks_exact(self.hessian.width).map(new).collect()
     }
 
-    fn lines(&self, targets: &[f32], losses: &mut [f64; 4]) -> Vec<Line> {
+    /// Rows times the Hessian.
+    fn times(&self, rows: &[f32]) -> Vec<f32> {
+        self.work.times_packed(rows, &self.packed)
+    }
+
+    fn search(&self, lines: &mut [Line]) {
+        each_row(self.work.pool, lines, 1, 2, |_, line| line[0].search(self));
+    }
+
+    /// `aims` are the targets times the Hessian.
+    fn lines(&self, targets: &[f32], aims: &[f32], by_group: &[Packed], losses: &mut [f64; 4]) -> Vec<Line> {
         let mut lines = self.new_lines(targets);
-        each_row(self.work.pool, &mut lines, 1, 2, |_, line| line[0].search(self));
-        losses[0] += self.loss(&lines);
+        self.search(&mut lines);
+        losses[0] += self.pulled(&lines).1;
         self.feed_back(&mut lines);
-        losses[1] += self.loss(&lines);
+        let (mut pulls, loss) = self.pulled(&lines);
+        losses[1] += loss;
         for turn in 0..self.settings.turns {
             if turn > 0 {
-                self.refit(&mut lines);
+                self.refit(&mut lines, aims, by_group, &mut pulls, |scale| scale);
             }
-            self.turn_trits(&mut lines);
-            losses[2] += if turn == 0 { self.loss(&lines) } else { 0.0 };
+            self.turn_trits(&mut lines, &mut pulls);
+            losses[2] += if turn == 0 { self.loss(&lines, &pulls) } else { 0.0 };
         }
-        self.refit(&mut lines);
-        lines.iter_mut().flat_map(|line| &mut line.scales).for_each(|scale| *scale = as_f16(*scale));
-        losses[3] += self.loss(&lines);
+        // Scales as they are stored.
+        self.refit(&mut lines, aims, by_group, &mut pulls, as_f16);
+        losses[3] += self.loss(&lines, &pulls);
         lines
     }
 
     fn errors(&self, lines: &[Line]) -> Vec<f32> {
         let width = self.hessian.width;
         let mut errors = vec![0.0; lines.len() * width];
-        each_row(self.work.pool, &mut errors, width, 8, |row, out| {
-            let line = &lines[row];
-            for (place, out) in out.iter_mut().enumerate() {
-                *out = line.target[place] - self.levels(&line.scales, place).value(line.codes[place]);
-            }
-        });
+        each_row(self.work.pool, &mut errors, width, 8, |row, out| lines[row].errors(self, out));
         errors
     }
 
-    fn loss(&self, lines: &[Line]) -> f64 {
-        self.hessian.losses(self.work, &self.errors(lines)).iter().sum()
+    /// Errors times the Hessian, and the loss.
+    fn pulled(&self, lines: &[Line]) -> (Vec<f32>, f64) {
+        let errors = self.errors(lines);
+        let pulls = self.times(&errors);
+        let loss = dots(&errors, &pulls, self.hessian.width);
+        (pulls, loss)
+    }
+
+    fn loss(&self, lines: &[Line], pulls: &[f32]) -> f64 {
+        dots(&self.errors(lines), pulls, self.hessian.width)
     }
 
     /// Rounds with feedback at the scales that are there.
@@ -232,44 +312,37 @@ impl<'a> Fit<'a> {
     }
 
     /// Moves trits one at a time to where the outputs err least.
-    fn turn_trits(&self, lines: &mut [Line]) {
+    fn turn_trits(&self, lines: &mut [Line], pulls: &mut [f32]) {
         let width = self.hessian.width;
-        let mut pulls = self.work.times(&self.errors(lines), &self.hessian.values, width);
-        let mut both: Vec<(&mut Line, &mut [f32])> =
-            lines.iter_mut().zip(pulls.chunks_exact_mut(width)).collect();
-        each_row(self.work.pool, &mut both, 1, 2, |_, both| {
-            let (line, pull) = &mut both[0];
+        let mut parts: Vec<(&mut [Line], &mut [f32])> =
+            lines.chunks_mut(TOGETHER).zip(pulls.chunks_mut(TOGETHER * width)).collect();
+        each_row(self.work.pool, &mut parts, 1, 2, |_, part| {
+            let (lines, pulls) = &mut part[0];
+            let mut is_moving = [true; TOGETHER];
             for _ in 0..self.settings.sweeps {
-                if !line.sweep(self, pull) {
+                self.sweep(lines, pulls, &mut is_moving);
+                if !is_moving.contains(&true) {
                     break;
                 }
             }
         });
     }
 
-    /// The scales of each row that leave the smallest error with its trits.
-    fn refit(&self, lines: &mut [Line]) {
-        let (width, planes) = (self.hessian.width, self.planes);
-        let unknowns = self.places.len() * planes;
-        let mut systems = vec![System::new(unknowns); lines.len()];
-        for (group, places) in self.places.iter().enumerate() {
-            for plane in 0..planes {
-                let trits: Vec<f32> = lines
-                    .iter()
-                    .flat_map(|line| places.iter().map(move |&place| trit(line.codes[place], plane)))
-                    .collect();
-                let products = self.work.times_rows(&trits, &self.hessian.values, width, places);
-                each_row(self.work.pool, &mut systems, 1, 2, |row, system| {
-                    let product = &products[row * width..][..width];
-                    system[0].put(self, &lines[row], group * planes + plane, product);
-                });
+    /// Looks at every trit once, of the rows that still move.
+    fn sweep(&self, lines: &mut [Line], pulls: &mut [f32], is_moving: &mut [bool; TOGETHER]) {
+        let width = self.hessian.width;
+        let looked_at = std::mem::take(is_moving);
+        for place in 0..width {
+            let row = &self.hessian.values[place * width..][..width];
+            let each = lines.iter_mut().zip(pulls.chunks_exact_mut(width)).zip(looked_at).enumerate();
+            for (number, ((line, pull), is_looked_at)) in each {
+                if is_looked_at && line.turn(self, place, row, pull) {
+                    is_moving[number] = true;
+                }
             }
         }
-        for (line, system) in lines.iter_mut().zip(systems) {
-            let Some(scales) = system.solve() else { continue };
-            line.scales.iter_mut().zip(scales).for_each(|(scale, found)| *scale = found as f32);
-            line.turn_positive(self);
-        }
+        // Lines that are not there move no more.
+        is_moving[lines.len()..].fill(false);
     }
 }
 
@@ -278,52 +351,23 @@ fn trit(code: u8, plane: usize) -> f32 {
 }
 
 impl Line {
-    /// Stage 1: the scale of every group, and the nearest trits.
-    fn search(&mut self, fit: &Fit) {
-        for places in &fit.places {
-            let pairs: Vec<(f32, f32)> =
-                places.iter().map(|&place| (self.target[place], fit.own[place])).collect();
-            let finest = search_scale(&pairs, if fit.planes == 1 { 1.0 } else { 4.0 });
-            // Planes begin as digits: three times as large each.
-            self.scales.extend((0..fit.planes).map(|plane| finest * 3f32.powi(plane as i32)));
+    fn errors(&self, fit: &Fit, out: &mut [f32]) {
+        for (place, out) in out.iter_mut().enumerate() {
+            *out = self.target[place] - fit.levels(&self.scales, place).value(self.codes[place]);
         }
-        let nearest = |(place, &value): (usize, &f32)| fit.levels(&self.scales, place).nearest(value);
-        self.codes = self.target.iter().enumerate().map(nearest).collect();
     }
 
-    /// Looks at every trit once; whether one has moved. `pull` is the error times the Hessian.
-    fn sweep(&mut self, fit: &Fit, pull: &mut [f32]) -> bool {
-        let (width, mut moved) = (pull.len(), false);
-        for place in 0..width {
-            let row = &fit.hessian.values[place * width..][..width];
-            let levels = Levels(&self.scales[fit.group_of[place] * fit.planes..][..fit.planes]);
-            let value = levels.value(self.codes[place]);
-            let code = levels.nearest(value + pull[place] / row[place]);
-            let by = levels.value(code) - value;
-            if by != 0.0 {
-                self.codes[place] = code;
-                pull.iter_mut().zip(row).for_each(|(pull, &h)| *pull -= by * h);
-                moved = true;
-            }
+    /// Moves one trit to where the outputs err least; whether it was elsewhere. `row` is its row of the Hessian.
+    fn turn(&mut self, fit: &Fit, place: usize, row: &[f32], pull: &mut [f32]) -> bool {
+        let levels = Levels(&self.scales[fit.group_of[place] * fit.planes..][..fit.planes]);
+        let value = levels.value(self.codes[place]);
+        let code = levels.nearest(value + pull[place] / fit.squares[place]);
+        let by = levels.value(code) - value;
+        if by != 0.0 {
+            self.codes[place] = code;
+            pull.iter_mut().zip(row).for_each(|(pull, &h)| *pull -= by * h);
         }
-        moved
-    }
-
-    /// Least squares may find a negative scale: its trits change sides.
-    fn turn_positive(&mut self, fit: &Fit) {
-        for (group, places) in fit.places.iter().enumerate() {
-            for plane in 0..fit.planes {
-                let scale = &mut self.scales[group * fit.planes + plane];
-                if *scale < 0.0 {
-                    *scale = -*scale;
-                    let digit = 3u8.pow(plane as u32);
-                    places.iter().for_each(|&place| {
-                        let code = &mut self.codes[place];
-                        *code = *code + 2 * digit - *code / digit % 3 * 2 * digit;
-                    });
-                }
-            }
-        }
+        by != 0.0
     }
 
     fn write(&self, fit: &Fit, trits: &mut Vec<i8>, scales: &mut Vec<f32>) {
@@ -336,84 +380,5 @@ impl Line {
             }
             scales.extend(self.scales.iter().skip(plane).step_by(fit.planes));
         }
-    }
-}
-
-/// The distance of neighbouring levels, `most` of them to each side, that suits weighted values best.
-fn search_scale(pairs: &[(f32, f32)], most: f32) -> f32 {
-    const STEPS: usize = 48;
-    let largest = pairs.iter().fold(0.0f32, |largest, (value, _)| largest.max(value.abs()));
-    let mut best = (f64::NEG_INFINITY, 0.0);
-    for step in 1..=STEPS {
-        let scale = largest * step as f32 / (STEPS as f32 * most);
-        if scale <= 0.0 {
-            continue;
-        }
-        let (mut along, mut square) = (0.0f64, 0.0f64);
-        for &(value, weight) in pairs {
-            let level = f64::from((value / scale).round().clamp(-most, most));
-            along += f64::from(weight) * f64::from(value) * level;
-            square += f64::from(weight) * level * level;
-        }
-        // The best multiple of these levels takes so much off the loss.
-        if square > 0.0 && along * along / square > best.0 {
-            best = (along * along / square, (along / square) as f32);
-        }
-    }
-    best.1
-}
-
-/// The equations of a row's scales.
-#[derive(Debug, Clone)]
-struct System {
-    unknowns: usize,
-    squares: Vec<f64>,
-    along: Vec<f64>,
-}
-
-impl System {
-    fn new(unknowns: usize) -> Self {
-        System { unknowns, squares: vec![0.0; unknowns * unknowns], along: vec![0.0; unknowns] }
-    }
-
-    /// Fills in the row of one unknown; `product` is its trits times the Hessian.
-    fn put(&mut self, fit: &Fit, line: &Line, unknown: usize, product: &[f32]) {
-        for (group, places) in fit.places.iter().enumerate() {
-            for plane in 0..fit.planes {
-                let sum =
-                    places.iter().map(|&place| trit(line.codes[place], plane) * product[place]).sum::<f32>();
-                self.squares[unknown * self.unknowns + group * fit.planes + plane] = f64::from(sum);
-            }
-        }
-        let along =
-            line.target.iter().zip(product).map(|(&value, &product)| f64::from(value) * f64::from(product));
-        self.along[unknown] = along.sum();
-    }
-
-    /// Gauss's elimination of a symmetric positive system; groups of zeros alone keep zero.
-    fn solve(mut self) -> Option<Vec<f64>> {
-        let n = self.unknowns;
-        let mean = (0..n).map(|at| self.squares[at * n + at]).sum::<f64>() / n as f64;
-        if mean <= 0.0 {
-            return None;
-        }
-        (0..n).for_each(|at| self.squares[at * n + at] += mean * 1e-7);
-        for pivot in 0..n {
-            let (above, below) = self.squares.split_at_mut((pivot + 1) * n);
-            let top = &above[pivot * n..];
-            if top[pivot] <= 0.0 {
-                return None;
-            }
-            for (number, row) in below.chunks_exact_mut(n).enumerate() {
-                let factor = row[pivot] / top[pivot];
-                row[pivot..].iter_mut().zip(&top[pivot..]).for_each(|(value, top)| *value -= factor * top);
-                self.along[pivot + 1 + number] -= factor * self.along[pivot];
-            }
-        }
-        for row in (0..n).rev() {
-            let known: f64 = (row + 1..n).map(|at| self.squares[row * n + at] * self.along[at]).sum();
-            self.along[row] = (self.along[row] - known) / self.squares[row * n + row];
-        }
-        Some(self.along)
     }
 }

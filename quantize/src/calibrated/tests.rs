@@ -10,22 +10,12 @@ use super::feedback::{Hessian, Order};
 use super::linear::Work;
 use super::{awq, gptq, ternary};
 use crate::matrix::{Grouped, Quantized, as_f16};
-
-/// Reproducible numbers between -1 and 1, more of them small.
-fn noise(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next() * next()).collect()
-}
+use crate::nearest::gptq_scale;
+use crate::noise::noise;
 
 /// Inputs whose columns depend on one another and differ in size, as those of a model do.
 fn inputs(seed: u64, rows: usize, width: usize) -> Vec<f32> {
-    let mixed = noise(seed, rows * width);
+    let mixed = noise(seed, rows * width, 2);
     let mut x = mixed.clone();
     for row in 0..rows {
         for column in 0..width {
@@ -131,7 +121,7 @@ fn gptq_is_the_plain_algorithm() {
         let settings = gptq::Settings { bits, group, act_order, symmetric, damp: 0.01 };
         for width in [48, 160] {
             let shape = Shape { rows: 5, columns: width };
-            let values = noise(case as u64 + 1, 5 * width);
+            let values = noise(case as u64 + 1, 5 * width, 2);
             let found: Vec<Grouped> = [1, 3]
                 .map(|threads| {
                     with_work(threads, |work| {
@@ -170,7 +160,7 @@ fn loss(squares: &[f32], width: usize, values: &[f32], found: &[f32]) -> f64 {
 fn feedback_loses_less_than_rounding_to_nearest() {
     with_work(2, |work| {
         let shape = Shape { rows: 24, columns: 128 };
-        let values = noise(3, 24 * 128);
+        let values = noise(3, 24 * 128, 2);
         let real = squares(work, 4, 128);
         let alone: Vec<f32> =
             (0..128 * 128).map(|at| if at / 128 == at % 128 { real[at] } else { 0.0 }).collect();
@@ -190,7 +180,7 @@ fn every_stage_of_ternary_lowers_its_loss_and_a_second_plane_most() {
         let found = [1, 3].map(|threads| {
             with_work(threads, |work| {
                 let shape = Shape { rows: 40, columns: 192 };
-                let values = noise(5, 40 * 192);
+                let values = noise(5, 40 * 192, 2);
                 let squares = squares(work, 6, 192);
                 let hessian = Hessian::new(work, &squares, 192, Order::LargestFirst, 0.01);
                 let settings = ternary::Settings::default();
@@ -215,10 +205,45 @@ fn every_stage_of_ternary_lowers_its_loss_and_a_second_plane_most() {
 }
 
 #[test]
+fn factors_of_columns_lose_less_than_rows_alone() {
+    with_work(2, |work| {
+        let shape = Shape { rows: 64, columns: 128 };
+        let values: Vec<f32> = noise(9, 64 * 128, 2)
+            .into_iter()
+            .enumerate()
+            .map(|(at, value)| value * (1.0 + (at % 128 % 7) as f32))
+            .collect();
+        let squares = squares(work, 10, 128);
+        let hessian = Hessian::new(work, &squares, 128, Order::LargestFirst, 0.01);
+        let settings = ternary::Settings { group: None, ..ternary::Settings::default() };
+        let (rows, of_rows) = ternary::quantize(work, &settings, &hessian, shape, 1, &values);
+        let (both, of_both) = ternary::columns::fitted(work, &settings, &hessian, shape, 1, &values);
+        assert!(rows.columns.is_none() && rows.scales.len() == 64 && both.scales.len() == 64);
+        assert!(both.columns.as_ref().is_some_and(|factors| factors.iter().all(|factor| *factor > 0.0)));
+        let [of_rows, of_both] = [of_rows, of_both].map(|stages| stages.last().unwrap().1);
+        assert!(of_both < 0.8 * of_rows, "{of_both} of both, {of_rows} of rows");
+        let whole = loss(&squares, 128, &values, &vec![0.0; values.len()]);
+        let real = loss(&squares, 128, &values, &both.values()) / whole;
+        assert!((real - of_both).abs() < 0.2 * of_both, "{real} is told as {of_both}");
+    });
+}
+
+#[test]
+fn zeros_of_gptq_are_read_alike_by_all_tools() {
+    for bits in [2, 3, 4, 8] {
+        let values: Vec<f32> = (0..16).map(|at| 1.0 + at as f32).collect();
+        let (scale, zero) = gptq_scale(&values, bits, false);
+        assert_eq!(zero, 1, "{bits} bits");
+        let most = ((1u32 << bits) - 2) as f32 * scale;
+        assert!((most - 16.0).abs() < 0.02, "{bits} bits reach {most}");
+    }
+}
+
+#[test]
 fn awqs_searches_lower_the_loss() {
     with_work(2, |work| {
         let (shape, width) = (Shape { rows: 32, columns: 128 }, 128);
-        let values = noise(7, 32 * width);
+        let values = noise(7, 32 * width, 2);
         let x = inputs(8, 512, width);
         let mut squares = vec![0.0; width * width];
         work.add_cross(&x, width, &x, width, &mut squares);

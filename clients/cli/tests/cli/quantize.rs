@@ -115,6 +115,18 @@ fn what_makes_no_sense_is_refused() {
     with(&["--to", "awq", "--damp", "0.1"], 2, &["--damp", "leave it out"]);
     with(&["--to", "nf4", "--damp", "0.1"], 2, &["calibrated"]);
     with(&["--to", "nf4", "--ram", "1MiB"], 1, &["--ram", "expected at least"]);
+    with(&["--to", "ternary", "--equalise"], 2, &["--equalise", "ptbitnet", "leave it out"]);
+    with(&["--to", "ternary", "--scales", "row-column"], 2, &["row-column", "ptbitnet"]);
+    with(
+        &["--to", "ternary", "--scales", "row", "--group-size", "64"],
+        2,
+        &["--group-size", "leave one out"],
+    );
+    let means = ["--to", "ternary", "--method", "ptbitnet", "--mean-removal"];
+    with(&means, 2, &["--mean-removal", "biases", "none"]);
+    with(&["--to", "nf4", "--zero-point", "no"], 2, &["--zero-point", "awq"]);
+    let nearest = ["--to", "awq", "--group-size", "64", "--method", "nearest", "--clip-search", "no"];
+    with(&nearest, 2, &["--clip-search", "calibrated"]);
     with(&["--to", "nf4", "--head", "int8"], 2, &["--head", "ternary", "leave it out"]);
     let gguf = repository("tests/goldens/quant/gguf-llama/model-Q4_0.gguf");
     if Path::new(&gguf).is_file() {
@@ -131,6 +143,19 @@ fn calibrated_methods_write_what_is_read() {
     for (number, more) in [
         &["--to", "gptq", "--group-size", "32", "--act-order"][..],
         &["--to", "awq", "--group-size", "64"],
+        &[
+            "--to",
+            "awq",
+            "--group-size",
+            "64",
+            "--zero-point",
+            "no",
+            "--clip-search",
+            "no",
+            "--scale-search",
+            "no",
+        ],
+        &["--to", "ternary", "--method", "ptbitnet", "--bits", "2.4", "--scales", "row-column", "--equalise"],
         &["--to", "ternary", "--method", "ptbitnet", "--bits", "2.4"],
     ]
     .into_iter()

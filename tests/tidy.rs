@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("bantam-proto", &[]),
     ("bantam-quantize", &["bantam-core", "bantam-model"]),
     ("bantam-train", &["bantam-core", "bantam-model"]),
-    ("bantam-daemon", &["bantam-core", "bantam-model", "bantam-proto"]),
+    ("bantam-daemon", &["bantam-core", "bantam-model", "bantam-proto", "bantam-train"]),
     (
         "bantam",
         &["bantam-core", "bantam-model", "bantam-quantize", "bantam-train", "bantam-proto", "bantam-daemon"],

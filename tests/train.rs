@@ -6,6 +6,7 @@ use std::path::Path;
 
 use bantam_core::Cpu;
 use bantam_model::checkpoint::Checkpoint;
+use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::source::Source;
 use bantam_tests::{floats, repository};
 use bantam_train::optimizer::schedule::{Schedule, Shape};
@@ -249,12 +250,20 @@ fn check_full(golden: &mut Golden) {
 
 fn check_adapter(golden: &mut Golden) {
     let json = golden.json.clone();
-    let base = match json["quant_base"].as_str() {
-        Some(base) => base.to_owned(),
-        None => format!("models/{}", json["base"].as_str().expect("a model")),
-    };
-    let source = open(&base, json["adapter"].as_str());
-    let mut training = Training::adapter(&source, Cpu::detect(), 2).expect("it can be trained");
+    let base = format!("models/{}", json["base"].as_str().expect("a model"));
+    match json["quant_base"].as_str() {
+        None => check_over(golden, &json, &base, None),
+        // Codes that a tool wrote, and those that come of the model itself, are the same.
+        Some(quantized) => {
+            check_over(golden, &json, quantized, None);
+            check_over(golden, &json, &base, way("bnb-4bit"));
+        }
+    }
+}
+
+fn check_over(golden: &mut Golden, json: &Value, base: &str, quantization: Option<&'static OnLoad>) {
+    let source = open(base, json["adapter"].as_str());
+    let mut training = Training::adapter(&source, quantization, Cpu::detect(), 2).expect("it can be trained");
     let batches = Batches::read(&golden.tensors);
     let loss = batches.step(&mut training, 0);
     check_number(&golden.name, loss, &json["loss"]);
@@ -310,4 +319,95 @@ fn the_same_bits_come_on_any_number_of_threads() {
     };
     let (one, three) = (run(1), run(3));
     assert!(one == three, "losses {} and {}", one.0, three.0);
+}
+
+/// The loss of a step, and its gradients.
+fn loss_and_gradients(training: &mut Training, batch: &Batch) -> (f64, Vec<f32>) {
+    training.clear();
+    let loss = training.step(batch, 1.0).expect("a sound batch");
+    (loss, training.gradients().to_vec())
+}
+
+/// Along the gradient of some parameters, a loss changes by that gradient's square.
+fn check_along(what: &str, training: &mut Training, batch: &Batch, is_moved: impl Fn(&Parameter) -> bool) {
+    let (_, mut gradients) = loss_and_gradients(training, batch);
+    let parameters = training.parameters().iter().enumerate();
+    let (moved, left): (Vec<_>, Vec<_>) =
+        parameters.map(|(at, known)| (at, known.range(), is_moved(known))).partition(|(_, _, moved)| *moved);
+    left.into_iter().for_each(|(_, range, _)| gradients[range].fill(0.0));
+    let square: f64 = gradients.iter().map(|x| f64::from(*x).powi(2)).sum();
+    let move_by = |training: &mut Training, step: f32| {
+        for (parameter, range, _) in &moved {
+            let mut values = vec![0.0; range.len()];
+            training.read(*parameter, &mut values);
+            values.iter_mut().zip(&gradients[range.clone()]).for_each(|(x, d)| *x += step * d);
+            training.write(*parameter, &values);
+        }
+        training.settle();
+    };
+    let step = (2e-3 / square.sqrt()) as f32;
+    move_by(training, step);
+    let above = training.step(batch, 0.0).expect("a sound batch");
+    move_by(training, -2.0 * step);
+    let below = training.step(batch, 0.0).expect("a sound batch");
+    move_by(training, step);
+    let found = (above - below) / (2.0 * f64::from(step));
+    assert!((found - square).abs() < 2e-2 * square, "{what}: {found}, not {square}");
+}
+
+#[test]
+fn dropped_inputs_are_the_same_ones_backwards_and_again() {
+    let (tokens, documents) = ((1..50).collect::<Vec<u32>>(), [20, 29]);
+    let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
+    for (base, adapter) in [
+        ("models/llama-tied", "lora/lora-llama"),
+        ("models/gpt_neox", "lora/lora-gpt_neox"),
+        ("models/llama-tied", "lora/lora-dora-llama"),
+    ] {
+        let source = open(base, Some(adapter));
+        let mut training = Training::adapter(&source, None, Cpu::detect(), 2).expect("it can be trained");
+        let plain = training.loss(&batch).expect("a sound batch");
+        training.drop_inputs(0.3, 42);
+        training.at_moment(5);
+        let (loss, gradients) = loss_and_gradients(&mut training, &batch);
+        assert!(loss != plain, "{adapter}: nothing is dropped");
+        assert_eq!(training.loss(&batch).expect("a sound batch"), plain, "{adapter}: measured without");
+        assert!((loss, gradients) == loss_and_gradients(&mut training, &batch), "{adapter}");
+        // The lengths of a DoRA's rows are constants to its gradient, but for those that are trained.
+        let has_lengths = training.parameters().iter().any(|known| known.role == Role::Magnitude);
+        let is_moved = |known: &Parameter| !has_lengths || known.role == Role::Magnitude;
+        check_along(adapter, &mut training, &batch, is_moved);
+        training.at_moment(6);
+        assert!(loss != loss_and_gradients(&mut training, &batch).0, "{adapter}: moments differ");
+        // Where all is dropped, the model is left.
+        training.drop_inputs(1.0, 42);
+        let mut bare = Training::full(&open(base, None), Cpu::detect(), 2).expect("it can be trained");
+        let (alone, wanted) = (training.step(&batch, 1.0), bare.loss(&batch).expect("a sound batch"));
+        assert!((alone.expect("a sound batch") - wanted).abs() < 1e-5 * wanted, "{adapter}");
+    }
+}
+
+#[test]
+fn frozen_weights_leave_the_gradients_of_others_as_they_are() {
+    let source = open("models/mixtral", None);
+    let (tokens, documents) = ((1..50).collect::<Vec<u32>>(), [20, 29]);
+    let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
+    let mut full = Training::full(&source, Cpu::detect(), 2).expect("it can be trained");
+    let (loss, gradients) = loss_and_gradients(&mut full, &batch);
+    let last = source.spec.layers.len() - 1;
+    let is_trained = |name: &str| name.contains(&format!("layers.{last}.")) || name == "lm_head.weight";
+    let mut some = Training::some(&source, &is_trained, Cpu::detect(), 2).expect("it can be trained");
+    let (found, of_some) = loss_and_gradients(&mut some, &batch);
+    assert!((found - loss).abs() < 1e-6 * loss, "{found}, not {loss}");
+    assert!(some.parameters().len() > 10 && some.parameters().len() < full.parameters().len());
+    for parameter in some.parameters() {
+        assert!(is_trained(&parameter.name), "{}", parameter.name);
+        let whole = full.parameter(&parameter.name).expect("a parameter of the model").range();
+        let (a, b) = (&of_some[parameter.range()], &gradients[whole]);
+        let size = b.iter().fold(0.0f32, |size, x| size.max(x.abs()));
+        let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst <= 1e-5 * size, "{}: {worst} of {size}", parameter.name);
+    }
 }

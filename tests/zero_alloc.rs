@@ -419,8 +419,11 @@ fn training() {
     training_steps("gpt_oss-bf16", full("gpt_oss-bf16"));
     let adapter = repository("tests/goldens/lora/lora-dora-llama");
     let source = open("llama-tied").adapted(&adapter).expect("the adapter opens");
-    let training = Training::adapter(&source, Cpu::detect(), 3).expect("it can be trained");
-    training_steps("lora-dora-llama", training);
+    let nested = way("bnb-4bit");
+    let mut training = Training::adapter(&source, nested, Cpu::detect(), 3).expect("it can be trained");
+    training.drop_inputs(0.1, 42);
+    training.keep_halves();
+    training_steps("lora-dora-llama over four bits", training);
 }
 
 /// An engine with an adapter beside its model: every product has two more.

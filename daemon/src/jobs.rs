@@ -1,5 +1,5 @@
-//! Jobs: work that outlives the call that asked for it. One trains at a time, in a thread of its own beside the engines,
-//! and others wait in line. What happens is told to whoever watches, and nobody who watches slowly makes a job wait.
+//! Jobs: work that outlives the call that asked for it. One trains at a time, in a thread beside the engines, and
+//! others wait in line. What happens is told to whoever watches, and nobody who watches slowly makes a job wait.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

@@ -135,6 +135,13 @@ impl Source {
         Ok(Source { files, spec, checkpoint, adapter: None })
     }
 
+    /// The model at `path` as far as its configuration goes, whatever weights are there.
+    pub fn without_weights(path: &Path) -> Result<Self, SourceError> {
+        let files = ModelFiles::open(path)?;
+        let spec = read_spec(&files)?;
+        Ok(Source { files, spec, checkpoint: Checkpoint::none(), adapter: None })
+    }
+
     /// The same model with the adapter in a folder beside it.
     pub fn adapted(self, folder: &Path) -> Result<Self, SourceError> {
         let adapter = Some(Arc::new(Adapter::open(folder)?));

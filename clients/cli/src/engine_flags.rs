@@ -46,8 +46,8 @@ pub(crate) struct EngineFlags {
     #[arg(long, value_enum, value_name = "TYPE")]
     kv: Option<KvName>,
     /// Quantizes the matrices of the layers that are not yet: int8, nf4, bnb-4bit (nf4 with double quantization), fp4,
-    /// mxfp4, gptq (four bits in groups of 128, without calibration), ternary (-1, 0 and 1 in groups of 128, each with
-    /// its best scale)
+    /// bnb-fp4 (the same), mxfp4, gptq (four bits in groups of 128, without calibration), ternary (-1, 0 and 1 in
+    /// groups of 128, each with its best scale)
     #[arg(long, value_parser = way_of, value_name = "TYPE")]
     quantization: Option<&'static OnLoad>,
     /// The same for the head, which otherwise stays as it is

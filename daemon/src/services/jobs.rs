@@ -82,7 +82,11 @@ impl Services {
                 true => below,
                 false => catalog.find(&model, caller.door)?.path().map(Path::to_owned).unwrap_or_default(),
             };
-            let source = Source::open(&path).map_err(Unusable::from)?;
+            let opened = match settings.flag("train_from_scratch") {
+                true => Source::without_weights(&path),
+                false => Source::open(&path),
+            };
+            let source = opened.map_err(Unusable::from)?;
             let threads = if usual > 0 { usual } else { Threads::available() };
             let begun = jobs.train(Training { settings, source, threads });
             begun.map_err(|why| Trouble::Precondition(why.to_owned()))

@@ -234,6 +234,11 @@ impl Checkpoint {
         }
     }
 
+    /// No tensors: of a model whose weights are still to be made.
+    pub fn none() -> Self {
+        Self::new(None, Vec::new())
+    }
+
     /// Takes shards in which no two tensors have one name.
     fn new(index: Option<PathBuf>, shards: Vec<Shard>) -> Self {
         let mut by_name = Vec::new();

@@ -299,7 +299,7 @@ fn cascade<const LANES: usize>(values: &[f32]) -> [f32; LANES] {
 }
 
 /// The code of the nearest of ascending values; of two, the lower.
-fn nearest(map: &[f32; 256], value: f32) -> u8 {
+pub fn nearest(map: &[f32; 256], value: f32) -> u8 {
     let right = map.partition_point(|entry| *entry < value).min(255);
     let left = right.saturating_sub(1);
     (if map[right] - value < value - map[left] { right } else { left }) as u8
@@ -308,11 +308,33 @@ fn nearest(map: &[f32; 256], value: f32) -> u8 {
 /// Values of the eight-bit codes of bitsandbytes' nested scales: seven decades with ever finer steps, in ascending
 /// order. Its CPU code puts -1 in the place of the lowest.
 pub fn dynamic_map() -> [f32; 256] {
-    let mut map = [0.0f32; 256];
-    map[255] = 1.0;
+    let [mut map, _] = optimizer_maps();
+    map[0] = -1.0;
+    map
+}
+
+/// The same as its optimizers have them: with a sign, and without one and with twice the steps.
+pub fn optimizer_maps() -> [[f32; 256]; 2] {
+    let [mut signed, mut unsigned] = [[0.0f32; 256]; 2];
+    (signed[255], unsigned[255]) = (1.0, 1.0);
     let mut at = 127;
+    each_step(1, |value| {
+        at += 1;
+        signed[at] = value;
+        signed[254 - at] = -value;
+    });
+    let mut at = 0;
+    each_step(2, |value| {
+        at += 1;
+        unsigned[at] = value;
+    });
+    [signed, unsigned]
+}
+
+/// The values of seven decades, of which the first has so many and each other one twice as many as the one before.
+fn each_step(first: usize, mut see: impl FnMut(f32)) {
     for decade in 0..7 {
-        let count = 1 << decade;
+        let count = first << decade;
         let factor = 10f64.powi(decade - 6) as f32;
         // As torch spaces points evenly: from both ends, with fused products.
         let step = 0.9 / count as f32;
@@ -320,15 +342,8 @@ pub fn dynamic_map() -> [f32; 256] {
             true => step.mul_add(i as f32, 0.1),
             false => (-step).mul_add((count - i) as f32, 1.0),
         };
-        for i in 0..count {
-            let value = factor * ((point(i) + point(i + 1)) / 2.0);
-            at += 1;
-            map[at] = value;
-            map[254 - at] = -value;
-        }
+        (0..count).for_each(|i| see(factor * ((point(i) + point(i + 1)) / 2.0)));
     }
-    map[0] = -1.0;
-    map
 }
 
 #[cfg(test)]

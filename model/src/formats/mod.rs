@@ -76,8 +76,13 @@ impl Format {
         }
     }
 
+    /// Whether a tool quantized the checkpoint. A GGUF file may hold floating point alone.
+    pub fn is_quantized(&self) -> bool {
+        self.0.is_some() && !self.is_gguf()
+    }
+
     /// Whether all is as in a GGUF file: see `families::Gguf`.
-    pub(crate) fn is_gguf(&self) -> bool {
+    pub fn is_gguf(&self) -> bool {
         self.0.as_ref().is_some_and(|reader| reader.is_gguf())
     }
 

@@ -42,6 +42,8 @@ struct Blocks {
 
 const NF4_BLOCKS: Blocks =
     Blocks { coding: Coding { book: &NF4, bits: 4, run: FOUR_BIT_BLOCK }, encode: encode::nf4 };
+const FP4_BLOCKS: Blocks =
+    Blocks { coding: Coding { book: &FP4, bits: 4, run: FOUR_BIT_BLOCK }, encode: encode::fp4 };
 
 /// All ways.
 pub static WAYS: &[OnLoad] = &[
@@ -53,15 +55,8 @@ pub static WAYS: &[OnLoad] = &[
         blocks: Some(NF4_BLOCKS),
         nested: true,
     },
-    OnLoad {
-        name: "fp4",
-        about: "bitsandbytes' FP4",
-        blocks: Some(Blocks {
-            coding: Coding { book: &FP4, bits: 4, run: FOUR_BIT_BLOCK },
-            encode: encode::fp4,
-        }),
-        nested: false,
-    },
+    OnLoad { name: "fp4", about: "bitsandbytes' FP4", blocks: Some(FP4_BLOCKS), nested: false },
+    OnLoad { name: "bnb-fp4", about: "FP4 with double quantization", blocks: Some(FP4_BLOCKS), nested: true },
     OnLoad {
         name: "mxfp4",
         about: "four bits under powers of two",

@@ -450,15 +450,17 @@ impl Plan {
         Plan::adapted(spec, stored, None, options, cpu)
     }
 
-    /// The same with all matrices in float32, whatever they are stored as: for weights that will be changed.
+    /// The same with some matrices in float32, whatever they are stored as: for weights that will be changed.
+    /// `is_float` is asked for the names of their tensors.
     pub fn in_floats(
         spec: &ModelSpec,
         stored: impl Fn(&str, &[usize]) -> Option<Stored>,
+        is_float: &dyn Fn(&str) -> bool,
         options: Options,
         cpu: Cpu,
     ) -> Result<Plan, PlanError> {
         let mut planner = Planner::new(spec, &stored, None, options, cpu);
-        planner.floats = true;
+        planner.floats = Some(is_float);
         let weights = planner.weights()?;
         Plan::with(planner, weights, options)
     }

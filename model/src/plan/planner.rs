@@ -30,8 +30,8 @@ pub(crate) struct Planner<'a> {
     pub(crate) cache: Layouter,
     pub(crate) work: Layouter,
     panel_bytes: usize,
-    /// Whether every matrix is held in float32, whatever it is stored as.
-    pub(super) floats: bool,
+    /// Which matrices are held in float32, whatever they are stored as: by the names of their tensors.
+    pub(super) floats: Option<&'a dyn Fn(&str) -> bool>,
     /// Experts apart, then.
     lean: bool,
     /// Bytes of experts that a token is not sent to.
@@ -104,7 +104,7 @@ impl<'a> Planner<'a> {
             cache: Layouter::new(Region::Cache),
             work: Layouter::new(Region::Work),
             panel_bytes: 0,
-            floats: false,
+            floats: None,
             lean: false,
             unread_bytes: 0,
             lows: Lows::default(),
@@ -206,7 +206,7 @@ impl<'a> Planner<'a> {
     fn origin(&self, line: &str, tensor: String, shape: Shape) -> Result<(Held, Origin), PlanError> {
         if self.takes_whole(&tensor) {
             let dtype = self.stored_as(&tensor, &[shape.rows, shape.columns])?;
-            return Ok((self.held_floats(line, dtype, shape), Origin::Whole(tensor)));
+            return Ok((self.held_floats(line, &tensor, dtype, shape), Origin::Whole(tensor)));
         }
         self.origin_in_base(line, tensor, shape)
     }
@@ -221,20 +221,20 @@ impl<'a> Planner<'a> {
         let tensors = |name: &str| (self.stored)(name, &[]);
         let module = tensor.strip_suffix(".weight").unwrap_or(&tensor);
         if let Some(packed) = self.spec.format.find(&Tensors(&tensors), module, shape)? {
-            return Ok((self.held_codes(line, &packed), Origin::Packed(Box::new(packed))));
+            return Ok((self.held_codes(line, &tensor, &packed), Origin::Packed(Box::new(packed))));
         }
         let expected = [shape.rows, shape.columns];
         let dtype = self.dtype_of(&tensor, (self.stored)(&tensor, &expected), &expected)?;
-        Ok((self.held_floats(line, dtype, shape), Origin::Tensor(tensor)))
+        Ok((self.held_floats(line, &tensor, dtype, shape), Origin::Tensor(tensor)))
     }
 
     /// Whether a matrix is held in float32, whatever it is stored as.
-    fn is_float(&self, line: &str) -> bool {
-        self.floats && !(self.lean && line.ends_with("experts"))
+    fn is_float(&self, line: &str, tensor: &str) -> bool {
+        self.floats.is_some_and(|is_float| is_float(tensor)) && !(self.lean && line.ends_with("experts"))
     }
 
     /// How a tensor of floating point is held.
-    fn held_floats(&self, line: &str, dtype: Dtype, shape: Shape) -> Held {
+    fn held_floats(&self, line: &str, tensor: &str, dtype: Dtype, shape: Shape) -> Held {
         // Routers stay as they are, and an embedding that is not the head too.
         let head = line == "head" || line == "embedding" && self.spec.tied;
         let Options { quantization, head: of_head, experts, .. } = self.options;
@@ -250,7 +250,7 @@ impl<'a> Planner<'a> {
             return Held::plain(layout, encode);
         }
         let layout: &'static dyn Layout = match dtype {
-            _ if self.is_float(line) => FLOAT32,
+            _ if self.is_float(line, tensor) => FLOAT32,
             Dtype::Bf16 => BFLOAT16,
             Dtype::F16 => FLOAT16,
             _ => FLOAT32,
@@ -260,15 +260,15 @@ impl<'a> Planner<'a> {
 
     /// How a quantized matrix is held: in its codes, where a layout takes them; else in floating point, in as many bits
     /// as the precision asks for.
-    fn held_codes(&self, line: &str, packed: &Packed) -> Held {
+    fn held_codes(&self, line: &str, tensor: &str, packed: &Packed) -> Held {
         let (ordered, factored) = (packed.decode.ordered(), packed.decode.factored());
         let times = packed.decode.times();
         // Rows of a table are read without an input.
         let unread = packed.divisors.is_some() || line == "embedding" && (factored || times > 1);
-        let coding = packed.decode.coding(packed.shape).filter(|_| !unread && !self.is_float(line));
+        let coding = packed.decode.coding(packed.shape).filter(|_| !unread && !self.is_float(line, tensor));
         match coding.and_then(|coding| coding.layout(self.options.precision)) {
             Some(layout) => Held { layout, ordered, factored, times, encode: None },
-            None => self.held_floats(line, self.unpacked_dtype(), packed.shape),
+            None => self.held_floats(line, tensor, self.unpacked_dtype(), packed.shape),
         }
     }
 
@@ -397,7 +397,8 @@ impl<'a> Planner<'a> {
 
     /// The one layer of the specification, all in float32, or all but the experts.
     pub(crate) fn layer_alone(&mut self, number: usize, lean: bool) -> Result<Weights, PlanError> {
-        (self.floats, self.lean) = (true, lean);
+        self.floats = Some(&|_| true);
+        self.lean = lean;
         let spec = self.spec;
         let layers = vec![self.layer(number, &spec.layers[0])?];
         let ropes = spec.ropes.iter().map(|rope| self.rope(rope)).collect::<Result<_, PlanError>>()?;
@@ -557,7 +558,7 @@ impl<'a> Planner<'a> {
                 let first = found.first().expect("a mixture has experts").0;
                 // A stack has one layout: float32 holds whatever its matrices are stored as.
                 let mixed = !found.iter().all(|(held, _)| held.is(&first));
-                let all = if mixed { self.held_floats(line, Dtype::F32, shape) } else { first };
+                let all = if mixed { self.held_floats(line, "", Dtype::F32, shape) } else { first };
                 let source = |(held, origin): (Held, Origin)| {
                     let encode = if mixed { all.encode } else { held.encode };
                     (origin, cut, encode)
@@ -569,7 +570,7 @@ impl<'a> Planner<'a> {
                 let name = format!("{}{matrix}", name(0));
                 let whole = self.takes_whole(&name);
                 if !whole && let Some(packed) = self.packed_stack(&name, choice.experts, shape)? {
-                    let held = self.held_codes(line, &packed[0]);
+                    let held = self.held_codes(line, &name, &packed[0]);
                     let source = |packed| (Origin::Packed(Box::new(packed)), cut, held.encode);
                     return Ok((held, packed.into_iter().map(source).collect()));
                 }
@@ -577,7 +578,7 @@ impl<'a> Planner<'a> {
                 let dtype = self.stored_as(&name, &[choice.experts, sides[0], sides[1]])?;
                 let turned = turned.then_some(stored);
                 let cut = |expert| Cut { start: expert * shape.columns * stored, turned, ..cut };
-                let held = self.held_floats(line, dtype, shape);
+                let held = self.held_floats(line, &name, dtype, shape);
                 let origin = if whole { Origin::Whole } else { Origin::Tensor };
                 let source = |expert| (origin(name.clone()), cut(expert), held.encode);
                 (held, (0..choice.experts).map(source).collect())

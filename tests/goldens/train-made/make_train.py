@@ -29,6 +29,8 @@ CASES = {
     "dora-rslora-gpt_neox": ("gpt_neox", "lora/lora-dora-rslora-gpt_neox"),
     "gpt_oss": ("gpt_oss-bf16", "lora/lora-gpt_oss"),
     "experts-gpt_oss": ("gpt_oss-bf16", "lora-made/experts-gpt_oss"),
+    "mxfp4-gpt_oss": ("gpt_oss-mxfp4", "lora/lora-gpt_oss"),
+    "experts-mxfp4-gpt_oss": ("gpt_oss-mxfp4", "lora-made/experts-gpt_oss"),
     "experts-mixtral": ("mixtral", "lora-made/experts-mixtral"),
     "some-mixtral": ("mixtral", "lora-made/some-mixtral"),
     "fused-phi3": ("phi3", "lora-made/fused-phi3"),
@@ -56,7 +58,7 @@ def make(case, model, adapter, out):
     torch.manual_seed(sum(map(ord, case)))
     base = AutoModelForCausalLM.from_pretrained(
         GOLDENS / "models" / model, dtype=torch.float32, attn_implementation="eager"
-    )
+    ).float()
     if adapter:
         base = PeftModel.from_pretrained(base, GOLDENS / adapter, is_trainable=True)
         for module in base.modules():

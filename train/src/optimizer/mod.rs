@@ -6,6 +6,7 @@
 mod elementwise;
 pub mod muon;
 pub mod schedule;
+mod short;
 
 use crate::step::Training;
 use crate::step::parameters::Parameter;
@@ -35,6 +36,8 @@ pub struct Sgd {
 pub enum Rule {
     /// Adam with decay apart from the gradient.
     AdamW(AdamW),
+    /// The same, of whose memory eight bits are kept.
+    ShortAdamW(AdamW),
     /// The gradient, with momentum.
     Sgd(Sgd),
     /// Orthogonalized momentum. For matrices alone.
@@ -58,6 +61,39 @@ pub fn is_decayed(parameter: &Parameter) -> bool {
     !matches!(parameter.role, Role::Norm | Role::Bias) && !parameter.name.contains("bias")
 }
 
+/// Whether what is remembered of a parameter is short where that is asked for: neither of small ones nor of embeddings,
+/// as bitsandbytes and the Trainer have it.
+pub fn is_shortened(parameter: &Parameter) -> bool {
+    use crate::step::parameters::Role;
+    parameter.range().len() >= short::SMALLEST && parameter.role != Role::Embedding
+}
+
+/// A part of what is remembered, with its name.
+#[derive(Debug, PartialEq)]
+pub enum Memory<'a> {
+    /// Numbers.
+    Floats(&'static str, &'a [f32]),
+    /// Codes of numbers.
+    Codes(&'static str, &'a [u8]),
+}
+
+/// The same, to be filled.
+#[derive(Debug)]
+pub enum MemoryMut<'a> {
+    /// Numbers.
+    Floats(&'static str, &'a mut [f32]),
+    /// Codes of numbers.
+    Codes(&'static str, &'a mut [u8]),
+}
+
+/// Where what is remembered of a parameter begins.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    first: usize,
+    second: usize,
+    short: short::Place,
+}
+
 /// What is remembered from step to step.
 #[derive(Debug)]
 pub struct Optimizer {
@@ -65,8 +101,8 @@ pub struct Optimizer {
     /// Means of gradients, or momentum; then means of squares, of those that have them.
     first: Vec<f32>,
     second: Vec<f32>,
-    /// Where a parameter's squares are.
-    second_at: Vec<usize>,
+    short: short::Means,
+    places: Vec<Place>,
     steps: u64,
     values: Vec<f32>,
     work: muon::Work,
@@ -76,18 +112,22 @@ impl Optimizer {
     /// Chooses for every parameter.
     pub fn new(training: &Training, group: impl Fn(&Parameter) -> Group) -> Optimizer {
         let groups: Vec<Group> = training.parameters().iter().map(group).collect();
-        let (mut squares, mut second_at) = (0, Vec::new());
+        let (mut first, mut second, mut short, mut places) = (0, 0, short::Means::new(), Vec::new());
         for (parameter, group) in training.parameters().iter().zip(&groups) {
-            second_at.push(squares);
-            if matches!(group.rule, Rule::AdamW(_)) {
-                squares += parameter.range().len();
+            let (mut place, count) = (Place { first, second, ..Place::default() }, parameter.range().len());
+            match group.rule {
+                Rule::ShortAdamW(_) => place.short = short.place(count),
+                Rule::AdamW(_) => (first, second) = (first + count, second + count),
+                Rule::Sgd(_) | Rule::Muon(_) => first += count,
             }
+            places.push(place);
         }
         Optimizer {
             groups,
-            first: vec![0.0; training.gradients().len()],
-            second: vec![0.0; squares],
-            second_at,
+            first: vec![0.0; first],
+            second: vec![0.0; second],
+            short,
+            places,
             steps: 0,
             values: Vec::new(),
             work: muon::Work::default(),
@@ -99,15 +139,42 @@ impl Optimizer {
         self.steps
     }
 
-    /// What is remembered: means of gradients, or momentum; means of squares.
-    pub fn memory(&self) -> [&[f32]; 2] {
-        [&self.first, &self.second]
+    /// Bytes of what is remembered.
+    pub fn bytes(&self) -> u64 {
+        let of = |memory: &Memory| match memory {
+            Memory::Floats(_, values) => 4 * values.len() as u64,
+            Memory::Codes(_, codes) => codes.len() as u64,
+        };
+        self.memory().iter().map(of).sum()
+    }
+
+    /// What is remembered: means of gradients, or momentum; means of squares; then the same of what is kept short.
+    pub fn memory(&self) -> Vec<Memory<'_>> {
+        let [first, second] = &self.short.codes;
+        let [first_scales, second_scales] = &self.short.scales;
+        vec![
+            Memory::Floats("first", &self.first),
+            Memory::Floats("second", &self.second),
+            Memory::Codes("first_codes", first),
+            Memory::Codes("second_codes", second),
+            Memory::Floats("first_scales", first_scales),
+            Memory::Floats("second_scales", second_scales),
+        ]
     }
 
     /// The same, to be filled with what was remembered after so many steps.
-    pub fn resume(&mut self, steps: u64) -> [&mut [f32]; 2] {
+    pub fn resume(&mut self, steps: u64) -> Vec<MemoryMut<'_>> {
         self.steps = steps;
-        [&mut self.first, &mut self.second]
+        let [first, second] = &mut self.short.codes;
+        let [first_scales, second_scales] = &mut self.short.scales;
+        vec![
+            MemoryMut::Floats("first", &mut self.first),
+            MemoryMut::Floats("second", &mut self.second),
+            MemoryMut::Codes("first_codes", first),
+            MemoryMut::Codes("second_codes", second),
+            MemoryMut::Floats("first_scales", first_scales),
+            MemoryMut::Floats("second_scales", second_scales),
+        ]
     }
 
     /// Moves every parameter by its gradient; all rates are multiplied by `factor`.
@@ -125,10 +192,18 @@ impl Optimizer {
             }
             let values = &mut self.values[..range.len()];
             training.read(at, values);
-            let (gradient, first) = (&training.gradients()[range.clone()], &mut self.first[range.clone()]);
+            let (gradient, place) = (&training.gradients()[range.clone()], self.places[at]);
+            if let Rule::ShortAdamW(constants) = rule {
+                let steps = self.steps;
+                self.short.step(place.short, &constants, rate, decay, steps, gradient, values);
+                training.write(at, values);
+                continue;
+            }
+            let first = &mut self.first[place.first..][..range.len()];
             match rule {
+                Rule::ShortAdamW(_) => unreachable!("it has no float32 memory"),
                 Rule::AdamW(constants) => {
-                    let second = &mut self.second[self.second_at[at]..][..range.len()];
+                    let second = &mut self.second[place.second..][..range.len()];
                     adamw(&constants, rate, decay, self.steps, gradient, first, second, values);
                 }
                 Rule::Sgd(constants) => {

@@ -3,9 +3,11 @@
 
 use std::path::PathBuf;
 
+use bantam_model::formats::on_load::{OnLoad, way};
+
 use super::report;
 use crate::optimizer::schedule::{Schedule, Shape};
-use crate::optimizer::{AdamW, Group, Muon, Rule, Sgd, Variant, is_decayed};
+use crate::optimizer::{AdamW, Group, Muon, Rule, Sgd, Variant, is_decayed, is_shortened};
 use crate::settings::{Settings, SettingsError, Stage};
 use crate::step::parameters::{Parameter, Role};
 
@@ -14,10 +16,23 @@ use crate::step::parameters::{Parameter, Role};
 pub(super) enum Method {
     /// All weights.
     Full,
+    /// Some weights, the others staying as they are.
+    Freeze(Freeze),
     /// An adapter that goes on from where it stands.
     Adapter(PathBuf),
     /// A new adapter.
     Lora(Lora),
+}
+
+/// Which weights are trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Freeze {
+    /// So many layers: the last ones, or the first where it is negative.
+    pub(super) layers: i64,
+    /// Their modules.
+    pub(super) modules: Vec<String>,
+    /// Modules beside the layers.
+    pub(super) extra: Vec<String>,
 }
 
 /// A new adapter.
@@ -26,8 +41,31 @@ pub(super) struct Lora {
     pub(super) rank: usize,
     pub(super) alpha: usize,
     pub(super) targets: Vec<String>,
+    /// Tensors of experts.
+    pub(super) parameters: Vec<String>,
+    /// Modules that are trained whole.
+    pub(super) saved: Vec<String>,
     pub(super) rslora: bool,
     pub(super) dora: bool,
+    pub(super) dropout: f64,
+    pub(super) pissa: Option<Pissa>,
+}
+
+impl Lora {
+    /// What its products are multiplied by.
+    pub(super) fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        self.alpha as f64 / if self.rslora { rank.sqrt() } else { rank }
+    }
+}
+
+/// An adapter that begins as the largest parts of the model's matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pissa {
+    /// Powers of a matrix that these are found with; exactly without.
+    pub(super) powers: Option<usize>,
+    /// Whether the result is also written so that it fits the model as it is.
+    pub(super) is_converted: bool,
 }
 
 /// How often something is done.
@@ -73,6 +111,8 @@ pub(super) struct Choices<'a> {
     settings: &'a Settings,
     pub(super) output: PathBuf,
     pub(super) method: Method,
+    /// How matrices of the model are quantized that are not yet.
+    pub(super) quantization: Option<&'static OnLoad>,
     pub(super) start: Start,
     pub(super) batch: usize,
     pub(super) accumulation: usize,
@@ -82,20 +122,12 @@ pub(super) struct Choices<'a> {
     pub(super) rate: f64,
     pub(super) save_limit: Option<usize>,
     pub(super) measuring: Measuring,
+    /// Of the inputs of changes.
+    pub(super) dropout: f32,
 }
 
 /// Keys that must have their defaults, or one of some other words, and what to do instead.
 const NOT_YET: &[(&str, &str)] = &[
-    ("train_from_scratch", "write the first weights with transformers and train those"),
-    (
-        "quantization_bit",
-        "make the base smaller beforehand (`bantam quantize MODEL --to nf4`) and train over that",
-    ),
-    ("freeze_extra_modules", "use finetuning_type: lora or full"),
-    ("additional_target", "leave it out: whole tensors are trained in an adapter that has them already"),
-    ("lora_dropout", "leave it out: nothing is dropped yet"),
-    ("target_parameters", "leave it out: new adapters are for modules yet"),
-    ("pissa_init", "leave it out: new adapters begin as PEFT's plain ones"),
     ("create_new_adapter", "merge the adapter first (`bantam merge`)"),
     ("pure_bf16", "use bf16: true, or leave it out: numbers are float32"),
     ("compute_accuracy", "leave it out"),
@@ -114,6 +146,7 @@ impl<'a> Choices<'a> {
             settings,
             output: settings.text("output_dir").unwrap_or_default().into(),
             method: method(settings),
+            quantization: quantization(settings),
             start: start(settings),
             batch: size("per_device_train_batch_size").unwrap_or(1),
             accumulation: size("gradient_accumulation_steps").unwrap_or(1),
@@ -123,6 +156,7 @@ impl<'a> Choices<'a> {
             rate: settings.number("learning_rate").unwrap_or_default(),
             save_limit: size("save_total_limit"),
             measuring: measuring(settings),
+            dropout: settings.number("lora_dropout").unwrap_or_default() as f32,
         })
     }
 
@@ -175,6 +209,7 @@ impl<'a> Choices<'a> {
         let number = |key: &str, otherwise: f64| self.settings.number(key).unwrap_or(otherwise);
         let betas = [number("adam_beta1", 0.9), number("adam_beta2", 0.999)];
         let is_muon = self.flag("use_muon");
+        let is_short = self.settings.text("optim").is_some_and(|optim| optim.contains("8bit"));
         let is_sgd = self.settings.text("optim").as_deref() == Some("sgd");
         let rest = if is_muon { number("adamw_learning_rate", self.rate) } else { self.rate };
         let rate = match parameter.role {
@@ -187,11 +222,28 @@ impl<'a> Choices<'a> {
         let rule = match parameter.role {
             Role::Matrix if is_muon => Rule::Muon(self.muon()),
             _ if is_sgd && !is_muon => Rule::Sgd(Sgd { momentum: 0.0, nesterov: false }),
-            _ => Rule::AdamW(AdamW { betas, epsilon: number("adam_epsilon", 1e-8) }),
+            _ => {
+                let constants = AdamW { betas, epsilon: number("adam_epsilon", 1e-8) };
+                match is_short && !is_muon && is_shortened(parameter) {
+                    true => Rule::ShortAdamW(constants),
+                    false => Rule::AdamW(constants),
+                }
+            }
         };
         // Moonlight's own optimizer has one decay for all.
         let decay = if is_muon || is_decayed(parameter) { number("weight_decay", 0.0) } else { 0.0 };
         Group { rule, rate, decay }
+    }
+
+    /// How matrices are held in four bits, in transformers' words.
+    pub(super) fn four_bits(&self) -> Option<serde_json::Value> {
+        let way = self.quantization.filter(|way| way.name != EIGHT_BITS)?;
+        Some(serde_json::json!({
+            "bnb_4bit_quant_type": if way.name.ends_with("fp4") { "fp4" } else { "nf4" },
+            "bnb_4bit_use_double_quant": way.name.starts_with("bnb"),
+            "load_in_4bit": true,
+            "quant_method": "bitsandbytes",
+        }))
     }
 
     fn muon(&self) -> Muon {
@@ -250,8 +302,17 @@ fn measuring(settings: &Settings) -> Measuring {
 }
 
 fn method(settings: &Settings) -> Method {
-    if settings.text("finetuning_type").as_deref() == Some("full") {
-        return Method::Full;
+    let names = |key: &str| settings.names(key).unwrap_or_default();
+    match settings.text("finetuning_type").as_deref() {
+        Some("full") => return Method::Full,
+        Some("freeze") => {
+            return Method::Freeze(Freeze {
+                layers: settings.count("freeze_trainable_layers").unwrap_or(2),
+                modules: names("freeze_trainable_modules"),
+                extra: names("freeze_extra_modules"),
+            });
+        }
+        _ => {}
     }
     if let Some(adapter) = settings.names("adapter_name_or_path").and_then(|names| names.into_iter().next()) {
         return Method::Adapter(adapter.into());
@@ -261,9 +322,32 @@ fn method(settings: &Settings) -> Method {
     Method::Lora(Lora {
         rank,
         alpha: size("lora_alpha").unwrap_or(2 * rank),
-        targets: settings.names("lora_target").unwrap_or_default(),
+        targets: names("lora_target"),
+        parameters: names("target_parameters"),
+        saved: names("additional_target"),
         rslora: settings.flag("use_rslora"),
         dora: settings.flag("use_dora"),
+        dropout: settings.number("lora_dropout").unwrap_or_default(),
+        pissa: settings
+            .flag("pissa_init")
+            .then(|| Pissa { powers: size("pissa_iter"), is_converted: settings.flag("pissa_convert") }),
+    })
+}
+
+/// The way that is not of four bits.
+const EIGHT_BITS: &str = "int8";
+
+/// bitsandbytes' ways, by its settings.
+fn quantization(settings: &Settings) -> Option<&'static OnLoad> {
+    let is_qlora = settings.text("finetuning_type").as_deref() == Some("qlora");
+    let bits = settings.count("quantization_bit").or(is_qlora.then_some(4))?;
+    let is_fp4 = settings.text("quantization_type").as_deref() == Some("fp4");
+    way(match (bits, is_fp4, settings.flag("double_quantization")) {
+        (8, ..) => EIGHT_BITS,
+        (_, false, true) => "bnb-4bit",
+        (_, false, false) => "nf4",
+        (_, true, true) => "bnb-fp4",
+        (_, true, false) => "fp4",
     })
 }
 
@@ -287,23 +371,18 @@ fn complaints(settings: &Settings) -> Vec<String> {
     if settings.text("output_dir").is_none_or(|folder| folder.is_empty()) {
         say("output_dir", "expected output_dir, found none; name the folder for what is trained".to_owned());
     }
-    let kind = settings.text("finetuning_type").unwrap_or_default();
-    if !matches!(kind.as_str(), "lora" | "full") {
-        let instead = match kind.as_str() {
-            "qlora" => "`bantam quantize MODEL --to nf4`, then finetuning_type: lora over what that writes",
-            _ => "use lora or full",
-        };
-        say("finetuning_type", format!("{kind} is not here yet; {instead}"));
+    adapters(settings, &mut say);
+    if settings.flag("train_from_scratch") && settings.text("finetuning_type").as_deref() != Some("full") {
+        say("train_from_scratch", "expected finetuning_type: full beside it; set it".to_owned());
     }
+    let kind = settings.text("finetuning_type").unwrap_or_default();
     if settings.names("adapter_name_or_path").is_some_and(|names| names.len() > 1) {
         let words = "expected one adapter, found several; merge all but the last (`bantam merge`)";
         say("adapter_name_or_path", words.to_owned());
     }
-    if settings.text("optim").is_some_and(|optim| optim.contains("8bit")) {
-        say("optim", "expected adamw_torch or sgd, found 8 bits, which are not here yet".to_owned());
-    }
-    if settings.flag("use_muon") && kind != "full" {
-        say("use_muon", "expected finetuning_type: full beside it; leave it out for adapters".to_owned());
+    if settings.flag("use_muon") && !matches!(kind.as_str(), "full" | "freeze") {
+        let words = "expected finetuning_type: full or freeze beside it; leave it out for adapters";
+        say("use_muon", words.to_owned());
     }
     report::complaints(settings).into_iter().for_each(|(key, words)| say(key, words));
     measuring_complaints(settings, &mut say);
@@ -354,6 +433,29 @@ fn measuring_complaints(settings: &Settings, say: &mut dyn FnMut(&str, String)) 
     }
 }
 
+/// What cannot stand together in adapters.
+fn adapters(settings: &Settings, say: &mut dyn FnMut(&str, String)) {
+    let is_given = |key: &str| settings.names(key).is_some_and(|names| !names.is_empty());
+    if is_given("target_parameters") {
+        for key in ["lora_dropout", "use_dora", "pissa_init"] {
+            if settings.differs(key) {
+                say(
+                    key,
+                    "expected none beside target_parameters, as in PEFT; leave one of both out".to_owned(),
+                );
+            }
+        }
+    }
+    if is_given("adapter_name_or_path") {
+        for key in ["pissa_init", "additional_target", "target_parameters"] {
+            if settings.differs(key) {
+                let words = "it is for a new adapter, found adapter_name_or_path; leave one of both out";
+                say(key, words.to_owned());
+            }
+        }
+    }
+}
+
 /// Keys that are executed later or otherwise, in words for the user.
 pub(super) fn notes(settings: &Settings) -> Vec<String> {
     let mut notes = Vec::new();
@@ -361,7 +463,7 @@ pub(super) fn notes(settings: &Settings) -> Vec<String> {
         let full = settings.text("finetuning_type").as_deref() == Some("full");
         let files = if full { "; the model is written in bfloat16" } else { "" };
         notes.push(format!(
-            "bf16: sums and activations are float32, which costs memory and no precision{files}"
+            "bf16: what a layer hands to the next is kept in bfloat16, half of the memory; sums are float32{files}"
         ));
     }
     notes

@@ -4,11 +4,14 @@
 //! order examples come, what a loss is a mean of and when rates change is as in the Trainer of transformers 4.57.
 
 mod choices;
+mod freeze;
 mod measure;
 mod output;
 mod picture;
 mod report;
+mod scratch;
 mod state;
+mod svd;
 mod targets;
 
 use std::fs;
@@ -26,13 +29,16 @@ use crate::data::{Batch, Collation, DataError, Example, IGNORED, Prepared, Spoke
 use crate::optimizer::{Optimizer, clip, length, schedule::Schedule};
 use crate::settings::{Settings, SettingsError, Stage};
 use crate::step::{Flat, TrainError, Training};
-use choices::{Choices, Doing, Every, Method, Start};
+use choices::{Choices, Doing, Every, Lora, Method, Start};
 use output::Output;
 use report::Reports;
 use state::State;
+use targets::Maker;
 
-/// Where in the output a new adapter stands until it is read.
+/// Where in the output a new adapter, or a model's first weights, stand until they are read.
 const START: &str = ".start";
+/// The same of one that began as parts of the model: what was taken off that.
+const PISSA: &str = "pissa_init";
 
 /// Why a run did not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +60,24 @@ pub enum RunError {
         "lora_target: expected linear layers of the model ({known}), found {found}; name some of them, or all"
     )]
     Target { found: String, known: String },
+    #[error(
+        "finetuning_type: expected lora over a GGUF file, found {found}; train an adapter, or use the model's \
+         safetensors"
+    )]
+    Gguf { found: &'static str },
+    #[error("target_parameters: expected tensors of experts ({known}), found {found}; name some of them")]
+    Parameter { found: String, known: String },
+    #[error(
+        "additional_target: expected modules of the model in floating point, {why} at {found}; name others"
+    )]
+    Whole { found: String, why: &'static str },
+    #[error("{key}: expected {known}, found {found}; name some of them")]
+    Frozen { key: &'static str, found: String, known: String },
+    #[error(
+        "pissa_init: expected the tensor {tensor} of shape {shape:?} with a shorter side of at least {rank}, found \
+         another or none; lower lora_rank, name other modules in lora_target, or leave pissa_init out"
+    )]
+    Pissa { tensor: String, rank: usize, shape: [usize; 2] },
     #[error(
         "{}: expected an empty folder, found a trained model; give another output_dir, or overwrite_output_dir: true",
         .folder.display()
@@ -162,14 +186,21 @@ pub fn train(
     if let Some(checkpoint) = &checkpoint {
         watch.note(&format!("goes on from {}", checkpoint.display()));
     }
-    let (source, training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
+    if choices.quantization.is_some() && source.spec.format.is_quantized() {
+        watch.note("quantization_bit: the model is quantized already, and stays as it is");
+    }
+    let (source, mut training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
+    training.drop_inputs(choices.dropout, choices.seed);
+    if choices.flag("bf16") {
+        training.keep_halves();
+    }
     let mut optimizer = Optimizer::new(&training, |parameter| choices.group(parameter));
+    watch.note(&memory(&training, &optimizer, prepared, choices.batch));
     let state = match &checkpoint {
         Some(checkpoint) => output::resume(checkpoint, &mut optimizer)?,
         None => State::default(),
     };
-    let output = Output::new(&choices.output, &source)?;
-    drop(source);
+    let output = Output::new(source, &choices)?;
     // What a new adapter began with is in nobody's way, but of no use either.
     let _ = fs::remove_dir_all(choices.output.join(START));
     output.keep_log(state.step)?;
@@ -191,6 +222,15 @@ pub fn train(
         begun: Begun::now(),
     };
     run.all(watch)
+}
+
+/// What a run holds from its first step to its last, for people.
+fn memory(training: &Training, optimizer: &Optimizer, prepared: &Prepared, batch: usize) -> String {
+    let longest = prepared.train.iter().map(|example| example.ids.len()).max().unwrap_or_default();
+    let parts = training.memory(longest.saturating_mul(batch)).into_iter();
+    let parts = parts.chain([("optimizer", optimizer.bytes())]);
+    let words = parts.map(|(what, bytes)| format!("{what} {:.2} MB", bytes as f64 / 1e6));
+    format!("memory: {}", words.collect::<Vec<_>>().join(", "))
 }
 
 /// The checkpoint to go on from.
@@ -223,7 +263,21 @@ fn model(
     cpu: Cpu,
     threads: usize,
 ) -> Result<(Source, Training), RunError> {
+    let found = match &choices.method {
+        Method::Full => Some("full"),
+        Method::Freeze(_) => Some("freeze"),
+        Method::Adapter(_) | Method::Lora(_) => None,
+    };
+    if let Some(found) = found.filter(|_| source.spec.format.is_gguf()) {
+        return Err(RunError::Gguf { found });
+    }
     match (&choices.method, checkpoint) {
+        (Method::Full, None) if choices.flag("train_from_scratch") => {
+            let folder = choices.output.join(START);
+            scratch::begin(&folder, &source, choices.seed, cpu)?;
+            let training = Training::full(&Source::open(&folder)?, cpu, threads)?;
+            Ok((source, training))
+        }
         (Method::Full, None) => {
             let training = Training::full(&source, cpu, threads)?;
             Ok((source, training))
@@ -233,21 +287,47 @@ fn model(
             let training = Training::full(&source, cpu, threads)?;
             Ok((source, training))
         }
-        (_, Some(folder)) => adapted(source, folder, cpu, threads),
-        (Method::Adapter(folder), None) => adapted(source, folder, cpu, threads),
+        (Method::Freeze(freeze), _) => {
+            let names = freeze::trained(&source, freeze)?;
+            let is_trained = |name: &str| names.contains(name);
+            let trained = checkpoint.map(Source::open).transpose()?;
+            let training = Training::some(trained.as_ref().unwrap_or(&source), &is_trained, cpu, threads)?;
+            Ok((source, training))
+        }
+        (Method::Lora(Lora { pissa: Some(_), .. }), Some(folder)) => {
+            let start = folder.parent().unwrap_or(folder).join(PISSA);
+            let (source, mut training) = adapted(choices, source, &start, cpu, threads)?;
+            training.hold_changes();
+            output::read_parameters(folder, &mut training)?;
+            Ok((source, training))
+        }
+        (_, Some(folder)) => adapted(choices, source, folder, cpu, threads),
+        (Method::Adapter(folder), None) => adapted(choices, source, folder, cpu, threads),
         (Method::Lora(lora), None) => {
-            let folder = choices.output.join(START);
-            targets::begin(&folder, lora, &source.spec, &absolute(source.folder()), choices.seed)?;
-            let (source, mut training) = adapted(source, &folder, cpu, threads)?;
+            let folder = choices.output.join(if lora.pissa.is_some() { PISSA } else { START });
+            let base = absolute(source.folder());
+            let maker = Maker { source: &source, lora, base: &base, seed: choices.seed, cpu, threads };
+            maker.begin(&folder)?;
+            let (source, mut training) = adapted(choices, source, &folder, cpu, threads)?;
+            if lora.pissa.is_some() {
+                training.hold_changes();
+            }
             training.begin_lengths();
             Ok((source, training))
         }
     }
 }
 
-fn adapted(source: Source, folder: &Path, cpu: Cpu, threads: usize) -> Result<(Source, Training), RunError> {
+fn adapted(
+    choices: &Choices<'_>,
+    source: Source,
+    folder: &Path,
+    cpu: Cpu,
+    threads: usize,
+) -> Result<(Source, Training), RunError> {
     let source = source.adapted(folder)?;
-    let training = Training::adapter(&source, cpu, threads)?;
+    let quantization = choices.quantization.filter(|_| !source.spec.format.is_quantized());
+    let training = Training::adapter(&source, quantization, cpu, threads)?;
     Ok((source, training))
 }
 
@@ -393,9 +473,10 @@ impl Run<'_> {
         let learnt = labels.filter(|&&label| label != IGNORED).count().max(1) as f64;
         self.training.clear();
         let mut loss = 0.0;
-        for batch in &batches {
+        for (at, batch) in batches.iter().enumerate() {
             self.flat.fill(batch);
             let flat = self.flat.batch();
+            self.training.at_moment(self.state.step * accumulation as u64 + at as u64);
             loss += self.training.step(&flat, (1.0 / learnt) as f32)? / learnt;
             self.state.tokens += flat.tokens.len() as u64;
         }
@@ -482,6 +563,11 @@ impl Run<'_> {
         self.take_best(watch)?;
         let dtype = if self.choices.flag("bf16") { Dtype::Bf16 } else { Dtype::F32 };
         self.output.write_result(&self.training, dtype)?;
+        if let Method::Lora(lora) = &self.choices.method
+            && lora.pissa.is_some_and(|pissa| pissa.is_converted)
+        {
+            self.output.write_converted(&self.training, lora.rslora)?;
+        }
         let outcome = self.outcome(self.choices.output.clone(), true);
         let seconds = self.state.seconds.max(1e-9);
         let examples = self.state.epoch() * self.examples.len() as f64;

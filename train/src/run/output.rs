@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 
 use bantam_model::adapter::{CONFIG, WEIGHTS};
 use bantam_model::checkpoint::writer::{Outline, write_file, write_streamed};
-use bantam_model::checkpoint::{Checkpoint, Dtype};
+use bantam_model::checkpoint::{Checkpoint, Dtype, TensorView};
 use bantam_model::source::Source;
 use serde_json::{Map, Value, json};
 
 use super::RunError;
+use super::choices::{Choices, Lora, Method};
 use super::state::State;
-use crate::optimizer::Optimizer;
-use crate::step::Training;
+use crate::optimizer::{Memory, MemoryMut, Optimizer};
+use crate::step::{Training, rounded};
 
 const FULL_WEIGHTS: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -32,10 +33,21 @@ pub(super) struct Output {
     /// Small files that belong beside the weights: the model's, or the adapter's configuration.
     beside: Vec<(&'static str, Vec<u8>)>,
     is_adapter: bool,
+    /// Where tensors are that are not trained, and belong to what is written.
+    frozen: Option<Checkpoint>,
+}
+
+/// What is written as what.
+struct Form {
+    /// Of what is trained.
+    dtype: Dtype,
+    /// Whether a change has beside it, with the other sign, what it was when it began.
+    is_whole: bool,
 }
 
 impl Output {
-    pub(super) fn new(folder: &Path, source: &Source) -> Result<Output, RunError> {
+    pub(super) fn new(source: Source, choices: &Choices<'_>) -> Result<Output, RunError> {
+        let (folder, method) = (&choices.output, &choices.method);
         fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
         sweep(folder);
         let (files, mut beside) = (&source.files, Vec::new());
@@ -59,7 +71,34 @@ impl Output {
                 beside.extend(generation.map(|bytes| ("generation_config.json", bytes.into_owned())));
             }
         }
-        Ok(Output { folder: folder.into(), beside, is_adapter: source.adapter.is_some() })
+        if let Method::Lora(Lora { pissa: Some(pissa), .. }) = method {
+            let way = pissa.powers.map_or("pissa".to_owned(), |powers| format!("pissa_niter_{powers}"));
+            edit(&mut beside, |config| drop(config.insert("init_lora_weights".to_owned(), json!(way))));
+        }
+        // An adapter over rounded weights corrects their rounding too: whoever merges it looks for this.
+        let is_rounded = choices.quantization.filter(|_| !source.spec.format.is_quantized());
+        if let Some(settings) = is_rounded.and_then(|_| choices.four_bits()) {
+            beside.push(("quantization_config.json", format!("{settings:#}\n").into_bytes()));
+        }
+        let is_adapter = source.adapter.is_some();
+        let frozen = matches!(method, Method::Freeze(_)).then_some(source.checkpoint);
+        Ok(Output { folder: folder.into(), beside, is_adapter, frozen })
+    }
+
+    /// Writes an adapter that began as parts of the model so that it fits the model as it is, as PEFT does it.
+    pub(super) fn write_converted(&self, training: &Training, rslora: bool) -> Result<(), RunError> {
+        let folder = self.folder.join("pissa_converted");
+        fs::create_dir_all(&folder).map_err(|error| failed(&folder, error))?;
+        let mut beside = self.beside.clone();
+        edit(&mut beside, |config| {
+            let number = |key: &str| config[key].as_f64().unwrap_or_default();
+            let alpha = number("lora_alpha") * if rslora { 2f64.sqrt() } else { 2.0 };
+            let rank = 2 * config["r"].as_u64().unwrap_or_default();
+            config.insert("r".to_owned(), json!(rank));
+            config.insert("lora_alpha".to_owned(), if rslora { json!(alpha) } else { json!(alpha as u64) });
+            config.insert("init_lora_weights".to_owned(), json!(true));
+        });
+        self.write_tensors(&folder, &beside, training, &Form { dtype: Dtype::F32, is_whole: true })
     }
 
     /// Writes what is trained, so that others can load it.
@@ -69,18 +108,43 @@ impl Output {
         training: &Training,
         dtype: Dtype,
     ) -> Result<(), RunError> {
-        let (name, dtype) = if self.is_adapter { (WEIGHTS, Dtype::F32) } else { (FULL_WEIGHTS, dtype) };
-        for (name, bytes) in &self.beside {
+        let dtype = if self.is_adapter { Dtype::F32 } else { dtype };
+        self.write_tensors(folder, &self.beside, training, &Form { dtype, is_whole: false })
+    }
+
+    fn write_tensors(
+        &self,
+        folder: &Path,
+        beside: &[(&'static str, Vec<u8>)],
+        training: &Training,
+        form: &Form,
+    ) -> Result<(), RunError> {
+        let (name, dtype) = (if self.is_adapter { WEIGHTS } else { FULL_WEIGHTS }, form.dtype);
+        for (name, bytes) in beside {
             match *name == "config.json" {
                 true => write_file(&folder.join(name), &typed(bytes, dtype))?,
                 false => write_file(&folder.join(name), bytes)?,
             }
         }
         let parameters = training.parameters();
-        let outlines: Vec<Outline<'_>> =
-            parameters.iter().map(|known| (known.name.as_str(), dtype, known.shape.as_slice())).collect();
+        let held = |at: usize| if form.is_whole { training.change(at) } else { None };
+        let shapes: Vec<Vec<usize>> = (0..parameters.len())
+            .map(|at| held(at).map_or_else(|| parameters[at].shape.clone(), |(shape, _)| shape))
+            .collect();
+        let frozen = self.frozen.iter().flat_map(Checkpoint::tensors);
+        let frozen: Vec<TensorView<'_>> =
+            frozen.filter(|tensor| training.parameter(tensor.name).is_none()).collect();
+        let trained = parameters.iter().zip(&shapes).map(|(known, shape)| (&*known.name, dtype, &shape[..]));
+        let others = frozen.iter().map(|tensor| (tensor.name, tensor.dtype, tensor.shape));
+        let outlines: Vec<Outline<'_>> = trained.chain(others).collect();
         let mut values = Vec::new();
         write_streamed(&folder.join(name), &outlines, &[("format", "pt")], |at, out| {
+            if let Some(tensor) = at.checked_sub(parameters.len()).map(|at| &frozen[at]) {
+                return copy(tensor, out);
+            }
+            if let Some((_, values)) = held(at) {
+                return put(&values, dtype, out);
+            }
             values.resize(parameters[at].range().len(), 0.0);
             training.read(at, &mut values);
             put(&values, dtype, out)
@@ -133,13 +197,7 @@ impl Output {
         self.write_model(partial, training, Dtype::F32)?;
         write_file(&partial.join(TRAINER_STATE), state.for_trainer().as_bytes())?;
         if !only_model {
-            let memory = optimizer.memory();
-            let shapes = memory.map(|values| [values.len()]);
-            let outlines: [Outline<'_>; 2] =
-                [("first", Dtype::F32, &shapes[0]), ("second", Dtype::F32, &shapes[1])];
-            write_streamed(&partial.join(OPTIMIZER), &outlines, &[], |at, out| {
-                put(memory[at], Dtype::F32, out)
-            })?;
+            write_memory(&partial.join(OPTIMIZER), &optimizer.memory())?;
             write_file(&partial.join(STATE), state.to_json().as_bytes())?;
         }
         Ok(())
@@ -177,20 +235,7 @@ impl Output {
 
     /// Puts the numbers of a checkpoint in the place of those that are trained.
     pub(super) fn restore(&self, checkpoint: &Path, training: &mut Training) -> Result<(), RunError> {
-        let refused = |found: String| RunError::Checkpoint { checkpoint: checkpoint.into(), found };
-        let name = if self.is_adapter { WEIGHTS } else { FULL_WEIGHTS };
-        let tensors = Checkpoint::open(&checkpoint.join(name)).map_err(|error| refused(error.to_string()))?;
-        let (mut values, mut scratch) = (Vec::new(), Vec::new());
-        for at in 0..training.parameters().len() {
-            let known = &training.parameters()[at];
-            let tensor = tensors.tensor(&known.name).filter(|tensor| tensor.shape == known.shape);
-            let tensor = tensor.ok_or_else(|| refused(format!("no tensor {} of its shape", known.name)))?;
-            values.resize(known.range().len(), 0.0);
-            tensor.load_f32(0, &mut values, &mut scratch).map_err(|error| failed(checkpoint, error))?;
-            training.write(at, &values);
-        }
-        training.settle();
-        Ok(())
+        read_from(checkpoint, if self.is_adapter { WEIGHTS } else { FULL_WEIGHTS }, training)
     }
 
     /// One more line of the log, whole or not at all.
@@ -289,14 +334,78 @@ pub(super) fn resume(checkpoint: &Path, optimizer: &mut Optimizer) -> Result<Sta
     let state = State::of_json(&text).ok_or_else(|| refused(format!("{STATE} that says something else")))?;
     let tensors =
         Checkpoint::open(&checkpoint.join(OPTIMIZER)).map_err(|error| refused(error.to_string()))?;
-    for (name, memory) in ["first", "second"].into_iter().zip(optimizer.resume(state.step)) {
-        let tensor = tensors.tensor(name).filter(|tensor| tensor.dtype == Dtype::F32);
-        let tensor = tensor.filter(|tensor| tensor.shape == [memory.len()]);
-        let tensor = tensor.ok_or_else(|| refused(format!("no {} numbers called {name}", memory.len())))?;
-        let mut scratch = Vec::new();
-        tensor.load_f32(0, memory, &mut scratch).map_err(|error| failed(checkpoint, error))?;
+    for memory in optimizer.resume(state.step) {
+        let (name, count, dtype) = match &memory {
+            MemoryMut::Floats(name, values) => (*name, values.len(), Dtype::F32),
+            MemoryMut::Codes(name, codes) => (*name, codes.len(), Dtype::U8),
+        };
+        if count == 0 {
+            continue;
+        }
+        let tensor = tensors.tensor(name).filter(|tensor| tensor.dtype == dtype && tensor.shape == [count]);
+        let tensor = tensor.ok_or_else(|| refused(format!("no {count} numbers called {name}")))?;
+        let loaded = match memory {
+            MemoryMut::Floats(_, values) => tensor.load_f32(0, values, &mut Vec::new()),
+            MemoryMut::Codes(_, codes) => tensor.load(0..count).map(|bytes| codes.copy_from_slice(&bytes)),
+        };
+        loaded.map_err(|error| failed(checkpoint, error))?;
     }
     Ok(state)
+}
+
+/// What an optimizer remembers.
+fn write_memory(path: &Path, memory: &[Memory<'_>]) -> Result<(), RunError> {
+    let known = memory.iter().map(|memory| match memory {
+        Memory::Floats(name, values) => (*name, Dtype::F32, [values.len()]),
+        Memory::Codes(name, codes) => (*name, Dtype::U8, [codes.len()]),
+    });
+    let known: Vec<(&str, Dtype, [usize; 1])> = known.collect();
+    // Parts that nothing is kept in would only be names.
+    let is_there = |at: &usize| known[*at].2 != [0];
+    let places: Vec<usize> = (0..known.len()).filter(is_there).collect();
+    let outline = |&at: &usize| (known[at].0, known[at].1, &known[at].2[..]);
+    let outlines: Vec<Outline<'_>> = places.iter().map(outline).collect();
+    Ok(write_streamed(path, &outlines, &[], |at, out| match &memory[places[at]] {
+        Memory::Floats(_, values) => put(values, Dtype::F32, out),
+        Memory::Codes(_, codes) => out.write_all(codes),
+    })?)
+}
+
+/// Reads what is trained from a checkpoint's adapter, whatever its configuration says.
+pub(super) fn read_parameters(checkpoint: &Path, training: &mut Training) -> Result<(), RunError> {
+    read_from(checkpoint, WEIGHTS, training)
+}
+
+fn read_from(checkpoint: &Path, file: &str, training: &mut Training) -> Result<(), RunError> {
+    let refused = |found: String| RunError::Checkpoint { checkpoint: checkpoint.into(), found };
+    let tensors = Checkpoint::open(&checkpoint.join(file)).map_err(|error| refused(error.to_string()))?;
+    let names: Vec<(String, Vec<usize>)> =
+        training.parameters().iter().map(|known| (known.name.clone(), known.shape.clone())).collect();
+    for (at, (name, shape)) in names.iter().enumerate() {
+        let tensor =
+            tensors.tensor(name).filter(|tensor| tensor.dtype == Dtype::F32 && tensor.shape == shape);
+        let tensor = tensor.ok_or_else(|| refused(format!("no tensor {name} of shape {shape:?} in F32")))?;
+        let mut values = vec![0.0; tensor.elements()];
+        tensor.load_f32(0, &mut values, &mut Vec::new()).map_err(|error| failed(checkpoint, error))?;
+        training.write(at, &values);
+    }
+    training.settle();
+    Ok(())
+}
+
+/// Changes an adapter's configuration.
+fn edit(beside: &mut [(&'static str, Vec<u8>)], change: impl FnOnce(&mut Map<String, Value>)) {
+    let Some((_, bytes)) = beside.iter_mut().find(|(name, _)| *name == CONFIG) else { return };
+    let mut config: Map<String, Value> = serde_json::from_slice(bytes).expect("it was read before");
+    change(&mut config);
+    *bytes = format!("{:#}\n", Value::Object(config)).into_bytes();
+}
+
+/// A tensor as it is, piece by piece.
+fn copy(tensor: &TensorView<'_>, out: &mut dyn Write) -> io::Result<()> {
+    const PIECE: usize = 1 << 20;
+    let bytes = tensor.data.len();
+    (0..bytes).step_by(PIECE).try_for_each(|at| out.write_all(&tensor.load(at..bytes.min(at + PIECE))?))
 }
 
 pub(super) fn failed(path: &Path, source: io::Error) -> RunError {
@@ -331,21 +440,4 @@ fn put(values: &[f32], dtype: Dtype, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&bytes)?;
     }
     Ok(())
-}
-
-fn rounded(value: f32) -> u16 {
-    let bits = value.to_bits();
-    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bfloat16_is_the_nearest() {
-        for (value, bits) in [(1.0, 0x3f80), (1.003_906_3, 0x3f80), (1.011_718_8, 0x3f82), (-2.01, 0xc001)] {
-            assert_eq!(rounded(value), bits, "{value}");
-        }
-    }
 }

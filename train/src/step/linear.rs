@@ -8,6 +8,7 @@ use bantam_core::ops::backward::products::{
 use bantam_core::ops::matmul::{Input, Output, multiply, panel_bytes};
 use bantam_model::bare::Bare;
 
+use super::dropout::Dropout;
 use super::low::{Low, LowSite, Lows};
 use super::sites::Site;
 
@@ -23,6 +24,9 @@ pub(crate) struct Scratch {
     /// Gradients of a part that does not stand as it is in its tensor, and of results with other lengths.
     part: Vec<f32>,
     scaled: Vec<f32>,
+    /// Inputs of changes, and their gradients, of which some are dropped.
+    dropped: Vec<f32>,
+    ddropped: Vec<f32>,
 }
 
 /// The first elements, of as many as are needed.
@@ -38,23 +42,52 @@ pub(crate) fn room(buffer: &mut Vec<f32>, floats: usize) -> &mut [f32] {
 pub(crate) struct Products<'a> {
     pub(crate) bare: &'a Bare,
     pub(crate) lows: &'a Lows,
+    /// What changes do not see of their inputs, while they are trained.
+    pub(crate) dropout: Option<Dropout>,
 }
 
+/// A product's change: where it is, and the change.
+type Changed<'a> = (LowSite, &'a Low);
+
 impl Products<'_> {
+    fn changed(&self, site: &Site) -> Option<Changed<'_>> {
+        site.low.map(|at| (at, &self.lows.list[at.low]))
+    }
+
     /// `out = x * W^T + bias`, and what the adapter adds.
     pub(crate) fn forward(&self, site: &Site, x: &[f32], out: &mut [f32], s: &mut Scratch) {
-        let low = site.low.map(|at| (at, &self.lows.list[at.low]));
-        let has_lengths = low.is_some_and(|(_, low)| low.has_lengths());
         let bias = site.bias.map(|slot| self.bare.arena.floats(slot));
-        self.base(site, x, bias.filter(|_| !has_lengths), out, s);
-        let Some((at, low)) = low else { return };
-        if has_lengths {
-            let rows = site.shape().rows;
-            let factors = room(&mut s.part, rows);
-            factors.iter_mut().enumerate().for_each(|(row, x)| *x = low.factor(at.output(row)));
-            out.chunks_exact_mut(rows).for_each(|out| scale(out, factors, bias));
+        let Some((at, low)) = self.changed(site) else { return self.base(site, x, bias, out, s) };
+        let mut dropped = std::mem::take(&mut s.dropped);
+        let seen = self.seen(at, x, &mut dropped);
+        match (low.has_lengths(), self.dropout) {
+            (false, _) => self.base(site, x, bias, out, s),
+            (true, None) => {
+                self.base(site, x, None, out, s);
+                rescale(at, low, 0.0, bias, out, site.shape().rows, &mut s.part);
+            }
+            // As PEFT has it: the matrix's own product sees all, what lengths add to it does not.
+            (true, Some(_)) => {
+                let mut whole = std::mem::take(&mut s.scaled);
+                let whole_out = room(&mut whole, out.len());
+                self.base(site, x, bias, whole_out, s);
+                self.base(site, seen, None, out, s);
+                rescale(at, low, -1.0, None, out, site.shape().rows, &mut s.part);
+                out.iter_mut().zip(&*whole_out).for_each(|(out, x)| *out += x);
+                s.scaled = whole;
+            }
         }
-        self.add_low(at, low, site.shape().rows, x, has_lengths, out, s);
+        self.add_low(at, low, site.shape().rows, seen, low.has_lengths(), out, s);
+        s.dropped = dropped;
+    }
+
+    /// What a change sees of its input.
+    fn seen<'x>(&self, at: LowSite, x: &'x [f32], dropped: &'x mut Vec<f32>) -> &'x [f32] {
+        let Some(dropout) = self.dropout else { return x };
+        let out = room(dropped, x.len());
+        out.copy_from_slice(x);
+        dropout.apply(at.low, out);
+        out
     }
 
     /// The decoder's own product.
@@ -74,10 +107,10 @@ impl Products<'_> {
     /// `between = x A^T`.
     fn lower(&self, low: &Low, x: &[f32], s: &mut Scratch) {
         let tokens = x.len() / low.inputs;
-        let shape = Shape { rows: low.rank, columns: low.inputs };
+        let shape = Shape { rows: low.ranks, columns: low.inputs };
         let tiles = room(&mut s.tiles, tile_floats(shape));
         pack(&low.down, low.inputs, 1.0, tiles);
-        let between = room(&mut s.between, tokens * low.rank);
+        let between = room(&mut s.between, tokens * low.ranks);
         self.product(x, shape, tiles, between, false, &mut s.words);
     }
 
@@ -95,12 +128,12 @@ impl Products<'_> {
     ) {
         self.lower(low, x, s);
         let tokens = x.len() / low.inputs;
-        let up = room(&mut s.up, rows * low.rank);
+        let up = room(&mut s.up, rows * low.ranks);
         raise(at, low, lengthened, up);
-        let shape = Shape { rows, columns: low.rank };
+        let shape = Shape { rows, columns: low.ranks };
         let tiles = room(&mut s.tiles, tile_floats(shape));
-        pack(up, low.rank, low.scale, tiles);
-        self.product(&s.between[..tokens * low.rank], shape, tiles, out, true, &mut s.words);
+        pack(up, low.ranks, low.scale, tiles);
+        self.product(&s.between[..tokens * low.ranks], shape, tiles, out, true, &mut s.words);
     }
 
     fn product(
@@ -128,7 +161,7 @@ impl Products<'_> {
         gradients: &mut [f32],
         s: &mut Scratch,
     ) {
-        let Bare { arena, cpu, pool, .. } = self.bare;
+        let Bare { cpu, pool, .. } = self.bare;
         let shape = site.shape();
         let tokens = x.len() / shape.columns;
         if let Some(target) = site.bias_to {
@@ -154,30 +187,60 @@ impl Products<'_> {
                 }
             }
         }
-        let mut scaled = std::mem::take(&mut s.scaled);
-        let low = site.low.map(|at| (at, &self.lows.list[at.low]));
-        let dy = match low.filter(|(_, low)| low.has_lengths()) {
-            None => dy,
-            Some((at, low)) => {
-                self.lengths_backward(site, at, low, x, dy, gradients, s);
-                let scaled = room(&mut scaled, dy.len());
-                for (out, dy) in scaled.chunks_exact_mut(shape.rows).zip(dy.chunks_exact(shape.rows)) {
-                    let out = out.iter_mut().zip(dy).enumerate();
-                    out.for_each(|(row, (out, dy))| *out = dy * low.factor(at.output(row)));
-                }
-                &*scaled
-            }
+        self.inputs_backward(site, x, dy, dx, gradients, s);
+    }
+
+    /// Gradients of the input, and of a change.
+    fn inputs_backward(
+        &self,
+        site: &Site,
+        x: &[f32],
+        dy: &[f32],
+        mut dx: Option<(&mut [f32], bool)>,
+        gradients: &mut [f32],
+        s: &mut Scratch,
+    ) {
+        let rows = site.shape().rows;
+        let Some((at, low)) = self.changed(site) else {
+            let Some((dx, add)) = dx else { return };
+            return self.turned(site, dy, dx, add, s);
         };
-        let mut dx = dx;
-        if let Some((dx, add)) = &mut dx {
-            let rows = site.rows(arena);
-            let words = room(&mut s.words, transposed_floats(&rows, shape, tokens));
-            transposed(*cpu, pool, &rows, shape, dy, dx, *add, words);
+        let mut buffers = [&mut s.scaled, &mut s.dropped, &mut s.ddropped].map(std::mem::take);
+        let [scaled, dropped, ddropped] = &mut buffers;
+        let seen = self.seen(at, x, dropped);
+        let mut lengthened = dy;
+        if low.has_lengths() {
+            self.lengths_backward(site, at, low, seen, dy, gradients, s);
+            lengthened = stretched(at, low, 0.0, rows, dy, scaled);
         }
-        if let Some((at, low)) = low {
-            self.low_backward(at, low, shape.rows, x, dy, dx.map(|(dx, _)| dx), gradients, s);
+        match (&mut dx, self.dropout) {
+            (Some((dx, add)), None) => {
+                self.turned(site, lengthened, dx, *add, s);
+                self.low_backward(at, low, rows, seen, lengthened, Some(dx), gradients, s);
+            }
+            (Some((dx, add)), Some(dropout)) => {
+                self.turned(site, dy, dx, *add, s);
+                let of_seen = room(ddropped, x.len());
+                of_seen.fill(0.0);
+                self.low_backward(at, low, rows, seen, lengthened, Some(of_seen), gradients, s);
+                if low.has_lengths() {
+                    let more = stretched(at, low, -1.0, rows, dy, scaled);
+                    self.turned(site, more, of_seen, true, s);
+                }
+                dropout.apply(at.low, of_seen);
+                dx.iter_mut().zip(&*of_seen).for_each(|(dx, x)| *dx += x);
+            }
+            (None, _) => self.low_backward(at, low, rows, seen, lengthened, None, gradients, s),
         }
-        s.scaled = scaled;
+        [s.scaled, s.dropped, s.ddropped] = buffers;
+    }
+
+    /// `dx = dy * W`, or added to it.
+    fn turned(&self, site: &Site, dy: &[f32], dx: &mut [f32], add: bool, s: &mut Scratch) {
+        let Bare { arena, cpu, pool, .. } = self.bare;
+        let (rows, shape) = (site.rows(arena), site.shape());
+        let words = room(&mut s.words, transposed_floats(&rows, shape, dx.len() / shape.columns));
+        transposed(*cpu, pool, &rows, shape, dy, dx, add, words);
     }
 
     /// Gradients of a change; `dy` is that of its products, lengthened already.
@@ -197,26 +260,30 @@ impl Products<'_> {
         let tokens = x.len() / low.inputs;
         self.lower(low, x, s);
         // Up: scaled when it is put where it belongs.
-        let part = room(&mut s.part, rows * low.rank);
+        let (rank, ranks) = (low.rank, low.ranks);
+        let part = room(&mut s.part, rows * ranks);
         part.fill(0.0);
-        let words = room(&mut s.words, cross_floats(low.rank, tokens));
-        cross(*cpu, pool, dy, &s.between[..tokens * low.rank], low.rank, part, words);
-        for (row, part) in part.chunks_exact(low.rank).enumerate() {
-            let part = part.iter().enumerate();
+        let words = room(&mut s.words, cross_floats(ranks, tokens));
+        cross(*cpu, pool, dy, &s.between[..tokens * ranks], ranks, part, words);
+        for (row, part) in part.chunks_exact(ranks).enumerate() {
+            let part = part[..rank].iter().enumerate();
             part.for_each(|(rank, x)| gradients[low.up_place(at.output(row), rank)] += low.scale * x);
         }
-        let up = room(&mut s.up, rows * low.rank);
+        let up = room(&mut s.up, rows * ranks);
         raise(at, low, false, up);
-        let dbetween = room(&mut s.dbetween, tokens * low.rank);
-        let (matrix, shape) = (Rows::Plain(up), Shape { rows, columns: low.rank });
+        let dbetween = room(&mut s.dbetween, tokens * ranks);
+        let (matrix, shape) = (Rows::Plain(up), Shape { rows, columns: ranks });
         let words = room(&mut s.words, transposed_floats(&matrix, shape, tokens));
         transposed(*cpu, pool, &matrix, shape, dy, dbetween, false, words);
         dbetween.iter_mut().for_each(|x| *x *= low.scale);
-        let down = &mut gradients[low.down_start()..][..low.down.len()];
+        let part = room(&mut s.part, ranks * low.inputs);
+        part.fill(0.0);
         let words = room(&mut s.words, cross_floats(low.inputs, tokens));
-        cross(*cpu, pool, dbetween, x, low.inputs, down, words);
+        cross(*cpu, pool, dbetween, x, low.inputs, part, words);
+        let down = gradients[low.down_start()..][..rank * low.inputs].iter_mut();
+        down.zip(&*part).for_each(|(out, x)| *out += x);
         if let Some(dx) = dx {
-            let (matrix, shape) = (Rows::Plain(&low.down), Shape { rows: low.rank, columns: low.inputs });
+            let (matrix, shape) = (Rows::Plain(&low.down), Shape { rows: ranks, columns: low.inputs });
             let words = room(&mut s.words, transposed_floats(&matrix, shape, tokens));
             transposed(*cpu, pool, &matrix, shape, dbetween, dx, true, words);
         }
@@ -251,10 +318,42 @@ impl Products<'_> {
 
 /// The rows of the second matrix that belong to a part.
 fn raise(at: LowSite, low: &Low, lengthened: bool, out: &mut [f32]) {
-    for (row, out) in out.chunks_exact_mut(low.rank).enumerate() {
+    for (row, out) in out.chunks_exact_mut(low.ranks).enumerate() {
         let output = at.output(row);
         let factor = if lengthened { low.factor(output) } else { 1.0 };
-        let from = &low.up[output * low.rank..][..low.rank];
+        let from = &low.up[output * low.ranks..][..low.ranks];
         out.iter_mut().zip(from).for_each(|(out, x)| *out = x * factor);
     }
+}
+
+/// Results of the matrix alone, times factors with `more` added.
+fn rescale(
+    at: LowSite,
+    low: &Low,
+    more: f32,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+    rows: usize,
+    buffer: &mut Vec<f32>,
+) {
+    let factors = room(buffer, rows);
+    factors.iter_mut().enumerate().for_each(|(row, x)| *x = low.factor(at.output(row)) + more);
+    out.chunks_exact_mut(rows).for_each(|out| scale(out, factors, bias));
+}
+
+/// Gradients of results, times the same.
+fn stretched<'b>(
+    at: LowSite,
+    low: &Low,
+    more: f32,
+    rows: usize,
+    dy: &[f32],
+    buffer: &'b mut Vec<f32>,
+) -> &'b [f32] {
+    let out = room(buffer, dy.len());
+    for (out, dy) in out.chunks_exact_mut(rows).zip(dy.chunks_exact(rows)) {
+        let out = out.iter_mut().zip(dy).enumerate();
+        out.for_each(|(row, (out, dy))| *out = dy * (low.factor(at.output(row)) + more));
+    }
+    out
 }

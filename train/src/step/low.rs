@@ -18,7 +18,10 @@ use super::sites::Site;
 /// A change of one matrix, whatever parts that is cut into.
 #[derive(Debug)]
 pub(crate) struct Low {
+    /// Rows of `down` that are trained.
     pub(crate) rank: usize,
+    /// Rows of `down` with those that are not: see [`Lows::hold`].
+    pub(crate) ranks: usize,
     pub(crate) inputs: usize,
     pub(crate) scale: f32,
     /// Which of how many in the tensors.
@@ -27,9 +30,9 @@ pub(crate) struct Low {
     of: [Option<usize>; 3],
     /// Where their gradients begin.
     starts: [usize; 3],
-    /// `rank x inputs`.
+    /// `ranks x inputs`.
     pub(crate) down: Vec<f32>,
-    /// `outputs x rank`.
+    /// `outputs x ranks`.
     pub(crate) up: Vec<f32>,
     /// Of all outputs; none where it is no DoRA.
     pub(crate) lengths: Vec<f32>,
@@ -134,17 +137,53 @@ impl Lows {
         for low in &mut self.list {
             let values = |at: Option<usize>| at.map(|at| parameters.own_values(at));
             let (part, count) = low.part;
+            let (rank, ranks) = (low.rank, low.ranks);
             if let Some(down) = values(low.of[0]) {
-                let size = low.down.len();
-                low.down.copy_from_slice(&down[part * size..][..size]);
+                let size = rank * low.inputs;
+                low.down[..size].copy_from_slice(&down[part * size..][..size]);
             }
             if let Some(up) = values(low.of[1]) {
-                low.up.iter_mut().enumerate().for_each(|(at, x)| *x = up[at * count + part]);
+                for (row, out) in low.up.chunks_exact_mut(ranks).enumerate() {
+                    let out = out[..rank].iter_mut().enumerate();
+                    out.for_each(|(at, x)| *x = up[(row * rank + at) * count + part]);
+                }
             }
             if let Some(lengths) = values(low.of[2]) {
                 low.lengths.copy_from_slice(lengths);
             }
         }
+    }
+
+    /// Takes every change as it is now off its matrix for good: what is trained begins there, and the model as it is.
+    /// Beside the matrices that are trained stand the same ones, with the other sign.
+    pub(crate) fn hold(&mut self) {
+        for low in &mut self.list {
+            let (rank, ranks) = (low.rank, 2 * low.rank);
+            low.down.truncate(rank * low.inputs);
+            low.down.extend_from_within(..);
+            let turned = |row: &[f32]| {
+                let row = &row[..rank];
+                row.iter().copied().chain(row.iter().map(|x| -x)).collect::<Vec<_>>()
+            };
+            low.up = low.up.chunks_exact(low.ranks).flat_map(turned).collect();
+            low.ranks = ranks;
+        }
+    }
+
+    /// Bytes of all changes.
+    pub(crate) fn bytes(&self) -> usize {
+        let count = |low: &Low| low.down.len() + low.up.len() + 2 * low.lengths.len();
+        4 * self.list.iter().map(count).sum::<usize>()
+    }
+
+    /// Both parts of a side that was held.
+    pub(crate) fn held(&self, parameter: usize) -> Option<(Vec<usize>, Vec<f32>)> {
+        let is_held = |low: &&Low| low.ranks > low.rank && low.of[..2].contains(&Some(parameter));
+        let low = self.list.iter().find(is_held)?;
+        Some(match low.of[0] == Some(parameter) {
+            true => (vec![low.ranks, low.inputs], low.down.clone()),
+            false => (vec![low.up.len() / low.ranks, low.ranks], low.up.clone()),
+        })
     }
 
     /// The lengths of the rows of a matrix with its change, where they are needed.
@@ -161,7 +200,7 @@ impl Lows {
             let (change, held) = scratch.split_at_mut(columns);
             rows.read(row, columns, held);
             change.fill(0.0);
-            for (up, down) in low.up[output * low.rank..].iter().zip(low.down.chunks_exact(columns)) {
+            for (up, down) in low.up[output * low.ranks..].iter().zip(low.down.chunks_exact(columns)) {
                 change.iter_mut().zip(down).for_each(|(sum, x)| *sum += up * x);
             }
             let square = |(x, change): (&f32, &f32)| f64::from(x + low.scale * change).powi(2);
@@ -183,6 +222,7 @@ impl Low {
         let lengths = if length.is_some() { outputs } else { 0 };
         Ok(Low {
             rank,
+            ranks: rank,
             inputs,
             scale: change.scale,
             part: change.part.unwrap_or((0, 1)),

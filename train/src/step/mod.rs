@@ -4,6 +4,7 @@
 //! layer; backward runs every layer once more and then back, so that what stands in memory is one layer's activations.
 //! All buffers grow in the first step that needs them and stay.
 
+mod dropout;
 mod flat;
 mod head;
 mod layer;
@@ -12,12 +13,15 @@ mod low;
 mod mixture;
 pub mod parameters;
 mod sites;
+mod streams;
 
 use bantam_core::Cpu;
-use bantam_model::bare::Bare;
+use bantam_model::bare::{Bare, Held};
+use bantam_model::formats::on_load::OnLoad;
 use bantam_model::source::{Source, SourceError};
 use bantam_model::weights::WeightsError;
 
+use dropout::Dropout;
 pub use flat::Flat;
 use head::{EndSites, Ends};
 use layer::{Documents, Kept, Layer};
@@ -25,6 +29,8 @@ use linear::{Products, room};
 use low::Lows;
 use parameters::{Parameter, Parameters};
 use sites::{Finder, LayerSites};
+use streams::Streams;
+pub(crate) use streams::rounded;
 
 /// Why a model cannot be trained, or a batch not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -99,15 +105,19 @@ pub struct Training {
     lows: Lows,
     ends: EndSites,
     layers: Vec<LayerSites>,
+    /// Layers below this have nothing that is trained.
+    lowest: usize,
+    dropout: Option<Dropout>,
     gradients: Vec<f32>,
     buffers: Buffers,
 }
 
 #[derive(Debug, Default)]
 struct Buffers {
-    /// The input of every layer, one after another, then the last hidden states.
-    streams: Vec<f32>,
+    streams: Streams,
     stream: Vec<f32>,
+    /// A layer's input as it was kept.
+    input: Vec<f32>,
     kept: Kept,
     ends: Ends,
     row: Vec<f32>,
@@ -116,15 +126,31 @@ struct Buffers {
 impl Training {
     /// All weights of a model, in float32.
     pub fn full(source: &Source, cpu: Cpu, threads: usize) -> Result<Training, TrainError> {
-        let bare = Bare::load(source, true, cpu, threads)?;
-        let parameters = Parameters::of_model(&bare, &source.checkpoint)?;
+        Training::some(source, &|_| true, cpu, threads)
+    }
+
+    /// The weights of a model whose tensors have such names, in float32; the others stay as they are stored.
+    pub fn some(
+        source: &Source,
+        is_trained: &dyn Fn(&str) -> bool,
+        cpu: Cpu,
+        threads: usize,
+    ) -> Result<Training, TrainError> {
+        let bare = Bare::load(source, Held::Floats(is_trained), cpu, threads)?;
+        let parameters = Parameters::of_model(&bare, &source.checkpoint, is_trained)?;
         Ok(Training::new(bare, parameters, Lows::default()))
     }
 
-    /// The adapter beside a model, whose own weights stay as they are, in whatever form.
-    pub fn adapter(source: &Source, cpu: Cpu, threads: usize) -> Result<Training, TrainError> {
+    /// The adapter beside a model, whose own weights stay as they are, in whatever form; those of layers that are not
+    /// quantized are, by a way.
+    pub fn adapter(
+        source: &Source,
+        quantization: Option<&'static OnLoad>,
+        cpu: Cpu,
+        threads: usize,
+    ) -> Result<Training, TrainError> {
         let adapter = source.adapter.as_deref().ok_or(TrainError::NoAdapter)?;
-        let bare = Bare::load(source, false, cpu, threads)?;
+        let bare = Bare::load(source, Held::Stored(quantization), cpu, threads)?;
         let mut parameters = Parameters::of_wholes(&bare, adapter)?;
         let lows = Lows::of_adapter(&bare, adapter, &mut parameters)?;
         Ok(Training::new(bare, parameters, lows))
@@ -142,10 +168,16 @@ impl Training {
         let layers = weights.layers.iter().zip(&bare.spec.layers).map(|(weights, spec)| {
             finder.layer(weights, spec.mlp.experts.map_or(1, |experts| experts.choice.experts))
         });
-        let layers = layers.collect();
+        let layers: Vec<LayerSites> = layers.collect();
+        let lowest = match ends.embedding.weight_to {
+            Some(_) => 0,
+            None => layers.iter().position(LayerSites::is_trained).unwrap_or(layers.len()),
+        };
         let gradients = vec![0.0; parameters.count];
         let buffers = Buffers::default();
-        let mut training = Training { bare, parameters, lows, ends, layers, gradients, buffers };
+        let dropout = None;
+        let mut training =
+            Training { bare, parameters, lows, ends, layers, lowest, dropout, gradients, buffers };
         training.measure();
         training
     }
@@ -199,6 +231,45 @@ impl Training {
         self.settle();
     }
 
+    /// Has changes see less of their inputs, in steps alone.
+    pub fn drop_inputs(&mut self, share: f32, seed: u64) {
+        self.dropout = Dropout::new(share, seed);
+    }
+
+    /// Names the step that comes, by which it is chosen what is dropped: none may have another's.
+    pub fn at_moment(&mut self, moment: u64) {
+        self.dropout = self.dropout.map(|dropout| dropout.at(moment));
+    }
+
+    /// Takes every change as it is now off its matrix: the model as it is is what training begins with (PiSSA).
+    pub fn hold_changes(&mut self) {
+        self.lows.hold();
+        self.settle();
+    }
+
+    /// The numbers of a side of a change as it stands after [`hold_changes`](Self::hold_changes), both parts together.
+    pub fn change(&self, parameter: usize) -> Option<(Vec<usize>, Vec<f32>)> {
+        self.lows.held(parameter)
+    }
+
+    /// Bytes of weights, of gradients, and of what layers see of so many tokens.
+    pub fn memory(&self, tokens: usize) -> [(&'static str, u64); 3] {
+        let (layers, hidden) = (self.layers.len() - self.lowest, self.bare.spec.hidden);
+        let number = self.buffers.streams.number_bytes();
+        // What is trained beside the model's own matrices is there twice: as a tensor, and as products take it.
+        let own = 4 * self.parameters.own_count() + self.lows.bytes();
+        [
+            ("weights", (self.bare.plan.weight_bytes + own) as u64),
+            ("gradients", 4 * self.gradients.len() as u64),
+            ("inputs of layers", (tokens * hidden * layers * number) as u64),
+        ]
+    }
+
+    /// Keeps what layers see in bfloat16.
+    pub fn keep_halves(&mut self) {
+        self.buffers.streams = Streams::Halves(Vec::new());
+    }
+
     /// Who computes.
     pub(crate) fn machine(&self) -> (Cpu, &bantam_model::pool::Threads) {
         (self.bare.cpu, &self.bare.pool)
@@ -207,9 +278,7 @@ impl Training {
     fn measure(&mut self) {
         let Training { bare, lows, ends, layers, buffers, .. } = self;
         for layer in &*layers {
-            let alone = layer.inputs.iter().chain([&layer.output]).chain(&layer.router);
-            let blocks = layer.gate.iter().flatten().chain(&layer.up).chain(&layer.down);
-            alone.chain(blocks).for_each(|site| lows.measure(site, bare, &mut buffers.row));
+            layer.sites().for_each(|site| lows.measure(site, bare, &mut buffers.row));
         }
         lows.measure(&ends.head, bare, &mut buffers.row);
     }
@@ -232,14 +301,19 @@ impl Training {
     fn forward(&mut self, batch: &Batch, scale: f32, with_gradients: bool) -> f64 {
         let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
         let Buffers { streams, stream, kept, ends: loss, .. } = buffers;
-        let products = Products { bare, lows };
+        let dropout = self.dropout.filter(|_| with_gradients);
+        let products = Products { bare, lows, dropout };
         let size = batch.tokens.len() * bare.spec.hidden;
         let stream = room(stream, size);
+        if with_gradients {
+            streams.make_room((layers.len() - self.lowest) * size);
+        }
         loss.embed(bare, &ends.embedding, batch.tokens, stream);
         let documents = Documents { lengths: batch.documents };
         for (number, (spec, sites)) in bare.spec.layers.iter().zip(&*layers).enumerate() {
-            if with_gradients {
-                room(streams, (number + 1) * size)[number * size..].copy_from_slice(stream);
+            streams.round(stream);
+            if with_gradients && number >= self.lowest {
+                streams.keep(number - self.lowest, stream);
             }
             Layer { products, spec, sites }.forward(documents, stream, kept);
         }
@@ -249,15 +323,18 @@ impl Training {
 
     fn backward(&mut self, batch: &Batch) {
         let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
-        let Buffers { streams, stream, kept, .. } = buffers;
-        let products = Products { bare, lows };
+        let Buffers { streams, stream, kept, input, .. } = buffers;
+        let products = Products { bare, lows, dropout: self.dropout };
         let size = batch.tokens.len() * bare.spec.hidden;
         let documents = Documents { lengths: batch.documents };
         let d = &mut stream[..size];
         // What a layer makes of its input once more; only what it keeps on the way is of use.
         let mut again = std::mem::take(&mut buffers.row);
-        for (number, (spec, sites)) in bare.spec.layers.iter().zip(&*layers).enumerate().rev() {
-            let x = &streams[number * size..][..size];
+        let x = room(input, size);
+        for (number, (spec, sites)) in
+            bare.spec.layers.iter().zip(&*layers).skip(self.lowest).enumerate().rev()
+        {
+            streams.read(number, x);
             let again = room(&mut again, size);
             again.copy_from_slice(x);
             let layer = Layer { products, spec, sites };

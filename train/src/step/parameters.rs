@@ -13,6 +13,7 @@ use bantam_model::adapter::Adapter;
 use bantam_model::bare::{Bare, Memory};
 use bantam_model::checkpoint::{Checkpoint, TensorView};
 use bantam_model::plan::{Cut, Fill, Origin};
+use bantam_model::spec::ModelSpec;
 
 use super::TrainError;
 
@@ -135,19 +136,25 @@ pub(crate) struct Parameters {
 }
 
 impl Parameters {
-    /// Every tensor of a model.
-    pub(crate) fn of_model(bare: &Bare, checkpoint: &Checkpoint) -> Result<Self, TrainError> {
+    /// Tensors of a model, by their names.
+    pub(crate) fn of_model(
+        bare: &Bare,
+        checkpoint: &Checkpoint,
+        is_trained: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, TrainError> {
         let mut all = Parameters::default();
         for fill in &bare.plan.fills {
             let named = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
             match fill {
                 Fill::Matrix { origin: Origin::Tensor(name), .. } | Fill::Vector { tensor: name, .. } => {
-                    all.add(bare, fill, name, named(name));
+                    if is_trained(name) {
+                        all.add(bare, fill, name, named(name));
+                    }
                 }
-                Fill::Matrix { origin, .. } => {
+                Fill::Matrix { origin, .. } if is_trained(&origin.tensors()[0]) => {
                     return Err(TrainError::Quantized { tensor: origin.tensors()[0].clone() });
                 }
-                Fill::Values { .. } | Fill::Low(_) => {}
+                Fill::Matrix { .. } | Fill::Values { .. } | Fill::Low(_) => {}
             }
         }
         Ok(all)
@@ -180,7 +187,7 @@ impl Parameters {
             Fill::Values { .. } | Fill::Low(_) => unreachable!("these are from no tensor"),
         };
         let at = self.by_name.get(stored.name).copied().unwrap_or_else(|| {
-            let role = role(bare, name, matches!(piece, Piece::Vector(..)));
+            let role = role(&bare.spec, name, matches!(piece, Piece::Vector(..)));
             self.push(stored.name.to_owned(), stored.shape.to_vec(), role, Home::Decoder(Vec::new()))
         });
         let start = self.list[at].range.start;
@@ -222,6 +229,12 @@ impl Parameters {
             Home::Own(values) => values,
             Home::Decoder(_) => unreachable!("sides of changes stand by themselves"),
         }
+    }
+
+    /// How many numbers stand by themselves.
+    pub(crate) fn own_count(&self) -> usize {
+        let own = self.list.iter().filter(|known| matches!(known.home, Home::Own(_)));
+        own.map(|known| known.range.len()).sum()
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<&Parameter> {
@@ -284,8 +297,9 @@ fn each_element(matrix: &Matrix, cut: &Cut, mut visit: impl FnMut(usize, usize))
     }
 }
 
-fn role(bare: &Bare, name: &str, is_vector: bool) -> Role {
-    let names = bare.spec.names;
+/// What a tensor of a model is, by its name.
+pub(crate) fn role(spec: &ModelSpec, name: &str, is_vector: bool) -> Role {
+    let names = spec.names;
     let is = |module: &str| name.strip_suffix(".weight") == Some(module);
     if is(names.embedding) {
         return Role::Embedding;

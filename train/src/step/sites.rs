@@ -61,6 +61,12 @@ impl Site {
     }
 }
 
+impl Site {
+    fn is_trained(&self) -> bool {
+        self.weight_to.is_some() || self.bias_to.is_some() || self.low.is_some()
+    }
+}
+
 /// A norm.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NormSite {
@@ -92,6 +98,23 @@ pub(crate) struct LayerSites {
     pub(crate) gate: Option<Vec<Site>>,
     pub(crate) up: Vec<Site>,
     pub(crate) down: Vec<Site>,
+}
+
+impl LayerSites {
+    /// All matrices.
+    pub(crate) fn sites(&self) -> impl Iterator<Item = &Site> {
+        let alone = self.inputs.iter().chain([&self.output]).chain(&self.router);
+        alone.chain(self.gate.iter().flatten()).chain(&self.up).chain(&self.down)
+    }
+
+    /// Whether anything of it is trained.
+    pub(crate) fn is_trained(&self) -> bool {
+        let pairs = self.post_norms.iter().chain(&self.head_norms).flatten();
+        let mut norms = pairs.chain([&self.attention_norm, &self.mlp_norm]);
+        self.sites().any(Site::is_trained)
+            || norms.any(|norm| norm.weight_to.is_some() || norm.bias_to.is_some())
+            || self.sinks.is_some_and(|(_, target)| target.is_some())
+    }
 }
 
 /// Makes sites of a plan's weights.

@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("bantam-proto", &[]),
     ("bantam-quantize", &["bantam-core", "bantam-model"]),
     ("bantam-train", &["bantam-core", "bantam-model"]),
-    ("bantam-daemon", &["bantam-core", "bantam-model", "bantam-proto"]),
+    ("bantam-daemon", &["bantam-core", "bantam-model", "bantam-proto", "bantam-train"]),
     (
         "bantam",
         &[

@@ -12,7 +12,7 @@ use bantam_model::engine::Chunk;
 use bantam_model::source::Source;
 use bantam_tests::{model_folder, options};
 use bantam_train::data::prepare;
-use bantam_train::run::{Outcome, Progress, RunError, Watch, train};
+use bantam_train::run::{Outcome, Progress, RunError, Watch, check as check_settings, prepared, train};
 use bantam_train::settings::Settings;
 use serde_json::Value;
 
@@ -35,6 +35,13 @@ impl Scratch {
         Scratch(folder)
     }
 
+    /// What is said against settings.
+    fn refused(&self, yaml: &str) -> String {
+        let yaml = format!("model_name_or_path: x\ndataset_path: y\noutput_dir: z\nsave_steps: 3\n{yaml}");
+        let settings = Settings::of_text("test.yaml", &yaml, &[]);
+        settings.and_then(|settings| check_settings(&settings)).unwrap_err().to_string()
+    }
+
     /// Trains into a folder of that name.
     fn train(&self, model: &str, output: &str, yaml: &str, end: Option<u64>) -> Result<Run, RunError> {
         self.train_over(&model_folder(model), output, yaml, end)
@@ -43,14 +50,19 @@ impl Scratch {
     /// The same over the model in a folder.
     fn train_over(&self, model: &Path, output: &str, yaml: &str, end: Option<u64>) -> Result<Run, RunError> {
         let (rows, output) = (self.0.join("rows.jsonl"), self.0.join(output));
-        let yaml = format!(
+        let usual = format!(
             "model_name_or_path: {}\ndataset_path: {}\ndataset_type: tokenized\noutput_dir: {}\n\
              per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\nlogging_steps: 2\nsave_steps: 3\n\
-             lr_scheduler_type: cosine\nwarmup_ratio: 0.1\n{yaml}",
+             lr_scheduler_type: cosine\nwarmup_ratio: 0.1\n",
             model.display(),
             rows.display(),
             output.display()
         );
+        let key = |line: &str| line.split_once(':').unwrap().0.to_owned();
+        let is_usual = |line: &&str| !yaml.lines().any(|other| key(other) == key(line));
+        let mut lines: Vec<&str> = usual.lines().filter(is_usual).collect();
+        lines.extend(yaml.lines());
+        let yaml = lines.join("\n");
         let settings = Settings::of_text("test.yaml", &yaml, &[]).unwrap_or_else(|error| panic!("{error}"));
         let source = match settings.flag("train_from_scratch") {
             true => Source::without_weights(model).unwrap(),
@@ -58,7 +70,7 @@ impl Scratch {
         };
         let vocab = u32::try_from(source.spec.vocab).unwrap();
         let prepared = prepare(&settings.data, settings.stage, 42, vocab, None).unwrap();
-        let mut seen = Seen { losses: Vec::new(), notes: Vec::new(), end };
+        let mut seen = Seen { losses: Vec::new(), measured: Vec::new(), notes: Vec::new(), end };
         let outcome = train(&settings, source, &prepared, (Cpu::detect(), 2), &mut seen)?;
         Ok(Run { outcome, seen, output })
     }
@@ -82,6 +94,19 @@ impl Run {
         fs::read(self.output.join(name)).unwrap()
     }
 
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&self.bytes(name)).unwrap()
+    }
+
+    /// The checkpoints, and what is hidden.
+    fn checkpoints(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.output).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = entries.map(|name| name.into_string().unwrap()).collect();
+        names.retain(|name| name.starts_with("checkpoint") || name.starts_with('.'));
+        names.sort();
+        names
+    }
+
     fn log(&self) -> Vec<Value> {
         let text = String::from_utf8(self.bytes("trainer_log.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -91,6 +116,7 @@ impl Run {
 #[derive(Debug)]
 struct Seen {
     losses: Vec<f64>,
+    measured: Vec<(u64, f64)>,
     notes: Vec<String>,
     end: Option<u64>,
 }
@@ -102,6 +128,10 @@ impl Watch for Seen {
 
     fn step(&mut self, progress: &Progress) {
         self.losses.push(progress.loss);
+    }
+
+    fn measured(&mut self, step: u64, loss: f64) {
+        self.measured.push((step, loss));
     }
 
     fn is_ended(&self) -> bool {
@@ -191,14 +221,7 @@ fn a_new_adapter_changes_nothing_and_its_checkpoints_are_counted() {
     let scratch = Scratch::new("kept");
     let yaml = "learning_rate: 0.0\nuse_dora: true\nmax_steps: 7\nsave_total_limit: 2\n";
     let run = scratch.train("llama-tied", "kept", yaml, None).unwrap();
-    let names = |folder: &Path| {
-        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
-        let mut names: Vec<String> = entries.map(|name| name.into_string().unwrap()).collect();
-        names.retain(|name| name.starts_with("checkpoint") || name.starts_with('.'));
-        names.sort();
-        names
-    };
-    assert_eq!(names(&run.output), ["checkpoint-6", "checkpoint-7"]);
+    assert_eq!(run.checkpoints(), ["checkpoint-6", "checkpoint-7"]);
     let base = Source::open(&model_folder("llama-tied")).unwrap();
     let before = logits(&base);
     let worst = before
@@ -207,6 +230,123 @@ fn a_new_adapter_changes_nothing_and_its_checkpoints_are_counted() {
         .map(|(before, after)| (before - after).abs())
         .fold(0.0, f32::max);
     assert!(worst < 1e-5, "{worst}");
+}
+
+const MEASURED: &str = "learning_rate: 0.3\nlora_rank: 4\nval_size: 2\nmax_steps: 6\n\
+    eval_strategy: steps\neval_steps: 1\nsave_steps: 1\nper_device_eval_batch_size: 1\nplot_loss: true\n";
+
+#[test]
+fn the_best_of_what_was_measured_is_kept_and_taken() {
+    let scratch = Scratch::new("best");
+    let yaml = format!("{MEASURED}load_best_model_at_end: true\nsave_total_limit: 2\neval_on_start: true\n");
+    let whole = scratch.train("llama-tied", "whole", &yaml, None).unwrap();
+    let measured = &whole.seen.measured;
+    let steps: Vec<u64> = measured.iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [0, 1, 2, 3, 4, 5, 6, 6], "once more at the end");
+    let (best, loss) = measured[..7].iter().copied().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    assert!(best != 6 && best != 0, "the test needs a rate that is too high: {measured:?}");
+    assert_eq!(measured[7].1, loss, "the best was taken");
+    assert_eq!(whole.json("eval_results.json")["eval_loss"], loss);
+    let all = whole.json("all_results.json");
+    assert!(all["eval_loss"] == loss && all["train_loss"].is_f64(), "{all}");
+    let state = whole.json("trainer_state.json");
+    assert_eq!((&state["best_global_step"], &state["best_metric"]), (&best.into(), &loss.into()));
+    assert!(state["best_model_checkpoint"].as_str().unwrap().ends_with(&format!("checkpoint-{best}")));
+    assert_eq!(
+        state["log_history"].as_array().unwrap().iter().filter(|line| line["eval_loss"].is_f64()).count(),
+        7
+    );
+    let told: Vec<f64> = whole.log().iter().filter_map(|line| line["eval_loss"].as_f64()).collect();
+    assert_eq!(told, measured[..7].iter().map(|(_, loss)| *loss).collect::<Vec<_>>());
+    let names = [format!("checkpoint-{best}"), "checkpoint-6".to_owned()];
+    assert_eq!(whole.checkpoints(), names);
+    let weights = "adapter_model.safetensors";
+    assert!(whole.bytes(weights) == whole.bytes(&format!("{}/{weights}", names[0])));
+    assert!(whole.bytes(weights) != whole.bytes(&format!("{}/{weights}", names[1])));
+    assert!(whole.bytes("training_eval_loss.png").starts_with(b"\x89PNG"));
+
+    for end in 1..6 {
+        let name = format!("parts-{end}");
+        scratch.train("llama-tied", &name, &yaml, Some(end)).unwrap();
+        let resumed = scratch.train("llama-tied", &name, &yaml, None).unwrap();
+        assert!(whole.bytes(weights) == resumed.bytes(weights), "ended after {end}");
+        let found: Vec<f64> = resumed.log().iter().filter_map(|line| line["eval_loss"].as_f64()).collect();
+        assert_eq!(found, told, "ended after {end}");
+        assert_eq!(resumed.json("trainer_state.json")["best_global_step"], best, "ended after {end}");
+    }
+}
+
+#[test]
+fn measuring_by_epochs_ends_a_run_that_learns_no_more() {
+    let scratch = Scratch::new("patience");
+    let yaml = "learning_rate: 0.0\nnum_train_epochs: 9\nval_size: 0.3\neval_strategy: epoch\nsave_strategy: epoch\n\
+        load_best_model_at_end: true\nearly_stopping_steps: 2\nsave_total_limit: 1\n";
+    let run = scratch.train("llama-tied", "out", yaml, None).unwrap();
+    // The first epoch is the best, and the next two are no better: one step each of 4 rows.
+    assert_eq!((run.outcome.steps, run.outcome.is_done), (3, true));
+    assert_eq!(run.checkpoints(), ["checkpoint-1"], "of one checkpoint, the best is the one");
+    let batched =
+        scratch.train("llama-tied", "flat", "val_size: 3\nmax_steps: 1\ndo_eval: true\n", None).unwrap();
+    let single = "val_size: 3\nmax_steps: 1\ndo_eval: true\nper_device_eval_batch_size: 1\n";
+    let single = scratch.train("llama-tied", "single", single, None).unwrap();
+    // A mean over all tokens, and one of means of rows: the Trainer's own choice.
+    let [together, apart] = [&batched, &single].map(|run| run.seen.measured[0].1);
+    assert!(together != apart && (together - apart).abs() < 0.5, "{together} {apart}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let scratch = Scratch::new("unmeasured");
+    for (yaml, word) in [
+        ("load_best_model_at_end: true\n", "eval_strategy"),
+        ("val_size: 2\neval_strategy: epoch\nload_best_model_at_end: true\n", "save_strategy to be the same"),
+        ("val_size: 2\neval_strategy: steps\neval_steps: 2\nload_best_model_at_end: true\n", "multiple"),
+        ("val_size: 2\neval_strategy: steps\nmetric_for_best_model: rouge\n", "loss"),
+        ("early_stopping_steps: 2\n", "eval_strategy"),
+        ("eval_on_start: true\n", "val_size or eval_dataset"),
+        ("do_eval: true\n", "needs data"),
+    ] {
+        let found = scratch.refused(yaml);
+        assert!(found.contains(word), "{yaml}: {found}");
+    }
+}
+
+/// Records of an event file, each without its frame.
+fn records(mut bytes: &[u8]) -> Vec<&[u8]> {
+    let mut records = Vec::new();
+    while !bytes.is_empty() {
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        records.push(&bytes[12..12 + length]);
+        bytes = &bytes[16 + length..];
+    }
+    records
+}
+
+#[test]
+fn tensorboard_is_told_of_every_step_once() {
+    let scratch = Scratch::new("events");
+    let logging = scratch.0.join("events");
+    let yaml = format!(
+        "max_steps: 4\nlogging_strategy: steps\nval_size: 2\neval_strategy: steps\neval_steps: 2\n\
+         report_to: tensorboard\nlogging_dir: {}\n",
+        logging.display()
+    );
+    scratch.train("llama-tied", "out", &yaml, Some(3)).unwrap();
+    scratch.train("llama-tied", "out", &yaml, None).unwrap();
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(&logging).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert_eq!(files.len(), 2, "one for each process");
+    let has = |record: &[u8], words: &str| record.windows(words.len()).any(|found| found == words.as_bytes());
+    let told = |file: &PathBuf, words: &str| {
+        let bytes = fs::read(file).unwrap();
+        assert!(has(records(&bytes)[0], "brain.Event:2"));
+        records(&bytes).iter().filter(|record| has(record, words)).count()
+    };
+    // Steps 1, 2 and 4 are logged, 2 and 4 measured, the end sums up and measures once more.
+    assert_eq!((told(&files[0], "train/loss"), told(&files[0], "eval/loss")), (2, 1));
+    assert_eq!((told(&files[1], "train/loss"), told(&files[1], "eval/loss")), (1, 2));
+    assert_eq!((told(&files[0], "train/train_loss"), told(&files[1], "train/train_loss")), (0, 1));
 }
 
 #[test]
@@ -221,7 +361,8 @@ fn what_no_run_does_is_refused_with_its_line() {
         ("additional_target: nothing\n", "additional_target"),
         ("pissa_init: true\nlora_rank: 4000\n", "pissa_init"),
         ("lora_target: mamba_only\n", "no state spaces"),
-        ("report_to: wandb\n", "trainer_log.jsonl"),
+        ("report_to: comet_ml\n", "tensorboard, wandb, mlflow"),
+        ("use_swanlab: true\n", "tensorboard"),
         ("packing: true\n", "neat_packing"),
         ("lora_target: nothing\n", "q_proj"),
         ("resume_from_checkpoint: nowhere\n", "checkpoint"),
@@ -234,6 +375,166 @@ fn what_no_run_does_is_refused_with_its_line() {
     let found = scratch.train("llama-tied", "taken", "max_steps: 1\n", None).unwrap_err().to_string();
     assert!(found.contains("overwrite_output_dir"), "{found}");
     scratch.train("llama-tied", "taken", "max_steps: 1\noverwrite_output_dir: true\n", None).unwrap();
+}
+
+/// What the files for training of LLaMA-Factory 0.9.3 have in common (`examples/train_lora`, `examples/train_full`).
+const COMMON: &str = "\
+model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct
+trust_remote_code: true
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+dataset: identity,alpaca_en_demo
+template: llama3
+cutoff_len: 2048
+max_samples: 1000
+overwrite_cache: true
+preprocessing_num_workers: 16
+dataloader_num_workers: 4
+output_dir: saves/llama3-8b/lora/sft
+logging_steps: 10
+save_steps: 500
+plot_loss: true
+overwrite_output_dir: true
+save_only_model: false
+report_to: none  # choices: [none, wandb, tensorboard, swanlab, mlflow]
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+ddp_timeout: 180000000
+resume_from_checkpoint: null
+
+### eval
+# val_size: 0.1
+# per_device_eval_batch_size: 1
+# eval_strategy: steps
+# eval_steps: 500
+";
+
+/// Each of them: what it has of its own, keys that it leaves out, and why it is refused where it is.
+const FILES: &[(&str, &str, &[&str], Option<&str>)] = &[
+    ("llama3_lora_sft", "", &[], None),
+    (
+        "llama3_lora_sft, measured",
+        "val_size: 0.1\nper_device_eval_batch_size: 1\neval_strategy: steps\neval_steps: 500\n",
+        &[],
+        None,
+    ),
+    (
+        "llama3_lora_sft_otfq",
+        "quantization_bit: 4\nquantization_method: bnb\ndouble_quantization: false\n",
+        &[],
+        None,
+    ),
+    ("llama3_lora_pretrain", "stage: pt\ndataset: c4_demo\n", &["template"], None),
+    (
+        "llama3_full_sft",
+        "finetuning_type: full\ndeepspeed: examples/deepspeed/ds_z3_config.json\ngradient_accumulation_steps: 2\n\
+         learning_rate: 1.0e-5\n",
+        &["lora_rank", "lora_target"],
+        None,
+    ),
+    (
+        "qwen2_full_sft (muon)",
+        "model_name_or_path: Qwen/Qwen2-1.5B-Instruct\ntemplate: qwen\nfinetuning_type: full\nuse_muon: true\n\
+         learning_rate: 1.0e-5\n",
+        &["lora_rank", "lora_target"],
+        None,
+    ),
+    (
+        "llama3_lora_dpo",
+        "stage: dpo\ndataset: dpo_en_demo\npref_beta: 0.1\npref_loss: sigmoid\n",
+        &[],
+        Some("pt or sft"),
+    ),
+    ("llama3_lora_kto", "stage: kto\ndataset: kto_en_demo\npref_beta: 0.1\n", &[], Some("pt or sft")),
+    ("llama3_lora_reward", "stage: rm\ndataset: dpo_en_demo\n", &[], Some("pt or sft")),
+    (
+        "llama3_lora_ppo",
+        "stage: ppo\nreward_model: saves/llama3-8b/lora/reward\nmax_new_tokens: 512\ntop_k: 0\ntop_p: 0.9\n",
+        &[],
+        Some("pt or sft"),
+    ),
+    ("llama3_preprocess", "tokenized_path: saves/llama3-8b/dataset/sft\n", &[], Some("tokenized_path")),
+    (
+        "llama3_lora_predict",
+        "adapter_name_or_path: saves/llama3-8b/lora/sft\ndo_predict: true\npredict_with_generate: true\n\
+         eval_dataset: identity,alpaca_en_demo\nper_device_eval_batch_size: 1\n",
+        &["do_train"],
+        Some("bantam run"),
+    ),
+];
+
+impl Scratch {
+    /// Data sets under the names of those files.
+    fn data_sets(&self) {
+        let write = |name: &str, text: String| fs::write(self.0.join(name), text).unwrap();
+        let row = |row: usize| {
+            serde_json::json!({
+                "instruction": format!("What is {row} and one?"), "input": "", "output": format!("It is {}.", row + 1),
+            })
+        };
+        let rows: Vec<Value> = (0..20).map(row).collect();
+        write("identity.json", serde_json::json!(rows).to_string());
+        let texts =
+            (0..40).map(|row| format!("{{\"text\": \"{}\"}}\n", format!("Line {row} of a text. ").repeat(9)));
+        write("c4_demo.jsonl", texts.collect());
+        let info = serde_json::json!({
+            "identity": { "file_name": "identity.json" },
+            "alpaca_en_demo": { "file_name": "identity.json" },
+            "c4_demo": { "file_name": "c4_demo.jsonl", "columns": { "prompt": "text" } },
+        });
+        write("dataset_info.json", info.to_string());
+    }
+
+    /// One step by such a file, with its paths re-pointed.
+    fn run_file(&self, own: &str, without: &[&str]) -> Result<Outcome, RunError> {
+        let key = |line: &str| line.split_once(':').map(|(key, _)| key.to_owned());
+        let kept = COMMON.lines().filter(|line| {
+            let found = key(line).unwrap_or_default();
+            !without.contains(&found.as_str()) && !own.lines().any(|own| key(own).as_ref() == Some(&found))
+        });
+        let yaml = kept.chain(own.lines()).map(|line| format!("{line}\n")).collect::<String>();
+        let model = if own.contains("template: qwen") { "qwen2" } else { "llama-tied" };
+        let paths = [
+            format!("model_name_or_path={}", model_folder(model).display()),
+            format!("dataset_dir={}", self.0.display()),
+            format!("output_dir={}", self.0.join("saves").display()),
+            "max_steps=1".to_owned(),
+        ];
+        let settings = Settings::of_text("file.yaml", &yaml, &paths)?;
+        check_settings(&settings)?;
+        let source = Source::open(&model_folder(model)).unwrap();
+        let prepared = prepared(&settings, &source)?;
+        let mut seen = Seen { losses: Vec::new(), measured: Vec::new(), notes: Vec::new(), end: None };
+        train(&settings, source, &prepared, (Cpu::detect(), 2), &mut seen)
+    }
+}
+
+#[test]
+fn the_files_of_llama_factory_run_unchanged_or_say_why_not() {
+    let scratch = Scratch::new("files");
+    scratch.data_sets();
+    for (name, own, without, refusal) in FILES {
+        match (scratch.run_file(own, without), refusal) {
+            (Ok(outcome), None) => {
+                assert!(
+                    (outcome.steps, outcome.is_done) == (1, true) && outcome.loss > 1.0,
+                    "{name}: {outcome:?}"
+                );
+            }
+            (Err(error), Some(words)) => {
+                assert!(error.to_string().contains(words), "{name}: {error}");
+            }
+            (found, _) => panic!("{name}: {found:?}"),
+        }
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use bantam_proto::DESCRIPTORS;
 
 use crate::doors::{Doors, Inherited, InheritedError};
 use crate::hands::Hands;
+use crate::jobs::Jobs;
 use crate::metrics::Meters;
 use crate::models::{Catalog, Keeper};
 use crate::scheduler::paced::Pace;
@@ -67,7 +68,10 @@ impl Daemon {
         let catalog = Arc::new(Catalog::new(&settings.model_folders));
         let store = store.filter(|_| settings.native_files);
         let keeper = Keeper::start(settings.clone(), budget, store, meters.clone(), hands.clone());
-        Ok(Self { server, services: Services { catalog, keeper, hands, meters, settings } })
+        Ok(Self {
+            server,
+            services: Services { catalog, keeper, hands, jobs: Jobs::default(), meters, settings },
+        })
     }
 
     /// Loads models with an engine that computes nothing, for the bench of all the rest.
@@ -101,10 +105,14 @@ impl Daemon {
     pub async fn serve(self) -> Result<(), RunError> {
         let Self { server, services } = self;
         let served = server.serve(services.routes(), NAMES, &[DESCRIPTORS]).await;
-        let keeper = services.keeper.clone();
+        let (keeper, jobs) = (services.keeper.clone(), services.jobs.clone());
         drop(services);
-        // Waits for the end of a step.
-        let _ = tokio::task::spawn_blocking(move || keeper.end()).await;
+        // Waits for the end of a step, and for a checkpoint.
+        let ended = tokio::task::spawn_blocking(move || {
+            keeper.end();
+            jobs.end();
+        });
+        let _ = ended.await;
         Ok(served?)
     }
 }

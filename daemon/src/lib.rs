@@ -5,6 +5,7 @@ pub mod carried;
 pub mod daemon;
 pub mod doors;
 mod hands;
+mod jobs;
 pub mod logs;
 pub mod metrics;
 mod models;

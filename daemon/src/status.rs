@@ -177,6 +177,12 @@ pub(crate) enum Trouble {
     /// It came to nothing.
     #[error(transparent)]
     Failed(#[from] Failure),
+    /// There is no such job.
+    #[error("there is no job {0}; JobService.List tells all")]
+    NoJob(String),
+    /// Only the user of this machine may.
+    #[error("{0}")]
+    FromAfar(&'static str),
     /// Its time was over before a model had it.
     #[error("the deadline came while the request waited for its model or for a processor; allow more time")]
     Deadline,
@@ -252,6 +258,12 @@ impl From<Trouble> for Status {
             Trouble::Precondition(_) => plain(Code::FailedPrecondition, "PRECONDITION"),
             Trouble::Refused(refusal) => of_refusal(refusal),
             Trouble::Failed(failure) => of_failure(failure),
+            Trouble::NoJob(id) => {
+                let mut judged = plain(Code::NotFound, "NO_SUCH_JOB");
+                judged.1.set_resource_info("bantam.v1.Job", id, "", message.clone());
+                judged
+            }
+            Trouble::FromAfar(_) => plain(Code::PermissionDenied, "PATH"),
             Trouble::Deadline => plain(Code::DeadlineExceeded, "DEADLINE"),
             Trouble::Broken(_) => plain(Code::DataLoss, "MODEL_BROKE"),
             Trouble::Panicked => plain(Code::Internal, "PANIC"),

@@ -26,8 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[command(after_help = "Examples:\n  bantam train llama3_lora_sft.yaml\n  \
                         bantam train sft.yaml model_name_or_path=./my-model cutoff_len=512 --dry-run --json\n  \
                         bantam train --keys\n\n\
-                        Ctrl-C saves a checkpoint after the step that is being taken, and ends; the same command with \
-                        resume_from_checkpoint=true goes on from there.")]
+                        Ctrl-C and SIGTERM save a checkpoint after the step that is being taken, and end; the same \
+                        command with resume_from_checkpoint=true goes on from there.")]
 pub(crate) struct Train {
     /// YAML or JSON as LLaMA-Factory has it, or with the sections model, lora, dataset and training
     #[arg(value_name = "FILE", required_unless_present = "keys")]
@@ -95,7 +95,7 @@ impl Train {
     }
 
     fn train(&self, settings: &Settings, source: Source, prepared: &Prepared) -> Result<(), Failure> {
-        let interrupt = Interrupt::install()?;
+        let interrupt = Interrupt::install_for_long()?;
         interrupt.note();
         let threads = self.threads.map_or_else(Threads::available, |threads| threads as usize);
         let mut screen = Screen { interrupt, bar: None, told: Instant::now() };
@@ -105,19 +105,23 @@ impl Train {
         screen.bar = None;
         let outcome = outcome.map_err(|error| refused(error.to_string()))?;
         let folder = outcome.folder.display().to_string();
+        let (steps, loss, is_done) = (outcome.steps, outcome.loss, outcome.is_done);
         if self.json {
-            let (steps, loss, is_done) = (outcome.steps, outcome.loss, outcome.is_done);
-            return Ok(output::json(&json!({
-                "steps": steps, "train_loss": loss, "done": is_done, "folder": folder,
-            }))?);
+            let result = json!({ "steps": steps, "train_loss": loss, "done": is_done, "folder": folder });
+            output::json(&result)?;
+        } else {
+            output::line(&match is_done {
+                true => format!("{steps} steps, mean loss {loss:.4}: {folder}"),
+                false => {
+                    format!("ended after {steps} steps, saved; go on with resume_from_checkpoint={folder}")
+                }
+            })?;
         }
-        let (steps, loss) = (outcome.steps, outcome.loss);
-        Ok(output::line(&match outcome.is_done {
-            true => format!("{steps} steps, mean loss {loss:.4}: {folder}"),
-            false => {
-                format!("ended after {steps} steps, saved; go on with resume_from_checkpoint={folder}")
-            }
-        })?)
+        match is_done {
+            true => Ok(()),
+            // So that a shell sees 130 or 143, and starts nothing that needs the result.
+            false => Ok(screen.interrupt.end_by_signal()?),
+        }
     }
 }
 
@@ -128,9 +132,23 @@ struct Screen {
     told: Instant,
 }
 
+impl Screen {
+    /// Says something above the line that rewrites itself.
+    fn say(&self, words: &str) {
+        match &self.bar {
+            Some(bar) => bar.beside(|| output::say(words)),
+            None => output::say(words),
+        }
+    }
+}
+
 impl Watch for Screen {
     fn note(&mut self, words: &str) {
-        output::say(&format!("note: {}", output::harmless(words)));
+        self.say(&format!("note: {}", output::harmless(words)));
+    }
+
+    fn measured(&mut self, step: u64, loss: f64) {
+        self.say(&format!("step {step}: eval loss {loss:.4}"));
     }
 
     fn step(&mut self, at: &run::Progress) {

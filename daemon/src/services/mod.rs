@@ -20,6 +20,7 @@ use tonic::service::Routes;
 
 use crate::doors::{Door, Peer};
 use crate::hands::Hands;
+use crate::jobs::Jobs;
 use crate::metrics::Meters;
 use crate::models::{Asked, Catalog, Keeper, Known, Lease};
 use crate::scheduler::{Answer, ClientId, Desk, Request, Work};
@@ -36,6 +37,7 @@ pub(crate) struct Services {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) keeper: Keeper,
     pub(crate) hands: Hands,
+    pub(crate) jobs: Jobs,
     pub(crate) meters: Arc<Meters>,
     pub(crate) settings: Arc<Settings>,
 }
@@ -46,7 +48,7 @@ impl Services {
         let most = usize::try_from(self.settings.message_bytes.0).unwrap_or(usize::MAX);
         let models = v1::model_service_server::ModelServiceServer::new(self.clone());
         let generation = v1::generation_service_server::GenerationServiceServer::new(self.clone());
-        let jobs = v1::job_service_server::JobServiceServer::new(jobs::Jobs);
+        let jobs = v1::job_service_server::JobServiceServer::new(self.clone());
         Routes::new(models.max_decoding_message_size(most))
             .add_service(generation.max_decoding_message_size(most))
             .add_service(jobs.max_decoding_message_size(most))

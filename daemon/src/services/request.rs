@@ -120,7 +120,8 @@ pub(super) fn pooling(found: i32) -> Result<Pooling, Trouble> {
     }
 }
 
-fn unknown(field: &str, found: i32) -> Trouble {
+/// A number that is no value of its enum.
+pub(super) fn unknown(field: &str, found: i32) -> Trouble {
     Trouble::field(
         field,
         format!("expected a value of its enum, found {found}; this daemon does not know it"),

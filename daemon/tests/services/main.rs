@@ -7,6 +7,7 @@ mod support;
 
 mod ends;
 mod generation;
+mod jobs;
 mod models;
 mod refusals;
 

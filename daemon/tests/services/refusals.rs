@@ -208,7 +208,7 @@ async fn what_is_not_yet_says_so() {
         assert!(refused.message().contains("not yet"), "{refused:?}");
     }
     let mut jobs = v1::job_service_client::JobServiceClient::new(served.channel().await);
-    let refused = jobs.list(v1::JobServiceListRequest::default()).await.unwrap_err();
+    let refused = jobs.quantize(v1::QuantizeRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
     let refused = client.session(tokio_stream::empty::<v1::SessionRequest>()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);

@@ -1750,7 +1750,7 @@ pub struct JobProgress {
     /// Expected time until it is done; absent where that is not known.
     #[prost(message, optional, tag = "5")]
     pub left: ::core::option::Option<::prost_types::Duration>,
-    /// Figures by name: `loss`, `perplexity`, `tokens_per_second`, `learning_rate`.
+    /// Figures by name: `loss`, `eval_loss`, `learning_rate`, `grad_norm`, `epoch`, `tokens_per_second`, `perplexity`.
     #[prost(map = "string, double", tag = "6")]
     pub figures: ::std::collections::HashMap<::prost::alloc::string::String, f64>,
 }
@@ -1858,7 +1858,8 @@ pub struct TrainRequest {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// Folder that relative paths begin at, an absolute path on the daemon's machine.
+    /// Folder that relative paths of the settings begin at, an absolute path on the daemon's machine: the client's working
+    /// directory. The model may also be named as `ModelService` names it.
     #[prost(string, tag = "3")]
     pub folder: ::prost::alloc::string::String,
 }
@@ -2097,8 +2098,9 @@ pub mod job_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Not yet: every call answers UNIMPLEMENTED. A job outlives the call that began it, and goes on where it stopped when
-    /// the daemon starts again.
+    /// Training is there; `Quantize`, `Merge` and `Evaluate` answer UNIMPLEMENTED yet. A job outlives the call that began it.
+    /// One runs at a time, others wait. It ends with the daemon, with a checkpoint: the same request goes on from there. Jobs
+    /// name files by their paths, so they are for the unix socket alone.
     #[derive(Debug, Clone)]
     pub struct JobServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -2410,8 +2412,9 @@ pub mod job_service_server {
             tonic::Status,
         >;
     }
-    /// Not yet: every call answers UNIMPLEMENTED. A job outlives the call that began it, and goes on where it stopped when
-    /// the daemon starts again.
+    /// Training is there; `Quantize`, `Merge` and `Evaluate` answer UNIMPLEMENTED yet. A job outlives the call that began it.
+    /// One runs at a time, others wait. It ends with the daemon, with a checkpoint: the same request goes on from there. Jobs
+    /// name files by their paths, so they are for the unix socket alone.
     #[derive(Debug)]
     pub struct JobServiceServer<T> {
         inner: Arc<T>,

@@ -75,25 +75,23 @@ pub fn prepare(
     if settings.val_size > 0.0 {
         eval = split_off(&mut train, settings.val_size, seed)?;
     }
-    match train.is_empty() {
-        false => Ok(Prepared { train, eval, pad, summary }),
-        true => Err(nothing_left(settings, &summary)),
+    if train.is_empty() {
+        return Err(nothing_left(&settings.datasets, &summary));
     }
+    if eval.is_empty() && !eval_sets.is_empty() {
+        return Err(nothing_left(&settings.eval_datasets, &summary));
+    }
+    Ok(Prepared { train, eval, pad, summary })
 }
 
-fn nothing_left(settings: &DataSettings, summary: &Summary) -> DataError {
+fn nothing_left(names: &[String], summary: &Summary) -> DataError {
     let advice = match summary.sets.iter().any(|set| set.kept > 0) {
         true => {
             "no block of cutoff_len tokens was filled: lower cutoff_len, or set packing to false".to_owned()
         }
         false => format!("the rows say why:\n{summary}"),
     };
-    DataError::set(
-        &settings.datasets.join(","),
-        "at least one example",
-        "none that is left".to_owned(),
-        advice,
-    )
+    DataError::set(&names.join(","), "at least one example", "none that is left".to_owned(), advice)
 }
 
 /// The template that the settings name, with what they change about it.

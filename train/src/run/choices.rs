@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use bantam_model::formats::on_load::{OnLoad, way};
 
+use super::report;
 use crate::optimizer::schedule::{Schedule, Shape};
 use crate::optimizer::{AdamW, Group, Muon, Rule, Sgd, Variant, is_decayed, is_shortened};
 use crate::settings::{Settings, SettingsError, Stage};
@@ -75,6 +76,25 @@ pub(super) enum Every {
     Steps(u64),
 }
 
+/// When the model is measured, and what becomes of that.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Measuring {
+    /// Examples side by side.
+    pub(super) batch: usize,
+    /// Before the first step.
+    pub(super) at_start: bool,
+    /// When all is over.
+    pub(super) at_end: bool,
+    /// Not before so many steps, or epochs where it is by those.
+    pub(super) delay: f64,
+    /// Whether the best is looked for, and if more is better.
+    pub(super) best: Option<bool>,
+    /// Whether it is what is left at the end.
+    pub(super) takes_best: bool,
+    /// After how many disappointments the run ends.
+    pub(super) patience: Option<u64>,
+}
+
 /// How a run begins.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Start {
@@ -101,6 +121,7 @@ pub(super) struct Choices<'a> {
     pub(super) clip: f64,
     pub(super) rate: f64,
     pub(super) save_limit: Option<usize>,
+    pub(super) measuring: Measuring,
     /// Of the inputs of changes.
     pub(super) dropout: f32,
 }
@@ -110,13 +131,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("create_new_adapter", "merge the adapter first (`bantam merge`)"),
     ("pure_bf16", "use bf16: true, or leave it out: numbers are float32"),
     ("compute_accuracy", "leave it out"),
-    ("early_stopping_steps", "leave it out, and set max_steps"),
-    ("do_eval", "measure afterwards: `bantam eval perplexity`"),
-    ("eval_on_start", "measure before: `bantam eval perplexity`"),
-    ("eval_strategy", "measure afterwards: `bantam eval perplexity`"),
-    ("evaluation_strategy", "measure afterwards: `bantam eval perplexity`"),
-    ("load_best_model_at_end", "choose among the checkpoints with `bantam eval perplexity`"),
-    ("use_swanlab", "read trainer_log.jsonl"),
 ];
 
 impl<'a> Choices<'a> {
@@ -141,6 +155,7 @@ impl<'a> Choices<'a> {
             clip: settings.number("max_grad_norm").unwrap_or(0.0),
             rate: settings.number("learning_rate").unwrap_or_default(),
             save_limit: size("save_total_limit"),
+            measuring: measuring(settings),
             dropout: settings.number("lora_dropout").unwrap_or_default() as f32,
         })
     }
@@ -179,12 +194,12 @@ impl<'a> Choices<'a> {
     }
 
     /// How often; shares below 1 are of all steps.
-    pub(super) fn every(&self, strategy: &str, interval: &str, steps: u64) -> Every {
-        let number = self.settings.number(interval).unwrap_or(1.0);
+    pub(super) fn every(&self, what: Doing, steps: u64) -> Every {
+        let number = interval(self.settings, what);
         let whole = if number < 1.0 { (steps as f64 * number).ceil() } else { number };
-        match self.settings.text(strategy).as_deref() {
-            Some("no") => Every::Never,
-            Some("epoch") => Every::Epoch,
+        match strategy(self.settings, what).as_str() {
+            "no" => Every::Never,
+            "epoch" => Every::Epoch,
             _ => Every::Steps((whole as u64).max(1)),
         }
     }
@@ -237,6 +252,52 @@ impl<'a> Choices<'a> {
             _ => Variant::Moonlight,
         };
         Muon { variant, momentum: 0.95, nesterov: true, iterations: 5 }
+    }
+}
+
+/// What is done again and again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Doing {
+    Log,
+    Measure,
+    Save,
+}
+
+fn strategy(settings: &Settings, what: Doing) -> String {
+    let word = |key: &str| settings.text(key).unwrap_or_default();
+    match what {
+        Doing::Log => word("logging_strategy"),
+        // The older name means the same.
+        Doing::Measure if settings.is_given("evaluation_strategy") => word("evaluation_strategy"),
+        Doing::Measure => word("eval_strategy"),
+        Doing::Save => word("save_strategy"),
+    }
+}
+
+fn interval(settings: &Settings, what: Doing) -> f64 {
+    let logging = settings.number("logging_steps");
+    let number = match what {
+        Doing::Log => logging,
+        // As often as is logged, where nobody says anything.
+        Doing::Measure => settings.number("eval_steps").filter(|&steps| steps > 0.0).or(logging),
+        Doing::Save => settings.number("save_steps"),
+    };
+    number.unwrap_or(1.0)
+}
+
+fn measuring(settings: &Settings) -> Measuring {
+    let size = |key: &str| settings.count(key).and_then(|count| usize::try_from(count).ok());
+    let is_measured = strategy(settings, Doing::Measure) != "no";
+    let takes_best = settings.flag("load_best_model_at_end");
+    let wants_best = is_measured && (takes_best || settings.is_given("metric_for_best_model"));
+    Measuring {
+        batch: size("per_device_eval_batch_size").unwrap_or(1),
+        at_start: settings.flag("eval_on_start"),
+        at_end: settings.flag("do_eval") || is_measured,
+        delay: settings.number("eval_delay").unwrap_or(0.0),
+        best: wants_best.then(|| settings.flag("greater_is_better")),
+        takes_best,
+        patience: size("early_stopping_steps").map(|steps| steps as u64),
     }
 }
 
@@ -323,19 +384,53 @@ fn complaints(settings: &Settings) -> Vec<String> {
         let words = "expected finetuning_type: full or freeze beside it; leave it out for adapters";
         say("use_muon", words.to_owned());
     }
-    let reports = settings.names("report_to").unwrap_or_default();
-    if reports.iter().any(|name| !matches!(name.as_str(), "none" | "null" | "")) {
-        say(
-            "report_to",
-            "expected none, found another; read trainer_log.jsonl, which is always written".to_owned(),
-        );
-    }
+    report::complaints(settings).into_iter().for_each(|(key, words)| say(key, words));
+    measuring_complaints(settings, &mut say);
     let is_packed = settings.stage == Stage::Sft && settings.data.packing;
     if is_packed && !settings.data.neat_packing {
         let words = "conversations that see each other are not trained; set neat_packing: true beside it";
         say("packing", words.to_owned());
     }
     found
+}
+
+/// What cannot stand together where a run is measured.
+fn measuring_complaints(settings: &Settings, say: &mut dyn FnMut(&str, String)) {
+    let is_measured = strategy(settings, Doing::Measure) != "no";
+    let has_data = !settings.data.eval_datasets.is_empty() || settings.data.val_size > 0.0;
+    if settings.flag("eval_on_start") && !has_data {
+        say(
+            "eval_on_start",
+            "expected data to measure with, found none; give val_size or eval_dataset".into(),
+        );
+    }
+    let metric = settings.text("metric_for_best_model").unwrap_or_else(|| "loss".to_owned());
+    if !matches!(metric.as_str(), "loss" | "eval_loss") {
+        say("metric_for_best_model", format!("expected loss, which is all that is measured, found {metric}"));
+    }
+    for key in ["load_best_model_at_end", "early_stopping_steps"] {
+        if settings.differs(key) && !is_measured {
+            say(key, "expected the model to be measured during the run; set eval_strategy beside it".into());
+        }
+    }
+    let knows_best = settings.flag("load_best_model_at_end") || settings.is_given("metric_for_best_model");
+    if settings.is_given("early_stopping_steps") && is_measured && !knows_best {
+        say("early_stopping_steps", "expected load_best_model_at_end: true beside it".to_owned());
+    }
+    if !settings.flag("load_best_model_at_end") || !is_measured {
+        return;
+    }
+    let [measure, save] = [Doing::Measure, Doing::Save].map(|what| strategy(settings, what));
+    let [every, kept] = [Doing::Measure, Doing::Save].map(|what| interval(settings, what));
+    let times = kept / every;
+    if measure != save {
+        let words =
+            format!("expected eval_strategy and save_strategy to be the same, found {measure} and {save}");
+        say("load_best_model_at_end", words);
+    } else if measure == "steps" && (times < 1.0 || (times - times.round()).abs() > 1e-6) {
+        let words = format!("expected save_steps to be a multiple of eval_steps, found {kept} and {every}");
+        say("load_best_model_at_end", words);
+    }
 }
 
 /// What cannot stand together in adapters.

@@ -5,8 +5,10 @@
 
 mod choices;
 mod freeze;
+mod measure;
 mod output;
 mod picture;
+mod report;
 mod scratch;
 mod state;
 mod svd;
@@ -15,20 +17,21 @@ mod targets;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bantam_core::Cpu;
 use bantam_model::checkpoint::Dtype;
 use bantam_model::checkpoint::writer::WriteError;
 use bantam_model::source::{Source, SourceError};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use crate::data::{Batch, Collation, Example, IGNORED, Prepared, epoch_order};
+use crate::data::{Batch, Collation, DataError, Example, IGNORED, Prepared, Spoken, epoch_order, prepare};
 use crate::optimizer::{Optimizer, clip, length, schedule::Schedule};
-use crate::settings::{Settings, SettingsError};
+use crate::settings::{Settings, SettingsError, Stage};
 use crate::step::{Flat, TrainError, Training};
-use choices::{Choices, Every, Lora, Method, Start};
+use choices::{Choices, Doing, Every, Lora, Method, Start};
 use output::Output;
+use report::Reports;
 use state::State;
 use targets::Maker;
 
@@ -45,6 +48,8 @@ pub enum RunError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     Source(Box<SourceError>),
+    #[error(transparent)]
+    Data(#[from] DataError),
     #[error(transparent)]
     Train(Box<TrainError>),
     #[error(transparent)]
@@ -128,6 +133,10 @@ pub trait Watch {
     fn note(&mut self, words: &str);
     /// A step was taken.
     fn step(&mut self, progress: &Progress);
+    /// The model was measured after a step.
+    fn measured(&mut self, step: u64, loss: f64) {
+        let _ = (step, loss);
+    }
     /// Whether to save and end.
     fn is_ended(&self) -> bool;
 }
@@ -148,6 +157,19 @@ pub struct Outcome {
 /// Refuses what no run does yet, before anything is read.
 pub fn check(settings: &Settings) -> Result<(), SettingsError> {
     Choices::new(settings).map(drop)
+}
+
+/// Reads the data of the settings, as a model spells it.
+pub fn prepared(settings: &Settings, source: &Source) -> Result<Prepared, RunError> {
+    let text = source.text_if_any()?;
+    let config = source.files.tokenizer_config().map_err(SourceError::Files)?;
+    let spoken = match &text {
+        Some(text) => Some(Spoken::new(&text.tokenizer, source.chat_template()?, config.as_deref())),
+        None => None,
+    };
+    let seed = settings.count("seed").and_then(|seed| u64::try_from(seed).ok()).unwrap_or_default();
+    let id_end = u32::try_from(source.spec.vocab).unwrap_or(u32::MAX);
+    Ok(prepare(&settings.data, settings.stage, seed, id_end, spoken.as_ref())?)
 }
 
 /// Trains what the settings say.
@@ -183,8 +205,23 @@ pub fn train(
     let _ = fs::remove_dir_all(choices.output.join(START));
     output.keep_log(state.step)?;
     let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
-    let (examples, flat, begun) = (&prepared.train, Flat::default(), Begun::now());
-    Run { examples, collation, flat, choices, training, optimizer, state, output, begun }.all(watch)
+    let reports = Reports::new(settings, &choices.output, state.step)?;
+    reports.notes().iter().for_each(|words| watch.note(words));
+    let run = Run {
+        examples: &prepared.train,
+        eval: &prepared.eval,
+        collation,
+        flat: Flat::default(),
+        is_pretraining: settings.stage == Stage::Pretrain,
+        choices,
+        training,
+        optimizer,
+        state,
+        output,
+        reports,
+        begun: Begun::now(),
+    };
+    run.all(watch)
 }
 
 /// What a run holds from its first step to its last, for people.
@@ -311,62 +348,99 @@ impl Begun {
     fn now() -> Begun {
         Begun { at: Instant::now(), tokens: 0, step: 0, seconds: 0.0 }
     }
+
+    /// Takes time that no step needed out of what tells how fast they are.
+    fn set_aside(&mut self, time: Duration) {
+        self.at += time;
+        self.seconds += time.as_secs_f64();
+    }
 }
 
 /// A run in progress.
 struct Run<'a> {
     examples: &'a [Example],
+    eval: &'a [Example],
     collation: Collation,
     flat: Flat,
+    is_pretraining: bool,
     choices: Choices<'a>,
     training: Training,
     optimizer: Optimizer,
     state: State,
     output: Output,
+    reports: Reports,
     begun: Begun,
 }
 
 impl Run<'_> {
     fn all(mut self, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
-        let (epoch_batches, epoch_steps, steps) = self.choices.steps(self.examples.len());
-        if self.state.step > steps {
-            let found = format!("one of step {}, of {steps}", self.state.step);
-            return Err(RunError::Checkpoint { checkpoint: self.choices.output, found });
-        }
-        (self.state.steps, self.state.epoch_steps, self.state.batch) =
-            (steps, epoch_steps, self.choices.batch);
-        (self.state.epoch_batches, self.state.together) = (epoch_batches, self.choices.accumulation as u64);
-        let State { tokens, step, seconds, .. } = self.state;
-        self.begun = Begun { at: Instant::now(), tokens, step, seconds };
+        let steps = self.begin()?;
         let schedule = self.choices.schedule(steps);
-        let [logging, saving] = [("logging_strategy", "logging_steps"), ("save_strategy", "save_steps")]
-            .map(|(strategy, interval)| self.choices.every(strategy, interval, steps));
+        let [logging, measuring, saving] =
+            [Doing::Log, Doing::Measure, Doing::Save].map(|what| self.choices.every(what, steps));
         let mut order = (u64::MAX, Vec::new());
-        while self.state.step < steps {
-            let epoch = self.state.step / epoch_steps;
+        // A run that was ended owes what it did not measure.
+        let is_owed = match self.state.step {
+            0 => self.choices.measuring.at_start,
+            step => self.state.measured != Some(step) && self.is_measuring_due(measuring),
+        };
+        if is_owed {
+            self.measure(watch)?;
+        }
+        while self.state.step < steps && !self.is_given_up() {
+            let epoch = self.state.step / self.state.epoch_steps;
             if order.0 != epoch {
                 order = (epoch, self.order(epoch));
             }
             let progress = self.step(&order.1, schedule)?;
-            let is_due = |every: Every, step: u64| match every {
-                Every::Never => false,
-                Every::Epoch => step.is_multiple_of(epoch_steps) || step == steps,
-                Every::Steps(count) => step.is_multiple_of(count) || step == steps,
-            };
             // The first loss is what a run is compared by.
-            if is_due(logging, progress.step) && (logging != Every::Never) || progress.step == 1 {
+            if self.is_due(logging) || progress.step == 1 {
                 self.log(&progress)?;
             }
             watch.step(&progress);
-            let is_ended = watch.is_ended() && progress.step < steps;
-            if is_due(saving, progress.step) || is_ended {
+            let mut is_ended = watch.is_ended() && progress.step < steps;
+            if !is_ended && self.is_measuring_due(measuring) {
+                is_ended = self.measure(watch)?;
+            }
+            if self.is_due(saving) || is_ended {
                 let folder = self.save(is_ended)?;
                 if is_ended {
+                    self.reports.end(false)?;
                     return Ok(self.outcome(folder, false));
                 }
             }
         }
-        self.finish()
+        self.finish(watch)
+    }
+
+    /// Counts steps, and puts what a state does not keep into it; gives how many steps there are.
+    fn begin(&mut self) -> Result<u64, RunError> {
+        let (epoch_batches, epoch_steps, steps) = self.choices.steps(self.examples.len());
+        if self.state.step > steps {
+            let found = format!("one of step {}, of {steps}", self.state.step);
+            return Err(RunError::Checkpoint { checkpoint: self.choices.output.clone(), found });
+        }
+        let state = &mut self.state;
+        (state.steps, state.epoch_steps, state.batch) = (steps, epoch_steps, self.choices.batch);
+        (state.epoch_batches, state.together) = (epoch_batches, self.choices.accumulation as u64);
+        state.intervals =
+            [Doing::Log, Doing::Measure, Doing::Save].map(|what| match self.choices.every(what, steps) {
+                Every::Steps(count) => count,
+                _ => 0,
+            });
+        let State { tokens, step, seconds, .. } = *state;
+        self.begun = Begun { at: Instant::now(), tokens, step, seconds };
+        Ok(steps)
+    }
+
+    /// Whether something is to be done after the step that was taken.
+    fn is_due(&self, every: Every) -> bool {
+        let (step, is_last) = (self.state.step, self.state.step == self.state.steps);
+        match every {
+            Every::Never => false,
+            Every::Epoch => step.is_multiple_of(self.state.epoch_steps) || is_last,
+            Every::Steps(count) => step.is_multiple_of(count) || is_last,
+        }
     }
 
     /// Which examples an epoch reads, in which order.
@@ -433,31 +507,51 @@ impl Run<'_> {
 
     /// Writes the loss since the last line.
     fn log(&mut self, progress: &Progress) -> Result<(), RunError> {
-        let Progress { step, steps, epoch, gradient, rate, tokens_per_second, seconds_left, .. } = *progress;
+        let Progress { step, epoch, gradient, rate, tokens_per_second, .. } = *progress;
         let loss = self.state.tell();
-        self.state.history.push(json!({
+        let entry = object(json!({
             "epoch": epoch, "grad_norm": gradient, "learning_rate": rate, "loss": loss, "step": step,
         }));
-        self.output.log(&json!({
-            "current_steps": step,
-            "total_steps": steps,
-            "loss": loss,
-            "lr": rate,
-            "grad_norm": gradient,
-            "epoch": epoch,
-            "percentage": 100.0 * step as f64 / steps as f64,
-            "elapsed_time": clock(self.state.seconds),
-            "remaining_time": clock(seconds_left),
-            "throughput": tokens_per_second,
-            "total_tokens": self.state.tokens,
-        }))
+        let more = [("loss", loss), ("lr", rate), ("grad_norm", gradient), ("throughput", tokens_per_second)];
+        self.tell(entry, &more)
+    }
+
+    /// Puts figures into the history, the log, and what else is told.
+    fn tell(&mut self, entry: Map<String, Value>, figures: &[(&str, f64)]) -> Result<(), RunError> {
+        let State { step, steps, tokens, seconds, .. } = self.state;
+        let mut line = Map::from_iter([
+            ("current_steps".to_owned(), Value::from(step)),
+            ("total_steps".to_owned(), steps.into()),
+        ]);
+        line.extend(figures.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())));
+        let share = step as f64 / steps.max(1) as f64;
+        let taken = (step - self.begun.step).max(1) as f64;
+        let left = self.begun.at.elapsed().as_secs_f64() / taken * (steps - step) as f64;
+        line.extend([
+            ("epoch".to_owned(), self.state.epoch().into()),
+            ("percentage".to_owned(), (100.0 * share).into()),
+            ("elapsed_time".to_owned(), clock(seconds).into()),
+            ("remaining_time".to_owned(), clock(left).into()),
+            ("total_tokens".to_owned(), tokens.into()),
+        ]);
+        self.output.log(&line.into())?;
+        self.reports.log(step, &entry)?;
+        self.state.history.push(entry.into());
+        Ok(())
     }
 
     /// Writes a checkpoint. One that somebody will go on from always has everything.
-    fn save(&self, is_ended: bool) -> Result<PathBuf, RunError> {
+    fn save(&mut self, is_ended: bool) -> Result<PathBuf, RunError> {
         let only_model = self.choices.flag("save_only_model") && !is_ended;
-        let limit = self.choices.save_limit;
-        self.output.checkpoint(&self.training, &self.optimizer, &self.state, only_model, limit)
+        if let Some(best) = self.state.best {
+            let folder = self.output.place(best.step);
+            if best.step == self.state.step || folder.is_dir() {
+                self.state.best_folder = Some(folder.display().to_string());
+            }
+        }
+        let folder = self.output.checkpoint(&self.training, &self.optimizer, &self.state, only_model)?;
+        self.output.forget(&self.state, self.choices.save_limit)?;
+        Ok(folder)
     }
 
     fn outcome(&self, folder: PathBuf, is_done: bool) -> Outcome {
@@ -465,7 +559,8 @@ impl Run<'_> {
         Outcome { steps: self.state.step, loss, folder, is_done }
     }
 
-    fn finish(self) -> Result<Outcome, RunError> {
+    fn finish(mut self, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
+        self.take_best(watch)?;
         let dtype = if self.choices.flag("bf16") { Dtype::Bf16 } else { Dtype::F32 };
         self.output.write_result(&self.training, dtype)?;
         if let Method::Lora(lora) = &self.choices.method
@@ -476,21 +571,43 @@ impl Run<'_> {
         let outcome = self.outcome(self.choices.output.clone(), true);
         let seconds = self.state.seconds.max(1e-9);
         let examples = self.state.epoch() * self.examples.len() as f64;
-        self.output.results(
-            &self.state,
-            &json!({
-                "epoch": self.state.epoch(),
-                "num_input_tokens_seen": self.state.tokens,
-                "train_loss": outcome.loss,
-                "train_runtime": seconds,
-                "train_samples_per_second": examples / seconds,
-                "train_steps_per_second": self.state.step as f64 / seconds,
-            }),
-        )?;
-        if self.choices.flag("plot_loss") {
-            self.output.picture(&picture::png(&self.state.losses_told()))?;
+        let mut results = object(json!({
+            "epoch": self.state.epoch(),
+            "num_input_tokens_seen": self.state.tokens,
+            "train_loss": outcome.loss,
+            "train_runtime": seconds,
+            "train_samples_per_second": examples / seconds,
+            "train_steps_per_second": self.state.step as f64 / seconds,
+        }));
+        if self.choices.flag("include_effective_tokens_per_second") {
+            // Every example once an epoch, whatever fills up batches.
+            let tokens: usize = self.examples.iter().map(|example| example.ids.len()).sum();
+            let speed = tokens as f64 * self.state.epoch() / seconds;
+            results.insert("effective_tokens_per_sec".to_owned(), speed.into());
         }
+        let told = Value::from(results.clone());
+        self.output.results("train", &told, &told)?;
+        self.output.trainer_state(&self.state)?;
+        if self.choices.flag("plot_loss") {
+            self.draw()?;
+        }
+        self.reports.sum_up(self.state.step, &results)?;
+        if self.choices.measuring.at_end {
+            self.measure_result(watch, results)?;
+        }
+        if self.choices.save_limit == Some(1) {
+            self.output.keep_best(&self.state)?;
+        }
+        self.reports.end(true)?;
         Ok(outcome)
+    }
+}
+
+/// The values of what was written as an object.
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(values) => values,
+        _ => Map::new(),
     }
 }
 

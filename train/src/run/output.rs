@@ -22,6 +22,7 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "bantam_state.json";
 const PREFIX: &str = "checkpoint-";
 const LOG: &str = "trainer_log.jsonl";
+const TRAINER_STATE: &str = "trainer_state.json";
 /// More than the numbers of any run take.
 const STATE_BYTES_MAX: u64 = 1 << 30;
 
@@ -48,6 +49,7 @@ impl Output {
     pub(super) fn new(source: Source, choices: &Choices<'_>) -> Result<Output, RunError> {
         let (folder, method) = (&choices.output, &choices.method);
         fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
+        sweep(folder);
         let (files, mut beside) = (&source.files, Vec::new());
         let error = |error| RunError::Source(bantam_model::source::SourceError::Files(error).into());
         for (name, bytes) in [
@@ -155,16 +157,15 @@ impl Output {
         self.write_model(&self.folder, training, dtype)
     }
 
-    /// A checkpoint, with all that a resumed run needs unless `only_model`; then removes the oldest above `limit`.
+    /// A checkpoint, with all that a resumed run needs unless `only_model`.
     pub(super) fn checkpoint(
         &self,
         training: &Training,
         optimizer: &Optimizer,
         state: &State,
         only_model: bool,
-        limit: Option<usize>,
     ) -> Result<PathBuf, RunError> {
-        let place = self.folder.join(format!("{PREFIX}{}", state.step));
+        let place = self.place(state.step);
         let (partial, old) = (place.with_extension("partial"), place.with_extension("old"));
         let io = |path: &Path, result: io::Result<()>| match result {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(path, error)),
@@ -172,33 +173,83 @@ impl Output {
         };
         io(&partial, fs::remove_dir_all(&partial))?;
         fs::create_dir(&partial).map_err(|error| failed(&partial, error))?;
-        self.write_model(&partial, training, Dtype::F32)?;
-        write_file(&partial.join("trainer_state.json"), state.for_trainer().as_bytes())?;
-        if !only_model {
-            write_memory(&partial.join(OPTIMIZER), &optimizer.memory())?;
-            write_file(&partial.join(STATE), state.to_json().as_bytes())?;
+        if let Err(error) = self.fill(&partial, training, optimizer, state, only_model) {
+            // A full disk needs the room, and the error says it all.
+            let _ = fs::remove_dir_all(&partial);
+            return Err(error);
         }
         io(&old, fs::remove_dir_all(&old))?;
         io(&place, fs::rename(&place, &old))?;
         fs::rename(&partial, &place).map_err(|error| failed(&place, error))?;
         io(&old, fs::remove_dir_all(&old))?;
         sync(&self.folder)?;
-        // The oldest by time: higher numbers may be of an earlier run.
-        let mut known = checkpoints(&self.folder);
-        let written = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-        known.sort_by_cached_key(|(_, path)| written(path));
-        let more = limit.map_or(0, |limit| known.len().saturating_sub(limit.max(1)));
-        for (_, path) in known.iter().filter(|(step, _)| *step != state.step).take(more) {
-            fs::remove_dir_all(path).map_err(|error| failed(path, error))?;
-        }
         Ok(place)
     }
 
-    /// One more line of the log.
+    fn fill(
+        &self,
+        partial: &Path,
+        training: &Training,
+        optimizer: &Optimizer,
+        state: &State,
+        only_model: bool,
+    ) -> Result<(), RunError> {
+        self.write_model(partial, training, Dtype::F32)?;
+        write_file(&partial.join(TRAINER_STATE), state.for_trainer().as_bytes())?;
+        if !only_model {
+            write_memory(&partial.join(OPTIMIZER), &optimizer.memory())?;
+            write_file(&partial.join(STATE), state.to_json().as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Where the checkpoint of a step stands.
+    pub(super) fn place(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("{PREFIX}{step}"))
+    }
+
+    /// Removes the oldest checkpoints above `limit`, but neither that of this step nor the best, which may make it two
+    /// where one was asked for.
+    pub(super) fn forget(&self, state: &State, limit: Option<usize>) -> Result<(), RunError> {
+        let mut known = checkpoints(&self.folder);
+        // The oldest by time: higher numbers may be of an earlier run.
+        let written = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        known.sort_by_cached_key(|(_, path)| written(path));
+        let more = limit.map_or(0, |limit| known.len().saturating_sub(limit.max(1)));
+        let best = state.best.map(|best| best.step);
+        let removable = known.iter().filter(|(step, _)| *step != state.step && Some(*step) != best);
+        for (_, path) in removable.take(more) {
+            fs::remove_dir_all(path).map_err(|error| failed(path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Removes all checkpoints but the best, where there is one: of one that was asked for, it is the one.
+    pub(super) fn keep_best(&self, state: &State) -> Result<(), RunError> {
+        let Some(best) = state.best.filter(|best| self.place(best.step).is_dir()) else { return Ok(()) };
+        for (_, path) in checkpoints(&self.folder).iter().filter(|(step, _)| *step != best.step) {
+            fs::remove_dir_all(path).map_err(|error| failed(path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Puts the numbers of a checkpoint in the place of those that are trained.
+    pub(super) fn restore(&self, checkpoint: &Path, training: &mut Training) -> Result<(), RunError> {
+        read_from(checkpoint, if self.is_adapter { WEIGHTS } else { FULL_WEIGHTS }, training)
+    }
+
+    /// One more line of the log, whole or not at all.
     pub(super) fn log(&self, line: &Value) -> Result<(), RunError> {
         let path = self.folder.join(LOG);
-        let file = fs::OpenOptions::new().create(true).append(true).open(&path);
-        file.and_then(|mut file| writeln!(file, "{line}")).map_err(|error| failed(&path, error))
+        let written = || -> io::Result<()> {
+            let mut file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+            let length = file.metadata()?.len();
+            file.write_all(format!("{line}\n").as_bytes()).inspect_err(|_| {
+                // Half a line would be the first thing that a reader stumbles over.
+                let _ = file.set_len(length);
+            })
+        };
+        written().map_err(|error| failed(&path, error))
     }
 
     /// Leaves in the log what was there up to a step.
@@ -210,24 +261,44 @@ impl Output {
         };
         let is_before = |line: &&str| {
             let line: Option<Value> = serde_json::from_str(line).ok();
-            line.and_then(|line| line["current_steps"].as_u64()).is_some_and(|found| found <= step)
+            line.and_then(|line| line["current_steps"].as_u64())
+                .is_some_and(|found| found <= step && step > 0)
         };
         let kept: String = text.lines().filter(is_before).map(|line| format!("{line}\n")).collect();
         Ok(write_file(&path, kept.as_bytes())?)
     }
 
-    /// The losses to look at.
-    pub(super) fn picture(&self, png: &[u8]) -> Result<(), RunError> {
-        Ok(write_file(&self.folder.join("training_loss.png"), png)?)
+    /// Something to look at.
+    pub(super) fn picture(&self, name: &str, png: &[u8]) -> Result<(), RunError> {
+        Ok(write_file(&self.folder.join(name), png)?)
     }
 
-    /// How it went, once it is over.
-    pub(super) fn results(&self, state: &State, results: &Value) -> Result<(), RunError> {
-        let text = format!("{results:#}\n");
-        for name in ["train_results.json", "all_results.json"] {
-            write_file(&self.folder.join(name), text.as_bytes())?;
+    /// How it went, once it is over: `part` is train or eval, and everything so far stands in one more file.
+    pub(super) fn results(&self, part: &str, results: &Value, all: &Value) -> Result<(), RunError> {
+        let name = format!("{part}_results.json");
+        for (name, results) in [(name.as_str(), results), ("all_results.json", all)] {
+            write_file(&self.folder.join(name), format!("{results:#}\n").as_bytes())?;
         }
-        Ok(write_file(&self.folder.join("trainer_state.json"), state.for_trainer().as_bytes())?)
+        Ok(())
+    }
+
+    /// The whole run as the Trainer keeps it.
+    pub(super) fn trainer_state(&self, state: &State) -> Result<(), RunError> {
+        Ok(write_file(&self.folder.join(TRAINER_STATE), state.for_trainer().as_bytes())?)
+    }
+}
+
+/// Takes away what a process left that was killed while it wrote. What cannot be removed is in nobody's way.
+fn sweep(folder: &Path) {
+    let is_left = |name: &str| {
+        let is_half = name.starts_with(PREFIX) && (name.ends_with(".partial") || name.ends_with(".old"));
+        is_half || name.starts_with('.') && name.ends_with(".tmp")
+    };
+    for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+        if entry.file_name().to_str().is_some_and(is_left) {
+            let path = entry.path();
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
     }
 }
 
@@ -302,8 +373,12 @@ fn write_memory(path: &Path, memory: &[Memory<'_>]) -> Result<(), RunError> {
 
 /// Reads what is trained from a checkpoint's adapter, whatever its configuration says.
 pub(super) fn read_parameters(checkpoint: &Path, training: &mut Training) -> Result<(), RunError> {
+    read_from(checkpoint, WEIGHTS, training)
+}
+
+fn read_from(checkpoint: &Path, file: &str, training: &mut Training) -> Result<(), RunError> {
     let refused = |found: String| RunError::Checkpoint { checkpoint: checkpoint.into(), found };
-    let tensors = Checkpoint::open(&checkpoint.join(WEIGHTS)).map_err(|error| refused(error.to_string()))?;
+    let tensors = Checkpoint::open(&checkpoint.join(file)).map_err(|error| refused(error.to_string()))?;
     let names: Vec<(String, Vec<usize>)> =
         training.parameters().iter().map(|known| (known.name.clone(), known.shape.clone())).collect();
     for (at, (name, shape)) in names.iter().enumerate() {

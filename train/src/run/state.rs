@@ -5,6 +5,13 @@ use serde_json::{Value, json};
 /// Of this form of the file.
 const FORM: u64 = 1;
 
+/// The best checkpoint so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Best {
+    pub(super) step: u64,
+    pub(super) value: f64,
+}
+
 /// What a run knows besides weights and what its optimizer remembers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct State {
@@ -29,6 +36,15 @@ pub(super) struct State {
     pub(super) batch: usize,
     /// What was logged.
     pub(super) history: Vec<Value>,
+    /// The last step after which the model was measured.
+    pub(super) measured: Option<u64>,
+    pub(super) best: Option<Best>,
+    /// Where that is, once it is there.
+    pub(super) best_folder: Option<String>,
+    /// How often in a row measuring found nothing better.
+    pub(super) disappointments: u64,
+    /// How often is logged, measured and saved, in steps.
+    pub(super) intervals: [u64; 3],
 }
 
 impl State {
@@ -45,9 +61,9 @@ impl State {
         loss
     }
 
-    /// What was logged, step by step.
-    pub(super) fn losses_told(&self) -> Vec<(u64, f64)> {
-        let told = |line: &Value| Some((line["step"].as_u64()?, line["loss"].as_f64()?));
+    /// What was logged of one value, step by step.
+    pub(super) fn told(&self, key: &str) -> Vec<(u64, f64)> {
+        let told = |line: &Value| Some((line["step"].as_u64()?, line[key].as_f64()?));
         self.history.iter().filter_map(told).collect()
     }
 
@@ -62,6 +78,11 @@ impl State {
             "tokens": self.tokens,
             "seconds": self.seconds,
             "history": self.history,
+            "measured": self.measured,
+            "best_step": self.best.map(|best| best.step),
+            "best_bits": self.best.map(|best| best.value.to_bits()),
+            "best_folder": self.best_folder,
+            "disappointments": self.disappointments,
         });
         format!("{state:#}\n")
     }
@@ -78,28 +99,36 @@ impl State {
             tokens: count("tokens")?,
             seconds: json["seconds"].as_f64()?,
             history: json["history"].as_array()?.clone(),
+            // Runs that measure nothing say nothing of these.
+            measured: count("measured"),
+            best: count("best_step")
+                .zip(count("best_bits"))
+                .map(|(step, bits)| Best { step, value: f64::from_bits(bits) }),
+            best_folder: json["best_folder"].as_str().map(str::to_owned),
+            disappointments: count("disappointments").unwrap_or(0),
             ..State::default()
         })
     }
 
     /// As the Trainer of transformers writes it.
     pub(super) fn for_trainer(&self) -> String {
+        let [logging, measuring, saving] = self.intervals;
         let state = json!({
-            "best_global_step": null,
-            "best_metric": null,
-            "best_model_checkpoint": null,
+            "best_global_step": self.best.map(|best| best.step),
+            "best_metric": self.best.map(|best| best.value),
+            "best_model_checkpoint": self.best_folder,
             "epoch": self.epoch(),
-            "eval_steps": 500,
+            "eval_steps": measuring,
             "global_step": self.step,
             "is_hyper_param_search": false,
             "is_local_process_zero": true,
             "is_world_process_zero": true,
             "log_history": self.history,
-            "logging_steps": 1,
+            "logging_steps": logging,
             "max_steps": self.steps,
             "num_input_tokens_seen": self.tokens,
             "num_train_epochs": self.steps.div_ceil(self.epoch_steps.max(1)),
-            "save_steps": 500,
+            "save_steps": saving,
             "stateful_callbacks": {},
             "total_flos": 0,
             "train_batch_size": self.batch,

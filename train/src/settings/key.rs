@@ -66,6 +66,20 @@ pub enum Value {
     Other,
 }
 
+impl Value {
+    /// The same as JSON, where it says something.
+    pub(super) fn json(&self) -> Option<serde_json::Value> {
+        match self {
+            Value::Null | Value::Other => None,
+            Value::Flag(flag) => Some((*flag).into()),
+            Value::Count(count) => Some((*count).into()),
+            Value::Number(number) => Some((*number).into()),
+            Value::Text(text) => Some(text.as_str().into()),
+            Value::Names(names) => Some(names.as_slice().into()),
+        }
+    }
+}
+
 impl Key {
     /// The default as a value.
     pub(super) fn default_value(&self) -> Value {

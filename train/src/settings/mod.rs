@@ -98,6 +98,7 @@ pub struct Settings {
     /// Keys that change nothing here, with the reason.
     pub notes: Vec<String>,
     chosen: Chosen,
+    root: PathBuf,
 }
 
 /// Everything that is wrong with a file of settings.
@@ -164,6 +165,38 @@ impl Settings {
         collected.settings()
     }
 
+    /// The same for a process that stands elsewhere: relative paths begin at a folder.
+    pub fn below(mut self, folder: &Path) -> Self {
+        self.root = folder.into();
+        self.data.folder = folder.join(&self.data.folder);
+        self.data.file = self.data.file.map(|(path, form)| (folder.join(path), form));
+        let within = |path: &str| folder.join(path).display().to_string();
+        for key in ["output_dir", "logging_dir", "resume_from_checkpoint"] {
+            if let Some((Value::Text(path), _)) = self.chosen.given.get_mut(key)
+                && !matches!(path.as_str(), "" | "true" | "True" | "false" | "False")
+            {
+                *path = within(path);
+            }
+        }
+        // Names of models and adapters may stand for something else than paths.
+        for path in self.chosen.given.get_mut("adapter_name_or_path").into_iter().flat_map(|given| {
+            match &mut given.0 {
+                Value::Names(names) => names.iter_mut(),
+                _ => [].iter_mut(),
+            }
+        }) {
+            if folder.join(&path).exists() {
+                *path = within(path);
+            }
+        }
+        self
+    }
+
+    /// Where relative paths begin, if not where the process stands.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Whether somebody said anything of a key but null.
     pub fn is_given(&self, key: &str) -> bool {
         self.chosen.is_given(key)
@@ -173,6 +206,14 @@ impl Settings {
     pub(crate) fn differs(&self, key: &str) -> bool {
         let default = table::find(key).expect("keys that are asked for are in the table").default_value();
         self.is_given(key) && self.chosen.value(key) != default
+    }
+
+    /// What somebody said, without what only the owner is to know.
+    pub(crate) fn given(&self) -> impl Iterator<Item = (&'static str, serde_json::Value)> {
+        let is_secret =
+            |key: &str| ["_token", "_key", "_secret", "_url"].iter().any(|end| key.ends_with(end));
+        let open = self.chosen.given.iter().filter(move |(key, _)| !is_secret(key));
+        open.filter_map(|(key, (value, _))| Some((*key, value.json()?)))
     }
 
     /// Where a key stood.
@@ -281,7 +322,7 @@ impl Collected {
             return Err(SettingsError { complaints: self.complaints });
         }
         let data = self.chosen.data(stage, probabilities);
-        Ok(Settings { stage, data, notes: self.notes, chosen: self.chosen })
+        Ok(Settings { stage, data, notes: self.notes, chosen: self.chosen, root: PathBuf::new() })
     }
 
     fn probabilities(&mut self) -> Option<Vec<f64>> {

@@ -35,6 +35,7 @@ const GENERATES: &str = "it belongs to predicting, which no training does";
 const DECIDED: &str = "it says how other programs use their devices and threads";
 const NO_GALORE: &str = "train an adapter (finetuning_type: lora), which needs less memory still";
 const NO_HUB: &str = "upload the folder yourself; this program sends nothing";
+const NO_SWANLAB: &str = "it belongs to SwanLab, whose form nothing here writes";
 const FLOATS: &str = "sums, norms and losses are float32 in any case";
 const BF16: &str = "use bf16: true; float16 is not trained in";
 
@@ -181,12 +182,12 @@ const METHOD: &[Key] = &[
     done("plot_loss", Flag, "false"),
     done("include_effective_tokens_per_second", Flag, "false"),
     done("use_swanlab", Flag, "false"),
-    done("swanlab_project", Text, "llamafactory"),
-    done("swanlab_workspace", Text, "null"),
-    done("swanlab_run_name", Text, "null"),
-    done("swanlab_mode", Word(&["cloud", "local"]), "cloud"),
-    done("swanlab_api_key", Text, "null"),
-    done("swanlab_logdir", Text, "null"),
+    idle("swanlab_project", Text, "llamafactory", NO_SWANLAB),
+    idle("swanlab_workspace", Text, "null", NO_SWANLAB),
+    idle("swanlab_run_name", Text, "null", NO_SWANLAB),
+    idle("swanlab_mode", Word(&["cloud", "local"]), "cloud", NO_SWANLAB),
+    idle("swanlab_api_key", Text, "null", NO_SWANLAB),
+    idle("swanlab_logdir", Text, "null", NO_SWANLAB),
     refused("swanlab_lark_webhook_url", Text, "null", "leave it out: no chat is written to"),
     refused("swanlab_lark_secret", Text, "null", "leave it out: no chat is written to"),
     refused("use_llama_pro", Flag, "false", "use finetuning_type: freeze with freeze_trainable_layers"),
@@ -342,7 +343,7 @@ const TRAINING: &[Key] = &[
     idle("per_gpu_train_batch_size", Count(1, MANY), "null", "use per_device_train_batch_size"),
     idle("per_gpu_eval_batch_size", Count(1, MANY), "null", "use per_device_eval_batch_size"),
     idle("eval_accumulation_steps", Count(1, MANY), "null", DECIDED),
-    refused("eval_delay", ANY, "0", "leave it out"),
+    done("eval_delay", ANY, "0"),
     idle("torch_empty_cache_steps", Count(1, MANY), "null", DECIDED),
     idle("log_level", Text, "passive", DECIDED),
     idle("log_level_replica", Text, "warning", DECIDED),

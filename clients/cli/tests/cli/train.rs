@@ -97,18 +97,132 @@ fn a_killed_run_goes_on_with_the_same_bits() {
     }
 }
 
+/// Kills runs at random moments of what one takes, until `BANTAM_KILLS` of them are dead; each is taken up again until
+/// one comes through.
+#[test]
+fn runs_killed_at_any_moment_end_with_the_same_bits() {
+    let folder = Folder::new();
+    let file = settings(&folder);
+    let kills = std::env::var("BANTAM_KILLS").map_or(6, |kills| kills.parse().unwrap());
+    let start = |to: &str| {
+        let to = format!("output_dir={}", folder.path(to));
+        let more = [
+            "max_steps=6",
+            "val_size=2",
+            "eval_strategy=steps",
+            "eval_steps=2",
+            "load_best_model_at_end=true",
+        ];
+        let mut command =
+            program(&[&["train", &file, &to, "save_steps=2", "save_total_limit=1"][..], &more].concat());
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let of = |to: &str, name: &str| fs::read(Path::new(&folder.path(to)).join(name)).unwrap();
+    let losses = |to: &str| {
+        let log = String::from_utf8(of(to, "trainer_log.jsonl")).unwrap();
+        let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.map(|line| (line["loss"].to_string(), line["eval_loss"].to_string())).collect::<Vec<_>>()
+    };
+    let begun = Instant::now();
+    assert!(start("whole").wait().unwrap().success());
+    let whole_run = begun.elapsed().as_micros() as u64;
+    let (mut killed, mut runs, mut state) = (0, 0, 1u64);
+    while killed < kills {
+        let to = format!("run-{runs}");
+        loop {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let mut run = start(&to);
+            std::thread::sleep(Duration::from_micros((state >> 33) % (whole_run + whole_run / 4)));
+            let _ = run.kill();
+            if run.wait().unwrap().success() {
+                break;
+            }
+            killed += 1;
+        }
+        let weights = "adapter_model.safetensors";
+        assert!(of("whole", weights) == of(&to, weights), "run {runs}");
+        assert_eq!(losses("whole"), losses(&to), "run {runs}");
+        let names = fs::read_dir(folder.path(&to)).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> = names.filter(|name| name.to_str().unwrap().contains(".tmp")).collect();
+        assert!(left.is_empty(), "run {runs}: {left:?}");
+        fs::remove_dir_all(folder.path(&to)).unwrap();
+        runs += 1;
+    }
+    println!("{killed} killed, {runs} came through");
+}
+
+/// Files of a folder with what they hold.
+#[cfg(unix)]
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let mut files: Vec<_> = entries
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
 #[cfg(unix)]
 #[test]
-fn ctrl_c_saves_and_ends() {
+fn a_full_disk_leaves_the_last_checkpoint_whole() {
     let folder = Folder::new();
     let (file, output) = (settings(&folder), folder.path("out"));
-    let arguments = ["train", &file, &format!("output_dir={output}"), "max_steps=100000", "save_strategy=no"];
-    let run = program(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    wait_for(&Path::new(&output).join("trainer_log.jsonl"));
-    assert!(Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
-    let run = run.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&run.stdout).into_owned();
-    assert!(run.status.success() && said.contains("resume_from_checkpoint="), "{said}");
-    let checkpoint = said.trim().rsplit_once('=').unwrap().1;
-    assert!(Path::new(checkpoint).join("optimizer.safetensors").exists(), "{said}");
+    let (to, out) = (format!("output_dir={output}"), Path::new(&output).to_owned());
+    let arguments = ["train", &file, &to, "save_steps=1"];
+    let train = |limit: &str, steps: &str| {
+        let mut shell = Command::new("sh");
+        let begin = ["-c", &format!("ulimit -f {limit} && exec \"$@\""), "sh", env!("CARGO_BIN_EXE_bantam")];
+        let like = program(&[]);
+        for (name, value) in like.get_envs().filter_map(|(name, value)| Some((name, value?))) {
+            shell.env(name, value);
+        }
+        shell.args(begin).args(arguments).arg(format!("max_steps={steps}")).output().unwrap()
+    };
+    assert!(train("unlimited", "2").status.success());
+    let kept = files(&out.join("checkpoint-2"));
+    // 512 bytes for a file: none of the weights fits.
+    let full = train("1", "4");
+    let said = String::from_utf8_lossy(&full.stderr);
+    assert_eq!(full.status.code(), Some(1), "{said}");
+    assert!(said.contains("check space and permissions"), "{said}");
+    assert!(files(&out.join("checkpoint-2")) == kept);
+    let names = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let half: Vec<String> = names
+        .filter(|name| name.contains("tmp") || name.contains("partial") || name.contains("-3"))
+        .collect();
+    assert!(half.is_empty(), "{half:?}");
+    let log = fs::read_to_string(out.join("trainer_log.jsonl")).unwrap();
+    assert!(log.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{log}");
+    assert!(train("unlimited", "4").status.success());
+    let whole = bantam(&["train", &file, &format!("output_dir={}", folder.path("whole")), "max_steps=4"]);
+    assert!(whole.status.success());
+    let weights = |folder: &Path| fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    assert!(weights(&out) == weights(Path::new(&folder.path("whole"))));
+    // Where no folder can be.
+    let nowhere = bantam(&["train", &file, &format!("output_dir={file}/out"), "max_steps=1"]);
+    let said = String::from_utf8_lossy(&nowhere.stderr);
+    assert!(nowhere.status.code() == Some(1) && said.contains("train.yaml/out"), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn signals_save_and_end() {
+    use std::os::unix::process::ExitStatusExt;
+    let folder = Folder::new();
+    let file = settings(&folder);
+    for (name, signal) in [("INT", 2), ("TERM", 15)] {
+        let output = folder.path(name);
+        let arguments =
+            ["train", &file, &format!("output_dir={output}"), "max_steps=100000", "save_strategy=no"];
+        let run = program(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for(&Path::new(&output).join("trainer_log.jsonl"));
+        let id = run.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap().success());
+        let run = run.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&run.stdout).into_owned();
+        // As if the signal had ended it, so that a shell sees 130 or 143.
+        assert_eq!(run.status.signal(), Some(signal), "{said}");
+        let checkpoint = said.trim().rsplit_once("resume_from_checkpoint=").expect(&said).1;
+        assert!(Path::new(checkpoint).join("optimizer.safetensors").exists(), "{said}");
+    }
 }

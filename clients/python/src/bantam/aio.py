@@ -16,6 +16,7 @@ from .errors import Cancelled, translate
 from .streams import Event, Progress, reply_of
 from .v1 import generation_pb2 as generation
 from .v1 import generation_service_pb2 as generation_service
+from .v1 import job_service_pb2 as job_service
 from .v1 import model_pb2 as model_messages
 from .v1 import model_service_pb2 as model_service
 from .v1.generation_service_pb2_grpc import GenerationServiceStub
@@ -270,6 +271,32 @@ class AsyncClient:
     ) -> AsyncStream[model_service.WatchResidencyResponse]:
         """All models and budgets as they are, then every change."""
         return AsyncStream(self.model_service.WatchResidency(requests.watch(figures_every), timeout=timeout))
+
+    async def train(
+        self,
+        settings: str | Mapping[str, object],
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+        **overrides: object,
+    ) -> job_service.Job:
+        """Begins a training run by the text of a YAML file, or by keys with values; keyword arguments win over both.
+        Relative paths begin at `folder`, without it at the working directory. `watch_job` tells how it goes on."""
+        request = requests.train(settings, folder, overrides)
+        return (await _answer(self.job_service.Train, request, timeout)).job
+
+    async def jobs(self, *, timeout: float | None = None) -> list[job_service.Job]:
+        """All jobs that the daemon knows, the youngest first."""
+        request = job_service.JobServiceListRequest()
+        return list((await _answer(self.job_service.List, request, timeout)).jobs)
+
+    def watch_job(self, job: str | job_service.Job, *, timeout: float | None = None) -> AsyncStream[job_service.WatchResponse]:
+        """A job as it is, then what happens to it until it is over."""
+        return AsyncStream(self.job_service.Watch(requests.watch_job(job), timeout=timeout))
+
+    async def cancel_job(self, job: str | job_service.Job, *, timeout: float | None = None) -> job_service.Job:
+        """Ends a job: a training saves a checkpoint first, from which the same request goes on."""
+        return (await _answer(self.job_service.Cancel, requests.cancel_job(job), timeout)).job
 
 
 async def _answer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union
@@ -11,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from .v1 import generation_pb2 as generation
 from .v1 import generation_service_pb2 as generation_service
+from .v1 import job_service_pb2 as job_service
 from .v1 import model_pb2 as model
 from .v1 import model_service_pb2 as model_service
 
@@ -260,3 +262,20 @@ def _embed_input(text: Text) -> generation_service.EmbedInput:
 
 def _as_json(values: Mapping[str, object] | None) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in (values or {}).items()}
+
+
+def train(
+    settings: str | Mapping[str, object], folder: str | os.PathLike[str] | None, overrides: Mapping[str, object]
+) -> job_service.TrainRequest:
+    # JSON is YAML.
+    text = settings if isinstance(settings, str) else json.dumps(dict(settings))
+    changes = {key: value if isinstance(value, str) else json.dumps(value) for key, value in overrides.items()}
+    return job_service.TrainRequest(yaml=text, overrides=changes, folder=os.path.abspath(folder or os.getcwd()))
+
+
+def watch_job(job: str | job_service.Job) -> job_service.WatchRequest:
+    return job_service.WatchRequest(job_id=job if isinstance(job, str) else job.id)
+
+
+def cancel_job(job: str | job_service.Job) -> job_service.CancelRequest:
+    return job_service.CancelRequest(job_id=job if isinstance(job, str) else job.id)

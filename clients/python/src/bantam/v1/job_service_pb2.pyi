@@ -159,7 +159,7 @@ class JobProgress(_message.Message):
 
     @_builtins.property
     def figures(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Figures by name: `loss`, `perplexity`, `tokens_per_second`, `learning_rate`."""
+        """Figures by name: `loss`, `eval_loss`, `learning_rate`, `grad_norm`, `epoch`, `tokens_per_second`, `perplexity`."""
 
     def __init__(
         self,
@@ -429,7 +429,9 @@ class TrainRequest(_message.Message):
     yaml: _builtins.str
     """The settings as YAML, as `bantam train` reads them from a file."""
     folder: _builtins.str
-    """Folder that relative paths begin at, an absolute path on the daemon's machine."""
+    """Folder that relative paths of the settings begin at, an absolute path on the daemon's machine: the client's working
+    directory. The model may also be named as `ModelService` names it.
+    """
     @_builtins.property
     def overrides(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Settings that take the place of those in the YAML, by key."""

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class JobServiceStub(object):
-    """Not yet: every call answers UNIMPLEMENTED. A job outlives the call that began it, and goes on where it stopped when
-    the daemon starts again.
+    """Training is there; `Quantize`, `Merge` and `Evaluate` answer UNIMPLEMENTED yet. A job outlives the call that began it.
+    One runs at a time, others wait. It ends with the daemon, with a checkpoint: the same request goes on from there. Jobs
+    name files by their paths, so they are for the unix socket alone.
     """
 
     def __init__(self, channel):
@@ -74,8 +75,9 @@ class JobServiceStub(object):
 
 
 class JobServiceServicer(object):
-    """Not yet: every call answers UNIMPLEMENTED. A job outlives the call that began it, and goes on where it stopped when
-    the daemon starts again.
+    """Training is there; `Quantize`, `Merge` and `Evaluate` answer UNIMPLEMENTED yet. A job outlives the call that began it.
+    One runs at a time, others wait. It ends with the daemon, with a checkpoint: the same request goes on from there. Jobs
+    name files by their paths, so they are for the unix socket alone.
     """
 
     def Quantize(self, request, context):
@@ -174,8 +176,9 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService(object):
-    """Not yet: every call answers UNIMPLEMENTED. A job outlives the call that began it, and goes on where it stopped when
-    the daemon starts again.
+    """Training is there; `Quantize`, `Merge` and `Evaluate` answer UNIMPLEMENTED yet. A job outlives the call that began it.
+    One runs at a time, others wait. It ends with the daemon, with a checkpoint: the same request goes on from there. Jobs
+    name files by their paths, so they are for the unix socket alone.
     """
 
     @staticmethod

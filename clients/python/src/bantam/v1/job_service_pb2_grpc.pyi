@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JobServiceStub:
-    """Not yet: every call answers UNIMPLEMENTED. A job outlives the call that began it, and goes on where it stopped when
-    the daemon starts again.
+    """Training is there; `Quantize`, `Merge` and `Evaluate` answer UNIMPLEMENTED yet. A job outlives the call that began it.
+    One runs at a time, others wait. It ends with the daemon, with a checkpoint: the same request goes on from there. Jobs
+    name files by their paths, so they are for the unix socket alone.
     """
 
     @_typing.overload
@@ -52,8 +53,9 @@ class JobServiceStub:
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
-    """Not yet: every call answers UNIMPLEMENTED. A job outlives the call that began it, and goes on where it stopped when
-    the daemon starts again.
+    """Training is there; `Quantize`, `Merge` and `Evaluate` answer UNIMPLEMENTED yet. A job outlives the call that began it.
+    One runs at a time, others wait. It ends with the daemon, with a checkpoint: the same request goes on from there. Jobs
+    name files by their paths, so they are for the unix socket alone.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -73,8 +75,9 @@ class JobServiceAsyncStub(JobServiceStub):
     """All jobs that the daemon knows, the youngest first."""
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Not yet: every call answers UNIMPLEMENTED. A job outlives the call that began it, and goes on where it stopped when
-    the daemon starts again.
+    """Training is there; `Quantize`, `Merge` and `Evaluate` answer UNIMPLEMENTED yet. A job outlives the call that began it.
+    One runs at a time, others wait. It ends with the daemon, with a checkpoint: the same request goes on from there. Jobs
+    name files by their paths, so they are for the unix socket alone.
     """
 
     @_abc_1.abstractmethod

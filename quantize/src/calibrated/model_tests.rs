@@ -205,7 +205,7 @@ fn gptq_and_awq_stay_near_and_awq_changes_norms() {
 
 #[test]
 fn scaled_inputs_and_columns_stay_near_and_means_go_into_biases() {
-    let source = carried();
+    let source = trained();
     let with = |change: fn(&mut ternary::Settings)| {
         let mut of = ternary::Settings { group: Some(128), ..ternary::Settings::default() };
         change(&mut of);

@@ -32,6 +32,8 @@ use bantam_model::source::Source;
 use bantam_model::tokenizer::Tokenizer;
 use bantam_tests::{Noise, model_folder, open, repository, trained};
 use bantam_train::optimizer::{AdamW, Group, Muon, Optimizer, Rule, Variant, clip};
+use bantam_train::step::outline::{Load, Outline};
+use bantam_train::step::parameters::Parameter;
 use bantam_train::step::{Batch, Training};
 use counting::{ALIVE, counters};
 
@@ -391,17 +393,24 @@ fn main() {
     }
 }
 
+/// What names, plans and lists of a small model take on the heap, in training.
+const LISTS: usize = 200_000;
+
 /// The first step makes all buffers of training; those behind it, the optimizer's included, allocate nothing.
-fn training_steps(what: &str, mut training: Training) {
+/// And what it made is what was said beforehand.
+fn training_steps(what: &str, outline: &Outline, load: Load, make: impl FnOnce() -> Training) {
+    let before = ALIVE.load(SeqCst);
+    let mut training = make();
     let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
     let labels: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
     let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
     let rule = Rule::AdamW(AdamW { betas: [0.9, 0.999], epsilon: 1e-8 });
     let muon = Muon { variant: Variant::Moonlight, momentum: 0.95, nesterov: true, iterations: 5 };
-    let mut optimizer = Optimizer::new(&training, |parameter| {
+    let group = |parameter: &Parameter| {
         let rule = if parameter.matrices().is_some() { Rule::Muon(muon) } else { rule };
         Group { rule, rate: 1e-3, decay: 0.1 }
-    });
+    };
+    let mut optimizer = Optimizer::new(&training, group);
     let mut step = || {
         training.clear();
         training.step(&batch, 0.1).expect("a sound batch");
@@ -409,21 +418,39 @@ fn training_steps(what: &str, mut training: Training) {
         optimizer.step(&mut training, 1.0);
     };
     step();
+    let load = Load { tokens: 59, labelled: 59, longest: 39, ..load };
+    let parts = outline.memory(&load);
+    let said: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
+    let optimizer_bytes: u64 = Optimizer::bytes_for(outline.parameters(), Cpu::detect(), group).iter().sum();
+    let said = (said + optimizer_bytes) as usize - outline.mapped_bytes();
+    let found = ALIVE.load(SeqCst) - before;
+    println!("{what}: {found} bytes stay on the heap, {said} were said: {parts:?}");
+    assert!((said..said + LISTS).contains(&found), "{what}: {found}, not {said}");
     check(&format!("{what}: 3 steps of training"), || (0..3).for_each(|_| step()));
 }
 
 /// All weights of a mixture; an adapter with lengths.
 fn training() {
     let open = |model: &str| Source::open(&model_folder(model)).expect("the model opens");
-    let full = |model: &str| Training::full(&open(model), Cpu::detect(), 3).expect("it can be trained");
-    training_steps("gpt_oss-bf16", full("gpt_oss-bf16"));
+    let cpu = Cpu::detect();
+    for model in ["gpt_oss-bf16", "gpt_neox", "gemma2"] {
+        let source = open(model);
+        let outline = Outline::some(&source, &|_| true, cpu).expect("it has a plan");
+        let full = || Training::full(&source, cpu, 3).expect("it can be trained");
+        training_steps(model, &outline, Load::default(), full);
+    }
     let adapter = repository("tests/goldens/lora/lora-dora-llama");
     let source = open("llama-tied").adapted(&adapter).expect("the adapter opens");
     let nested = way("bnb-4bit");
-    let mut training = Training::adapter(&source, nested, Cpu::detect(), 3).expect("it can be trained");
-    training.drop_inputs(0.1, 42);
-    training.keep_halves();
-    training_steps("lora-dora-llama over four bits", training);
+    let opened = source.adapter.as_deref().expect("it was opened");
+    let outline = Outline::adapter(&source, opened, nested, cpu).expect("it has a plan");
+    let load = Load { halves: true, drops: true, ..Load::default() };
+    training_steps("lora-dora-llama over four bits", &outline, load, || {
+        let mut training = Training::adapter(&source, nested, cpu, 3).expect("it can be trained");
+        training.drop_inputs(0.1, 42);
+        training.keep_halves();
+        training
+    });
 }
 
 /// An engine with an adapter beside its model: every product has two more.

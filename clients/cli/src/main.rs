@@ -38,6 +38,7 @@ mod token_ids;
 mod tokenize;
 mod top;
 mod train;
+mod train_needs;
 mod written_file;
 
 use std::any::Any;

@@ -7,7 +7,7 @@ use bantam_core::Cpu;
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
 use bantam_train::data::{Example, IGNORED, Prepared, Spoken, prepare};
-use bantam_train::run::{self, Watch};
+use bantam_train::run::{self, Forecast, RunError, Watch};
 use bantam_train::settings::{Fate, Settings, keys};
 use clap::Args;
 use serde_json::json;
@@ -15,8 +15,10 @@ use serde_json::json;
 use crate::chosen_model;
 use crate::failure::{Failure, refused, usage};
 use crate::interrupt::{Interrupt, without_file_size_signal};
+use crate::models;
 use crate::output;
 use crate::progress::Progress;
+use crate::train_needs::Needs;
 
 /// How often who reads no terminal is told how far it is.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Args)]
 #[command(after_help = "Examples:\n  bantam train llama3_lora_sft.yaml\n  \
                         bantam train sft.yaml model_name_or_path=./my-model cutoff_len=512 --dry-run --json\n  \
+                        bantam train qlora.yaml --dry-run --ram 20GiB --simulate-vram 4GiB\n  \
                         bantam train --keys\n\n\
                         Ctrl-C and SIGTERM save a checkpoint after the step that is being taken, and end; the same \
                         command with resume_from_checkpoint=true goes on from there.")]
@@ -35,9 +38,15 @@ pub(crate) struct Train {
     /// Values that win over the file's, such as learning_rate=1e-5
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Reads settings and data, and shows the first examples
+    /// Reads settings and data, and shows the memory of the run and the first examples
     #[arg(long)]
     dry_run: bool,
+    /// The most memory that the run may take, such as 20GiB: as the key ram_budget
+    #[arg(long, value_name = "BYTES", value_parser = models::bytes)]
+    ram: Option<u64>,
+    /// Shows what would stand in the memory of a card of so many bytes at each moment of a step
+    #[arg(long, value_name = "BYTES", value_parser = models::bytes, requires = "dry_run")]
+    simulate_vram: Option<u64>,
     /// How many examples it shows
     #[arg(long, value_name = "N", default_value_t = 2, requires = "dry_run")]
     examples: usize,
@@ -60,7 +69,9 @@ impl Train {
         let Some(file) = &self.file else {
             return Err(usage("FILE is missing; write: bantam train FILE.yaml"));
         };
-        let settings = Settings::read(file, &self.overrides).map_err(|error| refused(error.to_string()))?;
+        let mut overrides = self.overrides.clone();
+        overrides.extend(self.ram.map(|bytes| format!("ram_budget={bytes}")));
+        let settings = Settings::read(file, &overrides).map_err(|error| refused(error.to_string()))?;
         if !self.dry_run {
             // Reading data takes long, and what follows would be for nothing.
             run::check(&settings).map_err(|error| refused(error.to_string()))?;
@@ -88,9 +99,24 @@ impl Train {
         }
         let shown =
             Shown { source: &source, prepared: &prepared, spoken: spoken.as_ref(), count: self.examples };
+        self.show(&shown, run::forecast(&settings, &source, &prepared, Cpu::detect()))
+    }
+
+    /// Data may be looked at before everything else is settled: then the memory is not known, and why.
+    fn show(&self, shown: &Shown, forecast: Result<Forecast, RunError>) -> Result<(), Failure> {
+        let forecast = forecast.map_err(|error| error.to_string());
+        let needs = Needs { forecast: forecast.as_ref(), card: self.simulate_vram };
         match self.json {
-            true => Ok(output::json(&shown.json())?),
-            false => Ok(output::line(&output::harmless(&shown.text()))?),
+            true => {
+                let mut shown = shown.json();
+                shown["memory"] = needs.json();
+                output::json(&shown)?;
+            }
+            false => output::line(&output::harmless(&format!("{}\n\n{}", shown.text(), needs.text())))?,
+        }
+        match &forecast {
+            Ok(forecast) => forecast.check().map_err(|error| refused(error.to_string())),
+            Err(_) => Ok(()),
         }
     }
 

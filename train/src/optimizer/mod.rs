@@ -8,8 +8,10 @@ pub mod muon;
 pub mod schedule;
 mod short;
 
-use crate::step::Training;
+use bantam_core::Cpu;
+
 use crate::step::parameters::Parameter;
+use crate::step::{Training, room};
 use elementwise::{adamw, sgd};
 pub use muon::{Muon, Variant};
 
@@ -122,6 +124,7 @@ impl Optimizer {
             }
             places.push(place);
         }
+        short.fit();
         Optimizer {
             groups,
             first: vec![0.0; first],
@@ -134,18 +137,27 @@ impl Optimizer {
         }
     }
 
+    /// Bytes of what would be remembered of parameters, and of what a step takes beside it.
+    pub fn bytes_for(parameters: &[Parameter], cpu: Cpu, group: impl Fn(&Parameter) -> Group) -> [u64; 2] {
+        let (mut means, mut largest, mut muon) = (0, 0, 0);
+        for parameter in parameters {
+            let count = parameter.range().len();
+            largest = largest.max(4 * count);
+            means += match group(parameter).rule {
+                Rule::ShortAdamW(_) => short::bytes(count),
+                Rule::AdamW(_) => 8 * count,
+                Rule::Sgd(_) | Rule::Muon(_) => 4 * count,
+            };
+            if let (Rule::Muon(_), Some((_, rows, columns))) = (group(parameter).rule, parameter.matrices()) {
+                muon = muon.max(muon::work_bytes(cpu, rows, columns));
+            }
+        }
+        [means as u64, (largest + muon) as u64]
+    }
+
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.steps
-    }
-
-    /// Bytes of what is remembered.
-    pub fn bytes(&self) -> u64 {
-        let of = |memory: &Memory| match memory {
-            Memory::Floats(_, values) => 4 * values.len() as u64,
-            Memory::Codes(_, codes) => codes.len() as u64,
-        };
-        self.memory().iter().map(of).sum()
     }
 
     /// What is remembered: means of gradients, or momentum; means of squares; then the same of what is kept short.
@@ -187,10 +199,7 @@ impl Optimizer {
             };
             let Group { rule, rate, decay } = self.groups[at];
             let rate = rate * factor;
-            if self.values.len() < range.len() {
-                self.values.resize(range.len(), 0.0);
-            }
-            let values = &mut self.values[..range.len()];
+            let values = room(&mut self.values, range.len());
             training.read(at, values);
             let (gradient, place) = (&training.gradients()[range.clone()], self.places[at]);
             if let Rule::ShortAdamW(constants) = rule {

@@ -42,6 +42,17 @@ pub(super) struct Work {
 /// Of the polynomial in odd powers: steep at zero, near one where it counts.
 const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
 
+/// Bytes of [`Work`] for matrices of a shape.
+pub(super) fn work_bytes(cpu: Cpu, rows: usize, columns: usize) -> usize {
+    let (rows, columns) = (rows.min(columns), rows.max(columns));
+    let (whole, square) = (Shape { rows, columns }, Shape { rows, columns: rows });
+    let form = FLOAT32.form(Precision::Exact, cpu);
+    let panels = panel_bytes(form, columns, rows).div_ceil(4);
+    let words = panels.max(transposed_floats(&Rows::Plain(&[]), whole, rows));
+    let tiles = tile_floats(whole).max(tile_floats(square));
+    4 * (2 * rows * columns + 2 * rows * rows + tiles + words)
+}
+
 /// One step of all matrices of a parameter: `(how many, rows, columns)`.
 #[allow(clippy::too_many_arguments, reason = "a rule with its constants and its memory")]
 pub(super) fn step(
@@ -67,6 +78,7 @@ pub(super) fn step(
         let (gradient, momentum) = (&gradient[range.clone()], &mut momentum[range.clone()]);
         let mut update = std::mem::take(&mut work.update);
         update.clear();
+        update.reserve_exact(size);
         for (gradient, momentum) in gradient.iter().zip(momentum) {
             *momentum = match variant {
                 Variant::KellerJordan => *momentum + (1.0 - kept) * (gradient - *momentum),
@@ -85,6 +97,12 @@ pub(super) fn step(
     }
 }
 
+/// Gives a buffer a length, and no more memory than that takes.
+fn sized(buffer: &mut Vec<f32>, floats: usize) {
+    buffer.reserve_exact(floats.saturating_sub(buffer.len()));
+    buffer.resize(floats, 0.0);
+}
+
 /// Makes the singular values of a matrix nearly equal to one.
 fn orthogonalize(
     cpu: Cpu,
@@ -100,14 +118,14 @@ fn orthogonalize(
     // The shorter side as rows: the products are of its square.
     let Work { turned, square, fourth, tiles, words, .. } = work;
     let (rows, columns, is_tall) = (rows.min(columns), rows.max(columns), rows > columns);
-    turned.resize(matrix.len(), 0.0);
+    sized(turned, matrix.len());
     if is_tall {
         turn(matrix, rows, turned);
     } else {
         turned.copy_from_slice(matrix);
     }
-    square.resize(rows * rows, 0.0);
-    fourth.resize(rows * rows, 0.0);
+    sized(square, rows * rows);
+    sized(fourth, rows * rows);
     for _ in 0..iterations {
         of_rows(cpu, pool, turned, columns, square, tiles, words);
         of_rows(cpu, pool, square, rows, fourth, tiles, words);
@@ -119,7 +137,7 @@ fn orthogonalize(
         (0..rows).for_each(|at| fourth[at * rows + at] += first);
         let shape = Shape { rows, columns };
         let from = Rows::Plain(turned);
-        words.resize(words.len().max(transposed_floats(&from, shape, rows)), 0.0);
+        sized(words, words.len().max(transposed_floats(&from, shape, rows)));
         let out = &mut matrix[..];
         transposed(cpu, pool, &from, shape, fourth, out, false, words);
         turned.copy_from_slice(matrix);
@@ -148,11 +166,11 @@ fn of_rows(
     words: &mut Vec<f32>,
 ) {
     let shape = Shape { rows: matrix.len() / columns, columns };
-    tiles.resize(tile_floats(shape), 0.0);
+    sized(tiles, tile_floats(shape));
     pack(matrix, columns, 1.0, tiles);
     let form = FLOAT32.form(Precision::Exact, cpu);
     let floats = panel_bytes(form, columns, shape.rows).div_ceil(4);
-    words.resize(words.len().max(floats), 0.0);
+    sized(words, words.len().max(floats));
     product(cpu, pool, matrix, shape, tiles, out, false, words);
 }
 

@@ -19,6 +19,11 @@ pub(super) struct Means {
     pub(super) scales: [Vec<f32>; 2],
 }
 
+/// Bytes of the means of so many numbers.
+pub(super) fn bytes(count: usize) -> usize {
+    2 * (count + 4 * count.div_ceil(BLOCK))
+}
+
 /// Where a tensor's means begin: codes, scales.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Place {
@@ -37,6 +42,12 @@ impl Means {
         self.codes.iter_mut().for_each(|codes| codes.resize(place.code + count, 0));
         self.scales.iter_mut().for_each(|scales| scales.resize(place.scale + count.div_ceil(BLOCK), 0.0));
         place
+    }
+
+    /// Gives back what growing took too much.
+    pub(super) fn fit(&mut self) {
+        self.codes.iter_mut().for_each(Vec::shrink_to_fit);
+        self.scales.iter_mut().for_each(Vec::shrink_to_fit);
     }
 
     /// One step; `steps` counts from 1.

@@ -124,6 +124,8 @@ pub(super) struct Choices<'a> {
     pub(super) measuring: Measuring,
     /// Of the inputs of changes.
     pub(super) dropout: f32,
+    /// Bytes that the run may take.
+    pub(super) ram: Option<u64>,
 }
 
 /// Keys that must have their defaults, or one of some other words, and what to do instead.
@@ -157,6 +159,7 @@ impl<'a> Choices<'a> {
             save_limit: size("save_total_limit"),
             measuring: measuring(settings),
             dropout: settings.number("lora_dropout").unwrap_or_default() as f32,
+            ram: settings.text("ram_budget").as_deref().and_then(bytes),
         })
     }
 
@@ -351,6 +354,23 @@ fn quantization(settings: &Settings) -> Option<&'static OnLoad> {
     })
 }
 
+/// Bytes, as people write them.
+fn bytes(words: &str) -> Option<u64> {
+    const UNITS: [(&str, u64); 7] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("", 1),
+    ];
+    let (number, unit) = UNITS.iter().find_map(|(name, unit)| Some((words.strip_suffix(name)?, unit)))?;
+    let number: f64 = number.trim().parse().ok()?;
+    let bytes = number * *unit as f64;
+    (bytes.is_finite() && bytes >= 1.0).then_some(bytes as u64)
+}
+
 fn start(settings: &Settings) -> Start {
     match settings.text("resume_from_checkpoint").as_deref() {
         Some("false" | "False") | None if settings.flag("overwrite_output_dir") => Start::Anew,
@@ -370,6 +390,10 @@ fn complaints(settings: &Settings) -> Vec<String> {
     }
     if settings.text("output_dir").is_none_or(|folder| folder.is_empty()) {
         say("output_dir", "expected output_dir, found none; name the folder for what is trained".to_owned());
+    }
+    if let Some(budget) = settings.text("ram_budget").filter(|words| bytes(words).is_none()) {
+        let budget = bantam_model::foreign::clipped(&budget);
+        say("ram_budget", format!("expected bytes, found {budget}; write them like 20GiB"));
     }
     adapters(settings, &mut say);
     if settings.flag("train_from_scratch") && settings.text("finetuning_type").as_deref() != Some("full") {

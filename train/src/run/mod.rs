@@ -4,6 +4,7 @@
 //! order examples come, what a loss is a mean of and when rates change is as in the Trainer of transformers 4.57.
 
 mod choices;
+mod forecast;
 mod freeze;
 mod measure;
 mod output;
@@ -30,6 +31,7 @@ use crate::optimizer::{Optimizer, clip, length, schedule::Schedule};
 use crate::settings::{Settings, SettingsError, Stage};
 use crate::step::{Flat, TrainError, Training};
 use choices::{Choices, Doing, Every, Lora, Method, Start};
+pub use forecast::{Forecast, forecast};
 use output::Output;
 use report::Reports;
 use state::State;
@@ -88,6 +90,12 @@ pub enum RunError {
          overwrite_output_dir: true and resume_from_checkpoint: null", .checkpoint.display()
     )]
     Checkpoint { checkpoint: PathBuf, found: String },
+    #[error(
+        "ram_budget: expected a run of at most {:.2} MB, found one that takes {:.2} MB ({parts}); lower cutoff_len or \
+         per_device_train_batch_size, quantize the model (quantization_bit: 4), or allow more", *.budget as f64 / 1e6,
+        *.needed as f64 / 1e6
+    )]
+    Budget { needed: u64, budget: u64, parts: String },
     #[error(
         "step {step}: expected a loss, found {loss}; lower learning_rate, or look at the data of that step"
     )]
@@ -189,13 +197,17 @@ pub fn train(
     if choices.quantization.is_some() && source.spec.format.is_quantized() {
         watch.note("quantization_bit: the model is quantized already, and stays as it is");
     }
+    let forecast = forecast(settings, &source, prepared, cpu)?;
+    let (mega, words) = (forecast.bytes() as f64 / 1e6, forecast::words(&forecast.parts));
+    watch.note(&format!("memory: {words}: {mega:.2} MB in all"));
+    forecast.check()?;
+    drop(forecast);
     let (source, mut training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
     training.drop_inputs(choices.dropout, choices.seed);
     if choices.flag("bf16") {
         training.keep_halves();
     }
     let mut optimizer = Optimizer::new(&training, |parameter| choices.group(parameter));
-    watch.note(&memory(&training, &optimizer, prepared, choices.batch));
     let state = match &checkpoint {
         Some(checkpoint) => output::resume(checkpoint, &mut optimizer)?,
         None => State::default(),
@@ -224,15 +236,6 @@ pub fn train(
     run.all(watch)
 }
 
-/// What a run holds from its first step to its last, for people.
-fn memory(training: &Training, optimizer: &Optimizer, prepared: &Prepared, batch: usize) -> String {
-    let longest = prepared.train.iter().map(|example| example.ids.len()).max().unwrap_or_default();
-    let parts = training.memory(longest.saturating_mul(batch)).into_iter();
-    let parts = parts.chain([("optimizer", optimizer.bytes())]);
-    let words = parts.map(|(what, bytes)| format!("{what} {:.2} MB", bytes as f64 / 1e6));
-    format!("memory: {}", words.collect::<Vec<_>>().join(", "))
-}
-
 /// The checkpoint to go on from.
 fn checkpoint(choices: &Choices<'_>) -> Result<Option<PathBuf>, RunError> {
     let whole =
@@ -255,6 +258,19 @@ fn checkpoint(choices: &Choices<'_>) -> Result<Option<PathBuf>, RunError> {
     }
 }
 
+/// Refuses to train what is only read.
+fn check_form(choices: &Choices<'_>, source: &Source) -> Result<(), RunError> {
+    let found = match &choices.method {
+        Method::Full => Some("full"),
+        Method::Freeze(_) => Some("freeze"),
+        Method::Adapter(_) | Method::Lora(_) => None,
+    };
+    match found.filter(|_| source.spec.format.is_gguf()) {
+        Some(found) => Err(RunError::Gguf { found }),
+        None => Ok(()),
+    }
+}
+
 /// The model in memory as the run begins, and where what is beside its weights was read.
 fn model(
     choices: &Choices<'_>,
@@ -263,14 +279,6 @@ fn model(
     cpu: Cpu,
     threads: usize,
 ) -> Result<(Source, Training), RunError> {
-    let found = match &choices.method {
-        Method::Full => Some("full"),
-        Method::Freeze(_) => Some("freeze"),
-        Method::Adapter(_) | Method::Lora(_) => None,
-    };
-    if let Some(found) = found.filter(|_| source.spec.format.is_gguf()) {
-        return Err(RunError::Gguf { found });
-    }
     match (&choices.method, checkpoint) {
         (Method::Full, None) if choices.flag("train_from_scratch") => {
             let folder = choices.output.join(START);

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::RunError;
 use super::output::failed;
+use super::targets::Shaped;
 use crate::data::Twister;
 use crate::step::parameters::{Role, role};
 
@@ -50,6 +51,11 @@ pub(super) fn begin(folder: &Path, source: &Source, seed: u64, cpu: Cpu) -> Resu
         })
     })?;
     Ok(write_file(&folder.join("config.json"), &config)?)
+}
+
+/// Name and shape of every tensor that is written.
+pub(super) fn shapes(source: &Source, cpu: Cpu) -> Result<Vec<Shaped>, RunError> {
+    Ok(tensors(source, cpu)?.into_iter().map(|(name, shape, _)| (name, shape)).collect())
 }
 
 /// Name, shape and kind of every tensor that the model is made of: whatever its plan asks for.

@@ -207,15 +207,20 @@ pub(super) struct Maker<'a> {
     pub(super) threads: usize,
 }
 
-/// A tensor with its name and shape.
-type Named = (String, Vec<usize>, Vec<f32>);
+/// A tensor's name and shape.
+pub(super) type Shaped = (String, Vec<usize>);
 
-impl Maker<'_> {
-    /// Writes an adapter that changes nothing yet: the second matrix is zero, the first is drawn as torch draws it for
-    /// this seed. A DoRA's lengths are ones, until the model's own are known. With PiSSA, both are the largest parts of
-    /// the model's own matrix, which are to be taken off that.
-    pub(super) fn begin(&self, folder: &Path) -> Result<(), RunError> {
-        let Maker { source, lora, .. } = *self;
+/// What a new adapter is for.
+struct Wanted<'a> {
+    /// As the configuration names them.
+    targets: Vec<String>,
+    modules: Vec<Module>,
+    parameters: Vec<Parameter>,
+    saved: Vec<TensorView<'a>>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(source: &'a Source, lora: &Lora) -> Result<Self, RunError> {
         let all = modules(&source.spec);
         let has_none = lora.targets.is_empty() || lora.targets == ["none"];
         let targets = match has_none && !(lora.parameters.is_empty() && lora.saved.is_empty()) {
@@ -226,11 +231,51 @@ impl Maker<'_> {
         let is_end = |name: &str, target: &String| name == target || name.ends_with(&format!(".{target}"));
         let is_saved = |name: &str| lora.saved.iter().any(|module| is_in(&format!("{name}."), module));
         let is_target = |name: &str| targets.iter().any(|target| is_end(name, target)) && !is_saved(name);
+        let modules = all.into_iter().filter(|module| is_target(&module.name)).collect();
+        Ok(Wanted { targets, modules, parameters, saved })
+    }
+}
+
+/// What [`Maker::begin`] writes, without its numbers: targets for the configuration, and tensors.
+pub(super) fn shapes(source: &Source, lora: &Lora) -> Result<(Vec<String>, Vec<Shaped>), RunError> {
+    let Wanted { targets, modules, parameters, saved } = Wanted::new(source, lora)?;
+    let mut tensors = Vec::new();
+    let mut pair = |module: &str, experts: usize, outputs: usize, inputs: usize| {
+        let (ranks, name) =
+            (lora.rank * experts, |side| format!("base_model.model.{module}.lora_{side}.weight"));
+        tensors.push((name("A"), vec![ranks, inputs]));
+        tensors.push((name("B"), vec![outputs, ranks]));
+    };
+    modules.iter().for_each(|module| pair(&module.name, 1, module.outputs, module.inputs));
+    for Parameter { module, experts, outputs, inputs, .. } in &parameters {
+        pair(module, *experts, *outputs, *inputs);
+    }
+    if lora.dora {
+        let length = |Module { name, outputs, .. }: &Module| {
+            (format!("base_model.model.{name}.lora_magnitude_vector"), vec![*outputs])
+        };
+        tensors.extend(modules.iter().map(length));
+    }
+    let whole = |tensor: &TensorView| (format!("base_model.model.{}", tensor.name), tensor.shape.to_vec());
+    tensors.extend(saved.iter().map(whole));
+    Ok((targets, tensors))
+}
+
+/// A tensor with its name and shape.
+type Named = (String, Vec<usize>, Vec<f32>);
+
+impl Maker<'_> {
+    /// Writes an adapter that changes nothing yet: the second matrix is zero, the first is drawn as torch draws it for
+    /// this seed. A DoRA's lengths are ones, until the model's own are known. With PiSSA, both are the largest parts of
+    /// the model's own matrix, which are to be taken off that.
+    pub(super) fn begin(&self, folder: &Path) -> Result<(), RunError> {
+        let Maker { source, lora, .. } = *self;
+        let Wanted { targets, modules, parameters, saved } = Wanted::new(source, lora)?;
         fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
         let mut generator = Twister::new(self.seed);
         let mut tensors: Vec<Named> = Vec::new();
         let pool = Threads::start(self.threads).map_err(|error| failed(folder, error))?;
-        for module in all.iter().filter(|module| is_target(&module.name)) {
+        for module in &modules {
             match lora.pissa {
                 None => {
                     self.drawn(&module.name, 1, module.outputs, module.inputs, &mut generator, &mut tensors)
@@ -337,7 +382,7 @@ fn uniform(generator: &mut Twister, inputs: usize) -> f32 {
     unit * (bound + bound) - bound
 }
 
-fn config(lora: &Lora, targets: &[String], base: &Path) -> String {
+pub(super) fn config(lora: &Lora, targets: &[String], base: &Path) -> String {
     let mut config = json!({
         "alpha_pattern": {},
         "auto_mapping": null,

@@ -5,14 +5,17 @@ use bantam_core::ops::backward::activation::cap as cap_backward;
 use bantam_core::ops::backward::loss::Entropy;
 use bantam_core::ops::share::each_row;
 use bantam_model::bare::Bare;
+use bantam_model::plan::{Linear, Plan};
+use bantam_model::spec::ModelSpec;
 
 use super::layer::{norm, norm_backward};
 use super::linear::{Products, Scratch, room};
-use super::parameters::Target;
-use super::sites::{NormSite, Site};
+use super::low::Lows;
+use super::parameters::{Parameters, Target};
+use super::sites::{Finder, LayerSites, NormSite, Site};
 
 /// Rows of the vocabulary whose logits are there at once, whole tiles.
-const CHUNK: usize = 4096;
+pub(crate) const CHUNK: usize = 4096;
 
 /// Buffers of the loss.
 #[derive(Debug, Default)]
@@ -36,6 +39,36 @@ pub(crate) struct EndSites {
     pub(crate) embedding: Site,
     pub(crate) final_norm: NormSite,
     pub(crate) head: Site,
+}
+
+/// All of a model's.
+#[derive(Debug)]
+pub(crate) struct Sites {
+    pub(crate) ends: EndSites,
+    pub(crate) layers: Vec<LayerSites>,
+    /// Layers below this have nothing that is trained.
+    pub(crate) lowest: usize,
+}
+
+impl Sites {
+    pub(crate) fn new(spec: &ModelSpec, plan: &Plan, parameters: &Parameters, lows: &Lows) -> Sites {
+        let (finder, weights) = (Finder::new(plan, parameters, lows), &plan.weights);
+        let embedding = Linear { matrix: weights.embedding, bias: None, low: None };
+        let ends = EndSites {
+            embedding: finder.linear(&embedding),
+            final_norm: finder.norm(&weights.final_norm),
+            head: finder.linear(&weights.head),
+        };
+        let layers = weights.layers.iter().zip(&spec.layers).map(|(weights, spec)| {
+            finder.layer(weights, spec.mlp.experts.map_or(1, |experts| experts.choice.experts))
+        });
+        let layers: Vec<LayerSites> = layers.collect();
+        let lowest = match ends.embedding.weight_to {
+            Some(_) => 0,
+            None => layers.iter().position(LayerSites::is_trained).unwrap_or(layers.len()),
+        };
+        Sites { ends, layers, lowest }
+    }
 }
 
 /// The first hidden states.

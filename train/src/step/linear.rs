@@ -10,6 +10,7 @@ use bantam_model::bare::Bare;
 
 use super::dropout::Dropout;
 use super::low::{Low, LowSite, Lows};
+use super::outline::Room;
 use super::sites::Site;
 
 /// Memory for products, which grows to what is needed and then stays.
@@ -29,9 +30,26 @@ pub(crate) struct Scratch {
     ddropped: Vec<f32>,
 }
 
+impl Scratch {
+    /// Takes all that a step will need, whatever comes in it.
+    pub(crate) fn make_room(&mut self, all: &Room) {
+        room(&mut self.words, all.words);
+        room(&mut self.up, all.up);
+        room(&mut self.tiles, all.tiles);
+        room(&mut self.part, all.part);
+        room(&mut self.scaled, all.scaled);
+        room(&mut self.between, all.between);
+        room(&mut self.dbetween, all.between);
+        room(&mut self.dropped, all.dropped);
+        room(&mut self.ddropped, all.dropped);
+    }
+}
+
 /// The first elements, of as many as are needed.
 pub(crate) fn room(buffer: &mut Vec<f32>, floats: usize) -> &mut [f32] {
     if buffer.len() < floats {
+        // No more than that: what a run takes is said beforehand.
+        buffer.reserve_exact(floats - buffer.len());
         buffer.resize(floats, 0.0);
     }
     &mut buffer[..floats]

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use bantam_model::adapter::Adapter;
 use bantam_model::adapter::Change;
 use bantam_model::bare::Bare;
-use bantam_model::plan::{Cut, Fill, LowSide};
+use bantam_model::plan::{Cut, Fill, LowSide, Plan};
 
 use super::TrainError;
 use super::parameters::{Parameters, Role};
@@ -61,6 +61,10 @@ impl Low {
         Some((self.of[2]?, self.inverse.iter().map(|inverse| 1.0 / inverse).collect()))
     }
 
+    pub(crate) fn bytes(&self) -> usize {
+        4 * (self.down.len() + self.up.len() + 2 * self.lengths.len())
+    }
+
     pub(crate) fn has_lengths(&self) -> bool {
         !self.lengths.is_empty()
     }
@@ -104,12 +108,12 @@ pub(crate) struct Lows {
 impl Lows {
     /// Every change of an adapter that a plan has room for; their tensors become parameters.
     pub(crate) fn of_adapter(
-        bare: &Bare,
+        plan: &Plan,
         adapter: &Adapter,
         parameters: &mut Parameters,
     ) -> Result<Lows, TrainError> {
         let mut lows = Lows::default();
-        for fill in &bare.plan.fills {
+        for fill in &plan.fills {
             let Fill::Low(fill) = fill else { continue };
             if fill.side == LowSide::Table || fill.side == LowSide::Bias {
                 let what = if fill.side == LowSide::Table { "embeddings" } else { "biases" };
@@ -172,8 +176,7 @@ impl Lows {
 
     /// Bytes of all changes.
     pub(crate) fn bytes(&self) -> usize {
-        let count = |low: &Low| low.down.len() + low.up.len() + 2 * low.lengths.len();
-        4 * self.list.iter().map(count).sum::<usize>()
+        self.list.iter().map(Low::bytes).sum()
     }
 
     /// Both parts of a side that was held.

@@ -180,6 +180,10 @@ fn experts_backward(
 ) {
     let (width, hidden) = (sites.up[0].shape().columns, spec.mlp.width);
     let (cpu, activation) = (products.bare.cpu, spec.mlp.activation);
+    // All rows may go to one expert.
+    let most = input.len() / width / spec.mlp.experts.map_or(1, |experts| experts.choice.chosen) * hidden;
+    room(b.dbent, most);
+    room(b.dup, if sites.gate.is_some() { most } else { 0 });
     for segment in segments {
         let [expert, first, count] = segment.map(|word| word as usize);
         let of = |width: usize| first * width..(first + count) * width;

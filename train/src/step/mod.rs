@@ -11,6 +11,7 @@ mod layer;
 mod linear;
 mod low;
 mod mixture;
+pub mod outline;
 pub mod parameters;
 mod sites;
 mod streams;
@@ -23,12 +24,14 @@ use bantam_model::weights::WeightsError;
 
 use dropout::Dropout;
 pub use flat::Flat;
-use head::{EndSites, Ends};
+use head::{EndSites, Ends, Sites};
 use layer::{Documents, Kept, Layer};
-use linear::{Products, room};
+use linear::Products;
+pub(crate) use linear::room;
 use low::Lows;
+use outline::{Load, Room};
 use parameters::{Parameter, Parameters};
-use sites::{Finder, LayerSites};
+use sites::LayerSites;
 use streams::Streams;
 pub(crate) use streams::rounded;
 
@@ -137,7 +140,8 @@ impl Training {
         threads: usize,
     ) -> Result<Training, TrainError> {
         let bare = Bare::load(source, Held::Floats(is_trained), cpu, threads)?;
-        let parameters = Parameters::of_model(&bare, &source.checkpoint, is_trained)?;
+        let made_of = (&bare.spec, &bare.plan);
+        let parameters = Parameters::of_model(made_of, &source.checkpoint, is_trained)?;
         Ok(Training::new(bare, parameters, Lows::default()))
     }
 
@@ -151,28 +155,13 @@ impl Training {
     ) -> Result<Training, TrainError> {
         let adapter = source.adapter.as_deref().ok_or(TrainError::NoAdapter)?;
         let bare = Bare::load(source, Held::Stored(quantization), cpu, threads)?;
-        let mut parameters = Parameters::of_wholes(&bare, adapter)?;
-        let lows = Lows::of_adapter(&bare, adapter, &mut parameters)?;
+        let mut parameters = Parameters::of_wholes((&bare.spec, &bare.plan), adapter)?;
+        let lows = Lows::of_adapter(&bare.plan, adapter, &mut parameters)?;
         Ok(Training::new(bare, parameters, lows))
     }
 
     fn new(bare: Bare, parameters: Parameters, lows: Lows) -> Training {
-        let finder = Finder::new(&bare, &parameters, &lows);
-        let weights = &bare.plan.weights;
-        let embedding = bantam_model::plan::Linear { matrix: weights.embedding, bias: None, low: None };
-        let ends = EndSites {
-            embedding: finder.linear(&embedding),
-            final_norm: finder.norm(&weights.final_norm),
-            head: finder.linear(&weights.head),
-        };
-        let layers = weights.layers.iter().zip(&bare.spec.layers).map(|(weights, spec)| {
-            finder.layer(weights, spec.mlp.experts.map_or(1, |experts| experts.choice.experts))
-        });
-        let layers: Vec<LayerSites> = layers.collect();
-        let lowest = match ends.embedding.weight_to {
-            Some(_) => 0,
-            None => layers.iter().position(LayerSites::is_trained).unwrap_or(layers.len()),
-        };
+        let Sites { ends, layers, lowest } = Sites::new(&bare.spec, &bare.plan, &parameters, &lows);
         let gradients = vec![0.0; parameters.count];
         let buffers = Buffers::default();
         let dropout = None;
@@ -252,19 +241,6 @@ impl Training {
         self.lows.held(parameter)
     }
 
-    /// Bytes of weights, of gradients, and of what layers see of so many tokens.
-    pub fn memory(&self, tokens: usize) -> [(&'static str, u64); 3] {
-        let (layers, hidden) = (self.layers.len() - self.lowest, self.bare.spec.hidden);
-        let number = self.buffers.streams.number_bytes();
-        // What is trained beside the model's own matrices is there twice: as a tensor, and as products take it.
-        let own = 4 * self.parameters.own_count() + self.lows.bytes();
-        [
-            ("weights", (self.bare.plan.weight_bytes + own) as u64),
-            ("gradients", 4 * self.gradients.len() as u64),
-            ("inputs of layers", (tokens * hidden * layers * number) as u64),
-        ]
-    }
-
     /// Keeps what layers see in bfloat16.
     pub fn keep_halves(&mut self) {
         self.buffers.streams = Streams::Halves(Vec::new());
@@ -307,6 +283,10 @@ impl Training {
         let stream = room(stream, size);
         if with_gradients {
             streams.make_room((layers.len() - self.lowest) * size);
+            let (tokens, labelled) = (batch.tokens.len(), batch.labelled());
+            let load = Load { tokens, labelled, drops: dropout.is_some(), ..Load::default() };
+            let sites = (&*ends, &layers[..], self.lowest);
+            kept.scratch().make_room(&Room::of_step(bare.cpu, lows, sites, &load));
         }
         loss.embed(bare, &ends.embedding, batch.tokens, stream);
         let documents = Documents { lengths: batch.documents };

@@ -10,9 +10,9 @@ use std::ops::Range;
 use bantam_core::layouts::{FLOAT32, TILE_ROWS};
 use bantam_core::{Matrix, Slot};
 use bantam_model::adapter::Adapter;
-use bantam_model::bare::{Bare, Memory};
+use bantam_model::bare::Memory;
 use bantam_model::checkpoint::{Checkpoint, TensorView};
-use bantam_model::plan::{Cut, Fill, Origin};
+use bantam_model::plan::{Cut, Fill, Origin, Plan};
 use bantam_model::spec::ModelSpec;
 
 use super::TrainError;
@@ -138,17 +138,17 @@ pub(crate) struct Parameters {
 impl Parameters {
     /// Tensors of a model, by their names.
     pub(crate) fn of_model(
-        bare: &Bare,
+        (spec, plan): (&ModelSpec, &Plan),
         checkpoint: &Checkpoint,
         is_trained: &dyn Fn(&str) -> bool,
     ) -> Result<Self, TrainError> {
         let mut all = Parameters::default();
-        for fill in &bare.plan.fills {
+        for fill in &plan.fills {
             let named = |name: &str| checkpoint.tensor(name).expect("the plan was made from this checkpoint");
             match fill {
                 Fill::Matrix { origin: Origin::Tensor(name), .. } | Fill::Vector { tensor: name, .. } => {
                     if is_trained(name) {
-                        all.add(bare, fill, name, named(name));
+                        all.add(spec, fill, name, named(name));
                     }
                 }
                 Fill::Matrix { origin, .. } if is_trained(&origin.tensors()[0]) => {
@@ -161,18 +161,21 @@ impl Parameters {
     }
 
     /// The whole tensors that an adapter has in the place of the model's.
-    pub(crate) fn of_wholes(bare: &Bare, adapter: &Adapter) -> Result<Self, TrainError> {
+    pub(crate) fn of_wholes(
+        (spec, plan): (&ModelSpec, &Plan),
+        adapter: &Adapter,
+    ) -> Result<Self, TrainError> {
         let mut all = Parameters::default();
-        for fill in &bare.plan.fills {
+        for fill in &plan.fills {
             let named = |name: &str| adapter.whole(name).expect("the plan was made with this adapter");
             match fill {
                 Fill::Matrix { origin: Origin::Whole(name), matrix, .. } => {
                     if matrix.layout.name() != FLOAT32.name() {
                         return Err(TrainError::Adapter { what: "whole tensors in less than float32" });
                     }
-                    all.add(bare, fill, name, named(name));
+                    all.add(spec, fill, name, named(name));
                 }
-                Fill::Vector { tensor, whole: true, .. } => all.add(bare, fill, tensor, named(tensor)),
+                Fill::Vector { tensor, whole: true, .. } => all.add(spec, fill, tensor, named(tensor)),
                 _ => {}
             }
         }
@@ -180,14 +183,14 @@ impl Parameters {
     }
 
     /// A part of the decoder and the tensor that it is from: `name` in the model, `stored` in the file.
-    fn add(&mut self, bare: &Bare, fill: &Fill, name: &str, stored: TensorView) {
+    fn add(&mut self, spec: &ModelSpec, fill: &Fill, name: &str, stored: TensorView) {
         let (cut, columns, piece) = match fill {
             Fill::Matrix { matrix, cut, .. } => (*cut, matrix.shape.columns, Piece::Matrix(*matrix, *cut)),
             Fill::Vector { slot, cut, .. } => (*cut, 1, Piece::Vector(*slot, *cut)),
             Fill::Values { .. } | Fill::Low(_) => unreachable!("these are from no tensor"),
         };
         let at = self.by_name.get(stored.name).copied().unwrap_or_else(|| {
-            let role = role(&bare.spec, name, matches!(piece, Piece::Vector(..)));
+            let role = role(spec, name, matches!(piece, Piece::Vector(..)));
             self.push(stored.name.to_owned(), stored.shape.to_vec(), role, Home::Decoder(Vec::new()))
         });
         let start = self.list[at].range.start;

@@ -8,8 +8,8 @@ use bantam_core::layouts::{Shape, TILE_ROWS};
 use bantam_core::ops::backward::products::Rows;
 use bantam_core::ops::norm::RowNorm;
 use bantam_core::{Matrix, Norm, Slot};
-use bantam_model::bare::{Bare, Memory};
-use bantam_model::plan::{Fill, LayerWeights, Linear, LowFill, LowSide};
+use bantam_model::bare::Memory;
+use bantam_model::plan::{Fill, LayerWeights, Linear, LowFill, LowSide, Plan};
 
 use super::low::{LowSite, Lows};
 use super::parameters::{Parameters, Target};
@@ -126,12 +126,12 @@ pub(crate) struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    pub(crate) fn new(bare: &'a Bare, parameters: &'a Parameters, lows: &'a Lows) -> Self {
+    pub(crate) fn new(plan: &'a Plan, parameters: &'a Parameters, lows: &'a Lows) -> Self {
         let up = |fill: &'a Fill| match fill {
             Fill::Low(low) if low.side == LowSide::Up => Some((low.base.slot.offset, &**low)),
             _ => None,
         };
-        Finder { parameters, lows, fills: bare.plan.fills.iter().filter_map(up).collect() }
+        Finder { parameters, lows, fills: plan.fills.iter().filter_map(up).collect() }
     }
 
     /// One matrix.

@@ -23,14 +23,6 @@ impl Streams {
         }
     }
 
-    /// Bytes of a number.
-    pub(crate) fn number_bytes(&self) -> usize {
-        match self {
-            Streams::Floats(_) => 4,
-            Streams::Halves(_) => 2,
-        }
-    }
-
     /// Takes memory for so many numbers, and no more.
     pub(crate) fn make_room(&mut self, count: usize) {
         match self {

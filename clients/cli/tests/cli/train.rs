@@ -57,6 +57,28 @@ fn wait_for(path: &Path) {
 }
 
 #[test]
+fn memory_is_told_beforehand_and_held_to() {
+    let folder = Folder::new();
+    let (file, output) = (settings(&folder), format!("output_dir={}", folder.path("out")));
+    let run = |more: &[&str]| [&["train", &file, &output, "--dry-run", "--json"][..], more].concat();
+    let shown = json(&run(&["--simulate-vram", "1GiB"]));
+    let (memory, card) = (&shown["memory"], &shown["memory"]["card"]);
+    let parts = memory["parts"].as_object().unwrap();
+    let all: u64 = parts.values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!((&memory["bytes"], &memory["tokens"]), (&all.into(), &24.into()), "{memory}");
+    assert_eq!((&card["fits"], &card["is_plan_only"]), (&true.into(), &true.into()), "{card}");
+    let moments = list(&card["moments"]);
+    assert!(moments.len() > 4 && moments[1]["name"] == "layer 0 forward", "{card}");
+    // Nothing was made, and less is refused with the same numbers.
+    assert!(!Path::new(&folder.path("out")).exists());
+    let refused = bantam(&run(&["--ram", "100000"]));
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && message.contains("0.10 MB"), "{message}");
+    let text = answer(bantam(&["train", &file, &output, "--dry-run"]));
+    assert!(text.contains("inputs of layers") && text.contains("largest batch 24 tokens"), "{text}");
+}
+
+#[test]
 fn an_adapter_is_trained_and_used() {
     let folder = Folder::new();
     let (file, output) = (settings(&folder), folder.path("out"));

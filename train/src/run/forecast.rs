@@ -1,0 +1,189 @@
+//! What a run will take, from headers and data alone: the same table before a run, and at its start.
+//!
+//! An adapter or a model that is yet to be made is outlined in a folder for the time being: files with headers, whose
+//! numbers take no disk.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use bantam_core::Cpu;
+use bantam_model::adapter::{Adapter, CONFIG, WEIGHTS};
+use bantam_model::checkpoint::writer::write_file;
+use bantam_model::source::{Source, SourceError};
+use serde_json::{Map, Value, json};
+
+use super::choices::{Choices, Lora, Method};
+use super::output::failed;
+use super::targets::{self, Shaped};
+use super::{RunError, absolute, check_form, freeze, scratch};
+use crate::data::{Collation, Example, Prepared};
+use crate::optimizer::Optimizer;
+use crate::settings::Settings;
+use crate::step::outline::{Load, Moment, Outline, Part};
+
+/// The memory of a run.
+#[derive(Debug)]
+pub struct Forecast {
+    /// The largest batch.
+    pub load: Load,
+    /// What is held at once, in bytes, beside the program and its tokenizer.
+    pub parts: Vec<Part>,
+    /// What it may be at most, where somebody said so.
+    pub budget: Option<u64>,
+    outline: Outline,
+}
+
+impl Forecast {
+    /// Bytes of all parts.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Refuses a run that would take more than it may.
+    pub fn check(&self) -> Result<(), RunError> {
+        match self.budget.filter(|budget| self.bytes() > *budget) {
+            None => Ok(()),
+            Some(budget) => Err(RunError::Budget { needed: self.bytes(), budget, parts: words(&self.parts) }),
+        }
+    }
+
+    /// See [`Outline::on_card`]. A plan: no such run exists yet.
+    pub fn on_card(&self, bytes: u64) -> (usize, Vec<Moment>) {
+        self.outline.on_card(&self.load, bytes)
+    }
+}
+
+/// Parts for people, in one line.
+pub(super) fn words(parts: &[Part]) -> String {
+    let words = parts.iter().map(|(what, bytes)| format!("{what} {:.2} MB", *bytes as f64 / 1e6));
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// Adds up what a run will take. No weight is read.
+pub fn forecast(
+    settings: &Settings,
+    source: &Source,
+    prepared: &Prepared,
+    cpu: Cpu,
+) -> Result<Forecast, RunError> {
+    let choices = Choices::new(settings)?;
+    check_form(&choices, source)?;
+    let outline = outline(&choices, source, cpu)?;
+    let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
+    let mut load = load(&prepared.train, choices.batch, &collation);
+    (load.halves, load.drops) = (choices.flag("bf16"), choices.dropout > 0.0);
+    let [means, step] = Optimizer::bytes_for(outline.parameters(), cpu, |parameter| choices.group(parameter));
+    let mut parts = outline.memory(&load);
+    parts.extend([("optimizer", means), ("optimizer's step", step)]);
+    parts.push(("data", data(prepared, &load)));
+    Ok(Forecast { load, parts, budget: choices.ram, outline })
+}
+
+/// The largest batch that can come, whatever the order of examples.
+fn load(examples: &[Example], batch: usize, collation: &Collation) -> Load {
+    let most = |count: &dyn Fn(&Example) -> usize| {
+        let mut counts: Vec<usize> = examples.iter().map(count).collect();
+        counts.sort_unstable_by(|a, b| b.cmp(a));
+        counts.into_iter().take(batch).sum::<usize>()
+    };
+    let length = |example: &Example| example.ids.len();
+    let longest = examples.iter().map(length).max().unwrap_or_default();
+    if collation.learns_padding {
+        let columns = longest.next_multiple_of(collation.multiple.max(1));
+        let tokens = columns * batch.min(examples.len());
+        return Load { tokens, labelled: tokens, longest: columns, ..Load::default() };
+    }
+    Load { tokens: most(&length), labelled: most(&Example::learnt), longest, ..Load::default() }
+}
+
+/// Bytes of all examples, and of a batch of some.
+fn data(prepared: &Prepared, load: &Load) -> u64 {
+    let of = |example: &Example| size_of::<Example>() + 8 * example.ids.len() + 4 * example.pieces.len();
+    let all: usize = prepared.train.iter().chain(&prepared.eval).map(of).sum();
+    // Ids, labels, positions and pieces of rows, then ids and labels of documents, in vectors that grow by doubling.
+    (all + 32 * load.tokens) as u64
+}
+
+fn outline(choices: &Choices<'_>, source: &Source, cpu: Cpu) -> Result<Outline, RunError> {
+    let quantization = choices.quantization.filter(|_| !source.spec.format.is_quantized());
+    let beside = |adapter: &Adapter| Ok(Outline::adapter(source, adapter, quantization, cpu)?);
+    match &choices.method {
+        Method::Full if choices.flag("train_from_scratch") => {
+            let folder = Passing::new()?;
+            let config = source.files.require_config().map_err(SourceError::Files)?;
+            write_file(&folder.0.join("config.json"), &config)?;
+            outlined(&folder.0.join("model.safetensors"), &scratch::shapes(source, cpu)?)?;
+            Ok(Outline::some(&Source::open(&folder.0)?, &|_| true, cpu)?)
+        }
+        Method::Full => Ok(Outline::some(source, &|_| true, cpu)?),
+        Method::Freeze(freeze) => {
+            let names = freeze::trained(source, freeze)?;
+            Ok(Outline::some(source, &|name| names.contains(name), cpu)?)
+        }
+        Method::Adapter(folder) => beside(&Adapter::open(folder).map_err(SourceError::from)?),
+        Method::Lora(lora) => {
+            let folder = Passing::new()?;
+            let adapter = new_adapter(source, lora, &folder.0)?;
+            let mut outline = beside(&adapter)?;
+            if lora.pissa.is_some() {
+                outline.hold_changes();
+            }
+            Ok(outline)
+        }
+    }
+}
+
+/// The adapter that a run would begin with, without its numbers.
+fn new_adapter(source: &Source, lora: &Lora, folder: &Path) -> Result<Adapter, RunError> {
+    let (named, tensors) = targets::shapes(source, lora)?;
+    let config = targets::config(lora, &named, &absolute(source.folder()));
+    write_file(&folder.join(CONFIG), config.as_bytes())?;
+    outlined(&folder.join(WEIGHTS), &tensors)?;
+    Ok(Adapter::open(folder).map_err(SourceError::from)?)
+}
+
+/// Writes a file with a header for tensors in float32, and nothing behind it.
+fn outlined(path: &Path, tensors: &[Shaped]) -> Result<(), RunError> {
+    let (mut header, mut end) = (Map::new(), 0u64);
+    for (name, shape) in tensors {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>() as u64;
+        let tensor = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] });
+        header.insert(name.clone(), tensor);
+    }
+    let mut header = Value::Object(header).to_string();
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let put = || {
+        let mut file = File::create_new(path)?;
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        file.set_len(8 + header.len() as u64 + end)
+    };
+    put().map_err(|error| failed(path, error))
+}
+
+/// A folder of our own that is gone afterwards.
+struct Passing(PathBuf);
+
+impl Passing {
+    fn new() -> Result<Passing, RunError> {
+        let (all, process) = (std::env::temp_dir(), std::process::id());
+        let named = (0..1000).map(|number| all.join(format!("bantam-outline-{process}-{number}")));
+        let mut last = None;
+        for folder in named {
+            match fs::create_dir(&folder) {
+                Ok(()) => return Ok(Passing(folder)),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => last = Some(error),
+                Err(error) => return Err(failed(&folder, error)),
+            }
+        }
+        Err(failed(&all, last.expect("none of them could be made")))
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,423 @@
+//! What a run of training takes, said beforehand: the arithmetic of its buffers over a plan. No weight is read.
+//!
+//! Sizes stand here once more, beside the functions that ask for them ([`room`](super::linear::room)); a test counts
+//! what these took. Where numbers depend on the data (how many rows one expert gets), the most is said.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bantam_core::layouts::panels::Taken;
+use bantam_core::layouts::{FLOAT32, Layout, Precision, Shape};
+use bantam_core::ops::backward::loss::Entropy;
+use bantam_core::ops::backward::products::{Rows, cross_floats, tile_floats, transposed_floats};
+use bantam_core::ops::matmul::panel_bytes;
+use bantam_core::{Cpu, Norm, Slot};
+use bantam_model::adapter::Adapter;
+use bantam_model::engine::stored;
+use bantam_model::formats::on_load::OnLoad;
+use bantam_model::plan::{Fill, Options, Plan};
+use bantam_model::source::{Source, SourceError};
+use bantam_model::spec::{LayerSpec, ModelSpec};
+
+use super::TrainError;
+use super::head::{CHUNK, EndSites, Sites};
+use super::low::Lows;
+use super::parameters::{Parameter, Parameters};
+use super::sites::{LayerSites, NormSite, Site};
+
+/// The largest batch of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Tokens of all its documents.
+    pub tokens: usize,
+    /// Tokens that are to predict something.
+    pub labelled: usize,
+    /// Tokens of its longest document.
+    pub longest: usize,
+    /// Whether inputs of layers are kept in bfloat16.
+    pub halves: bool,
+    /// Whether changes see less than all of their inputs.
+    pub drops: bool,
+}
+
+/// Bytes of one thing.
+pub type Part = (&'static str, u64);
+
+/// A model in training as far as its plan goes.
+#[derive(Debug)]
+pub struct Outline {
+    spec: ModelSpec,
+    plan: Plan,
+    cpu: Cpu,
+    parameters: Parameters,
+    lows: Lows,
+    sites: Sites,
+}
+
+/// Floats of a [`Scratch`](super::linear::Scratch), field by field.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Room {
+    pub(super) words: usize,
+    pub(super) up: usize,
+    pub(super) tiles: usize,
+    pub(super) between: usize,
+    pub(super) part: usize,
+    pub(super) scaled: usize,
+    pub(super) dropped: usize,
+}
+
+impl Room {
+    fn with(self, other: Room) -> Room {
+        Room {
+            words: self.words.max(other.words),
+            up: self.up.max(other.up),
+            tiles: self.tiles.max(other.tiles),
+            between: self.between.max(other.between),
+            part: self.part.max(other.part),
+            scaled: self.scaled.max(other.scaled),
+            dropped: self.dropped.max(other.dropped),
+        }
+    }
+
+    /// Memory of products, which all share.
+    pub(super) fn of_step(
+        cpu: Cpu,
+        lows: &Lows,
+        (ends, layers, lowest): (&EndSites, &[LayerSites], usize),
+        load: &Load,
+    ) -> Room {
+        let of = |site: &Site, tokens, is_backward| {
+            Room::of_product(cpu, lows, site, (tokens, is_backward, load.drops))
+        };
+        let of = &of;
+        let of_layers = layers.iter().enumerate().flat_map(|(number, layer)| {
+            layer.sites().map(move |site| of(site, load.tokens, number >= lowest))
+        });
+        let head = ends.head.part(0, CHUNK.min(ends.head.shape().rows));
+        let head = of(&head, load.labelled, true);
+        of_layers.fold(head, Room::with)
+    }
+
+    fn of_product(
+        cpu: Cpu,
+        lows: &Lows,
+        site: &Site,
+        (tokens, is_backward, drops): (usize, bool, bool),
+    ) -> Room {
+        let (Shape { rows, columns }, matrix) = (site.shape(), &site.matrix);
+        let panels = |layout: &dyn Layout, columns| {
+            panel_bytes(layout.form(Precision::Exact, cpu), columns, tokens).div_ceil(4)
+        };
+        let mut room = Room { words: panels(matrix.layout, matrix.width()), ..Room::default() };
+        if is_backward {
+            let taken = Taken {
+                order: matrix.order.map(|_| &[][..]),
+                factors: matrix.factors.map(|_| &[][..]),
+                times: matrix.times,
+            };
+            let tiles = Rows::Tiles { layout: matrix.layout, tiles: &[], taken };
+            room.words = room.words.max(transposed_floats(&tiles, site.shape(), tokens));
+            room.part = if site.bias_to.is_some() { rows } else { 0 };
+            if let Some(target) = site.weight_to {
+                room.words = room.words.max(cross_floats(columns, tokens));
+                let part = if target.straight(rows).is_some() { 0 } else { rows * columns };
+                room.part = room.part.max(part);
+            }
+        }
+        let Some(at) = site.low else { return room };
+        let low = &lows.list[at.low];
+        let (down, up) = (Shape { rows: low.ranks, columns: low.inputs }, Shape { rows, columns: low.ranks });
+        let plain = |shape: Shape| transposed_floats(&Rows::Plain(&[]), shape, tokens);
+        let words = [
+            panels(FLOAT32, low.inputs),
+            panels(FLOAT32, low.ranks),
+            cross_floats(low.ranks, tokens),
+            cross_floats(low.inputs, tokens),
+            plain(up),
+            plain(down),
+        ];
+        let lengths = if low.has_lengths() { tokens * rows } else { 0 };
+        room.with(Room {
+            words: words.into_iter().max().unwrap_or(0),
+            up: rows * low.ranks,
+            tiles: tile_floats(down).max(tile_floats(up)),
+            between: tokens * low.ranks,
+            part: (rows * low.ranks).max(low.ranks * low.inputs).max(lengths),
+            scaled: lengths,
+            dropped: if drops { tokens * columns } else { 0 },
+        })
+    }
+
+    fn floats(&self) -> usize {
+        // What stands between both matrices of a change has a gradient, and so have inputs of which some are dropped.
+        self.words + self.up + self.tiles + 2 * self.between + self.part + self.scaled + 2 * self.dropped
+    }
+}
+
+/// Floats of a layer's buffers: of forward, of backward.
+#[derive(Debug, Clone, Copy, Default)]
+struct Kept {
+    forward: usize,
+    backward: usize,
+}
+
+/// A moment of a step on a card, and what stands in its memory then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment {
+    /// What is done.
+    pub name: String,
+    /// What is there for it.
+    pub parts: Vec<Part>,
+}
+
+impl Moment {
+    /// Bytes of all.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+impl Outline {
+    /// As [`Training::some`](super::Training::some).
+    pub fn some(source: &Source, is_trained: &dyn Fn(&str) -> bool, cpu: Cpu) -> Result<Outline, TrainError> {
+        let known = stored(&source.checkpoint);
+        let plan = Plan::in_floats(&source.spec, known, is_trained, Options::SMALLEST, cpu);
+        let plan = plan.map_err(|plan| SourceError::Plan { folder: source.folder().into(), source: plan })?;
+        let parameters = Parameters::of_model((&source.spec, &plan), &source.checkpoint, is_trained)?;
+        Ok(Outline::new(source, plan, cpu, parameters, Lows::default()))
+    }
+
+    /// As [`Training::adapter`](super::Training::adapter), with an adapter whose numbers nobody asks for.
+    pub fn adapter(
+        source: &Source,
+        adapter: &Adapter,
+        quantization: Option<&'static OnLoad>,
+        cpu: Cpu,
+    ) -> Result<Outline, TrainError> {
+        let options = Options { quantization, ..Options::SMALLEST };
+        let plan = Plan::adapted(&source.spec, stored(&source.checkpoint), Some(adapter), options, cpu);
+        let plan = plan.map_err(|plan| SourceError::Plan { folder: source.folder().into(), source: plan })?;
+        let mut parameters = Parameters::of_wholes((&source.spec, &plan), adapter)?;
+        let lows = Lows::of_adapter(&plan, adapter, &mut parameters)?;
+        Ok(Outline::new(source, plan, cpu, parameters, lows))
+    }
+
+    fn new(source: &Source, plan: Plan, cpu: Cpu, parameters: Parameters, lows: Lows) -> Outline {
+        let sites = Sites::new(&source.spec, &plan, &parameters, &lows);
+        Outline { spec: source.spec.clone(), plan, cpu, parameters, lows, sites }
+    }
+
+    /// As [`Training::hold_changes`](super::Training::hold_changes).
+    pub fn hold_changes(&mut self) {
+        self.lows.hold();
+    }
+
+    /// What is trained.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters.list
+    }
+
+    /// Bytes of the region that is mapped: the weights, and the adapter as products with it would read it.
+    pub fn mapped_bytes(&self) -> usize {
+        self.plan.weight_bytes
+    }
+
+    /// Bytes of everything but the optimizer and the data.
+    pub fn memory(&self, load: &Load) -> Vec<Part> {
+        let adapter = self.adapter_slots();
+        let own = 4 * self.parameters.own_count() + self.lows.bytes();
+        let (layers, hidden) = (self.sites.layers.len() - self.sites.lowest, self.spec.hidden);
+        let number = if load.halves { 2 } else { 4 };
+        let kept = self.kept(load);
+        let parts = [
+            ("weights", self.plan.weight_bytes - adapter),
+            ("adapter", adapter + own),
+            ("gradients", 4 * self.parameters.count),
+            ("inputs of layers", load.tokens * hidden * layers * number),
+            ("a layer forward", 4 * kept.forward),
+            ("a layer backward", 4 * kept.backward),
+            ("products", 4 * self.room(load).floats()),
+            ("head and loss", self.ends(load)),
+        ];
+        parts.map(|(what, bytes)| (what, bytes as u64)).to_vec()
+    }
+
+    fn adapter_slots(&self) -> usize {
+        let lows = self.plan.fills.iter().filter(|fill| matches!(fill, Fill::Low(_)));
+        lows.map(|fill| fill.slot().bytes).sum()
+    }
+
+    /// The stream and its copies, and a layer's buffers, which all layers share.
+    fn kept(&self, load: &Load) -> Kept {
+        let size = load.tokens * self.spec.hidden;
+        let layers = self.spec.layers.iter().zip(&self.sites.layers);
+        let all = layers.map(|(spec, sites)| self.kept_of(spec, sites, load));
+        let layer = all.fold(Kept::default(), |most, of| Kept {
+            forward: most.forward.max(of.forward),
+            backward: most.backward.max(of.backward),
+        });
+        let rows = self.sites.layers.iter().flat_map(LayerSites::sites).map(row_floats).max().unwrap_or(0);
+        // Stream; its copy before a layer, and that which the layer is run with once more.
+        Kept { forward: size + layer.forward, backward: size + size.max(rows) + layer.backward }
+    }
+
+    fn kept_of(&self, spec: &LayerSpec, sites: &LayerSites, load: &Load) -> Kept {
+        let (a, tokens, size) = (&spec.attention, load.tokens, load.tokens * self.spec.hidden);
+        let [query, key] = [a.heads, a.kv_heads].map(|heads| tokens * heads * a.head_width);
+        let angles = tokens * 2 * self.plan.weights.ropes[a.rope].pairs();
+        let raw = if sites.head_norms.is_some() { query + key } else { 0 };
+        let results = if sites.post_norms.is_some() { 2 * size } else { 0 };
+        let logs = tokens * a.heads + 3 * a.heads * load.longest;
+        // Before both blocks, between them, and what they made; the attention's own.
+        let forward = 4 * size + results + 2 * query + 2 * key + raw + angles + logs;
+        let backward = 2 * size + query + 2 * key + query.max(key);
+        let (hidden, width) = (spec.mlp.width, self.spec.hidden);
+        let gates = if sites.gate.is_some() { 2 } else { 1 };
+        let (more, back) = match spec.mlp.experts {
+            None => (tokens * hidden * (1 + gates), tokens * hidden * gates),
+            Some(experts) => {
+                let choice = experts.choice;
+                let (places, router) = (choice.places(tokens), tokens * choice.experts);
+                let routing = choice.bytes(tokens).unwrap_or(0) / 4;
+                let forward = router + routing + places * (2 * width + hidden * (1 + gates));
+                (forward, router + places * 2 * width + tokens * hidden * gates)
+            }
+        };
+        Kept { forward: forward + more, backward: backward + back }
+    }
+
+    fn room(&self, load: &Load) -> Room {
+        let Sites { ends, layers, lowest } = &self.sites;
+        Room::of_step(self.cpu, &self.lows, (ends, layers, *lowest), load)
+    }
+
+    /// Bytes of the loss.
+    fn ends(&self, load: &Load) -> usize {
+        let (rows, ends) = (load.labelled, &self.sites.ends);
+        let chunks = if self.spec.logits_cap.is_some() { 2 } else { 1 };
+        let logits = rows * CHUNK.min(self.spec.vocab) * chunks;
+        let row = (1 + ends.embedding.matrix.times) * self.spec.hidden;
+        rows * (2 * size_of::<usize>() + size_of::<Entropy>())
+            + 4 * (4 * rows * self.spec.hidden + logits + row)
+    }
+}
+
+/// Floats of a row with its change, where its length is wanted.
+fn row_floats(site: &Site) -> usize {
+    (2 + site.matrix.times) * site.shape().columns
+}
+
+/// A layer as it is brought to a card.
+#[derive(Debug, Clone, Copy, Default)]
+struct Brought {
+    weights: u64,
+    adapter: u64,
+    gradients: u64,
+}
+
+impl Brought {
+    fn most(self, other: Brought) -> Brought {
+        Brought {
+            weights: self.weights.max(other.weights),
+            adapter: self.adapter.max(other.adapter),
+            gradients: self.gradients.max(other.gradients),
+        }
+    }
+}
+
+/// Layers in a card's memory at once, at most: one that is computed, one that comes, one that is late.
+const SLOTS: usize = 3;
+/// The least: one that is computed, and one that comes.
+const SLOTS_LEAST: usize = 2;
+
+impl Outline {
+    /// What would stand in a card's memory of so many bytes at every moment of a step: weights in as many slots as
+    /// have room (two at least) while inputs of layers, gradients, the adapter and the optimizer stay in main memory.
+    pub fn on_card(&self, load: &Load, bytes: u64) -> (usize, Vec<Moment>) {
+        let most = self.sites.layers.len().clamp(1, SLOTS);
+        let fits = |slots: &usize| {
+            self.moments(load, *slots).iter().map(Moment::bytes).max().is_none_or(|most| most <= bytes)
+        };
+        let slots = (SLOTS_LEAST.min(most)..=most).rev().find(fits).unwrap_or(SLOTS_LEAST.min(most));
+        (slots, self.moments(load, slots))
+    }
+
+    fn moments(&self, load: &Load, slots: usize) -> Vec<Moment> {
+        let Sites { layers, lowest, .. } = &self.sites;
+        let stream = (4 * load.tokens * self.spec.hidden) as u64;
+        let all = layers.iter().map(|layer| self.brought(layer));
+        let slot = all.fold(Brought::default(), Brought::most);
+        let (ring, kept) = (slots as u64, self.kept(load));
+        let room = 4 * self.room(load).floats() as u64;
+        let layer = |name: String, more: &[Part]| {
+            let always = [
+                ("weights in slots", ring * slot.weights),
+                ("adapter in slots", ring * slot.adapter),
+                ("a layer forward", 4 * kept.forward as u64),
+                ("products", room),
+                // The one that is kept now, while the one before is taken to main memory; backwards the other way.
+                ("inputs of layers", 2 * stream),
+            ];
+            Moment { name, parts: always.into_iter().chain(more.iter().copied()).collect() }
+        };
+        let mut all = Vec::new();
+        let first = [("weights in slots", ring * slot.weights), ("stream", stream)];
+        all.push(Moment { name: "embedding, in main memory".to_owned(), parts: first.to_vec() });
+        all.extend((0..layers.len()).map(|number| layer(format!("layer {number} forward"), &[])));
+        all.push(self.head_moment(load, ring, &slot, stream, room));
+        // Those of a layer, while those of the layer before it are taken away.
+        let back = [("a layer backward", 4 * kept.backward as u64), ("gradients", 2 * slot.gradients)];
+        all.extend(
+            (*lowest..layers.len()).rev().map(|number| layer(format!("layer {number} backward"), &back)),
+        );
+        let last = [("weights in slots", ring * slot.weights)];
+        all.push(Moment { name: "optimizer, in main memory".to_owned(), parts: last.to_vec() });
+        all
+    }
+
+    fn head_moment(&self, load: &Load, ring: u64, slot: &Brought, stream: u64, room: u64) -> Moment {
+        let head = &self.sites.ends.head;
+        let count = CHUNK.min(head.shape().rows);
+        let chunk = head.part(0, count).matrix.slot.bytes as u64;
+        let trained = if head.weight_to.is_some() { 4 * count * head.shape().columns } else { 0 };
+        let parts = vec![
+            ("weights in slots", ring * slot.weights),
+            ("pieces of the head", 2 * chunk),
+            ("gradients", 2 * trained as u64),
+            ("stream", stream),
+            ("head and loss", self.ends(load) as u64),
+            ("products", room),
+        ];
+        Moment { name: "head and loss".to_owned(), parts }
+    }
+
+    /// Bytes of a layer: of its weights, of what is added to them, of the gradients of both.
+    fn brought(&self, layer: &LayerSites) -> Brought {
+        let mut slots: BTreeMap<usize, usize> = BTreeMap::new();
+        let (mut lows, mut gradients) = (BTreeSet::new(), 0);
+        let mut add = |slot: Slot| {
+            slots.insert(slot.offset, slot.bytes);
+        };
+        for site in layer.sites() {
+            let parts = [Some(site.matrix.slot), site.bias, site.matrix.order, site.matrix.factors];
+            parts.into_iter().flatten().for_each(&mut add);
+            lows.extend(site.low.map(|at| at.low));
+            let Shape { rows, columns } = site.shape();
+            gradients += site.weight_to.map_or(0, |_| rows * columns) + site.bias_to.map_or(0, |_| rows);
+        }
+        let pairs = layer.post_norms.iter().chain(&layer.head_norms).flatten();
+        for NormSite { norm: Norm { weight, bias, width, .. }, weight_to, bias_to } in
+            pairs.chain([&layer.attention_norm, &layer.mlp_norm])
+        {
+            [Some(*weight), *bias].into_iter().flatten().for_each(&mut add);
+            gradients += width * [weight_to, bias_to].into_iter().flatten().count();
+        }
+        layer.sinks.iter().for_each(|(slot, _)| add(*slot));
+        let adapter: usize = lows.iter().map(|&at| self.lows.list[at].bytes()).sum();
+        Brought {
+            weights: slots.values().sum::<usize>() as u64,
+            adapter: adapter as u64,
+            // As many as the adapter has, and the layer's own.
+            gradients: (4 * gradients + adapter) as u64,
+        }
+    }
+}

@@ -20,7 +20,7 @@ use crate::texts::{DRIVER, MODULES, OLDEST};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Absent {
     /// No library to load.
-    #[error("no NVIDIA driver is installed (no libcuda.so.1 was found)")]
+    #[error("no NVIDIA driver (libcuda.so.1 was not found)")]
     NoDriver,
     /// It cannot read our kernels.
     #[error("the NVIDIA driver is for CUDA {}, needed is {} or later: update it", version(*.0), version(DRIVER))]

@@ -134,7 +134,7 @@ fn a_piped_prompt_is_taken_whole_or_refused() {
 #[test]
 fn ids_outside_the_vocabulary_are_refused() {
     let model = repository("tests/goldens/real/llama");
-    check(&["run", "--ids", "1,4096"], 1, &["token 4096", "from 0 to 4095"]);
+    check(&["run", "--ids", "1,2048"], 1, &["token 2048", "from 0 to 2047"]);
     check(&["score", &model, "--ids", "9999", "--logits", "x"], 1, &["9999", "4095"]);
 }
 

@@ -212,7 +212,9 @@ fn write_base(root: &Path, recipe: &Path, base: &Path, lessons: &[Lesson], texts
         "clean_up_tokenization_spaces": false, "model_max_length": config["max_position_embeddings"],
         "tokenizer_class": "PreTrainedTokenizerFast",
     });
-    let generation = json!({ "bos_token_id": 0, "eos_token_id": [0, 3], "pad_token_id": 1, "do_sample": false, "repetition_penalty": 1.0 });
+    let generation = json!({
+        "bos_token_id": 0, "eos_token_id": [0, 3], "pad_token_id": 1, "do_sample": false, "repetition_penalty": 1.0,
+    });
     for (name, value) in [
         ("config.json", &config),
         ("tokenizer.json", &tokenizer),

@@ -60,8 +60,8 @@ fn wait_for(path: &Path) {
 fn memory_is_told_beforehand_and_held_to() {
     let folder = Folder::new();
     let (file, output) = (settings(&folder), format!("output_dir={}", folder.path("out")));
-    let run = |more: &[&str]| [&["train", &file, &output, "--dry-run", "--json"][..], more].concat();
-    let shown = json(&run(&["--simulate-vram", "1GiB"]));
+    let arguments = ["train", &file, &output, "--dry-run", "--json"];
+    let shown = json(&[&arguments[..], &["--simulate-vram", "1GiB"]].concat());
     let (memory, card) = (&shown["memory"], &shown["memory"]["card"]);
     let parts = memory["parts"].as_object().unwrap();
     let all: u64 = parts.values().map(|bytes| bytes.as_u64().unwrap()).sum();
@@ -71,7 +71,7 @@ fn memory_is_told_beforehand_and_held_to() {
     assert!(moments.len() > 4 && moments[1]["name"] == "layer 0 forward", "{card}");
     // Nothing was made, and less is refused with the same numbers.
     assert!(!Path::new(&folder.path("out")).exists());
-    let refused = bantam(&run(&["--ram", "100000"]));
+    let refused = bantam(&[&arguments[..], &["--ram", "100000"]].concat());
     let message = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(1) && message.contains("0.10 MB"), "{message}");
     let text = answer(bantam(&["train", &file, &output, "--dry-run"]));

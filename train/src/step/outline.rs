@@ -1,6 +1,6 @@
 //! What a run of training takes, said beforehand: the arithmetic of its buffers over a plan. No weight is read.
 //!
-//! Sizes stand here once more, beside the functions that ask for them ([`room`](super::linear::room)); a test counts
+//! Sizes stand here once more, beside the functions that ask for them (`room`); a test counts
 //! what these took. Where numbers depend on the data (how many rows one expert gets), the most is said.
 
 use std::collections::{BTreeMap, BTreeSet};

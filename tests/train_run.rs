@@ -12,7 +12,7 @@ use bantam_model::engine::Chunk;
 use bantam_model::source::Source;
 use bantam_tests::{model_folder, options};
 use bantam_train::data::prepare;
-use bantam_train::run::{Outcome, Progress, RunError, Watch, check as check_settings, prepared, train};
+use bantam_train::run::{self, Outcome, Progress, RunError, Watch, check as check_settings, prepared, train};
 use bantam_train::settings::Settings;
 use serde_json::Value;
 
@@ -64,10 +64,7 @@ impl Scratch {
         lines.extend(yaml.lines());
         let yaml = lines.join("\n");
         let settings = Settings::of_text("test.yaml", &yaml, &[]).unwrap_or_else(|error| panic!("{error}"));
-        let source = match settings.flag("train_from_scratch") {
-            true => Source::without_weights(model).unwrap(),
-            false => Source::open(model).unwrap(),
-        };
+        let source = run::open(&settings, model).unwrap();
         let vocab = u32::try_from(source.spec.vocab).unwrap();
         let prepared = prepare(&settings.data, settings.stage, 42, vocab, None).unwrap();
         let mut seen = Seen { losses: Vec::new(), measured: Vec::new(), notes: Vec::new(), end };

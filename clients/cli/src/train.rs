@@ -77,10 +77,7 @@ impl Train {
             run::check(&settings).map_err(|error| refused(error.to_string()))?;
         }
         let model = settings.text("model_name_or_path").unwrap_or_default();
-        let source = match settings.flag("train_from_scratch") {
-            true => Source::without_weights(&chosen_model::found(Path::new(&model)))?,
-            false => chosen_model::open(Some(Path::new(&model)))?,
-        };
+        let source = run::open(&settings, &chosen_model::found(Path::new(&model)))?;
         let text = source.text_if_any()?;
         let config = source.files.tokenizer_config().map_err(|error| refused(error.to_string()))?;
         let spoken = match &text {

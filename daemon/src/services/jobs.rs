@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use bantam_model::pool::Threads;
-use bantam_model::source::Source;
 use bantam_proto::v1;
 use bantam_proto::v1::job_service_server::JobService;
 use bantam_proto::v1::watch_response::Event;
@@ -82,11 +81,7 @@ impl Services {
                 true => below,
                 false => catalog.find(&model, caller.door)?.path().map(Path::to_owned).unwrap_or_default(),
             };
-            let opened = match settings.flag("train_from_scratch") {
-                true => Source::without_weights(&path),
-                false => Source::open(&path),
-            };
-            let source = opened.map_err(Unusable::from)?;
+            let source = run::open(&settings, &path).map_err(Unusable::from)?;
             let threads = if usual > 0 { usual } else { Threads::available() };
             let begun = jobs.train(Training { settings, source, threads });
             begun.map_err(|why| Trouble::Precondition(why.to_owned()))

@@ -167,6 +167,14 @@ pub fn check(settings: &Settings) -> Result<(), SettingsError> {
     Choices::new(settings).map(drop)
 }
 
+/// Opens the model that is trained. Where that begins from nothing, no weights need be there.
+pub fn open(settings: &Settings, path: &Path) -> Result<Source, SourceError> {
+    match settings.flag("train_from_scratch") {
+        true => Source::without_weights(path),
+        false => Source::open(path),
+    }
+}
+
 /// Reads the data of the settings, as a model spells it.
 pub fn prepared(settings: &Settings, source: &Source) -> Result<Prepared, RunError> {
     let text = source.text_if_any()?;

@@ -113,7 +113,7 @@ pub struct Source {
     /// What the model is.
     pub spec: ModelSpec,
     /// Its weights, where they lie.
-    pub checkpoint: Checkpoint,
+    pub checkpoint: Arc<Checkpoint>,
     /// What stands beside it.
     pub adapter: Option<Arc<Adapter>>,
 }
@@ -123,7 +123,7 @@ impl Source {
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let files = ModelFiles::open(path)?;
         let spec = read_spec(&files)?;
-        let checkpoint = Checkpoint::open(path)?;
+        let checkpoint = Arc::new(Checkpoint::open(path)?);
         Ok(Source { files, spec, checkpoint, adapter: None })
     }
 
@@ -132,6 +132,7 @@ impl Source {
         let files = ModelFiles::embedded(label, files);
         let spec = read_spec(&files)?;
         let checkpoint = Checkpoint::from_bytes(&format!("{label}/model.safetensors"), weights)?;
+        let checkpoint = Arc::new(checkpoint);
         Ok(Source { files, spec, checkpoint, adapter: None })
     }
 
@@ -139,7 +140,7 @@ impl Source {
     pub fn without_weights(path: &Path) -> Result<Self, SourceError> {
         let files = ModelFiles::open(path)?;
         let spec = read_spec(&files)?;
-        Ok(Source { files, spec, checkpoint: Checkpoint::none(), adapter: None })
+        Ok(Source { files, spec, checkpoint: Arc::new(Checkpoint::none()), adapter: None })
     }
 
     /// The same model with the adapter in a folder beside it.

@@ -310,6 +310,23 @@ impl Checkpoint {
         Some(parts)
     }
 
+    /// The shard that holds a tensor, and where in it the elements are; `None` where it is not a mapped file.
+    pub(crate) fn place(&self, name: &str) -> Option<(usize, std::ops::Range<usize>)> {
+        let found = self.by_name.binary_search_by_key(&name, |&place| self.entry(place).name).ok()?;
+        let (shard, Entry { start, end, .. }) = (self.by_name[found].0, self.entry(self.by_name[found]));
+        let shard = usize::from(shard);
+        self.map(shard)?;
+        Some((shard, start as usize..end as usize))
+    }
+
+    /// A shard that is a mapped file.
+    pub(crate) fn map(&self, shard: usize) -> Option<&Map> {
+        match &self.shards[shard].bytes {
+            Bytes::Mapped(map, _) => Some(map),
+            Bytes::Carried(..) => None,
+        }
+    }
+
     /// Size of all files, headers included.
     pub fn file_bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.bytes.get().len() as u64).sum()

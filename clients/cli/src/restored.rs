@@ -26,7 +26,7 @@ pub(crate) fn restored(
     }
     if !is_quiet {
         let file = source.folder().display();
-        output::say(&format!("{file}: written out as safetensors first, beside {}", output.display()));
+        output::say(&format!("{file}: written out as safetensors first, in {}.partial", output.display()));
     }
     let progress = Progress::counting(format!("writing out {}", source.folder().display()), 1000);
     let mut tell = |event: Event| {

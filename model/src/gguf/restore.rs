@@ -116,7 +116,7 @@ impl<'a> Restored<'a> {
         others.sort_unstable();
         others.dedup();
         for name in others {
-            lister.alone(name)?;
+            lister.alone(name);
         }
         let Lister { tensors, .. } = lister;
         Ok(Some(Restored { source, metadata, tensors }))
@@ -407,9 +407,9 @@ impl<'a> Lister<'a> {
     }
 
     /// A tensor that is the same there and here, but for what is added to norms.
-    fn alone(&mut self, name: &str) -> Result<(), RestoreError> {
+    fn alone(&mut self, name: &str) {
         let Some(view) = self.view(name).filter(|_| !self.used.contains(name)) else {
-            return Ok(());
+            return;
         };
         let shift = if is_norm(self.source.spec.trained, name) { self.shift } else { 0.0 };
         let names = [name.to_owned()];
@@ -423,7 +423,6 @@ impl<'a> Lister<'a> {
         let runs = vec![Run { tensor, first: 0, rows: shape.iter().product::<usize>() / columns.max(1) }];
         let (name, made) = (name.to_owned(), Made::Numbers(shift));
         self.tensors.push(Tensor { name, dtype, shape, runs, columns, made, turned: None });
-        Ok(())
     }
 
     /// One type for what several tensors hold.

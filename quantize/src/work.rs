@@ -366,10 +366,11 @@ fn check_model_alone(output: &Path) -> Result<(), QuantizeError> {
 
 /// Whether everything in a folder is what work leaves there.
 fn check_ours(folder: &Path) -> Result<(), QuantizeError> {
-    const OURS: [&str; 10] = [
+    const OURS: [&str; 11] = [
         "settings.json",
         "lock",
         "source",
+        "source.gone",
         "parts",
         "state",
         "result",

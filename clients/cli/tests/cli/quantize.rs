@@ -190,7 +190,7 @@ fn a_gguf_file_is_a_model_like_any_other() {
     let output = folder.join("made");
     let output = output.to_str().unwrap();
     let model = repository("tests/goldens/quant-made/gguf-families/model-gpt_oss.gguf");
-    answer(bantam(&["quantize", &model, "--to", "mxfp4", "--output", output]));
+    answer(bantam(&["quantize", &model, "--to", "mxfp4", "--json", "--output", output]));
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "what was written out is gone");
     for file in ["tokenizer.json", "tokenizer_config.json", "config.json"] {
         assert!(Path::new(output).join(file).is_file(), "{file}");
@@ -216,8 +216,8 @@ fn a_native_folder_runs_and_is_nothing_else() {
     let (tool, native) = (folder.join("tool"), folder.join("native"));
     let (tool, native) = (tool.to_str().unwrap(), native.to_str().unwrap());
     let model = golden("llama-untied");
-    answer(bantam(&["quantize", &model, "--to", "gptq", "--method", "nearest", "--output", tool]));
-    let form = ["--to", "gptq", "--method", "nearest", "--native", "--output", native];
+    answer(bantam(&["quantize", &model, "--to", "gptq", "--method", "nearest", "--json", "--output", tool]));
+    let form = ["--to", "gptq", "--method", "nearest", "--native", "--json", "--output", native];
     answer(bantam(&[&["quantize", &model][..], &form].concat()));
     let names: Vec<String> = files(Path::new(native)).into_keys().collect();
     let weights: Vec<&String> = names.iter().filter(|name| name.ends_with("safetensors")).collect();

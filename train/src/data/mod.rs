@@ -12,6 +12,7 @@ mod conversation;
 mod csv;
 mod encode;
 mod error;
+mod hub;
 mod info;
 mod order;
 mod packing;

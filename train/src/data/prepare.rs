@@ -178,7 +178,7 @@ impl<'s> Maker<'s> {
         let first = summary.sets.len();
         let mut origins = Vec::new();
         for (index, set) in sets.iter().enumerate() {
-            let read = self.read(set, folder.join(&set.file), first + index)?;
+            let read = self.read(set, set.files(&folder)?, first + index)?;
             summary.sets.push(SetSummary { rows: read.len(), ..SetSummary::new(&set.name) });
             origins.push(read);
         }
@@ -196,9 +196,9 @@ impl<'s> Maker<'s> {
     }
 
     /// The rows of one data set that are asked for.
-    fn read(&self, set: &Attributes, path: PathBuf, index: usize) -> Result<Vec<Origin>, DataError> {
+    fn read(&self, set: &Attributes, files: Vec<PathBuf>, index: usize) -> Result<Vec<Origin>, DataError> {
         let limit = self.settings.max_samples.filter(|_| set.num_samples.is_none());
-        let read = rows::read(&path, limit)?;
+        let read = rows::read(files, limit)?;
         let is_whole = limit.is_none_or(|limit| read.rows.len() < limit);
         check_columns(set, &read, is_whole)?;
         let origin = |row: &Row| {

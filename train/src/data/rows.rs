@@ -37,9 +37,8 @@ impl Rows {
     }
 }
 
-/// The first `limit` rows of a file or of the files of a folder, these in the order of their names.
-pub(super) fn read(path: &Path, limit: Option<usize>) -> Result<Rows, DataError> {
-    let files = files(path)?;
+/// The first `limit` rows of some files of one kind.
+pub(super) fn read(files: Vec<PathBuf>, limit: Option<usize>) -> Result<Rows, DataError> {
     let limit = limit.unwrap_or(usize::MAX);
     let mut rows = Vec::new();
     let mut kinds: Vec<Kind> = Vec::new();
@@ -47,7 +46,7 @@ pub(super) fn read(path: &Path, limit: Option<usize>) -> Result<Rows, DataError>
         let kind = Kind::of(file)?;
         if kinds.first().is_some_and(|first| *first != kind) {
             return Err(DataError::File {
-                path: path.into(),
+                path: file.parent().unwrap_or(file).into(),
                 expected: "files of one type",
                 found: format!("{:?} and {kind:?}", kinds[0]),
                 advice: "move the others out of the folder".to_owned(),
@@ -69,7 +68,8 @@ pub(super) fn read(path: &Path, limit: Option<usize>) -> Result<Rows, DataError>
     Ok(Rows { files, rows })
 }
 
-fn files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
+/// A file, or the files of a folder in the order of their names.
+pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let expected = "a file or folder with data";
     let failed = |source| DataError::Read { path: path.into(), expected, source };
     if !fs::metadata(path).map_err(failed)?.is_dir() {

@@ -9,7 +9,7 @@ mod conflicts;
 mod key;
 mod sections;
 mod table;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -66,7 +66,8 @@ struct Stream<'f, F> {
 
 impl<F: Read> Stream<'_, F> {
     fn take(&mut self, count: u64) -> Fallible<Vec<u8>> {
-        self.left = self.left.checked_sub(count).ok_or_else(|| broken("the end of the file within a message"))?;
+        self.left =
+            self.left.checked_sub(count).ok_or_else(|| broken("the end of the file within a message"))?;
         let mut bytes = vec![0; count as usize];
         self.file.read_exact(&mut bytes)?;
         Ok(bytes)
@@ -113,13 +114,25 @@ struct Field {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Null,
-    Whole { width: usize, is_signed: bool },
+    Whole {
+        width: usize,
+        is_signed: bool,
+    },
     Float(usize),
     Truth,
-    Words { width: usize, is_text: bool },
-    View { is_text: bool },
-    List { width: usize },
-    FixedList { size: usize },
+    Words {
+        width: usize,
+        is_text: bool,
+    },
+    View {
+        is_text: bool,
+    },
+    List {
+        width: usize,
+    },
+    FixedList {
+        size: usize,
+    },
     Struct,
     Map,
     /// Bytes of one length, of which nothing is made.
@@ -259,7 +272,13 @@ fn dictionary(
     Ok(())
 }
 
-fn read_batch(told: &Table<'_>, body: &[u8], fields: &[Field], books: &Books, rows: &mut Rows<'_>) -> Fallible<()> {
+fn read_batch(
+    told: &Table<'_>,
+    body: &[u8],
+    fields: &[Field],
+    books: &Books,
+    rows: &mut Rows<'_>,
+) -> Fallible<()> {
     let count = told.long(0)?.and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
     let mut batch = Batch::new(told, body, books, &mut rows.budget)?;
     let columns: Vec<Array> = fields.iter().map(|field| batch.array(field)).collect::<Fallible<_>>()?;
@@ -416,7 +435,12 @@ struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    fn new(told: &Table<'a>, body: &'a [u8], books: &'a Books, budget: &'a mut Budget) -> Fallible<Batch<'a>> {
+    fn new(
+        told: &Table<'a>,
+        body: &'a [u8],
+        books: &'a Books,
+        budget: &'a mut Budget,
+    ) -> Fallible<Batch<'a>> {
         let packing = match told.table(3)? {
             None => Packing::None,
             Some(packing) => match packing.byte(0)?.unwrap_or(0) {
@@ -432,9 +456,9 @@ impl<'a> Batch<'a> {
     fn buffer(&mut self) -> Fallible<Vec<u8>> {
         let place = self.buffers.next().ok_or_else(|| broken("fewer buffers than columns"))?;
         let [start, length] = [number(place, 0, 8)?, number(place, 1, 8)?];
-        let range = start.checked_add(length).and_then(|end| {
-            Some(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
-        });
+        let range = start
+            .checked_add(length)
+            .and_then(|end| Some(usize::try_from(start).ok()?..usize::try_from(end).ok()?));
         let bytes = range.and_then(|range| self.body.get(range));
         let bytes = bytes.ok_or_else(|| broken("a buffer beyond its message"))?;
         if self.packing == Packing::None || bytes.is_empty() {
@@ -465,7 +489,8 @@ impl<'a> Batch<'a> {
 
     fn plain(&mut self, kind: Kind, children: &[Field]) -> Fallible<Array> {
         let node = self.nodes.next().ok_or_else(|| broken("fewer columns than the schema has"))?;
-        let count = u32::try_from(number(node, 0, 8)?).map_err(|_| broken("a column of impossible length"))?;
+        let count =
+            u32::try_from(number(node, 0, 8)?).map_err(|_| broken("a column of impossible length"))?;
         let count = count as usize;
         let absent = number(node, 1, 8)?;
         let mut present = match kind {

@@ -199,7 +199,9 @@ mod tests {
 
     #[test]
     fn what_points_beyond_is_refused() {
-        for packed in [&[4, 0, b'a', 2, 9, 0][..], &[4, 0, b'a', 2, 0, 0], &[1, 3 << 2, 1, 2, 3, 4], &[4, 240], &[]] {
+        for packed in
+            [&[4, 0, b'a', 2, 9, 0][..], &[4, 0, b'a', 2, 0, 0], &[1, 3 << 2, 1, 2, 3, 4], &[4, 240], &[]]
+        {
             assert!(Packing::Snappy.unpacked(packed, 4).is_err(), "{packed:?}");
             assert!(Packing::Lz4.unpacked(packed, 4).is_err(), "{packed:?}");
             for packing in [Packing::Gzip, Packing::Zstd, Packing::Lz4Frame] {

@@ -103,9 +103,8 @@ pub(super) fn words_by_length<'a>(
 ) -> Fallible<Vec<&'a [u8]>> {
     let lengths = differences(bytes, count, budget)?;
     budget.take(16 * count as u64)?;
-    let one = |length: &i64| {
-        bytes.take(usize::try_from(*length).map_err(|_| broken("a word of negative length"))?)
-    };
+    let one =
+        |length: &i64| bytes.take(usize::try_from(*length).map_err(|_| broken("a word of negative length"))?);
     lengths.iter().map(one).collect()
 }
 

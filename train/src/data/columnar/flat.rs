@@ -28,7 +28,8 @@ impl<'a> Table<'a> {
 
     fn at(bytes: &'a [u8], at: usize) -> Fallible<Table<'a>> {
         let back = i64::from(i32::from_le_bytes(array(bytes, at)?));
-        let start = usize::try_from(at as i64 - back).map_err(|_| broken("a description before its beginning"))?;
+        let start =
+            usize::try_from(at as i64 - back).map_err(|_| broken("a description before its beginning"))?;
         let length = usize::from(u16::from_le_bytes(array(bytes, start)?));
         let fields = start.checked_add(length).and_then(|end| bytes.get(start + 4..end));
         let fields = fields.ok_or_else(|| broken("a description that points beyond its end"))?;

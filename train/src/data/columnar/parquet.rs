@@ -146,7 +146,8 @@ impl<'a, 'f> Schema<'a, 'f> {
                 (deep, level) = (deep + 1, level + 1);
                 let inner = self.body(element, (deep, level), depth)?;
                 let columns = first..self.leaves.len();
-                let inner = Node { name: String::new(), present_at: None, columns: columns.clone(), kind: inner };
+                let inner =
+                    Node { name: String::new(), present_at: None, columns: columns.clone(), kind: inner };
                 let kind = Kind::List(Repeated { depth: deep, level }, Box::new(inner));
                 return Ok(Node { name: name(element)?, present_at: None, columns, kind });
             }
@@ -183,7 +184,11 @@ impl<'a, 'f> Schema<'a, 'f> {
     }
 
     /// The repeated element of a list or map.
-    fn repeated(&mut self, element: &Fields<'f>, (deep, level): (u8, u8)) -> Fallible<(&'a Fields<'f>, Repeated)> {
+    fn repeated(
+        &mut self,
+        element: &Fields<'f>,
+        (deep, level): (u8, u8),
+    ) -> Fallible<(&'a Fields<'f>, Repeated)> {
         let inner = self.next()?;
         match element.whole(5) == Some(1) && inner.whole(3) == Some(REPEATED) {
             true => Ok((inner, Repeated { depth: deep + 1, level: level + 1 })),

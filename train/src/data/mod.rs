@@ -23,12 +23,13 @@ mod rows;
 mod spoken;
 mod summary;
 mod template;
+mod tokenized;
 mod tools;
 
 pub use batch::{Batch, Collation};
 pub use error::DataError;
-pub(crate) use order::Twister;
 pub use order::epoch_order;
+pub(crate) use order::{Twister, grouped};
 pub use prepare::{Prepared, prepare};
 pub use spoken::Spoken;
 pub use summary::{SetSummary, Summary};

@@ -308,12 +308,34 @@ fn check_folder(folder: &Path) {
     }
 }
 
+/// Three pieces in one row that see those before them, as `packing` without `neat_packing` has it. The loss is that of
+/// transformers 4.57 with the same `position_ids` and a mask of ones.
+#[test]
+fn pieces_without_walls_have_positions_of_their_own_and_see_each_other() {
+    let pieces = [6_usize, 5, 4];
+    let rows =
+        (0..3_usize).flat_map(|row| (0..pieces[row]).map(move |at| (at, 5 + (row * 31 + at * 7) % 90)));
+    let (places, tokens): (Vec<usize>, Vec<u32>) = rows.map(|(at, id)| (at, id as u32)).unzip();
+    let own: Vec<i32> =
+        places.iter().zip(&tokens).map(|(at, id)| if *at < 2 { IGNORED } else { *id as i32 }).collect();
+    let labels: Vec<i32> = (0..own.len()).map(|at| own.get(at + 1).copied().unwrap_or(IGNORED)).collect();
+    let source = open("models/llama-tied", None);
+    let mut training = Training::full(&source, Cpu::detect(), 2).expect("it can be trained");
+    let mut mean = |documents: &[usize], pieces: &[usize]| {
+        let batch = Batch { tokens: &tokens, labels: &labels, documents, pieces };
+        training.loss(&batch).expect("a sound batch") / batch.labelled() as f64
+    };
+    let found = mean(&[15], &pieces);
+    assert!((found - 7.122_274).abs() < 2e-6, "{found}");
+    assert!((mean(&[15], &[]) - found).abs() > 1e-5 && (mean(&pieces, &[]) - found).abs() > 1e-5);
+}
+
 #[test]
 fn the_same_bits_come_on_any_number_of_threads() {
     let source = open("models/mixtral", None);
     let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
     let labels: Vec<i32> = tokens.iter().map(|&id| if id % 5 == 0 { IGNORED } else { id as i32 }).collect();
-    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
     let run = |threads: usize| {
         let mut training = Training::full(&source, Cpu::detect(), threads).expect("it can be trained");
         let loss = training.step(&batch, 0.1).expect("a sound batch");
@@ -328,7 +350,7 @@ fn the_same_bits_come_on_any_number_of_threads() {
 fn gradients_in_bfloat16_are_nearly_those_in_float32() {
     let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
     let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
-    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
     let run = |what: &str, threads: usize, halves: bool| {
         let cpu = Cpu::detect();
         let training = match what {
@@ -500,7 +522,7 @@ fn check_along(what: &str, training: &mut Training, batch: &Batch, is_moved: imp
 fn dropped_inputs_are_the_same_ones_backwards_and_again() {
     let (tokens, documents) = ((1..50).collect::<Vec<u32>>(), [20, 29]);
     let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
-    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
     for (base, adapter) in [
         ("models/llama-tied", "lora/lora-llama"),
         ("models/gpt_neox", "lora/lora-gpt_neox"),
@@ -534,7 +556,7 @@ fn frozen_weights_leave_the_gradients_of_others_as_they_are() {
     let source = open("models/mixtral", None);
     let (tokens, documents) = ((1..50).collect::<Vec<u32>>(), [20, 29]);
     let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
-    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
     let mut full = Training::full(&source, Cpu::detect(), 2).expect("it can be trained");
     let (loss, gradients) = loss_and_gradients(&mut full, &batch);
     let last = source.spec.layers.len() - 1;

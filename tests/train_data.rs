@@ -146,6 +146,53 @@ fn bad_rows_are_dropped_and_counted_with_their_places() {
 }
 
 #[test]
+fn odd_files_are_rows_or_reasons() {
+    let row = |answer: &str| format!("{{\"instruction\": \"a\", \"output\": \"{answer}\"}}");
+    let long = "word ".repeat(40_000);
+    let (deep, twice) =
+        ("[".repeat(100_000), "{\"instruction\": \"a\", \"output\": \"b\", \"output\": \"c\"}");
+    let lines = [
+        "\u{feff}",
+        &row("b"),
+        "\r\n",
+        &row("\\u0000"),
+        "\r\n\r\n",
+        &deep,
+        "\n",
+        twice,
+        "\n",
+        &row(&long),
+        "\n",
+    ];
+    let list = [
+        "\u{feff}[",
+        &row("b"),
+        ",\r\n",
+        &row("\\u0000"),
+        ",\n\"",
+        &deep,
+        "\",",
+        twice,
+        ",",
+        &row(&long),
+        "]\0",
+    ];
+    for (name, text, place) in [("odd.jsonl", lines.concat(), 4), ("odd.json", list.concat(), 3)] {
+        let file = written("odd", name, &text);
+        let yaml = format!(
+            "dataset_path: {}\ndataset_type: alpaca\ntemplate: llama3\ncutoff_len: 64\n",
+            file.display()
+        );
+        let found = prepared("llama-tied", &yaml).unwrap();
+        let set = &found.summary.sets[0];
+        assert_eq!((set.rows, set.kept, set.cut), (5, 4, 1), "{}", found.summary);
+        assert_eq!(set.dropped[0].places, [format!("{}:{place}", file.display())]);
+        assert_eq!(found.train[3].ids.len(), 64);
+        removed(&file);
+    }
+}
+
+#[test]
 fn rows_of_ids_need_no_template() {
     let text = r#"{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
 {"input_ids": [1, 2, 3, 4, 5]}
@@ -161,6 +208,22 @@ fn rows_of_ids_need_no_template() {
     assert_eq!((&found.train[1].ids[..], &found.train[1].labels[..]), (&[1, 2, 3, 4][..], &[1, 2, 3, 4][..]));
     assert_eq!((found.train.len(), found.summary.sets[0].dropped_rows()), (2, 3));
     removed(&file);
+}
+
+#[test]
+fn tables_are_what_the_same_rows_in_json_are() {
+    for form in ["alpaca", "sharegpt", "tokenized"] {
+        let [json, parquet, arrow] = ["rows.json", "datasets.parquet", "lz4.arrow"].map(|name| {
+            let file = folder().join("tables").join(name);
+            let yaml = format!("dataset_path: {}\ndataset_type: {form}\ntemplate: llama3\n", file.display());
+            let found = prepared("llama-tied", &yaml).unwrap();
+            let dropped: Vec<_> =
+                found.summary.sets[0].dropped.iter().map(|set| (set.reason.clone(), set.count)).collect();
+            (found.train, dropped)
+        });
+        assert!(!json.0.is_empty() && !json.1.is_empty(), "{form}");
+        assert!(json == parquet && json == arrow, "{form}: {:?} {:?} {:?}", json.1, parquet.1, arrow.1);
+    }
 }
 
 #[test]

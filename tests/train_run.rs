@@ -350,7 +350,6 @@ fn tensorboard_is_told_of_every_step_once() {
 fn what_no_run_does_is_refused_with_its_line() {
     let scratch = Scratch::new("refused");
     for (yaml, word) in [
-        ("create_new_adapter: true\n", "test.yaml:11: create_new_adapter"),
         ("finetuning_type: freeze\nfreeze_trainable_modules: attention\n", "self_attn"),
         ("finetuning_type: freeze\nfreeze_trainable_layers: 0\n", "freeze_trainable_layers"),
         ("target_parameters: mlp.experts.down_proj\n", "expected tensors of experts (none)"),
@@ -362,7 +361,6 @@ fn what_no_run_does_is_refused_with_its_line() {
         ("use_swanlab: true\n", "tensorboard"),
         ("ram_budget: much\n", "20GiB"),
         ("ram_budget: 100 kB\n", "at most 0.10 MB"),
-        ("packing: true\n", "neat_packing"),
         ("lora_target: nothing\n", "q_proj"),
         ("resume_from_checkpoint: nowhere\n", "checkpoint"),
         ("use_muon: true\n", "finetuning_type: full"),
@@ -377,44 +375,7 @@ fn what_no_run_does_is_refused_with_its_line() {
 }
 
 /// What the files for training of LLaMA-Factory 0.9.3 have in common (`examples/train_lora`, `examples/train_full`).
-const COMMON: &str = "\
-model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct
-trust_remote_code: true
-stage: sft
-do_train: true
-finetuning_type: lora
-lora_rank: 8
-lora_target: all
-dataset: identity,alpaca_en_demo
-template: llama3
-cutoff_len: 2048
-max_samples: 1000
-overwrite_cache: true
-preprocessing_num_workers: 16
-dataloader_num_workers: 4
-output_dir: saves/llama3-8b/lora/sft
-logging_steps: 10
-save_steps: 500
-plot_loss: true
-overwrite_output_dir: true
-save_only_model: false
-report_to: none  # choices: [none, wandb, tensorboard, swanlab, mlflow]
-per_device_train_batch_size: 1
-gradient_accumulation_steps: 8
-learning_rate: 1.0e-4
-num_train_epochs: 3.0
-lr_scheduler_type: cosine
-warmup_ratio: 0.1
-bf16: true
-ddp_timeout: 180000000
-resume_from_checkpoint: null
-
-### eval
-# val_size: 0.1
-# per_device_eval_batch_size: 1
-# eval_strategy: steps
-# eval_steps: 500
-";
+const COMMON: &str = include_str!("goldens/train-data/llama3_lora_sft.yaml");
 
 /// Each of them: what it has of its own, keys that it leaves out, and why it is refused where it is.
 const FILES: &[(&str, &str, &[&str], Option<&str>)] = &[
@@ -460,7 +421,8 @@ const FILES: &[(&str, &str, &[&str], Option<&str>)] = &[
         &[],
         Some("pt or sft"),
     ),
-    ("llama3_preprocess", "tokenized_path: saves/llama3-8b/dataset/sft\n", &[], Some("tokenized_path")),
+    ("llama3_preprocess", "tokenized_path: saves/llama3-8b/dataset/sft\n", &[], None),
+    ("llama3_preprocess, what it kept", "tokenized_path: saves/llama3-8b/dataset/sft\n", &["dataset"], None),
     (
         "llama3_lora_predict",
         "adapter_name_or_path: saves/llama3-8b/lora/sft\ndo_predict: true\npredict_with_generate: true\n\
@@ -501,12 +463,15 @@ impl Scratch {
         });
         let yaml = kept.chain(own.lines()).map(|line| format!("{line}\n")).collect::<String>();
         let model = if own.contains("template: qwen") { "qwen2" } else { "llama-tied" };
-        let paths = [
+        let mut paths = vec![
             format!("model_name_or_path={}", model_folder(model).display()),
             format!("dataset_dir={}", self.0.display()),
             format!("output_dir={}", self.0.join("saves").display()),
             "max_steps=1".to_owned(),
         ];
+        if own.contains("tokenized_path") {
+            paths.push(format!("tokenized_path={}", self.0.join("kept").display()));
+        }
         let settings = Settings::of_text("file.yaml", &yaml, &paths)?;
         check_settings(&settings)?;
         let source = Source::open(&model_folder(model)).unwrap();
@@ -534,6 +499,50 @@ fn the_files_of_llama_factory_run_unchanged_or_say_why_not() {
             (found, _) => panic!("{name}: {found:?}"),
         }
     }
+}
+
+#[test]
+fn a_new_adapter_begins_where_others_ended_that_become_part_of_the_model() {
+    let scratch = Scratch::new("others");
+    let first = scratch.train("llama-tied", "first", LORA, None).unwrap();
+    let one_step = |output: &str, more: &str| {
+        let yaml = format!("{LORA}max_steps: 1\n{more}\n");
+        scratch.train("llama-tied", output, &yaml, None).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let adapter = first.output.display().to_string();
+    let goes_on = one_step("same", &format!("adapter_name_or_path: {adapter}"));
+    let new = one_step("new", &format!("adapter_name_or_path: {adapter}\ncreate_new_adapter: true"));
+    let second = new.output.display().to_string();
+    let both = one_step("both", &format!("adapter_name_or_path: {adapter},{second}"));
+    let [begun, again] = [&goes_on, &new].map(|run| run.seen.losses[0]);
+    assert!((begun - again).abs() < 1e-4 && first.seen.losses[0] - begun > 0.1, "{begun} {again}");
+    assert!(both.seen.losses[0] < again, "the second adapter learnt a step: {again} {:?}", both.seen.losses);
+    assert!(new.checkpoints().iter().all(|name| !name.starts_with('.')), "{:?}", new.checkpoints());
+    let base = new.json("adapter_config.json")["base_model_name_or_path"].as_str().unwrap().to_owned();
+    assert!(base.ends_with("llama-tied"), "{base}");
+}
+
+#[test]
+fn accuracy_is_measured_and_may_choose_the_best() {
+    let scratch = Scratch::new("accuracy");
+    let yaml = format!(
+        "{MEASURED}compute_accuracy: true\nmetric_for_best_model: accuracy\nload_best_model_at_end: true\n\
+         pure_bf16: true\n"
+    );
+    let run = scratch.train("llama-tied", "out", &yaml, None).unwrap();
+    let state = run.json("trainer_state.json");
+    let told: Vec<f64> = state["log_history"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|line| line["eval_accuracy"].as_f64())
+        .collect();
+    let best = told.iter().copied().fold(0.0, f64::max);
+    assert!(told.len() > 2 && best > 0.0 && best <= 1.0, "{told:?}");
+    assert_eq!(state["best_metric"], best);
+    assert_eq!(run.json("eval_results.json")["eval_accuracy"], best);
+    assert!(run.bytes("training_eval_accuracy.png").starts_with(b"\x89PNG"));
+    assert!(run.seen.notes.iter().any(|note| note.contains("pure_bf16")), "{:?}", run.seen.notes);
 }
 
 #[test]

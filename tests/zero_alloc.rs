@@ -403,7 +403,7 @@ fn training_steps(what: &str, outline: &Outline, load: Load, make: impl FnOnce()
     let mut training = make();
     let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
     let labels: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
-    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
     let rule = Rule::AdamW(AdamW { betas: [0.9, 0.999], epsilon: 1e-8 });
     let muon = Muon { variant: Variant::Moonlight, momentum: 0.95, nesterov: true, iterations: 5 };
     let group = |parameter: &Parameter| {

@@ -16,6 +16,7 @@ use bantam_train::run::{self, Outcome, Progress, RunError, Watch};
 use bantam_train::settings::Settings;
 use tokio::sync::broadcast;
 
+use crate::models::Keeper;
 use crate::models::views::{duration, timestamp};
 
 /// Jobs that wait, at most.
@@ -30,6 +31,8 @@ pub(crate) struct Training {
     pub(crate) settings: Settings,
     pub(crate) source: Source,
     pub(crate) threads: usize,
+    /// Who makes room for it beside the models.
+    pub(crate) keeper: Keeper,
 }
 
 /// A job that nobody knows.
@@ -177,12 +180,9 @@ impl Jobs {
             let mut told = Told { jobs: self, id: &id, ended };
             let result = catch_unwind(AssertUnwindSafe(|| training.run(&mut told)));
             self.change(&id, |entry| match result {
-                Ok(Ok(outcome)) => {
-                    let done = if outcome.is_done { JobState::Done } else { JobState::Cancelled };
-                    entry.set(done);
-                }
+                Ok(Ok(is_done)) => entry.set(if is_done { JobState::Done } else { JobState::Cancelled }),
                 Ok(Err(error)) => {
-                    entry.job.error = error.to_string();
+                    entry.job.error = error;
                     entry.set(JobState::Failed);
                 }
                 Err(_) => {
@@ -230,19 +230,28 @@ impl List {
 }
 
 impl Training {
-    fn run(self, told: &mut Told<'_>) -> Result<Outcome, RunError> {
+    /// Whether it came to its end; the error says why it did not even come so far as to be ended.
+    fn run(self, told: &mut Told<'_>) -> Result<bool, String> {
+        let words = |error: RunError| error.to_string();
         told.stage("reads data");
-        let prepared = run::prepared(&self.settings, &self.source)?;
+        let prepared = run::prepared(&self.settings, &self.source).map_err(words)?;
         prepared.summary.to_string().lines().for_each(|line| told.note(line));
+        let machine = (Cpu::detect(), self.threads);
+        let bytes = run::forecast(&self.settings, &self.source, &prepared, machine).map_err(words)?.bytes();
+        told.stage("waits for memory");
+        let Some(_reserved) = self.keeper.reserve(bytes, &|| told.is_ended())? else { return Ok(false) };
         told.stage("loads the model");
-        let outcome =
-            run::train(&self.settings, self.source, &prepared, (Cpu::detect(), self.threads), told)?;
-        let (steps, folder) = (outcome.steps, outcome.folder.display());
-        told.note(&match outcome.is_done {
-            true => format!("{steps} steps, mean loss {:.4}: {folder}", outcome.loss),
-            false => format!("ended after {steps} steps, saved; go on with resume_from_checkpoint={folder}"),
-        });
-        Ok(outcome)
+        let outcome = run::train(&self.settings, self.source, &prepared, machine, told).map_err(words)?;
+        told.note(&ended(&outcome));
+        Ok(outcome.is_done)
+    }
+}
+
+fn ended(outcome: &Outcome) -> String {
+    let (steps, folder) = (outcome.steps, outcome.folder.display());
+    match outcome.is_done {
+        true => format!("{steps} steps, mean loss {:.4}: {folder}", outcome.loss),
+        false => format!("ended after {steps} steps, saved; go on with resume_from_checkpoint={folder}"),
     }
 }
 

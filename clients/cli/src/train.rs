@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use bantam_core::Cpu;
 use bantam_model::pool::Threads;
-use bantam_model::source::Source;
-use bantam_train::data::{Example, IGNORED, Prepared, Spoken, prepare};
+use bantam_model::source::{Source, Text};
+use bantam_train::data::{Example, IGNORED, Prepared};
 use bantam_train::run::{self, Forecast, RunError, Watch};
 use bantam_train::settings::{Fate, Settings, keys};
 use clap::Args;
@@ -78,24 +78,14 @@ impl Train {
         }
         let model = settings.text("model_name_or_path").unwrap_or_default();
         let source = run::open(&settings, &chosen_model::found(Path::new(&model)))?;
-        let text = source.text_if_any()?;
-        let config = source.files.tokenizer_config().map_err(|error| refused(error.to_string()))?;
-        let spoken = match &text {
-            Some(text) => Some(Spoken::new(&text.tokenizer, source.chat_template()?, config.as_deref())),
-            None => None,
-        };
-        let seed = settings.count("seed").and_then(|seed| u64::try_from(seed).ok()).unwrap_or_default();
-        let id_end = u32::try_from(source.spec.vocab).unwrap_or(u32::MAX);
-        let prepared = prepare(&settings.data, settings.stage, seed, id_end, spoken.as_ref());
-        let prepared = prepared.map_err(|error| refused(error.to_string()))?;
+        let prepared = run::prepared(&settings, &source).map_err(|error| refused(error.to_string()))?;
         settings.notes.iter().for_each(|note| output::say(&format!("note: {note}")));
         if !self.dry_run {
             output::say(output::harmless(&prepared.summary.to_string()).trim_end());
-            drop((spoken, config));
             return self.train(&settings, source, &prepared);
         }
-        let shown =
-            Shown { source: &source, prepared: &prepared, spoken: spoken.as_ref(), count: self.examples };
+        let text = source.text_if_any()?;
+        let shown = Shown { source: &source, prepared: &prepared, text: text.as_ref(), count: self.examples };
         self.show(&shown, run::forecast(&settings, &source, &prepared, self.machine()))
     }
 
@@ -216,7 +206,7 @@ fn key_table() -> String {
 struct Shown<'a> {
     source: &'a Source,
     prepared: &'a Prepared,
-    spoken: Option<&'a Spoken<'a>>,
+    text: Option<&'a Text>,
     count: usize,
 }
 
@@ -227,7 +217,7 @@ impl Shown<'_> {
     }
 
     fn words(&self, ids: &[u32]) -> String {
-        self.spoken.map(|spoken| spoken.tokenizer.decode(ids, false)).unwrap_or_default()
+        self.text.map(|text| text.tokenizer.decode(ids, false)).unwrap_or_default()
     }
 
     fn learnt(example: &Example) -> Vec<u32> {

@@ -125,9 +125,17 @@ enum Job {
     Done(oneshot::Sender<Result<(), Unavailable>>, Result<(), Unavailable>),
 }
 
+/// What all may take, and how much of it is for something else than models.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    bytes: u64,
+    reserved: u64,
+}
+
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
+    budget: Mutex<Budget>,
     changes: broadcast::Sender<Change>,
     deadline: watch::Sender<Option<Duration>>,
     began: Instant,
@@ -211,6 +219,24 @@ impl Drop for Loading {
     }
 }
 
+/// Whether what is in memory is within the budget.
+fn fits(snapshot: &Snapshot) -> bool {
+    snapshot.in_use.on(Device::Ram) <= snapshot.budget.on(Device::Ram)
+}
+
+/// Bytes of the budget that no model gets for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.shared.change_budget(|budget| budget.reserved -= self.bytes);
+    }
+}
+
 impl Keeper {
     /// A keeper of no models yet. Call it within a runtime, which keeps the time.
     pub(crate) fn start(
@@ -234,8 +260,19 @@ impl Keeper {
         let (changes, deadline) = (broadcast::channel(NOTES).0, watch::channel(None).0);
         let (state, began) = (Mutex::new(state), Instant::now());
         let pace = OnceLock::new();
-        let shared =
-            Arc::new(Shared { state, changes, deadline, began, settings, store, meters, hands, pace });
+        let budget = Mutex::new(Budget { bytes: budget, reserved: 0 });
+        let shared = Arc::new(Shared {
+            state,
+            budget,
+            changes,
+            deadline,
+            began,
+            settings,
+            store,
+            meters,
+            hands,
+            pace,
+        });
         tokio::spawn(keep_time(Arc::downgrade(&shared), shared.deadline.subscribe()));
         Keeper(shared)
     }
@@ -289,7 +326,41 @@ impl Keeper {
     /// Changes what models may take together.
     pub(crate) fn set_budget(&self, bytes: u64) {
         self.0.meters.budget_bytes.set(bytes);
-        self.0.act(Event::SetBudget(budget_of(&self.0.settings, bytes)));
+        self.0.change_budget(|budget| budget.bytes = bytes);
+    }
+
+    /// Takes bytes off what models may take. Idle ones leave for them at once, those in use when their users are gone:
+    /// that is waited for, unless it is said to end. The error says why the bytes can never be had.
+    pub(crate) fn reserve(
+        &self,
+        bytes: u64,
+        is_ended: &dyn Fn() -> bool,
+    ) -> Result<Option<Reserved>, String> {
+        let (budget, pinned) = self.room();
+        if bytes > budget.saturating_sub(pinned) {
+            return Err(format!(
+                "expected a run of at most {} bytes (the daemon's budget of {budget} without {pinned} of pinned models), \
+                 found one that takes {bytes}; lower cutoff_len or per_device_train_batch_size, unpin models, or raise \
+                 memory.budget",
+                budget.saturating_sub(pinned)
+            ));
+        }
+        self.0.change_budget(|budget| budget.reserved += bytes);
+        let reserved = Reserved { shared: self.0.clone(), bytes };
+        while !self.look(|state| fits(&state.residency.snapshot())) {
+            if is_ended() {
+                return Ok(None);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Some(reserved))
+    }
+
+    /// What is not reserved yet, and what pinned models take of it.
+    fn room(&self) -> (u64, u64) {
+        let budget = self.0.budget();
+        let pinned = self.look(|state| state.residency.snapshot().pinned.on(Device::Ram));
+        (budget.bytes.saturating_sub(budget.reserved), pinned)
     }
 
     /// What `look` sees of the state, all of one moment.
@@ -334,6 +405,18 @@ impl Keeper {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn budget(&self) -> Budget {
+        *self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what models may take. The policy hears of it before anybody changes it again.
+    fn change_budget(self: &Arc<Self>, change: impl FnOnce(&mut Budget)) {
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut budget);
+        let left = budget.bytes.saturating_sub(budget.reserved);
+        self.act(Event::SetBudget(budget_of(&self.settings, left)));
     }
 
     fn dismiss(self: &Arc<Self>, id: ModelId, waiting: Waiting) {

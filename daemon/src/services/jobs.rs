@@ -72,6 +72,7 @@ impl Services {
     async fn begun(&self, caller: Caller, request: v1::TrainRequest) -> Result<v1::Job, Trouble> {
         near(&caller)?;
         let (catalog, jobs, usual) = (self.catalog.clone(), self.jobs.clone(), self.settings.threads);
+        let keeper = self.keeper.clone();
         let begun = self.work(move || {
             let settings = settings(&request)?;
             let model = settings.text("model_name_or_path").unwrap_or_default();
@@ -83,7 +84,7 @@ impl Services {
             };
             let source = run::open(&settings, &path).map_err(Unusable::from)?;
             let threads = if usual > 0 { usual } else { Threads::available() };
-            let begun = jobs.train(Training { settings, source, threads });
+            let begun = jobs.train(Training { settings, source, threads, keeper });
             begun.map_err(|why| Trouble::Precondition(why.to_owned()))
         });
         begun.await?

@@ -128,6 +128,35 @@ async fn jobs_wait_in_line_and_end_when_they_are_told() {
 }
 
 #[tokio::test]
+async fn a_run_takes_its_memory_from_the_models() {
+    let served = Served::start().await;
+    let mut client = jobs(&served).await;
+    let mut models = served.models().await;
+    generate(&mut served.generation().await, asked("", "Once", 1, 1)).await.unwrap();
+    let budget =
+        |bytes| v1::SetBudgetRequest { budgets: vec![v1::DeviceBudget { device: "ram".to_owned(), bytes }] };
+    models.set_budget(budget(1000)).await.unwrap();
+    let job = train(&mut client, request(&served, "small", &[("max_steps", "1")])).await;
+    let (_, last) = over(watch(&mut client, &job).await).await;
+    assert!(last.state() == JobState::Failed && last.error.contains("at most 1000 bytes"), "{}", last.error);
+    // Enough for the run, and for no model beside it.
+    let bytes = last.error.split("that takes ").nth(1).unwrap().split(';').next().unwrap().parse().unwrap();
+    models.set_budget(budget(bytes)).await.unwrap();
+    let endless = [("max_steps", "100000"), ("save_strategy", "no")];
+    let job = train(&mut client, request(&served, "out", &endless)).await;
+    let mut stream = watch(&mut client, &job).await;
+    let is_training = |event: &Event| matches!(event, Event::Progress(progress) if progress.done > 0);
+    while !is_training(&stream.message().await.unwrap().unwrap().event.unwrap()) {}
+    let refused = generate(&mut served.generation().await, asked("", "Once", 1, 1)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    client.cancel(v1::CancelRequest { job_id: job.id }).await.unwrap();
+    over(stream).await;
+    models.set_budget(budget(bytes + (1 << 30))).await.unwrap();
+    generate(&mut served.generation().await, asked("", "Once", 1, 1)).await.unwrap();
+    served.end().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_trained_is_refused_by_its_field() {
     let served = Served::start().await;
     let mut client = jobs(&served).await;

@@ -65,7 +65,9 @@ impl Batch {
             batch.labels.resize(end, if collation.learns_padding { collation.pad as i32 } else { IGNORED });
             batch.positions.extend(example.positions());
             batch.positions.resize(end, 0);
-            batch.segments.extend(example.segments());
+            // What fills a packed row says nothing to anybody, whoever may look at it.
+            let packed = example.pieces.iter().sum::<u32>() as usize;
+            batch.segments.extend(example.segments().take(packed));
             batch.segments.resize(end, 0);
         }
         batch
@@ -73,8 +75,13 @@ impl Batch {
 
     /// How many tokens are learnt: those whose label is read by the token before.
     pub fn learnt(&self) -> usize {
+        self.learnt_by_row().sum()
+    }
+
+    /// The same of each row.
+    pub fn learnt_by_row(&self) -> impl Iterator<Item = usize> + '_ {
         let rows = self.labels.chunks(self.columns.max(1));
-        rows.map(|row| row.iter().skip(1).filter(|&&label| label != IGNORED).count()).sum()
+        rows.map(|row| row.iter().skip(1).filter(|&&label| label != IGNORED).count())
     }
 }
 

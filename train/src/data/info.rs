@@ -1,11 +1,13 @@
 //! `dataset_info.json`: which file is a data set, and what its columns and tags are called.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bantam_model::foreign::clipped;
 use serde_json::{Map, Value};
 
 use super::error::DataError;
+use super::hub::Hub;
+use super::rows;
 
 const FILE: &str = "dataset_info.json";
 const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -29,11 +31,19 @@ const FORMATTINGS: &[(&str, Formatting)] = &[
     ("tokenized", Formatting::Tokenized),
 ];
 
+/// Where rows are.
+#[derive(Debug, Clone)]
+pub(super) enum Place {
+    /// A file or folder, from the folder of the description.
+    File(String),
+    Hub(Hub),
+}
+
 /// One data set as it is described.
 #[derive(Debug, Clone)]
 pub(super) struct Attributes {
     pub(super) name: String,
-    pub(super) file: String,
+    pub(super) place: Place,
     pub(super) formatting: Formatting,
     pub(super) num_samples: Option<usize>,
     columns: Vec<(&'static str, Option<String>)>,
@@ -119,18 +129,10 @@ impl Attributes {
         if let Some(key) = entry.keys().find(|key| !KEYS.contains(&key.as_str())) {
             return wrong("known keys", clipped(key), &format!("the keys are {}", KEYS.join(", ")));
         }
-        let file = local_file(name, entry)?;
+        let place = place(name, entry)?;
         if entry.get("ranking").and_then(Value::as_bool) == Some(true) {
             let advice = "the stages dpo and rm are for it; choose another data set";
             return wrong("examples with one answer", "\"ranking\": true".to_owned(), advice);
-        }
-        match text_at(name, entry, "split")?.as_deref() {
-            None | Some("train") => {}
-            Some(split) => {
-                let advice =
-                    "local files are one split; choose rows with num_samples or by files of their own";
-                return wrong("the split \"train\"", clipped(format_args!("{split:?}")), advice);
-            }
         }
         let formatting = match text_at(name, entry, "formatting")? {
             None => Formatting::Alpaca,
@@ -158,7 +160,15 @@ impl Attributes {
         let columns = named(name, entry, "columns", COLUMNS, formatting)?;
         let tags = named(name, entry, "tags", TAGS, formatting)?;
         let has_columns = entry.contains_key("columns");
-        Ok(Self { name: name.to_owned(), file, formatting, num_samples, columns, tags, has_columns })
+        Ok(Self { name: name.to_owned(), place, formatting, num_samples, columns, tags, has_columns })
+    }
+
+    /// The files with the rows; paths begin at a folder.
+    pub(super) fn files(&self, folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+        match &self.place {
+            Place::File(file) => rows::files(&folder.join(file)),
+            Place::Hub(hub) => hub.files(&self.name),
+        }
     }
 
     /// What a column is called in the file, if it has one.
@@ -237,15 +247,24 @@ fn text_at(set: &str, entry: &Map<String, Value>, key: &str) -> Result<Option<St
     }
 }
 
-/// The file; places on hubs and in clouds are refused, for nothing here fetches.
-fn local_file(name: &str, entry: &Map<String, Value>) -> Result<String, DataError> {
-    const ELSEWHERE: &[&str] = &["hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"];
+/// The file, or the hub's cache, which goes first as in LLaMA-Factory; what would have to be fetched is refused.
+fn place(name: &str, entry: &Map<String, Value>) -> Result<Place, DataError> {
+    const ELSEWHERE: &[&str] = &["ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"];
+    let split = text_at(name, entry, "split")?.unwrap_or_else(|| "train".to_owned());
+    if let Some(repository) = text_at(name, entry, "hf_hub_url")? {
+        let (subset, folder) = (text_at(name, entry, "subset")?, text_at(name, entry, "folder")?);
+        return Ok(Place::Hub(Hub { repository, subset, split, folder }));
+    }
     if let Some(key) = ELSEWHERE.iter().find(|key| entry.contains_key(**key)) {
         let advice = "fetch it, and name the file or folder with file_name instead; scripts are never run";
         return Err(DataError::set(name, "a local file", (*key).to_owned(), advice));
     }
+    if split != "train" {
+        let advice = "local files are one split; choose rows with num_samples or by files of their own";
+        return Err(DataError::set(name, "the split \"train\"", clipped(format_args!("{split:?}")), advice));
+    }
     match text_at(name, entry, "file_name")? {
-        Some(file) => Ok(file),
+        Some(file) => Ok(Place::File(file)),
         None => {
             Err(DataError::set(name, "file_name", "none".to_owned(), "name the file or folder with its data"))
         }
@@ -316,7 +335,7 @@ mod tests {
             let error = attributes(entry).unwrap_err();
             assert!(error.contains(words), "{error}");
         };
-        refused(json!({"hf_hub_url": "a/b"}), "fetch it");
+        refused(json!({"ms_hub_url": "a/b"}), "fetch it");
         refused(json!({"file_name": "a", "ranking": true}), "dpo");
         refused(json!({"file_name": "a", "split": "test"}), "num_samples");
         refused(json!({"file_name": "a", "formating": "x"}), "formating");

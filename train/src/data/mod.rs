@@ -1,16 +1,18 @@
 //! Examples on their way to batches: data sets, templates, masks, packing.
 //!
-//! Files become rows (`rows.rs`), rows become conversations by what `dataset_info.json` says of their columns
+//! Files become rows (`rows.rs`, `columnar/`), rows become conversations by what `dataset_info.json` says of their columns
 //! (`info.rs`, `conversation.rs`), a template makes token ids of them (`template.rs`, `spoken.rs`), and rules cut, mask
 //! and pack these (`encode.rs`, `packing.rs`); `prepare.rs` leads through all of it, `batch.rs` fills batches and
 //! `order.rs` says in which order. Rules and their odd corners are those of LLaMA-Factory 0.9.3, so that the same files
 //! give the same ids. It knows no model, only a tokenizer.
 
 mod batch;
+mod columnar;
 mod conversation;
 mod csv;
 mod encode;
 mod error;
+mod hub;
 mod info;
 mod order;
 mod packing;
@@ -21,12 +23,13 @@ mod rows;
 mod spoken;
 mod summary;
 mod template;
+mod tokenized;
 mod tools;
 
 pub use batch::{Batch, Collation};
 pub use error::DataError;
-pub(crate) use order::Twister;
 pub use order::epoch_order;
+pub(crate) use order::{Twister, grouped};
 pub use prepare::{Prepared, prepare};
 pub use spoken::Spoken;
 pub use summary::{SetSummary, Summary};

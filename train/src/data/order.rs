@@ -81,6 +81,21 @@ pub fn epoch_order(count: usize, seed: u64, epoch: u64) -> Vec<usize> {
     Twister::new(seed.wrapping_add(epoch)).permutation(count)
 }
 
+/// An order in which examples of about one length stand together, as transformers' LengthGroupedSampler has it: pieces
+/// of some batches are sorted, the longest first, and the longest of all leads.
+pub(crate) fn grouped(order: Vec<usize>, length: impl Fn(usize) -> usize, batch: usize) -> Vec<usize> {
+    const BATCHES_MAX: usize = 50;
+    let batches = (order.len() / batch.saturating_mul(4).max(1)).clamp(1, BATCHES_MAX);
+    let size = batches.saturating_mul(batch).max(1);
+    let mut order = order;
+    order.chunks_mut(size).for_each(|piece| piece.sort_by_key(|&at| std::cmp::Reverse(length(at))));
+    let longest = (0..order.len()).step_by(size).rev().max_by_key(|&at| length(order[at]));
+    if let Some(longest) = longest {
+        order.swap(0, longest);
+    }
+    order
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +119,15 @@ mod tests {
         let chosen: Vec<usize> = (0..5).map(|_| generator.up_to(9)).collect();
         assert_eq!(chosen, [2, 6, 7, 4, 3]);
         assert_eq!(generator.up_to(0), 0);
+    }
+
+    #[test]
+    fn examples_of_one_length_stand_together() {
+        // Computed with get_length_grouped_indices of transformers 4.57.
+        let lengths = [3, 9, 1, 4, 9, 2, 7, 5, 8, 6];
+        let order = vec![2, 0, 5, 3, 6, 9, 7, 1, 8, 4];
+        assert_eq!(grouped(order.clone(), |at| lengths[at], 1), [1, 2, 3, 5, 6, 9, 0, 7, 4, 8]);
+        assert_eq!(grouped(order, |at| lengths[at], 4), [1, 0, 5, 2, 3, 6, 9, 7, 4, 8]);
+        assert!(grouped(vec![], |at| lengths[at], 4).is_empty());
     }
 }

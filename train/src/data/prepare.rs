@@ -16,14 +16,13 @@ use super::rows::{self, Row, Rows};
 use super::spoken::Spoken;
 use super::summary::{SetSummary, Summary};
 use super::template::{Bound, Changes, Template, Trouble};
+use super::tokenized;
 use super::tools::ToolFormat;
 use super::{Example, IGNORED};
 use crate::settings::{DataSettings, Mix, Stage};
 
 const OVER_LONG: Reason = "is longer than cutoff_len, which cannot be packed";
 const NOTHING_LEARNT: Reason = "has nothing to be learnt within cutoff_len";
-const BAD_IDS: Reason = "has input_ids or labels that are no tokens of the vocabulary";
-const BAD_LENGTHS: Reason = "has another number of labels than of input_ids";
 
 /// Data that is ready for batches.
 #[derive(Debug)]
@@ -47,6 +46,18 @@ pub fn prepare(
     id_end: u32,
     spoken: Option<&Spoken<'_>>,
 ) -> Result<Prepared, DataError> {
+    let filler = spoken.and_then(|spoken| spoken.tokenizer.pad()).unwrap_or(0);
+    if let Some(folder) = &settings.tokenized
+        && let Some(([train, eval], sets)) = tokenized::read(folder, (id_end, filler))?
+    {
+        let notes = vec![format!("{} goes before all other data", folder.display())];
+        return Ok(Prepared { train, eval, pad: filler, summary: Summary { sets, notes } });
+    }
+    if let (Some(folder), [], None) = (&settings.tokenized, &settings.datasets[..], &settings.file) {
+        let advice = "name a dataset as well, and they are made and kept there";
+        let found = format!("no folder {}", folder.display());
+        return Err(DataError::set("tokenized_path", "examples that were kept", found, advice));
+    }
     let (sets, folder) = match &settings.file {
         Some((file, form)) => (vec![Attributes::of_file(&file.to_string_lossy(), form)?], PathBuf::new()),
         None => (info::read(&settings.folder, &settings.datasets)?, settings.folder.clone()),
@@ -64,8 +75,7 @@ pub fn prepare(
             return Err(DataError::set(&set.name, "a tokenizer", "a model without one".to_owned(), advice));
         }
     };
-    let pad = bound.as_ref().map(|bound| bound.ends.pad);
-    let pad = pad.or_else(|| spoken.and_then(|spoken| spoken.tokenizer.pad())).unwrap_or(0);
+    let pad = bound.as_ref().map_or(filler, |bound| bound.ends.pad);
     let notes = bound.as_ref().map(|bound| bound.notes.clone()).unwrap_or_default();
     let maker =
         Maker { settings, stage, seed, samples: RefCell::new(Twister::new(seed)), id_end, pad, bound };
@@ -80,6 +90,10 @@ pub fn prepare(
     }
     if eval.is_empty() && !eval_sets.is_empty() {
         return Err(nothing_left(&settings.eval_datasets, &summary));
+    }
+    if let Some(folder) = &settings.tokenized {
+        tokenized::write(folder, [&train, &eval])?;
+        summary.notes.push(format!("the examples are kept in {} for other runs", folder.display()));
     }
     Ok(Prepared { train, eval, pad, summary })
 }
@@ -178,7 +192,7 @@ impl<'s> Maker<'s> {
         let first = summary.sets.len();
         let mut origins = Vec::new();
         for (index, set) in sets.iter().enumerate() {
-            let read = self.read(set, folder.join(&set.file), first + index)?;
+            let read = self.read(set, set.files(&folder)?, first + index)?;
             summary.sets.push(SetSummary { rows: read.len(), ..SetSummary::new(&set.name) });
             origins.push(read);
         }
@@ -196,9 +210,9 @@ impl<'s> Maker<'s> {
     }
 
     /// The rows of one data set that are asked for.
-    fn read(&self, set: &Attributes, path: PathBuf, index: usize) -> Result<Vec<Origin>, DataError> {
+    fn read(&self, set: &Attributes, files: Vec<PathBuf>, index: usize) -> Result<Vec<Origin>, DataError> {
         let limit = self.settings.max_samples.filter(|_| set.num_samples.is_none());
-        let read = rows::read(&path, limit)?;
+        let read = rows::read(files, limit)?;
         let is_whole = limit.is_none_or(|limit| read.rows.len() < limit);
         check_columns(set, &read, is_whole)?;
         let origin = |row: &Row| {
@@ -228,7 +242,7 @@ impl<'s> Maker<'s> {
         set: &Attributes,
     ) -> Result<Said, Reason> {
         match (set.formatting, self.stage) {
-            (Formatting::Tokenized, _) => tokenized(values, set, self.id_end).map(Said::Ids),
+            (Formatting::Tokenized, _) => tokenized::example(values, set, self.id_end, None).map(Said::Ids),
             (_, Stage::Pretrain) => conversation::text(values, set).map(Said::Text),
             _ => conversation::conversation(values, set).map(Said::Conversation),
         }
@@ -435,33 +449,4 @@ fn check_columns(set: &Attributes, read: &Rows, is_whole: bool) -> Result<(), Da
         }
     }
     Ok(())
-}
-
-/// A row of ids. Without labels all of them are learnt.
-fn tokenized(
-    values: &serde_json::Map<String, serde_json::Value>,
-    set: &Attributes,
-    id_end: u32,
-) -> Result<Example, Reason> {
-    let list = |column: &str| values.get(set.column(column)?)?.as_array();
-    let id = |value: &serde_json::Value| {
-        value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id < id_end)
-    };
-    let ids: Option<Vec<u32>> = list("input_ids").ok_or(BAD_IDS)?.iter().map(id).collect();
-    let ids = ids.ok_or(BAD_IDS)?;
-    let labels: Option<Vec<i32>> = match list("labels") {
-        None => Some(ids.iter().map(|&id| id as i32).collect()),
-        Some(labels) => {
-            let label = |value: &serde_json::Value| match value.as_i64() {
-                Some(-100) => Some(IGNORED),
-                _ => id(value).map(|id| id as i32),
-            };
-            labels.iter().map(label).collect()
-        }
-    };
-    let labels = labels.ok_or(BAD_IDS)?;
-    match labels.len() == ids.len() {
-        true => Ok(Example::alone(ids, labels)),
-        false => Err(BAD_LENGTHS),
-    }
 }

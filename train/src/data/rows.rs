@@ -1,4 +1,5 @@
-//! Files as rows of named values, each with the line it begins in: json, jsonl, csv, txt, or a folder of one kind.
+//! Files as rows of named values, each with the line it begins in (the number of the row, where there are no lines): json,
+//! jsonl, csv, txt, parquet, arrow, or a folder of one kind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,6 +7,7 @@ use std::path::{Path, PathBuf};
 use bantam_model::foreign::clipped;
 use serde_json::{Map, Value};
 
+use super::columnar::{self, Form};
 use super::csv;
 use super::error::DataError;
 
@@ -35,9 +37,8 @@ impl Rows {
     }
 }
 
-/// The first `limit` rows of a file or of the files of a folder, these in the order of their names.
-pub(super) fn read(path: &Path, limit: Option<usize>) -> Result<Rows, DataError> {
-    let files = files(path)?;
+/// The first `limit` rows of some files of one kind.
+pub(super) fn read(files: Vec<PathBuf>, limit: Option<usize>) -> Result<Rows, DataError> {
     let limit = limit.unwrap_or(usize::MAX);
     let mut rows = Vec::new();
     let mut kinds: Vec<Kind> = Vec::new();
@@ -45,7 +46,7 @@ pub(super) fn read(path: &Path, limit: Option<usize>) -> Result<Rows, DataError>
         let kind = Kind::of(file)?;
         if kinds.first().is_some_and(|first| *first != kind) {
             return Err(DataError::File {
-                path: path.into(),
+                path: file.parent().unwrap_or(file).into(),
                 expected: "files of one type",
                 found: format!("{:?} and {kind:?}", kinds[0]),
                 advice: "move the others out of the folder".to_owned(),
@@ -53,16 +54,22 @@ pub(super) fn read(path: &Path, limit: Option<usize>) -> Result<Rows, DataError>
         }
         kinds.push(kind);
         if rows.len() < limit {
-            let text = text_of(file)?;
             let left = limit - rows.len();
             let mut add = |line, values| rows.push(Row { file: index, line, values });
-            kind.rows(file, &text, left, &mut add)?;
+            checked(file)?;
+            match kind {
+                Kind::Table(form) => {
+                    columnar::rows(form, file, left, &mut |line, values| add(line, Ok(values)))?;
+                }
+                _ => kind.rows(file, &text_of(file)?, left, &mut add)?,
+            }
         }
     }
     Ok(Rows { files, rows })
 }
 
-fn files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
+/// A file, or the files of a folder in the order of their names.
+pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let expected = "a file or folder with data";
     let failed = |source| DataError::Read { path: path.into(), expected, source };
     if !fs::metadata(path).map_err(failed)?.is_dir() {
@@ -87,27 +94,33 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     }
 }
 
-fn text_of(path: &Path) -> Result<String, DataError> {
-    let failed = |source| DataError::Read { path: path.into(), expected: "a file with data", source };
-    let metadata = fs::metadata(path).map_err(failed)?;
-    // A pipe would be waited for.
+/// Refuses what would be waited for, or would fill all memory.
+fn checked(path: &Path) -> Result<(), DataError> {
+    let expected = "a file with data";
+    let metadata =
+        fs::metadata(path).map_err(|source| DataError::Read { path: path.into(), expected, source })?;
     if !metadata.is_file() {
         return Err(DataError::File {
             path: path.into(),
-            expected: "a file with data",
+            expected,
             found: "something that is no file".to_owned(),
             advice: "write its words into a file".to_owned(),
         });
     }
     let bytes = metadata.len();
-    if bytes > FILE_BYTES_MAX {
-        return Err(DataError::File {
+    match bytes > FILE_BYTES_MAX {
+        false => Ok(()),
+        true => Err(DataError::File {
             path: path.into(),
             expected: "at most 8 GiB",
             found: format!("{bytes} bytes"),
             advice: "split it into several files in one folder".to_owned(),
-        });
+        }),
     }
+}
+
+fn text_of(path: &Path) -> Result<String, DataError> {
+    let failed = |source| DataError::Read { path: path.into(), expected: "a file with data", source };
     let bytes = fs::read(path).map_err(failed)?;
     String::from_utf8(bytes).map_err(|error| {
         let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()]
@@ -130,6 +143,7 @@ enum Kind {
     Json,
     Csv,
     Txt,
+    Table(Form),
 }
 
 type Add<'a> = &'a mut dyn FnMut(usize, Result<Map<String, Value>, &'static str>);
@@ -137,21 +151,18 @@ type Add<'a> = &'a mut dyn FnMut(usize, Result<Map<String, Value>, &'static str>
 impl Kind {
     fn of(path: &Path) -> Result<Self, DataError> {
         let end = path.extension().map(|end| end.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-        let refused = |advice: &str| DataError::File {
-            path: path.into(),
-            expected: "json, jsonl, csv or txt",
-            found: format!("a file that ends in {:?}", clipped(&end)),
-            advice: advice.to_owned(),
-        };
         match end.as_str() {
             "json" | "jsonl" => Ok(Kind::Json),
             "csv" => Ok(Kind::Csv),
             "txt" => Ok(Kind::Txt),
-            "parquet" | "arrow" => Err(refused(
-                "parquet and arrow are not read yet: write the data set as jsonl, \
-                 with `datasets` for example by `to_json(\"data.jsonl\")`",
-            )),
-            _ => Err(refused("give the file the ending of what it holds")),
+            "parquet" => Ok(Kind::Table(Form::Parquet)),
+            "arrow" => Ok(Kind::Table(Form::Arrow)),
+            _ => Err(DataError::File {
+                path: path.into(),
+                expected: "json, jsonl, csv, txt, parquet or arrow",
+                found: format!("a file that ends in {:?}", clipped(&end)),
+                advice: "give the file the ending of what it holds".to_owned(),
+            }),
         }
     }
 
@@ -165,7 +176,7 @@ impl Kind {
                 Ok(())
             }
             Kind::Csv => table(path, text, limit, add),
-            Kind::Txt => {
+            Kind::Txt | Kind::Table(_) => {
                 for (line, text) in (1..).zip(text.lines()).take(limit) {
                     add(line, Ok(Map::from_iter([("text".to_owned(), Value::from(text))])));
                 }
@@ -322,8 +333,8 @@ mod tests {
         let mut nothing = |_, _| {};
         let error = array(Path::new("a.json"), "[{},\n{\"a\": \"b}]", usize::MAX, &mut nothing).unwrap_err();
         assert!(error.to_string().starts_with("a.json:2: expected a JSON list"), "{error}");
-        let error = Kind::of(Path::new("x/a.parquet")).unwrap_err().to_string();
-        assert!(error.contains("to_json"), "{error}");
+        let error = Kind::of(Path::new("x/a.xlsx")).unwrap_err().to_string();
+        assert!(error.contains("parquet or arrow"), "{error}");
     }
 
     #[test]

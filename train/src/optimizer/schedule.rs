@@ -11,6 +11,13 @@ pub enum Shape {
     Linear,
     /// Along half a cosine to zero.
     Cosine,
+    /// Straight down to a share of the rate, where it stays.
+    Polynomial {
+        /// The share.
+        end: f64,
+    },
+    /// Down as one over the root of the steps; without a warmup, from the ten thousandth.
+    InverseRoot,
     /// It stays for so many steps, then goes down along half a cosine over so many, to zero.
     WarmupStableDecay {
         /// Steps at the full rate.
@@ -44,6 +51,11 @@ impl Schedule {
             Shape::Constant => 1.0,
             Shape::Linear => (steps.saturating_sub(step) as f64 / rest).max(0.0),
             Shape::Cosine => (0.5 * (1.0 + (PI * done).cos())).max(0.0),
+            Shape::Polynomial { end } => (1.0 - done).max(0.0) * (1.0 - end) + end,
+            Shape::InverseRoot => {
+                let scale = if warmup > 0 { warmup } else { 10_000 };
+                (scale as f64 / (step + scale - warmup) as f64).sqrt()
+            }
             Shape::WarmupStableDecay { stable, .. } if step < warmup + stable => 1.0,
             Shape::WarmupStableDecay { stable, decay } if step < warmup + stable + decay => {
                 let done = (step - warmup - stable) as f64 / decay.max(1) as f64;
@@ -80,6 +92,8 @@ mod tests {
             of(Shape::Cosine),
             &[0.0, 0.5, 1.0, 0.853_553_390_593_273_8, 0.5, 0.146_446_609_406_726_24, 0.0],
         );
+        check(of(Shape::Polynomial { end: 0.1 }), &[0.0, 0.5, 1.0, 0.775, 0.55, 0.325, 0.1, 0.1]);
+        check(of(Shape::InverseRoot), &[0.0, 0.5, 1.0, (2.0_f64 / 3.0).sqrt(), 0.5_f64.sqrt()]);
         let stable = Schedule::warmup_stable_decay(2, 8);
         assert_eq!(stable.shape, Shape::WarmupStableDecay { stable: 2, decay: 4 });
         check(

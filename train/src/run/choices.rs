@@ -8,7 +8,7 @@ use bantam_model::formats::on_load::{OnLoad, way};
 use super::report;
 use crate::optimizer::schedule::{Schedule, Shape};
 use crate::optimizer::{AdamW, Group, Muon, Rule, Sgd, Variant, is_decayed, is_shortened};
-use crate::settings::{Settings, SettingsError, Stage};
+use crate::settings::{Settings, SettingsError};
 use crate::step::parameters::{Parameter, Role};
 
 /// What is trained.
@@ -87,6 +87,8 @@ pub(super) struct Measuring {
     pub(super) at_end: bool,
     /// Not before so many steps, or epochs where it is by those.
     pub(super) delay: f64,
+    /// What the best is the best by.
+    pub(super) metric: &'static str,
     /// Whether the best is looked for, and if more is better.
     pub(super) best: Option<bool>,
     /// Whether it is what is left at the end.
@@ -111,6 +113,8 @@ pub(super) struct Choices<'a> {
     settings: &'a Settings,
     pub(super) output: PathBuf,
     pub(super) method: Method,
+    /// Adapters that become part of the model before anything is trained.
+    pub(super) merged: Vec<PathBuf>,
     /// How matrices of the model are quantized that are not yet.
     pub(super) quantization: Option<&'static OnLoad>,
     pub(super) start: Start,
@@ -128,13 +132,6 @@ pub(super) struct Choices<'a> {
     pub(super) ram: Option<u64>,
 }
 
-/// Keys that must have their defaults, or one of some other words, and what to do instead.
-const NOT_YET: &[(&str, &str)] = &[
-    ("create_new_adapter", "merge the adapter first (`bantam merge`)"),
-    ("pure_bf16", "use bf16: true, or leave it out: numbers are float32"),
-    ("compute_accuracy", "leave it out"),
-];
-
 impl<'a> Choices<'a> {
     pub(super) fn new(settings: &'a Settings) -> Result<Self, SettingsError> {
         let complaints = complaints(settings);
@@ -148,6 +145,7 @@ impl<'a> Choices<'a> {
             settings,
             output: settings.text("output_dir").unwrap_or_default().into(),
             method: method(settings),
+            merged: adapters_given(settings).1,
             quantization: quantization(settings),
             start: start(settings),
             batch: size("per_device_train_batch_size").unwrap_or(1),
@@ -165,6 +163,11 @@ impl<'a> Choices<'a> {
 
     pub(super) fn flag(&self, key: &str) -> bool {
         self.settings.flag(key)
+    }
+
+    /// Whether bfloat16 is used where it may be.
+    pub(super) fn is_half(&self) -> bool {
+        self.flag("bf16") || self.flag("pure_bf16")
     }
 
     /// Batches and steps of an epoch, and steps of the run, as the Trainer counts them.
@@ -187,7 +190,10 @@ impl<'a> Choices<'a> {
         let warmup = told.filter(|&steps| steps > 0).unwrap_or((steps as f64 * share).ceil() as u64);
         let of = |shape, warmup| Schedule { shape, warmup, steps };
         match self.settings.text("lr_scheduler_type").as_deref() {
-            Some("cosine") => of(Shape::Cosine, warmup),
+            // One restart is none.
+            Some("cosine" | "cosine_with_restarts") => of(Shape::Cosine, warmup),
+            Some("polynomial") => of(Shape::Polynomial { end: 1e-7 / self.rate.max(1e-7) }, warmup),
+            Some("inverse_sqrt") => of(Shape::InverseRoot, warmup),
             // By that name, transformers warms nothing up.
             Some("constant") => of(Shape::Constant, 0),
             Some("constant_with_warmup") => of(Shape::Constant, warmup),
@@ -293,15 +299,28 @@ fn measuring(settings: &Settings) -> Measuring {
     let is_measured = strategy(settings, Doing::Measure) != "no";
     let takes_best = settings.flag("load_best_model_at_end");
     let wants_best = is_measured && (takes_best || settings.is_given("metric_for_best_model"));
+    let metric = settings.text("metric_for_best_model").unwrap_or_default();
+    let is_loss = !matches!(metric.as_str(), "accuracy" | "eval_accuracy");
+    let more_is_better =
+        if settings.is_given("greater_is_better") { settings.flag("greater_is_better") } else { !is_loss };
     Measuring {
         batch: size("per_device_eval_batch_size").unwrap_or(1),
         at_start: settings.flag("eval_on_start"),
         at_end: settings.flag("do_eval") || is_measured,
         delay: settings.number("eval_delay").unwrap_or(0.0),
-        best: wants_best.then(|| settings.flag("greater_is_better")),
+        metric: if is_loss { "eval_loss" } else { "eval_accuracy" },
+        best: wants_best.then_some(more_is_better),
         takes_best,
         patience: size("early_stopping_steps").map(|steps| steps as u64),
     }
+}
+
+/// The adapter that is trained on, the last that is named unless a new one is made; and those that are merged.
+fn adapters_given(settings: &Settings) -> (Option<PathBuf>, Vec<PathBuf>) {
+    let names = settings.names("adapter_name_or_path").unwrap_or_default();
+    let mut adapters: Vec<PathBuf> = names.into_iter().map(PathBuf::from).collect();
+    let last = if settings.flag("create_new_adapter") { None } else { adapters.pop() };
+    (last, adapters)
 }
 
 fn method(settings: &Settings) -> Method {
@@ -317,8 +336,8 @@ fn method(settings: &Settings) -> Method {
         }
         _ => {}
     }
-    if let Some(adapter) = settings.names("adapter_name_or_path").and_then(|names| names.into_iter().next()) {
-        return Method::Adapter(adapter.into());
+    if let (Some(adapter), _) = adapters_given(settings) {
+        return Method::Adapter(adapter);
     }
     let size = |key: &str| settings.count(key).and_then(|count| usize::try_from(count).ok());
     let rank = size("lora_rank").unwrap_or(8);
@@ -383,11 +402,6 @@ fn start(settings: &Settings) -> Start {
 fn complaints(settings: &Settings) -> Vec<String> {
     let mut found = Vec::new();
     let mut say = |key: &str, words: String| found.push(format!("{}: {key}: {words}", settings.place(key)));
-    for (key, instead) in NOT_YET {
-        if settings.differs(key) {
-            say(key, format!("expected its default, which is all that is done yet; {instead}"));
-        }
-    }
     if settings.text("output_dir").is_none_or(|folder| folder.is_empty()) {
         say("output_dir", "expected output_dir, found none; name the folder for what is trained".to_owned());
     }
@@ -400,21 +414,12 @@ fn complaints(settings: &Settings) -> Vec<String> {
         say("train_from_scratch", "expected finetuning_type: full beside it; set it".to_owned());
     }
     let kind = settings.text("finetuning_type").unwrap_or_default();
-    if settings.names("adapter_name_or_path").is_some_and(|names| names.len() > 1) {
-        let words = "expected one adapter, found several; merge all but the last (`bantam merge`)";
-        say("adapter_name_or_path", words.to_owned());
-    }
     if settings.flag("use_muon") && !matches!(kind.as_str(), "full" | "freeze") {
         let words = "expected finetuning_type: full or freeze beside it; leave it out for adapters";
         say("use_muon", words.to_owned());
     }
     report::complaints(settings).into_iter().for_each(|(key, words)| say(key, words));
     measuring_complaints(settings, &mut say);
-    let is_packed = settings.stage == Stage::Sft && settings.data.packing;
-    if is_packed && !settings.data.neat_packing {
-        let words = "conversations that see each other are not trained; set neat_packing: true beside it";
-        say("packing", words.to_owned());
-    }
     found
 }
 
@@ -429,8 +434,15 @@ fn measuring_complaints(settings: &Settings, say: &mut dyn FnMut(&str, String)) 
         );
     }
     let metric = settings.text("metric_for_best_model").unwrap_or_else(|| "loss".to_owned());
-    if !matches!(metric.as_str(), "loss" | "eval_loss") {
-        say("metric_for_best_model", format!("expected loss, which is all that is measured, found {metric}"));
+    let is_known = match metric.as_str() {
+        "loss" | "eval_loss" => true,
+        "accuracy" | "eval_accuracy" => settings.flag("compute_accuracy"),
+        _ => false,
+    };
+    if !is_known {
+        let found = bantam_model::foreign::clipped(&metric);
+        let words = format!("expected loss, or accuracy with compute_accuracy: true, found {found}");
+        say("metric_for_best_model", words);
     }
     for key in ["load_best_model_at_end", "early_stopping_steps"] {
         if settings.differs(key) && !is_measured {
@@ -470,10 +482,11 @@ fn adapters(settings: &Settings, say: &mut dyn FnMut(&str, String)) {
             }
         }
     }
-    if is_given("adapter_name_or_path") {
+    if is_given("adapter_name_or_path") && !settings.flag("create_new_adapter") {
         for key in ["pissa_init", "additional_target", "target_parameters"] {
             if settings.differs(key) {
-                let words = "it is for a new adapter, found adapter_name_or_path; leave one of both out";
+                let words = "it is for a new adapter, found adapter_name_or_path; set create_new_adapter: \
+                             true, or leave one of both out";
                 say(key, words.to_owned());
             }
         }
@@ -483,7 +496,12 @@ fn adapters(settings: &Settings, say: &mut dyn FnMut(&str, String)) {
 /// Keys that are executed later or otherwise, in words for the user.
 pub(super) fn notes(settings: &Settings) -> Vec<String> {
     let mut notes = Vec::new();
-    if settings.flag("bf16") {
+    if settings.flag("pure_bf16") {
+        let words =
+            "pure_bf16: as bf16; while they are trained, weights and what optimizers keep stay float32";
+        notes.push(words.to_owned());
+    }
+    if settings.flag("bf16") || settings.flag("pure_bf16") {
         let full = settings.text("finetuning_type").as_deref() == Some("full");
         let files = if full { "; the model is written in bfloat16" } else { "" };
         notes.push(format!(

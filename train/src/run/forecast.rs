@@ -72,7 +72,7 @@ pub fn forecast(
     let outline = outline(&choices, source, cpu)?;
     let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
     let mut load = load(&prepared.train, choices.batch, &collation);
-    (load.halves, load.drops, load.threads) = (choices.flag("bf16"), choices.dropout > 0.0, threads);
+    (load.halves, load.drops, load.threads) = (choices.is_half(), choices.dropout > 0.0, threads);
     let [means, step] = Optimizer::bytes_for(outline.parameters(), cpu, |parameter| choices.group(parameter));
     let mut parts = outline.memory(&load);
     parts.extend([("optimizer", means), ("optimizer's step", step)]);

@@ -27,7 +27,7 @@ impl Run<'_> {
         let Some(measured) = self.measured(watch)? else { return Ok(true) };
         let loss = measured["eval_loss"].as_f64().unwrap_or(f64::NAN);
         self.state.measured = Some(self.state.step);
-        self.note_loss(loss);
+        self.note_metric(&measured);
         let mut entry = measured;
         entry.insert("step".to_owned(), self.state.step.into());
         self.tell(entry, &[("eval_loss", loss)])?;
@@ -35,13 +35,14 @@ impl Run<'_> {
         Ok(false)
     }
 
-    /// A loss that is not the best is a disappointment.
-    fn note_loss(&mut self, loss: f64) {
+    /// A figure that is not the best is a disappointment.
+    fn note_metric(&mut self, measured: &Map<String, Value>) {
         let Some(more_is_better) = self.choices.measuring.best else { return };
-        let is_better = |best: Best| if more_is_better { loss > best.value } else { loss < best.value };
+        let value = measured[self.choices.measuring.metric].as_f64().unwrap_or(f64::NAN);
+        let is_better = |best: Best| if more_is_better { value > best.value } else { value < best.value };
         match self.state.best.is_none_or(is_better) {
             true => {
-                self.state.best = Some(Best { step: self.state.step, value: loss });
+                self.state.best = Some(Best { step: self.state.step, value });
                 self.state.disappointments = 0;
             }
             false => self.state.disappointments += 1,
@@ -59,29 +60,40 @@ impl Run<'_> {
         let whole = self.eval.len() / size * size;
         let is_cut = self.choices.flag("dataloader_drop_last") && whole > 0;
         let eval = if is_cut { &self.eval[..whole] } else { self.eval };
-        let (mut losses, mut batches) = (0.0, 0u64);
+        let (mut losses, mut shares, mut batches) = (0.0, 0.0, 0u64);
         for examples in eval.chunks(size) {
             if watch.is_ended() && self.state.step < self.state.steps {
                 return Ok(None);
             }
             let examples: Vec<&Example> = examples.iter().collect();
-            self.flat.fill(&Batch::of(&examples, &self.collation));
+            let rows = Batch::of(&examples, &self.collation);
+            self.flat.fill(&rows);
             let batch = self.flat.batch();
             // The Trainer's mean: of batches, each counted by its rows.
             let mean = self.training.loss(&batch)? / batch.labelled().max(1) as f64;
             losses += mean * examples.len() as f64;
+            // LLaMA-Factory's: of rows, each the share of its tokens.
+            let mut hits = self.training.hits();
+            for count in rows.learnt_by_row() {
+                let right = hits.by_ref().take(count).filter(|is_hit| *is_hit).count();
+                shares += right as f64 / count.max(1) as f64;
+            }
             batches += 1;
         }
         let seconds = begun.elapsed();
         self.begun.set_aside(seconds);
         let (rows, seconds) = (eval.len() as f64, seconds.as_secs_f64().max(1e-9));
-        Ok(Some(object(json!({
+        let mut measured = object(json!({
             "epoch": self.state.epoch(),
             "eval_loss": losses / rows,
             "eval_runtime": seconds,
             "eval_samples_per_second": rows / seconds,
             "eval_steps_per_second": batches as f64 / seconds,
-        }))))
+        }));
+        if self.choices.flag("compute_accuracy") {
+            measured.insert("eval_accuracy".to_owned(), (shares / rows).into());
+        }
+        Ok(Some(measured))
     }
 
     /// The last figures, of what is left of the run, beside those of the training.
@@ -118,7 +130,7 @@ impl Run<'_> {
 
     /// Draws what was logged, as LLaMA-Factory names the pictures.
     pub(super) fn draw(&self) -> Result<(), RunError> {
-        for key in ["loss", "eval_loss"] {
+        for key in ["loss", "eval_loss", "eval_accuracy"] {
             let told = self.state.told(key);
             if key == "loss" || !told.is_empty() {
                 self.output.picture(&format!("training_{key}.png"), &picture::png(&told))?;

@@ -11,6 +11,7 @@ mod output;
 mod picture;
 mod report;
 mod scratch;
+mod shards;
 mod state;
 mod svd;
 mod targets;
@@ -23,10 +24,15 @@ use std::time::{Duration, Instant};
 use bantam_core::Cpu;
 use bantam_model::checkpoint::Dtype;
 use bantam_model::checkpoint::writer::WriteError;
+use bantam_model::merge::cascade::Way;
+use bantam_model::merge::trained::Trained;
+use bantam_model::merge::{Merge, MergeError, Place};
 use bantam_model::source::{Source, SourceError};
 use serde_json::{Map, Value, json};
 
-use crate::data::{Batch, Collation, DataError, Example, IGNORED, Prepared, Spoken, epoch_order, prepare};
+use crate::data::{
+    Batch, Collation, DataError, Example, IGNORED, Prepared, Spoken, epoch_order, grouped, prepare,
+};
 use crate::optimizer::{Optimizer, clip, length, schedule::Schedule};
 use crate::settings::{Settings, SettingsError, Stage};
 use crate::step::{Flat, TrainError, Training};
@@ -39,6 +45,8 @@ use targets::Maker;
 
 /// Where in the output a new adapter, or a model's first weights, stand until they are read.
 const START: &str = ".start";
+/// Where the model with the adapters that became part of it stands until it is read.
+const BASE: &str = ".base";
 /// The same of one that began as parts of the model: what was taken off that.
 const PISSA: &str = "pissa_init";
 
@@ -54,6 +62,13 @@ pub enum RunError {
     Data(#[from] DataError),
     #[error(transparent)]
     Train(Box<TrainError>),
+    #[error(transparent)]
+    Merge(#[from] Box<MergeError>),
+    #[error(
+        "adapter_name_or_path: expected one adapter over a quantized model, found others to merge into it; merge them \
+         beforehand (`bantam merge`)"
+    )]
+    Quantized,
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("{}: {source}; check space and permissions", .path.display())]
@@ -210,9 +225,12 @@ pub fn train(
     watch.note(&format!("memory: {words}: {mega:.2} MB in all"));
     forecast.check()?;
     drop(forecast);
+    for adapter in &choices.merged {
+        watch.note(&format!("{} becomes part of the model first", adapter.display()));
+    }
     let (source, mut training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
     training.drop_inputs(choices.dropout, choices.seed);
-    if choices.flag("bf16") {
+    if choices.is_half() {
         training.in_halves();
     }
     let mut optimizer = Optimizer::new(&training, |parameter| choices.group(parameter));
@@ -221,8 +239,8 @@ pub fn train(
         None => State::default(),
     };
     let output = Output::new(source, &choices)?;
-    // What a new adapter began with is in nobody's way, but of no use either.
-    let _ = fs::remove_dir_all(choices.output.join(START));
+    // What the run began with is in nobody's way, but of no use either.
+    [START, BASE].iter().for_each(|name| drop(fs::remove_dir_all(choices.output.join(name))));
     output.keep_log(state.step)?;
     let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
     let reports = Reports::new(settings, &choices.output, state.step)?;
@@ -287,6 +305,8 @@ fn model(
     cpu: Cpu,
     threads: usize,
 ) -> Result<(Source, Training), RunError> {
+    let base = absolute(source.folder());
+    let source = merged(choices, source, threads)?;
     match (&choices.method, checkpoint) {
         (Method::Full, None) if choices.flag("train_from_scratch") => {
             let folder = choices.output.join(START);
@@ -321,7 +341,6 @@ fn model(
         (Method::Adapter(folder), None) => adapted(choices, source, folder, cpu, threads),
         (Method::Lora(lora), None) => {
             let folder = choices.output.join(if lora.pissa.is_some() { PISSA } else { START });
-            let base = absolute(source.folder());
             let maker = Maker { source: &source, lora, base: &base, seed: choices.seed, cpu, threads };
             maker.begin(&folder)?;
             let (source, mut training) = adapted(choices, source, &folder, cpu, threads)?;
@@ -346,6 +365,25 @@ fn adapted(
     let begin = if choices.flag("bf16") { Training::adapter_in_halves } else { Training::adapter };
     let training = begin(&source, quantization, cpu, threads)?;
     Ok((source, training))
+}
+
+/// The model with the adapters that are no longer to be told from it.
+fn merged(choices: &Choices<'_>, source: Source, threads: usize) -> Result<Source, RunError> {
+    if source.spec.format.is_quantized() && !choices.merged.is_empty() {
+        return Err(RunError::Quantized);
+    }
+    let mut source = source;
+    for (number, adapter) in choices.merged.iter().enumerate() {
+        let folder = choices.output.join(BASE).join(number.to_string());
+        fs::create_dir_all(choices.output.join(BASE))
+            .map_err(|error| output::failed(&choices.output, error))?;
+        let place = Place::new(&folder, true, &[source.folder(), adapter]).map_err(Box::new)?;
+        let whole = source.adapted(adapter)?;
+        let merge = Merge::new(&whole, Trained::told(false)).map_err(Box::new)?;
+        merge.write(place, Way::Rows, threads, &mut |_| {}).map_err(Box::new)?;
+        source = Source::open(&folder)?;
+    }
+    Ok(source)
 }
 
 fn absolute(folder: &Path) -> PathBuf {
@@ -423,6 +461,7 @@ impl Run<'_> {
                 let folder = self.save(is_ended)?;
                 if is_ended {
                     self.reports.end(false)?;
+                    self.reports.troubles().for_each(|words| watch.note(&words));
                     return Ok(self.outcome(folder, false));
                 }
             }
@@ -466,6 +505,10 @@ impl Run<'_> {
             true => (0..self.examples.len()).collect(),
             false => epoch_order(self.examples.len(), self.choices.data_seed, epoch),
         };
+        if self.choices.flag("group_by_length") && !self.choices.flag("disable_shuffling") {
+            let together = self.choices.batch.saturating_mul(self.choices.accumulation);
+            order = grouped(order, |at| self.examples[at].ids.len(), together);
+        }
         if self.choices.flag("dataloader_drop_last") && order.len() >= self.choices.batch {
             order.truncate(order.len() / self.choices.batch * self.choices.batch);
         }
@@ -578,7 +621,7 @@ impl Run<'_> {
 
     fn finish(mut self, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
         self.take_best(watch)?;
-        let dtype = if self.choices.flag("bf16") { Dtype::Bf16 } else { Dtype::F32 };
+        let dtype = if self.choices.is_half() { Dtype::Bf16 } else { Dtype::F32 };
         self.output.write_result(&self.training, dtype)?;
         if let Method::Lora(lora) = &self.choices.method
             && lora.pissa.is_some_and(|pissa| pissa.is_converted)
@@ -616,6 +659,7 @@ impl Run<'_> {
             self.output.keep_best(&self.state)?;
         }
         self.reports.end(true)?;
+        self.reports.troubles().for_each(|words| watch.note(&words));
         Ok(outcome)
     }
 }

@@ -14,11 +14,11 @@ use serde_json::{Map, Value, json};
 
 use super::RunError;
 use super::choices::{Choices, Lora, Method};
+use super::shards;
 use super::state::State;
 use crate::optimizer::{Memory, MemoryMut, Optimizer};
 use crate::step::{Training, rounded};
 
-const FULL_WEIGHTS: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "bantam_state.json";
 const PREFIX: &str = "checkpoint-";
@@ -120,7 +120,7 @@ impl Output {
         training: &Training,
         form: &Form,
     ) -> Result<(), RunError> {
-        let (name, dtype) = (if self.is_adapter { WEIGHTS } else { FULL_WEIGHTS }, form.dtype);
+        let dtype = form.dtype;
         for (name, bytes) in beside {
             match *name == "config.json" {
                 true => write_file(&folder.join(name), &typed(bytes, dtype))?,
@@ -139,7 +139,7 @@ impl Output {
         let others = frozen.iter().map(|tensor| (tensor.name, tensor.dtype, tensor.shape));
         let outlines: Vec<Outline<'_>> = trained.chain(others).collect();
         let mut values = Vec::new();
-        write_streamed(&folder.join(name), &outlines, &[("format", "pt")], |at, out| {
+        let fill = |at: usize, out: &mut dyn Write| {
             if let Some(tensor) = at.checked_sub(parameters.len()).map(|at| &frozen[at]) {
                 return copy(tensor, out);
             }
@@ -149,7 +149,11 @@ impl Output {
             values.resize(parameters[at].range().len(), 0.0);
             training.read(at, &mut values);
             put(&values, dtype, out)
-        })?;
+        };
+        match self.is_adapter {
+            true => write_streamed(&folder.join(WEIGHTS), &outlines, &[("format", "pt")], fill)?,
+            false => shards::write(folder, &outlines, shards::BYTES_MAX, fill)?,
+        }
         Ok(())
     }
 
@@ -236,7 +240,10 @@ impl Output {
 
     /// Puts the numbers of a checkpoint in the place of those that are trained.
     pub(super) fn restore(&self, checkpoint: &Path, training: &mut Training) -> Result<(), RunError> {
-        read_from(checkpoint, if self.is_adapter { WEIGHTS } else { FULL_WEIGHTS }, training)
+        match self.is_adapter {
+            true => read_parameters(checkpoint, training),
+            false => read_from(checkpoint, &shards::first(checkpoint), training),
+        }
     }
 
     /// One more line of the log, whole or not at all.
@@ -320,7 +327,7 @@ pub(super) fn is_whole(checkpoint: &Path) -> bool {
 
 /// Whether a folder holds trained tensors already.
 pub(super) fn is_taken(folder: &Path) -> bool {
-    [FULL_WEIGHTS, WEIGHTS].iter().any(|name| folder.join(name).exists())
+    [shards::first(folder), folder.join(WEIGHTS)].iter().any(|path| path.exists())
 }
 
 /// What a checkpoint remembers, put where it belongs.
@@ -374,12 +381,12 @@ fn write_memory(path: &Path, memory: &[Memory<'_>]) -> Result<(), RunError> {
 
 /// Reads what is trained from a checkpoint's adapter, whatever its configuration says.
 pub(super) fn read_parameters(checkpoint: &Path, training: &mut Training) -> Result<(), RunError> {
-    read_from(checkpoint, WEIGHTS, training)
+    read_from(checkpoint, &checkpoint.join(WEIGHTS), training)
 }
 
-fn read_from(checkpoint: &Path, file: &str, training: &mut Training) -> Result<(), RunError> {
+fn read_from(checkpoint: &Path, weights: &Path, training: &mut Training) -> Result<(), RunError> {
     let refused = |found: String| RunError::Checkpoint { checkpoint: checkpoint.into(), found };
-    let tensors = Checkpoint::open(&checkpoint.join(file)).map_err(|error| refused(error.to_string()))?;
+    let tensors = Checkpoint::open(weights).map_err(|error| refused(error.to_string()))?;
     let names: Vec<(String, Vec<usize>)> =
         training.parameters().iter().map(|known| (known.name.clone(), known.shape.clone())).collect();
     for (at, (name, shape)) in names.iter().enumerate() {

@@ -25,8 +25,9 @@ fn needed(chosen: &Chosen, say: Say<'_>) {
         "expected model_name_or_path, found none; name the model's folder",
     );
     let has_file = chosen.is_given("dataset_path");
+    let is_kept = chosen.is_given("tokenized_path");
     say(
-        !chosen.is_given("dataset") && !has_file,
+        !chosen.is_given("dataset") && !has_file && !is_kept,
         "dataset",
         "expected dataset, found none; give names of dataset_info.json",
     );

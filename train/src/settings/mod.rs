@@ -9,7 +9,7 @@ mod conflicts;
 mod key;
 mod sections;
 mod table;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -54,6 +54,8 @@ pub struct DataSettings {
     pub folder: PathBuf,
     /// Instead of names: a file, and what form it has.
     pub file: Option<(PathBuf, String)>,
+    /// Where examples are kept that are ready: read where it is there, else written.
+    pub tokenized: Option<PathBuf>,
     /// The name of a template; without one, the model's own.
     pub template: Option<String>,
     /// The most tokens of an example; already one less where conversations are packed, as in LLaMA-Factory.
@@ -169,6 +171,7 @@ impl Settings {
     pub fn below(mut self, folder: &Path) -> Self {
         self.root = folder.into();
         self.data.folder = folder.join(&self.data.folder);
+        self.data.tokenized = self.data.tokenized.map(|path| folder.join(path));
         self.data.file = self.data.file.map(|(path, form)| (folder.join(path), form));
         let within = |path: &str| folder.join(path).display().to_string();
         for key in ["output_dir", "logging_dir", "resume_from_checkpoint"] {
@@ -420,6 +423,7 @@ impl Chosen {
             eval_datasets: self.names("eval_dataset").unwrap_or_default(),
             folder: self.text("dataset_dir").expect("it has a default").into(),
             file,
+            tokenized: self.text("tokenized_path").map(PathBuf::from),
             template: self.text("template"),
             cutoff_len: size("cutoff_len").expect("it has a default") - less,
             train_on_prompt: self.is_set("train_on_prompt"),

@@ -143,7 +143,7 @@ const DATA: &[Key] = &[
     idle("preprocessing_num_workers", Count(1, MANY), "null", "the same rows come out of any number of them"),
     idle("eval_num_beams", Count(1, MANY), "null", GENERATES),
     refused("eval_on_each_dataset", Flag, "false", "run once for each"),
-    refused("tokenized_path", Text, "null", "give token ids with formatting: tokenized in dataset_info.json"),
+    done("tokenized_path", Text, "null"),
     idle("data_shared_file_system", Flag, "false", ONE_PROCESS),
 ];
 
@@ -244,8 +244,16 @@ const METHOD: &[Key] = &[
 ];
 
 const INTERVALS: Kind = Word(&["no", "steps", "epoch"]);
-const SCHEDULES: Kind =
-    Word(&["linear", "cosine", "constant", "constant_with_warmup", "warmup_stable_decay"]);
+const SCHEDULES: Kind = Word(&[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "constant",
+    "constant_with_warmup",
+    "warmup_stable_decay",
+]);
 const OPTIMIZERS: Kind = Word(&[
     "adamw_torch",
     "adamw_torch_fused",
@@ -293,6 +301,7 @@ const TRAINING: &[Key] = &[
     done("data_seed", Count(0, MANY), "null"),
     done("bf16", Flag, "false"),
     done("dataloader_drop_last", Flag, "false"),
+    done("group_by_length", Flag, "false"),
     done("eval_steps", ANY, "null"),
     done("run_name", Text, "null"),
     done("optim", OPTIMIZERS, "adamw_torch"),
@@ -319,7 +328,6 @@ const TRAINING: &[Key] = &[
     idle("tf32", Flag, "null", ONE_WAY),
     refused("label_smoothing_factor", SHARE, "0.0", "leave it out: the loss is plain cross-entropy"),
     refused("neftune_noise_alpha", ANY, "null", "use lora_dropout"),
-    refused("group_by_length", Flag, "false", "use packing: true, which wastes less"),
     refused("optim_args", Text, "null", "use the keys adam_beta1, adam_beta2, adam_epsilon, weight_decay"),
     refused("optim_target_modules", Anything, "null", "leave it out"),
     refused("adafactor", Flag, "false", "use optim: adamw_8bit"),

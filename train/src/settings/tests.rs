@@ -3,46 +3,8 @@
 
 use super::*;
 
-const SFT: &str = "### model
-model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct
-trust_remote_code: true
-
-### method
-stage: sft
-do_train: true
-finetuning_type: lora
-lora_rank: 8
-lora_target: all
-
-### dataset
-dataset: identity,alpaca_en_demo
-template: llama3
-cutoff_len: 2048
-max_samples: 1000
-overwrite_cache: true
-preprocessing_num_workers: 16
-dataloader_num_workers: 4
-
-### output
-output_dir: saves/llama3-8b/lora/sft
-logging_steps: 10
-save_steps: 500
-plot_loss: true
-overwrite_output_dir: true
-save_only_model: false
-report_to: none  # choices: [none, wandb, tensorboard, swanlab, mlflow]
-
-### train
-per_device_train_batch_size: 1
-gradient_accumulation_steps: 8
-learning_rate: 1.0e-4
-num_train_epochs: 3.0
-lr_scheduler_type: cosine
-warmup_ratio: 0.1
-bf16: true
-ddp_timeout: 180000000
-resume_from_checkpoint: null
-";
+/// As LLaMA-Factory 0.9.3 has it (`examples/train_lora`).
+const SFT: &str = include_str!("../../../tests/goldens/train-data/llama3_lora_sft.yaml");
 
 fn read(text: &str, overrides: &[&str]) -> Result<Settings, String> {
     let overrides: Vec<String> = overrides.iter().map(|given| (*given).to_owned()).collect();
@@ -162,6 +124,49 @@ fn no_text_stops_it() {
         let text: String = text.into_iter().collect();
         if let Err(error) = Settings::of_text("x", &text, &[]) {
             assert!(!error.to_string().is_empty());
+        }
+    }
+}
+
+/// Whatever stands behind a key, it is taken or refused in words, by the settings and by a run.
+#[test]
+fn no_value_of_any_key_stops_it() {
+    const VALUES: &[&str] = &[
+        "null",
+        "\"\"",
+        "true",
+        "-1",
+        "0",
+        "1",
+        "3.7",
+        "1e300",
+        "-1e300",
+        ".nan",
+        ".inf",
+        "99999999999999999999",
+        "[]",
+        "[1, [2]]",
+        "{a: {b: c}}",
+        "all",
+        "a, b,,",
+        "no",
+        "\"\\0\\u00e9\"",
+        "20GiB",
+        "/dev/null",
+        "../..",
+    ];
+    for key in table::keys() {
+        for value in VALUES {
+            let text =
+                format!("model_name_or_path: m\ndataset_path: d\noutput_dir: o\n{}: {value}\n", key.name);
+            let found = match read(&text, &[]) {
+                Ok(settings) => match crate::run::check(&settings.below(Path::new("/x"))) {
+                    Ok(()) => continue,
+                    Err(error) => error.to_string(),
+                },
+                Err(error) => error,
+            };
+            assert!(!found.is_empty() && found.len() < 2000, "{text}{found}");
         }
     }
 }

@@ -14,13 +14,13 @@ const DEPTH_MAX: usize = 16;
 
 /// Something, and the line it begins in.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Node {
-    pub(super) line: usize,
-    pub(super) content: Content,
+pub(crate) struct Node {
+    pub(crate) line: usize,
+    pub(crate) content: Content,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Content {
+pub(crate) enum Content {
     /// Words, and whether they stood without quotes, so that they may be a number or nothing.
     Scalar(String, bool),
     List(Vec<Node>),
@@ -29,7 +29,7 @@ pub(super) enum Content {
 
 impl Content {
     /// As messages name it.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Content::Scalar(..) => "a word",
             Content::List(_) => "a list",
@@ -40,13 +40,13 @@ impl Content {
 
 /// Why a text is no such tree.
 #[derive(Debug, PartialEq)]
-pub(super) struct Broken {
-    pub(super) line: usize,
-    pub(super) reason: String,
+pub(crate) struct Broken {
+    pub(crate) line: usize,
+    pub(crate) reason: String,
 }
 
 /// Reads a text; an empty one is an empty block.
-pub(super) fn parse(text: &str) -> Result<Node, Broken> {
+pub(crate) fn parse(text: &str) -> Result<Node, Broken> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     // A library that stops in a strange file must not end the process.
     let parsed = catch_unwind(AssertUnwindSafe(|| {

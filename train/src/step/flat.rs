@@ -9,6 +9,7 @@ pub struct Flat {
     tokens: Vec<u32>,
     labels: Vec<i32>,
     documents: Vec<usize>,
+    pieces: Vec<usize>,
 }
 
 impl Flat {
@@ -19,19 +20,26 @@ impl Flat {
         self.tokens.clear();
         self.labels.clear();
         self.documents.clear();
+        self.pieces.clear();
         for row in 0..batch.rows {
             let range = row * batch.columns..(row + 1) * batch.columns;
             let (labels, segments) = (&batch.labels[range.clone()], &batch.segments[range.clone()]);
+            let positions = &batch.positions[range.clone()];
             let mut open = 0;
             for (at, (&id, &segment)) in batch.ids[range].iter().zip(segments).enumerate() {
                 if segment == 0 && (labels[at] == IGNORED || open == 0) {
                     continue;
                 }
-                if segment != 0 && segment != open {
+                let is_new = segment != 0 && segment != open;
+                if is_new {
                     self.documents.push(0);
                     open = segment;
                 }
-                *self.documents.last_mut().expect("a piece is open") += 1;
+                if is_new || segment != 0 && positions[at] == 0 {
+                    self.pieces.push(0);
+                }
+                *self.documents.last_mut().expect("a document is open") += 1;
+                *self.pieces.last_mut().expect("a piece is open") += 1;
                 self.tokens.push(id);
                 self.labels.push(labels.get(at + 1).copied().unwrap_or(IGNORED));
             }
@@ -40,7 +48,7 @@ impl Flat {
 
     /// What was taken over.
     pub fn batch(&self) -> Batch<'_> {
-        Batch { tokens: &self.tokens, labels: &self.labels, documents: &self.documents }
+        Batch { tokens: &self.tokens, labels: &self.labels, documents: &self.documents, pieces: &self.pieces }
     }
 }
 

@@ -164,6 +164,11 @@ impl Ends {
         loss
     }
 
+    /// Of the last rows with a label, in their order, which had the likeliest.
+    pub(crate) fn hits(&self) -> impl Iterator<Item = bool> + '_ {
+        self.entropies.iter().map(Entropy::is_hit)
+    }
+
     /// Goes through the vocabulary: at first to see it, then, where there are gradients, for these.
     fn each_chunk(
         &mut self,

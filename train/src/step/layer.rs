@@ -21,6 +21,8 @@ use super::sites::{LayerSites, NormSite};
 pub(crate) struct Documents<'a> {
     /// Rows of each.
     pub(crate) lengths: &'a [usize],
+    /// Rows of stretches at whose beginning positions begin anew.
+    pub(crate) pieces: &'a [usize],
 }
 
 impl Documents<'_> {
@@ -179,7 +181,7 @@ impl Layer<'_> {
         let width = 2 * rope.pairs();
         let out = room(out, documents.rows() * width);
         let mut rows = out.chunks_exact_mut(width.max(1));
-        for &length in documents.lengths {
+        for &length in documents.pieces {
             let frequencies = self.bare().arena.floats(rope.frequencies_at(length));
             for position in 0..length {
                 let row = rows.next().expect("a row for every position");

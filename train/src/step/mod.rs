@@ -79,6 +79,9 @@ pub struct Batch<'a> {
     pub labels: &'a [i32],
     /// How many tokens each document has. Documents do not see one another; positions begin anew.
     pub documents: &'a [usize],
+    /// Stretches at whose beginning positions begin anew, where these are others than documents (packing without
+    /// walls); empty where they are not.
+    pub pieces: &'a [usize],
 }
 
 impl Batch<'_> {
@@ -87,10 +90,16 @@ impl Batch<'_> {
         head::labelled(self.labels).count()
     }
 
+    fn layout(&self) -> Documents<'_> {
+        let pieces = if self.pieces.is_empty() { self.documents } else { self.pieces };
+        Documents { lengths: self.documents, pieces }
+    }
+
     fn check(&self, vocab: usize) -> Result<(), TrainError> {
         let documents = self.documents.iter().sum();
         let (tokens, labels) = (self.tokens.len(), self.labels.len());
-        if documents != tokens || labels != tokens || tokens == 0 {
+        let pieces: usize = self.layout().pieces.iter().sum();
+        if documents != tokens || pieces != tokens || labels != tokens || tokens == 0 {
             return Err(TrainError::Batch { tokens, labels, documents });
         }
         let outside = |what, found: i64| TrainError::Vocabulary { what, found, vocab };
@@ -307,6 +316,11 @@ impl Training {
         Ok(loss)
     }
 
+    /// Of the labels of the last batch, in their order, which were the likeliest tokens.
+    pub fn hits(&self) -> impl Iterator<Item = bool> + '_ {
+        self.buffers.ends.hits()
+    }
+
     /// Leaves the gradient of the last hidden states in the stream, if it is wanted.
     fn forward(&mut self, batch: &Batch, scale: f32, with_gradients: bool) -> f64 {
         let halves = self.halves();
@@ -325,7 +339,7 @@ impl Training {
             kept.scratch().make_room(&Room::of_step(bare.cpu, lows, sites, &load));
         }
         loss.embed(bare, &ends.embedding, batch.tokens, stream);
-        let documents = Documents { lengths: batch.documents };
+        let documents = batch.layout();
         for (number, (spec, sites)) in bare.spec.layers.iter().zip(&*layers).enumerate() {
             streams.round(stream);
             if with_gradients && number >= self.lowest {
@@ -347,7 +361,7 @@ impl Training {
         let Buffers { streams, stream, kept, input, .. } = buffers;
         let products = Products { bare, lows, dropout: self.dropout, halves };
         let size = batch.tokens.len() * bare.spec.hidden;
-        let documents = Documents { lengths: batch.documents };
+        let documents = batch.layout();
         let d = &mut stream[..size];
         // What a layer makes of its input once more; only what it keeps on the way is of use.
         let mut again = std::mem::take(&mut buffers.row);

@@ -48,6 +48,11 @@ impl Entropy {
         self.log_total() - f64::from(self.own)
     }
 
+    /// Whether no logit is larger than the label's.
+    pub fn is_hit(&self) -> bool {
+        self.own >= self.most
+    }
+
     /// Turns a chunk's logits into the gradient of `scale * loss`.
     pub fn gradient(&self, cpu: Cpu, first: usize, label: usize, scale: f32, logits: &mut [f32]) {
         // The exponent of the difference: near the label it is the whole of the gradient.

@@ -1,7 +1,8 @@
 //! Who is told of a run besides its own files: TensorBoard, Weights & Biases (a folder to send later), MLflow. Each is
-//! files in the form of that program; nothing here asks the network for anything.
+//! files in the form of that program; only where the user names an MLflow server, that is told (`server.rs`).
 
 mod mlflow;
+mod server;
 mod tensorboard;
 mod wandb;
 mod wire;
@@ -28,6 +29,10 @@ trait Reporter: fmt::Debug {
     fn end(&mut self, is_done: bool) -> io::Result<()>;
     /// Where it writes.
     fn folder(&self) -> &Path;
+    /// What went wrong, in spite of which the run went on.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// All that are told.
@@ -51,8 +56,14 @@ impl Reports {
         let name = settings.text("run_name").unwrap_or_else(|| output.display().to_string());
         let begin = Begin { name, settings, step };
         let mut reports = Reports::default();
+        let server = server::address();
         for name in names(settings) {
             let (folder, made): (PathBuf, io::Result<Box<dyn Reporter>>) = match name.as_str() {
+                "mlflow" if server.is_some() => {
+                    let address = server.clone().unwrap_or_default();
+                    let made = server::Server::new(&address, &begin).map(|made| Box::new(made) as _);
+                    (address.into(), made)
+                }
                 "tensorboard" => {
                     let folder = tensorboard::folder(settings, output, step);
                     (folder.clone(), tensorboard::Events::new(folder, &begin).map(|made| Box::new(made) as _))
@@ -96,6 +107,11 @@ impl Reports {
         self.each(|reporter| reporter.sum_up(step, &figures(entry)))
     }
 
+    /// What went wrong on the way.
+    pub(super) fn troubles(&self) -> impl Iterator<Item = String> + '_ {
+        self.list.iter().filter_map(|reporter| reporter.trouble())
+    }
+
     /// Tells that it is over.
     pub(super) fn end(&mut self, is_done: bool) -> Result<(), RunError> {
         self.each(|reporter| reporter.end(is_done))
@@ -136,9 +152,9 @@ pub(super) fn complaints(settings: &Settings) -> Vec<(&'static str, String)> {
     for name in names(settings) {
         let instead = match name.as_str() {
             "tensorboard" | "wandb" => continue,
-            "mlflow" if mlflow::folder().is_some() => continue,
+            "mlflow" if mlflow::folder().is_some() || server::address().is_some() => continue,
             "mlflow" => {
-                "mlflow with a server, found in MLFLOW_TRACKING_URI: nothing is sent; leave it out, which writes ./mlruns"
+                "an MLFLOW_TRACKING_URI that is neither http nor a folder; leave it out, which writes ./mlruns"
                     .to_owned()
             }
             "all" => "all: name those that are to be told".to_owned(),

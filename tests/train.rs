@@ -46,7 +46,7 @@ impl Batches {
 
     fn get(&self, at: usize) -> Batch<'_> {
         let (tokens, labels, documents) = &self.0[at];
-        Batch { tokens, labels, documents }
+        Batch { tokens, labels, documents, pieces: &[] }
     }
 
     /// The mean loss, and its gradients.
@@ -425,7 +425,7 @@ impl Drop for InBfloat16 {
 
 const TOKENS: [u32; 50] = [7; 50];
 const LABELS: [i32; 50] = [9; 50];
-const BATCH: Batch = Batch { tokens: &TOKENS, labels: &LABELS, documents: &[20, 30] };
+const BATCH: Batch = Batch { tokens: &TOKENS, labels: &LABELS, documents: &[20, 30], pieces: &[] };
 
 /// Matrices that stay in their files give the bits of those that are held, fused ones and tied tables included.
 #[test]

@@ -368,7 +368,7 @@ impl Checkpoint {
     pub(crate) fn map(&self, shard: usize) -> Option<&Map> {
         match &self.shards[shard].bytes {
             Bytes::Mapped(map, _) => Some(map),
-            Bytes::Carried(..) => None,
+            Bytes::Carried(..) | Bytes::Told(..) => None,
         }
     }
 
@@ -531,7 +531,7 @@ mod tests {
     use super::*;
 
     fn view<'a>(dtype: Dtype, shape: &'a [usize], data: &'a [u8]) -> TensorView<'a> {
-        TensorView { name: "w", dtype, shape, data, file: Path::new("f"), source: None }
+        TensorView { name: "w", dtype, shape, data, file: Path::new("f"), source: Place::Here }
     }
 
     #[test]

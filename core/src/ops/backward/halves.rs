@@ -389,6 +389,8 @@ mod lines {
         let mut x = [_mm512_setzero_si512(); WORDS];
         for (x, row) in x.iter_mut().zip(rows) {
             let line: &[u8; BYTES] = row[at..].first_chunk().expect("rows have this line");
+            // Rows are more streams than the processor follows by itself.
+            ask_for(&row[(at + 4 * BYTES).min(row.len() - 1)..]);
             // SAFETY: a line of 64 bytes.
             *x = unsafe { _mm512_loadu_si512(line.as_ptr().cast()) };
         }

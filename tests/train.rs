@@ -453,6 +453,32 @@ fn matrices_in_files_are_trained_on_as_those_in_memory() {
     }
 }
 
+/// Layers that are kept give the bits of layers that are run once more.
+#[test]
+fn layers_that_are_kept_are_those_that_are_run_again() {
+    let cpu = Cpu::detect();
+    for (base, adapter) in [
+        ("models/mixtral", None),
+        ("models/gemma2", None),
+        ("models/gpt_neox", Some("lora/lora-gpt_neox")),
+        ("models/llama-tied", Some("lora/lora-dora-llama")),
+    ] {
+        let source = open(base, adapter);
+        let begin = || match adapter {
+            None => Training::full(&source, cpu, 2).expect("it can be trained"),
+            Some(_) => Training::adapter(&source, None, cpu, 2).expect("it can be trained"),
+        };
+        let (mut again, mut kept) = (begin(), begin());
+        kept.keep_layers();
+        for _ in 0..2 {
+            assert!(
+                loss_and_gradients(&mut again, &BATCH) == loss_and_gradients(&mut kept, &BATCH),
+                "{base}"
+            );
+        }
+    }
+}
+
 /// What stays in a file is checked when it is opened, and a file that is cut is noticed.
 #[test]
 fn files_that_are_damaged_or_cut_are_noticed() {

@@ -439,6 +439,16 @@ fn training() {
         let full = || Training::full(&source, cpu, 3).expect("it can be trained");
         training_steps(model, &outline, Load::default(), full);
     }
+    for model in ["gpt_oss-bf16", "gemma2"] {
+        let source = open(model);
+        let outline = Outline::some(&source, &|_| true, cpu).expect("it has a plan");
+        let load = Load { layers: true, ..Load::default() };
+        training_steps(&format!("{model} with kept layers"), &outline, load, || {
+            let mut training = Training::full(&source, cpu, 3).expect("it can be trained");
+            training.keep_layers();
+            training
+        });
+    }
     let adapter = repository("tests/goldens/lora/lora-dora-llama");
     let source = open("llama-tied").adapted(&adapter).expect("the adapter opens");
     let nested = way("bnb-4bit");

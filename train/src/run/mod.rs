@@ -233,6 +233,9 @@ pub fn train(
     if choices.is_half() {
         training.in_halves();
     }
+    if choices.flag("disable_gradient_checkpointing") {
+        training.keep_layers();
+    }
     let mut optimizer = Optimizer::new(&training, |parameter| choices.group(parameter));
     let state = match &checkpoint {
         Some(checkpoint) => output::resume(checkpoint, &mut optimizer)?,
@@ -362,7 +365,7 @@ fn adapted(
 ) -> Result<(Source, Training), RunError> {
     let source = source.adapted(folder)?;
     let quantization = choices.quantization.filter(|_| !source.spec.format.is_quantized());
-    let begin = if choices.flag("bf16") { Training::adapter_in_halves } else { Training::adapter };
+    let begin = if choices.is_half() { Training::adapter_in_halves } else { Training::adapter };
     let training = begin(&source, quantization, cpu, threads)?;
     Ok((source, training))
 }

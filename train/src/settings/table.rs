@@ -25,7 +25,8 @@ const NO_CODE: &str = "no code of a model's folder is ever run";
 const ONE_WAY: &str = "there is one way to compute it, which is chosen by the processor";
 const ONE_PROCESS: &str = "one process trains, whose memory is planned before it starts";
 const NO_FETCHING: &str = "nothing is fetched while training: `bantam pull` does that";
-const RECOMPUTED: &str = "activations are always recomputed, layer by layer";
+const RECOMPUTED: &str =
+    "activations are recomputed, layer by layer, unless disable_gradient_checkpointing is true";
 const PICTURES: &str = "only text is read";
 const NO_CACHE_OF_DATA: &str = "data is prepared anew at every start";
 const EXPORTS: &str = "it belongs to export: `bantam merge` and `bantam quantize` do that";
@@ -65,7 +66,7 @@ const MODEL: &[Key] = &[
     idle("use_unsloth_gc", Flag, "false", RECOMPUTED),
     idle("enable_liger_kernel", Flag, "false", ONE_WAY),
     refused("moe_aux_loss_coef", ANY, "null", "leave it out: routers are trained by the loss alone"),
-    idle("disable_gradient_checkpointing", Flag, "false", RECOMPUTED),
+    done("disable_gradient_checkpointing", Flag, "false"),
     idle("use_reentrant_gc", Flag, "true", RECOMPUTED),
     idle("upcast_layernorm", Flag, "false", FLOATS),
     idle("upcast_lmhead_output", Flag, "false", FLOATS),

@@ -60,6 +60,17 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
+    /// Exchanges what no layer keeps: what the next one writes over, and gradients.
+    pub(crate) fn exchange(&mut self, other: &mut Kept) {
+        self.block.exchange(&mut other.block);
+        std::mem::swap(&mut self.scratch, &mut other.scratch);
+        let Kept { out, scores, dout, dnormed, dqueries, dkeys, dvalues, dattended, .. } = self;
+        let mine = [out, scores, dout, dnormed, dqueries, dkeys, dvalues, dattended];
+        let Kept { out, scores, dout, dnormed, dqueries, dkeys, dvalues, dattended, .. } = other;
+        let others = [out, scores, dout, dnormed, dqueries, dkeys, dvalues, dattended];
+        mine.into_iter().zip(others).for_each(|(a, b)| std::mem::swap(a, b));
+    }
+
     /// Memory of products, for those beside the layers.
     pub(crate) fn scratch(&mut self) -> &mut Scratch {
         &mut self.scratch

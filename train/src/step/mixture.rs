@@ -86,6 +86,14 @@ struct Bend<'a> {
 }
 
 impl Block {
+    /// Exchanges gradients.
+    pub(crate) fn exchange(&mut self, other: &mut Block) {
+        let Block { dparts, drouter, dbent, dup, dsent, .. } = self;
+        let mine = [dparts, drouter, dbent, dup, dsent];
+        let Block { dparts, drouter, dbent, dup, dsent, .. } = other;
+        mine.into_iter().zip([dparts, drouter, dbent, dup, dsent]).for_each(|(a, b)| std::mem::swap(a, b));
+    }
+
     fn lend(&mut self) -> Bend<'_> {
         let Block { gate, up, bent, dbent, dup, .. } = self;
         Bend { gate, up, bent, dbent, dup }

@@ -139,6 +139,8 @@ struct Buffers {
     /// A layer's input as it was kept.
     input: Vec<f32>,
     kept: Kept,
+    /// Of every layer that is gone back through, where none is run once more.
+    layers: Vec<Kept>,
     ends: Ends,
     row: Vec<f32>,
 }
@@ -281,6 +283,11 @@ impl Training {
         self.buffers.streams = Streams::Halves(Vec::new());
     }
 
+    /// Keeps what every layer computes until backward has read it: nothing is computed twice.
+    pub fn keep_layers(&mut self) {
+        self.buffers.layers.resize_with(self.layers.len() - self.lowest, Kept::default);
+    }
+
     fn halves(&self) -> bool {
         self.halves && halves::exist(self.bare.cpu)
     }
@@ -325,7 +332,7 @@ impl Training {
     fn forward(&mut self, batch: &Batch, scale: f32, with_gradients: bool) -> f64 {
         let halves = self.halves();
         let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
-        let Buffers { streams, stream, kept, ends: loss, .. } = buffers;
+        let Buffers { streams, stream, kept, layers: all, ends: loss, .. } = buffers;
         let dropout = self.dropout.filter(|_| with_gradients);
         let products = Products { bare, lows, dropout, halves };
         let size = batch.tokens.len() * bare.spec.hidden;
@@ -348,7 +355,15 @@ impl Training {
             if let Some(next) = layers.get(number + 1) {
                 next.ask_for(bare);
             }
-            Layer { products, spec, sites }.forward(documents, stream, kept);
+            let layer = Layer { products, spec, sites };
+            match number.checked_sub(self.lowest).and_then(|number| all.get_mut(number)) {
+                Some(own) if with_gradients => {
+                    own.exchange(kept);
+                    layer.forward(documents, stream, own);
+                    own.exchange(kept);
+                }
+                _ => layer.forward(documents, stream, kept),
+            }
             sites.forget(bare);
         }
         let gradients = with_gradients.then_some(&mut gradients[..]);
@@ -358,7 +373,7 @@ impl Training {
     fn backward(&mut self, batch: &Batch) {
         let halves = self.halves();
         let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
-        let Buffers { streams, stream, kept, input, .. } = buffers;
+        let Buffers { streams, stream, kept, layers: all, input, .. } = buffers;
         let products = Products { bare, lows, dropout: self.dropout, halves };
         let size = batch.tokens.len() * bare.spec.hidden;
         let documents = batch.layout();
@@ -373,11 +388,20 @@ impl Training {
             if let Some(next) = number.checked_sub(1).map(|next| &layers[self.lowest + next]) {
                 next.ask_for(bare);
             }
-            let again = room(&mut again, size);
-            again.copy_from_slice(x);
             let layer = Layer { products, spec, sites };
-            layer.again(documents, again, kept);
-            layer.backward(documents, x, d, gradients, kept);
+            match all.get_mut(number) {
+                Some(own) => {
+                    own.exchange(kept);
+                    layer.backward(documents, x, d, gradients, own);
+                    own.exchange(kept);
+                }
+                None => {
+                    let again = room(&mut again, size);
+                    again.copy_from_slice(x);
+                    layer.again(documents, again, kept);
+                    layer.backward(documents, x, d, gradients, kept);
+                }
+            }
             sites.forget(bare);
         }
         buffers.row = again;

@@ -38,6 +38,8 @@ pub struct Load {
     pub longest: usize,
     /// Whether inputs of layers are kept in bfloat16, and products made in it.
     pub halves: bool,
+    /// Whether what layers compute is kept until backward has read it.
+    pub layers: bool,
     /// Threads that compute.
     pub threads: usize,
     /// Whether changes see less than all of their inputs.
@@ -163,7 +165,19 @@ impl Room {
 #[derive(Debug, Clone, Copy, Default)]
 struct Kept {
     forward: usize,
+    /// Of forward, what no layer keeps.
+    passing: usize,
     backward: usize,
+}
+
+impl Kept {
+    fn most(self, other: Kept) -> Kept {
+        Kept {
+            forward: self.forward.max(other.forward),
+            passing: self.passing.max(other.passing),
+            backward: self.backward.max(other.backward),
+        }
+    }
 }
 
 /// A moment of a step on a card, and what stands in its memory then.
@@ -260,7 +274,7 @@ impl Outline {
             ("adapter", own),
             ("gradients", 4 * self.parameters.count),
             ("inputs of layers", load.tokens * hidden * layers * number),
-            ("a layer forward", 4 * kept.forward),
+            (if load.layers { "layers forward" } else { "a layer forward" }, 4 * kept.forward),
             ("a layer backward", 4 * kept.backward),
             ("products", 4 * self.room(load).floats()),
             ("head and loss", self.ends(load)),
@@ -273,13 +287,19 @@ impl Outline {
         let size = load.tokens * self.spec.hidden;
         let layers = self.spec.layers.iter().zip(&self.sites.layers);
         let all = layers.map(|(spec, sites)| self.kept_of(spec, sites, load));
-        let layer = all.fold(Kept::default(), |most, of| Kept {
-            forward: most.forward.max(of.forward),
-            backward: most.backward.max(of.backward),
-        });
-        let rows = self.sites.layers.iter().flat_map(LayerSites::sites).map(row_floats).max().unwrap_or(0);
+        let mut layer = all.clone().fold(Kept::default(), Kept::most);
+        if load.layers {
+            // Layers below have one set of buffers.
+            let below = all.clone().take(self.sites.lowest).map(|of| of.forward).max().unwrap_or(0);
+            layer.forward = below + all.skip(self.sites.lowest).map(|of| of.forward).sum::<usize>();
+        }
+        let has_lengths = |site: &&Site| site.low.is_some_and(|at| self.lows.list[at.low].has_lengths());
+        let sites = self.sites.layers.iter().flat_map(LayerSites::sites).filter(has_lengths);
+        let rows = sites.map(row_floats).max().unwrap_or(0);
         // Stream; its copy before a layer, and that which the layer is run with once more.
-        Kept { forward: size + layer.forward, backward: size + size.max(rows) + layer.backward }
+        let again = if load.layers { rows } else { size.max(rows) };
+        let forward = size + layer.passing + layer.forward;
+        Kept { forward, passing: 0, backward: size + again + layer.backward }
     }
 
     fn kept_of(&self, spec: &LayerSpec, sites: &LayerSites, load: &Load) -> Kept {
@@ -299,9 +319,10 @@ impl Outline {
             sinks: None,
             documents: &documents,
         };
-        let logs = tokens * a.heads + attention.scratch_floats(load.threads);
-        // Before both blocks, between them, and what they made; the attention's own.
-        let forward = 4 * size + results + 2 * query + 2 * key + raw + angles + logs;
+        // What a block made, and the attention's own.
+        let passing = size + attention.scratch_floats(load.threads);
+        // Before both blocks, and between them.
+        let forward = 3 * size + results + 2 * query + 2 * key + raw + angles + tokens * a.heads;
         let backward = 2 * size + query + 2 * key + query.max(key);
         let (hidden, width) = (spec.mlp.width, self.spec.hidden);
         let gates = if sites.gate.is_some() { 2 } else { 1 };
@@ -315,7 +336,7 @@ impl Outline {
                 (forward, router + places * 2 * width + tokens * hidden * gates)
             }
         };
-        Kept { forward: forward + more, backward: backward + back }
+        Kept { forward: forward + more, passing, backward: backward + back }
     }
 
     fn room(&self, load: &Load) -> Room {

@@ -142,9 +142,8 @@ impl MergeFlags {
         };
         let mut source = Source::open(base)?;
         let begin = Begin { force: true, restart: false };
-        let restore = || {
-            interrupt::without_file_size_signal(|| restored(&source, place.output(), begin, is_quiet))
-        };
+        let restore =
+            || interrupt::without_file_size_signal(|| restored(&source, place.output(), begin, is_quiet));
         let mut outcome = restore()?;
         if let Outcome::Finished = outcome {
             // It is made again.

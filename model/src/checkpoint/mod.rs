@@ -514,7 +514,7 @@ mod tests {
     use super::*;
 
     fn view<'a>(dtype: Dtype, shape: &'a [usize], data: &'a [u8]) -> TensorView<'a> {
-        TensorView { name: "w", dtype, shape, data, file: Path::new("f"), source: None }
+        TensorView { name: "w", dtype, shape, data, file: Path::new("f"), source: Place::Here }
     }
 
     #[test]

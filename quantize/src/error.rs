@@ -34,7 +34,7 @@ pub enum QuantizeError {
     Checkpoint(#[from] CheckpointError),
     /// A GGUF file could not be written out.
     #[error(transparent)]
-    Restore(#[from] RestoreError),
+    Restore(Box<RestoreError>),
     /// A file was not written; what is there already stays for the next start.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -57,6 +57,12 @@ pub enum QuantizeError {
         /// What it said.
         source: io::Error,
     },
+}
+
+impl From<RestoreError> for QuantizeError {
+    fn from(error: RestoreError) -> Self {
+        QuantizeError::Restore(Box::new(error))
+    }
 }
 
 /// Words for a refusal.

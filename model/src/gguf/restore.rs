@@ -576,14 +576,20 @@ impl Copying<'_> {
     ) -> Result<(), WeightsError> {
         let dtype = self.tensor.dtype;
         let shift = match (self.tensor.made, kind) {
-            (Made::Codes, Some(kind)) => return Ok(kind.codes_in_order(bytes, made)),
-            (Made::Exponents, Some(kind)) => return Ok(kind.exponents(bytes, made)),
+            (Made::Codes, Some(kind)) => {
+                kind.codes_in_order(bytes, made);
+                return Ok(());
+            }
+            (Made::Exponents, Some(kind)) => {
+                kind.exponents(bytes, made);
+                return Ok(());
+            }
             (Made::Numbers(shift), _) if view.dtype == dtype && shift == 0.0 => {
                 made.extend_from_slice(bytes);
                 return Ok(());
             }
             (Made::Numbers(shift), _) => shift,
-            _ => 0.0,
+            _ => unreachable!("codes are of blocks"),
         };
         let mut values = vec![0.0; bytes.len() / view.dtype.bytes()];
         match kind {

@@ -44,7 +44,7 @@ impl Batches {
 
     fn get(&self, at: usize) -> Batch<'_> {
         let (tokens, labels, documents) = &self.0[at];
-        Batch { tokens, labels, documents }
+        Batch { tokens, labels, documents, pieces: &[] }
     }
 
     /// The mean loss, and its gradients.

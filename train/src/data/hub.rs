@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn the_readme_goes_before_names() {
-        let readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train_sft\n    path: data/sft-*\n\
+        let readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train_sft\n    path: data/sft*\n\
                       - config_name: other\n  data_files: \"other/*.json\"\n---\n# words\n";
         let files = ["data/sft-0.parquet", "other/a.json", "train.json"];
         check(&files, readme, (None, "train_sft", None), Ok(&files[..1]));

@@ -244,10 +244,9 @@ fn patterns_of(node: &Node, split: &str, patterns: &mut Vec<String>) {
     match &node.content {
         Content::Scalar(pattern, _) if split == "train" => patterns.push(pattern.clone()),
         Content::List(list) => list.iter().for_each(|node| patterns_of(node, split, patterns)),
-        Content::Map(_) if text(get(node, "split")) == Some(split) => match get(node, "path") {
-            Some(path) => patterns_of(path, "train", patterns),
-            None => {}
-        },
+        Content::Map(_) if text(get(node, "split")) == Some(split) => {
+            get(node, "path").into_iter().for_each(|path| patterns_of(path, "train", patterns));
+        }
         _ => {}
     }
 }

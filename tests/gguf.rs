@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use bantam_core::Cpu;
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::{Engine, StepError, stored};
+use bantam_model::gguf::restore::Restored;
 use bantam_model::inspect::unquantized;
 use bantam_model::plan::Plan;
 use bantam_model::source::Source;
@@ -114,6 +115,49 @@ fn last(engine: &mut Engine, tokens: &[u32]) -> Vec<f32> {
     engine.prefill::<StepError>(sequence, tokens, |_, _, _| Ok(())).unwrap();
     let rows: Vec<usize> = (tokens.len() - 8..tokens.len()).collect();
     engine.logits(&rows).to_vec()
+}
+
+/// What a model is, but for how its tensors are called and stored.
+fn outline(source: &Source) -> String {
+    let spec = &source.spec;
+    let layers = format!("{:?} {:?}", spec.layers, spec.final_norm);
+    // Norms in these files have their shift in them.
+    let layers = layers.replace("weight_shift: 1.0", "weight_shift: 0.0");
+    format!("{} {} {} {} {} {layers}", spec.family, spec.hidden, spec.vocab, spec.context, spec.tied)
+}
+
+#[test]
+fn a_file_written_out_is_the_same_model() {
+    for case in cases() {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("restored-{}", case.name));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let source = Source::open(&case.file).unwrap();
+        let restoring = Restored::new(&source).unwrap().unwrap();
+        restoring.write(&folder, 100_000, &mut |_| {}).unwrap();
+        let made = Source::open(&folder).unwrap();
+        assert_eq!(outline(&made), outline(&source), "{}", case.name);
+        let tokens: Vec<u32> = (3..60).collect();
+        let last = |source: &Source| {
+            let mut engine = source.load(options(), Cpu::detect(), 2, None, &mut |_| {}).unwrap();
+            last(&mut engine, &tokens)
+        };
+        let (found, wanted) = (last(&made), last(&source));
+        let is_plain = source.checkpoint.tensors().all(|tensor| tensor.dtype.is_float());
+        // A list of divisors may have become the numbers that it was made of.
+        let same_ropes = made.spec.ropes == source.spec.ropes;
+        let most = match (is_plain, same_ropes) {
+            (true, true) => 0.0,
+            (true, false) => 1e-4,
+            (false, _) => 1e-2,
+        };
+        let largest = wanted.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        let off = found.iter().zip(&wanted).fold(0.0f32, |off, (a, b)| off.max((a - b).abs()));
+        println!("{}: {off} of {largest}", case.name);
+        assert!(off <= most * largest, "{}: {off} of {largest}", case.name);
+        assert_eq!(made.text_if_any().unwrap().is_some(), source.text_if_any().unwrap().is_some());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }
 
 /// Whose tokenizer the files have.

@@ -146,3 +146,51 @@ fn a_change_of_what_is_packed_is_a_new_version() {
          chooses other layouts now, the version may stay"
     );
 }
+
+/// A folder whose weights are a native file alone is the model, wherever it lies, and nothing to start other work from.
+#[test]
+fn a_native_file_can_stand_alone() {
+    for (label, model) in [("alone-packed", "gpt_oss-mxfp4"), ("alone-ordered", ORDERED)] {
+        let place = Place::new(label, model, Options { precision: Precision::Fast, ..options() });
+        let (source, options) = (&place.source, place.options);
+        let mut engine = source.load(options, Cpu::detect(), 2, None, &mut |_| {}).expect("it loads");
+        let wanted = logits(&mut engine);
+        let (first, moved) = (place.folder.join("first"), place.folder.join("moved"));
+        fs::create_dir_all(&first).expect("the folder is ours");
+        fs::copy(model_folder(model).join("config.json"), first.join("config.json")).expect("copied");
+        let plan = source.plan(options, Cpu::detect()).expect("the golden has a plan");
+        let native = Native::alone(source, &plan, &first.join("native.safetensors"));
+        source.keep(&engine, &native, &mut |_| {}).expect("it is written");
+        fs::rename(&first, &moved).expect("the folder is ours");
+
+        let alone = Source::open(&moved).expect("it opens");
+        let load = |options| alone.load(options, Cpu::detect(), 1, None, &mut |_| {});
+        let mut mapped = load(Options { context: 64, chunk: 16, ..options }).expect("it is mapped");
+        assert!(mapped.is_mapped());
+        assert_eq!(logits(&mut mapped), wanted, "{model}");
+        if model != ORDERED {
+            // All of the other model is quantized already, so that there is but one plan.
+            let other = load(Options { quantization: way("int8"), ..options });
+            let message = other.err().expect("it is another plan").to_string();
+            assert!(message.contains("native.safetensors") && message.contains("leave those"), "{message}");
+        }
+        let message = alone.check_tensors().expect_err("they are gone").to_string();
+        assert!(message.contains("start from the model"), "{message}");
+        let tensor = alone.checkpoint.tensors().next().expect("it is told of");
+        assert!(tensor.load_f32(0, &mut [0.0], &mut Vec::new()).is_err(), "zeros are no weights");
+
+        // One bit of what it says of itself, and one byte less.
+        let path = moved.join("native.safetensors");
+        let bytes = fs::read(&path).expect("it is there");
+        let text = String::from_utf8_lossy(&bytes);
+        let at = text.find("\"key\"").expect("it has one") + 8;
+        let mut damaged = bytes.clone();
+        damaged[at] = if damaged[at] == b'0' { b'1' } else { b'0' };
+        let write = |bytes: &[u8]| fs::remove_file(&path).and_then(|()| fs::write(&path, bytes));
+        write(&damaged).expect("the folder is ours");
+        let again = Source::open(&moved).expect("it opens");
+        assert!(again.load(options, Cpu::detect(), 1, None, &mut |_| {}).is_err());
+        write(&bytes[..bytes.len() - 1]).expect("the folder is ours");
+        assert!(Source::open(&moved).is_err());
+    }
+}

@@ -2,18 +2,20 @@
 //! and weights after steps of AdamW and Muon.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bantam_core::Cpu;
+use bantam_core::ops::backward::halves;
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::source::Source;
 use bantam_tests::{floats, repository};
 use bantam_train::optimizer::schedule::{Schedule, Shape};
 use bantam_train::optimizer::{AdamW, Group, Muon, Optimizer, Rule, Variant, clip, is_decayed, length};
+use bantam_train::step::outline::Outline;
 use bantam_train::step::parameters::{Parameter, Role};
-use bantam_train::step::{Batch, IGNORED, Training};
-use serde_json::Value;
+use bantam_train::step::{Batch, IGNORED, TrainError, Training};
+use serde_json::{Value, json};
 
 /// Relative, of a tensor's length.
 const TOLERANCE: f64 = 1e-4;
@@ -376,6 +378,110 @@ fn gradients_in_bfloat16_are_nearly_those_in_float32() {
         );
         assert!(along > 0.99, "{what}: {along}");
     }
+}
+
+/// A folder with a golden model in bfloat16, which is removed with this.
+struct InBfloat16(PathBuf);
+
+impl InBfloat16 {
+    fn of(model: &str, label: &str) -> InBfloat16 {
+        let folder = std::env::temp_dir().join(format!("bantam-train-{}-{label}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let from = repository("tests/goldens/models").join(model);
+        fs::copy(from.join("config.json"), folder.join("config.json")).expect("its configuration");
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        let checkpoint = Checkpoint::open(&from).expect("the golden model opens");
+        for tensor in checkpoint.tensors() {
+            let start = data.len();
+            data.extend(
+                floats(&checkpoint, tensor.name).iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()),
+            );
+            let entry =
+                json!({ "dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, data.len()] });
+            header.insert(tensor.name.to_owned(), entry);
+        }
+        let header = Value::Object(header).to_string();
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+        fs::write(folder.join("model.safetensors"), file).expect("weights");
+        InBfloat16(folder)
+    }
+
+    fn adapted(&self, adapter: &str) -> Source {
+        let source = Source::open(&self.0).expect("it opens");
+        source.adapted(&repository("tests/goldens/lora").join(adapter)).expect("the golden adapter opens")
+    }
+
+    fn weights(&self) -> fs::File {
+        let options = fs::OpenOptions::new().write(true).open(self.0.join("model.safetensors"));
+        options.expect("the file is ours")
+    }
+}
+
+impl Drop for InBfloat16 {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const TOKENS: [u32; 50] = [7; 50];
+const LABELS: [i32; 50] = [9; 50];
+const BATCH: Batch = Batch { tokens: &TOKENS, labels: &LABELS, documents: &[20, 30], pieces: &[] };
+
+/// Matrices that stay in their files give the bits of those that are held, fused ones and tied tables included.
+#[test]
+fn matrices_in_files_are_trained_on_as_those_in_memory() {
+    let cpu = Cpu::detect();
+    for (model, adapter) in
+        [("llama-tied", "lora-dora-llama"), ("gpt_neox", "lora-gpt_neox"), ("gpt_oss-bf16", "lora-gpt_oss")]
+    {
+        let folder = InBfloat16::of(model, model);
+        let source = folder.adapted(adapter);
+        let mut held = Training::adapter(&source, None, cpu, 2).expect("it can be trained");
+        held.in_halves();
+        let mut lying = Training::adapter_in_halves(&source, None, cpu, 2).expect("it can be trained");
+        let opened = source.adapter.as_deref().expect("it was opened");
+        let outlines = [false, true].map(|halves| {
+            let outline = Outline::adapter(&source, opened, None, halves, cpu).expect("it has a plan");
+            outline.mapped_bytes()
+        });
+        assert_eq!(outlines[0] > outlines[1], halves::exist(cpu), "{model}: {outlines:?} bytes");
+        for _ in 0..2 {
+            let (one, other) =
+                (loss_and_gradients(&mut held, &BATCH), loss_and_gradients(&mut lying, &BATCH));
+            assert!(one == other, "{model}: losses {} and {}", one.0, other.0);
+        }
+    }
+}
+
+/// What stays in a file is checked when it is opened, and a file that is cut is noticed.
+#[test]
+fn files_that_are_damaged_or_cut_are_noticed() {
+    if !halves::exist(Cpu::detect()) {
+        println!("skipped: this processor has no products in bfloat16, so nothing stays in a file");
+        return;
+    }
+    let folder = InBfloat16::of("llama-tied", "cut");
+    let begin = || Training::adapter_in_halves(&folder.adapted("lora-llama"), None, Cpu::detect(), 2);
+    let mut training = begin().expect("it is sound");
+    training.step(&BATCH, 1.0).expect("it is sound");
+    let bytes = folder.weights().metadata().expect("it is there").len();
+    folder.weights().set_len(bytes / 2).expect("it is ours");
+    if cfg!(target_os = "linux") {
+        let error = training.step(&BATCH, 1.0).expect_err("half of it is gone");
+        assert!(matches!(error, TrainError::Files), "{error}");
+    }
+    let folder = InBfloat16::of("llama-tied", "damaged");
+    let checkpoint = Checkpoint::open(&folder.0).expect("it opens");
+    let matrix = checkpoint.tensors().find(|tensor| tensor.name.contains("up_proj")).expect("llama's name");
+    let start = bytes as usize - checkpoint.tensors().map(|tensor| tensor.data.len()).sum::<usize>();
+    let before = checkpoint.tensors().take_while(|tensor| tensor.name != matrix.name);
+    let at = start + before.map(|tensor| tensor.data.len()).sum::<usize>() + 2 * (3 * matrix.shape[1] + 5);
+    let mut weights = folder.weights();
+    std::io::Seek::seek(&mut weights, std::io::SeekFrom::Start(at as u64)).expect("it is long enough");
+    std::io::Write::write_all(&mut weights, &half::bf16::NAN.to_le_bytes()).expect("it is ours");
+    let begin = Training::adapter_in_halves(&folder.adapted("lora-llama"), None, Cpu::detect(), 2);
+    let error = begin.expect_err("a weight is no number").to_string();
+    assert!(error.contains("up_proj") && error.contains("row 3, column 5"), "{error}");
 }
 
 /// The loss of a step, and its gradients.

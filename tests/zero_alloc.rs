@@ -443,12 +443,11 @@ fn training() {
     let source = open("llama-tied").adapted(&adapter).expect("the adapter opens");
     let nested = way("bnb-4bit");
     let opened = source.adapter.as_deref().expect("it was opened");
-    let outline = Outline::adapter(&source, opened, nested, cpu).expect("it has a plan");
+    let outline = Outline::adapter(&source, opened, nested, true, cpu).expect("it has a plan");
     let load = Load { halves: true, drops: true, ..Load::default() };
     training_steps("lora-dora-llama over four bits", &outline, load, || {
-        let mut training = Training::adapter(&source, nested, cpu, 3).expect("it can be trained");
+        let mut training = Training::adapter_in_halves(&source, nested, cpu, 3).expect("it can be trained");
         training.drop_inputs(0.1, 42);
-        training.in_halves();
         training
     });
 }

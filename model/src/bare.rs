@@ -1,16 +1,26 @@
 //! A model's weights in memory, and nothing that runs them: for training, which has functions and buffers of its own.
+//!
+//! Matrices that are read as their files have them need no memory at all: they stay in their files, which are mapped,
+//! and are forgotten once a layer is done with them.
 
-use bantam_core::{Arena, Cpu};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bantam_core::layouts::BFLOAT16;
+use bantam_core::ops::backward::halves::{self, Lying};
+use bantam_core::{Arena, Cpu, Slot};
 use memmap2::MmapMut;
 
+use crate::checkpoint::map::Watch;
+use crate::checkpoint::{Checkpoint, Dtype};
 use crate::engine::{LoadError, stored};
 use crate::formats::on_load::OnLoad;
 use crate::memory;
-use crate::plan::{Options, Plan};
+use crate::plan::{Cut, Fill, Options, Origin, Plan};
 use crate::pool::Threads;
 use crate::source::{Source, SourceError};
 use crate::spec::ModelSpec;
-use crate::weights;
+use crate::weights::{self, WeightsError};
 
 /// A model's memory.
 pub type Memory = Arena<MmapMut>;
@@ -18,10 +28,72 @@ pub type Memory = Arena<MmapMut>;
 /// How matrices are held.
 #[derive(Clone, Copy)]
 pub enum Held<'a> {
-    /// As they are stored, with room for what the adapter adds; those of layers that are not quantized are, by a way.
+    /// As they are stored; those of layers that are not quantized are, by a way. Nothing of the adapter is there.
     Stored(Option<&'static OnLoad>),
+    /// The same, but those that are bfloat16 in their files stay there.
+    Lying(Option<&'static OnLoad>),
     /// As they are stored, but for those that will be changed, which are float32: by the names of their tensors.
     Floats(&'a dyn Fn(&str) -> bool),
+}
+
+/// Where a matrix is in a checkpoint, in bfloat16, row by row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    shard: usize,
+    /// The tensor's bytes.
+    start: usize,
+    end: usize,
+    columns: usize,
+    cut: Cut,
+    /// Rows before the first.
+    skip: usize,
+}
+
+impl Place {
+    /// The same from a row on.
+    pub fn starting_at(self, row: usize) -> Place {
+        Place { skip: self.skip + row, ..self }
+    }
+
+    /// The bytes of so many rows, with those between them.
+    fn bytes(&self, rows: usize) -> std::ops::Range<usize> {
+        let [first, last] = [0, rows - 1].map(|row| self.cut.source_row(self.skip + row));
+        let row = 2 * self.columns;
+        self.start + first * row..self.start + (last + 1) * row
+    }
+}
+
+/// Places of matrices, by the offsets of their slots, which stay empty.
+pub type Places = HashMap<usize, Place>;
+
+/// The matrices of a plan that can stay where they are; the table of embeddings, of which rows are read, does not.
+pub fn places(plan: &Plan, checkpoint: &Checkpoint, cpu: Cpu) -> Places {
+    let find = |fill: &Fill| {
+        let Fill::Matrix { matrix, origin: Origin::Tensor(name), cut, encode: None } = fill else {
+            return None;
+        };
+        let is_plain = matrix.order.is_none() && matrix.factors.is_none() && matrix.times == 1;
+        let is_cut = cut.turned.is_some() || cut.pairs.is_some() || cut.start > 0;
+        let tensor = checkpoint.tensor(name)?;
+        let is_so =
+            matrix.layout.name() == BFLOAT16.name() && tensor.dtype == Dtype::Bf16 && is_plain && !is_cut;
+        let is_same = matches!(tensor.shape, [_, columns] if *columns == matrix.shape.columns);
+        if !is_so || !is_same || matrix.slot.offset == plan.weights.embedding.slot.offset {
+            return None;
+        }
+        let (shard, std::ops::Range { start, end }) = checkpoint.place(name)?;
+        let columns = matrix.shape.columns;
+        Some((matrix.slot.offset, Place { shard, start, end, columns, cut: *cut, skip: 0 }))
+    };
+    match halves::exist(cpu) {
+        true => plan.fills.iter().filter_map(find).collect(),
+        false => Places::new(),
+    }
+}
+
+/// Whether a slot of a plan is filled for training.
+pub fn is_filled(fill: &Fill, places: &Places) -> bool {
+    !matches!(fill, Fill::Low(_)) && !places.contains_key(&fill.slot().offset)
 }
 
 /// The weights, where they lie, and who computes with them.
@@ -31,36 +103,109 @@ pub struct Bare {
     pub spec: ModelSpec,
     /// Where its weights are, and what they were filled with.
     pub plan: Plan,
+    /// Those that are in files.
+    pub places: Places,
     /// The weights region; the others are empty.
     pub arena: Memory,
     /// With which instructions.
     pub cpu: Cpu,
     /// On which threads.
     pub pool: Threads,
+    /// Before the files that are watched, to be dropped first.
+    watches: Vec<Watch>,
+    checkpoint: Arc<Checkpoint>,
 }
 
 impl Bare {
     /// Reads the weights.
     pub fn load(source: &Source, held: Held, cpu: Cpu, threads: usize) -> Result<Bare, SourceError> {
+        let checkpoint = Arc::clone(&source.checkpoint);
         let (plan, adapter) = match held {
             Held::Floats(is_float) => {
-                let stored = stored(&source.checkpoint);
+                let stored = stored(&checkpoint);
                 let plan = Plan::in_floats(&source.spec, stored, is_float, Options::SMALLEST, cpu);
                 let folder = source.folder();
                 (plan.map_err(|plan| SourceError::Plan { folder: folder.into(), source: plan })?, None)
             }
-            Held::Stored(quantization) => {
+            Held::Stored(quantization) | Held::Lying(quantization) => {
                 let options = Options { quantization, ..Options::SMALLEST };
                 (source.plan(options, cpu)?, source.adapter.as_deref())
             }
         };
+        let places = match held {
+            Held::Lying(_) => places(&plan, &checkpoint, cpu),
+            _ => Places::new(),
+        };
         let system = |what: String, source| LoadError::System { what, source };
+        // Pages come when they are first touched: those of slots that stay empty never do.
         let mut arena = memory::region(plan.weight_bytes)
             .and_then(|weights| memory::arena(weights, 0, 0))
             .map_err(|source| system(format!("{} bytes of memory", plan.weight_bytes), source))?;
         let pool = Threads::start(threads).map_err(|source| system("threads".to_owned(), source))?;
-        weights::load(&plan, &source.checkpoint, adapter, &mut arena, &pool, &mut |_| {})
+        let mut fills = plan.fills.iter().filter(|fill| is_filled(fill, &places));
+        weights::load_some(&mut fills, &checkpoint, adapter, &mut arena, &pool, &mut |_| {})
             .map_err(LoadError::from)?;
-        Ok(Bare { spec: source.spec.clone(), plan, arena, cpu, pool })
+        let shards = match places.is_empty() {
+            true => Vec::new(),
+            false => checkpoint.parts().unwrap_or_default(),
+        };
+        let watches = shards.iter().map(|(_, map, _)| map.watch()).collect();
+        let spec = source.spec.clone();
+        let bare = Bare { spec, plan, places, arena, cpu, pool, watches, checkpoint };
+        bare.check_numbers().map_err(LoadError::from)?;
+        Ok(bare)
+    }
+
+    /// The numbers that stayed in a file.
+    pub fn lying(&self, place: Place) -> Lying<'_> {
+        let map = self.checkpoint.map(place.shard).expect("a place is in a mapped file");
+        let Cut { first, run, every, .. } = place.cut;
+        let bytes = &map.bytes()[place.start..place.end];
+        Lying { bytes, columns: place.columns, first, skip: place.skip, run, every }
+    }
+
+    /// Asks for rows that come next.
+    pub fn ask_for(&self, place: Place, rows: usize) {
+        self.checkpoint.map(place.shard).expect("a place is in a mapped file").ask_for(place.bytes(rows));
+    }
+
+    /// Gives back the memory of rows that are done with for now.
+    pub fn forget(&self, place: Place, rows: usize) {
+        self.checkpoint.map(place.shard).expect("a place is in a mapped file").forget(place.bytes(rows));
+    }
+
+    /// Whether what stayed in files is still what it was.
+    pub fn is_sound(&self) -> bool {
+        let is_read = !self.watches.iter().any(Watch::has_failed);
+        is_read && (self.watches.is_empty() || self.checkpoint.check_unchanged().is_ok())
+    }
+
+    /// As weights that are loaded are checked.
+    fn check_numbers(&self) -> Result<(), WeightsError> {
+        for fill in &self.plan.fills {
+            let Fill::Matrix { matrix, origin: Origin::Tensor(name), .. } = fill else { continue };
+            let Some(place) = self.places.get(&matrix.slot.offset) else { continue };
+            let lying = self.lying(*place);
+            let is_number = |half: &[u8; 2]| u16::from_le_bytes(*half) & 0x7f80 != 0x7f80;
+            for row in lying.bytes.chunks_exact(2 * place.columns).enumerate() {
+                let halves = row.1.as_chunks().0;
+                if halves.iter().fold(true, |all, half| all & is_number(half)) {
+                    continue;
+                }
+                let column = halves.iter().position(|half| !is_number(half)).unwrap_or_default();
+                let tensor = self.checkpoint.tensor(name).expect("it has a place");
+                return Err(weights::not_finite(&tensor, row.0, column));
+            }
+            self.checkpoint
+                .map(place.shard)
+                .expect("a place is in a mapped file")
+                .forget(place.start..place.end);
+        }
+        Ok(())
+    }
+
+    /// Bytes of a slot's matrix in its file; none where it is in memory.
+    pub fn slot_place(&self, slot: Slot) -> Option<Place> {
+        self.places.get(&slot.offset).copied()
     }
 }

@@ -206,6 +206,14 @@ impl ModelFiles {
         }
     }
 
+    /// What a GGUF file says, where the model is one.
+    pub(crate) fn gguf(&self) -> Option<&Metadata> {
+        match &self.home {
+            Home::Gguf(metadata) => Some(metadata),
+            _ => None,
+        }
+    }
+
     fn get(
         &self,
         kind: Kind,

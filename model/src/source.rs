@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bantam_core::Cpu;
 
 use crate::adapter::{Adapter, AdapterError};
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, GONE};
 use crate::config::ConfigError;
 use crate::detokenizer::{ByteTable, DetokenizerError};
 use crate::engine::{Engine, LoadError, stored};
@@ -94,6 +94,15 @@ pub enum SourceError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Its native form, which is all there is, cannot be used.
+    #[error(transparent)]
+    Native(#[from] Box<NativeError>),
+    /// The same for what needs more than to run it.
+    #[error("{}: {GONE}", .folder.display())]
+    Gone {
+        /// The model.
+        folder: PathBuf,
+    },
 }
 
 /// A tokenizer with the table for the way back.
@@ -113,7 +122,7 @@ pub struct Source {
     /// What the model is.
     pub spec: ModelSpec,
     /// Its weights, where they lie.
-    pub checkpoint: Checkpoint,
+    pub checkpoint: Arc<Checkpoint>,
     /// What stands beside it.
     pub adapter: Option<Arc<Adapter>>,
 }
@@ -123,7 +132,7 @@ impl Source {
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let files = ModelFiles::open(path)?;
         let spec = read_spec(&files)?;
-        let checkpoint = Checkpoint::open(path)?;
+        let checkpoint = Arc::new(Checkpoint::open(path)?);
         Ok(Source { files, spec, checkpoint, adapter: None })
     }
 
@@ -132,6 +141,7 @@ impl Source {
         let files = ModelFiles::embedded(label, files);
         let spec = read_spec(&files)?;
         let checkpoint = Checkpoint::from_bytes(&format!("{label}/model.safetensors"), weights)?;
+        let checkpoint = Arc::new(checkpoint);
         Ok(Source { files, spec, checkpoint, adapter: None })
     }
 
@@ -139,13 +149,21 @@ impl Source {
     pub fn without_weights(path: &Path) -> Result<Self, SourceError> {
         let files = ModelFiles::open(path)?;
         let spec = read_spec(&files)?;
-        Ok(Source { files, spec, checkpoint: Checkpoint::none(), adapter: None })
+        Ok(Source { files, spec, checkpoint: Arc::new(Checkpoint::none()), adapter: None })
     }
 
     /// The same model with the adapter in a folder beside it.
     pub fn adapted(self, folder: &Path) -> Result<Self, SourceError> {
         let adapter = Some(Arc::new(Adapter::open(folder)?));
         Ok(Source { adapter, ..self })
+    }
+
+    /// Refuses a model of which only the native form is there, for what reads its tensors.
+    pub fn check_tensors(&self) -> Result<(), SourceError> {
+        match self.checkpoint.native() {
+            None => Ok(()),
+            Some(_) => Err(SourceError::Gone { folder: self.folder().into() }),
+        }
     }
 
     /// The folder, for messages.
@@ -223,6 +241,16 @@ impl Source {
         native: Option<&Native>,
         tell: &mut dyn FnMut(usize),
     ) -> Result<Engine, SourceError> {
+        if let Some(file) = self.checkpoint.native() {
+            let plan = self.plan(options, cpu)?;
+            let native = Native::alone(self, &plan, file);
+            let weights = match self.adapter {
+                None => native.map(tell),
+                Some(_) => Err(NativeError::Alone { file: file.into() }),
+            };
+            let weights = weights.map_err(Box::new)?;
+            return Ok(Engine::over(self.spec.clone(), plan, weights, cpu, threads)?);
+        }
         // Whatever is wrong with a native file, the model itself is there.
         if let Some(weights) = native.and_then(|native| native.map(tell).ok()) {
             return Ok(Engine::over(self.spec.clone(), self.plan(options, cpu)?, weights, cpu, threads)?);

@@ -66,6 +66,18 @@ pub fn load(
     pool: &impl Pool,
     tell: &mut dyn FnMut(usize),
 ) -> Result<(), WeightsError> {
+    load_some(&mut plan.fills.iter(), checkpoint, adapter, arena, pool, tell)
+}
+
+/// The same for some of them.
+pub(crate) fn load_some(
+    fills: &mut dyn Iterator<Item = &Fill>,
+    checkpoint: &Checkpoint,
+    adapter: Option<&Adapter>,
+    arena: &mut Arena<MmapMut>,
+    pool: &impl Pool,
+    tell: &mut dyn FnMut(usize),
+) -> Result<(), WeightsError> {
     let buffers = Buffers::default();
     let mut bytes = 0;
     let tensor = |name: &str, whole: bool| {
@@ -73,7 +85,7 @@ pub fn load(
             if whole { adapter.and_then(|adapter| adapter.whole(name)) } else { checkpoint.tensor(name) };
         found.expect("the plan was made from this checkpoint and adapter")
     };
-    for fill in &plan.fills {
+    for fill in fills {
         match fill {
             Fill::Values { slot, values } => arena.floats_mut(*slot).copy_from_slice(values),
             Fill::Low(low) => {

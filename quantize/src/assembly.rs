@@ -283,3 +283,22 @@ fn copy_file(from: &Path, to: &Path) -> Result<(), QuantizeError> {
         _ => Ok(()),
     }
 }
+
+/// Copies a finished folder anew, but for its weights.
+pub(crate) fn copy_without_weights(from: &Path, to: &Path) -> Result<(), QuantizeError> {
+    if to.exists() {
+        fs::remove_dir_all(to).map_err(at(to))?;
+    }
+    fs::create_dir(to).map_err(at(to))?;
+    for entry in fs::read_dir(from).map_err(at(from))? {
+        let entry = entry.map_err(at(from))?;
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if path.is_dir() {
+            copy_without_weights(&path, &to)?;
+        } else if !name.ends_with(".safetensors") && !name.ends_with(".safetensors.index.json") {
+            copy_file(&path, &to)?;
+        }
+    }
+    Ok(())
+}

@@ -50,6 +50,7 @@ impl<'a> Blueprint<'a> {
     /// Looks at the headers; refuses what the form cannot hold.
     pub fn new(source: &'a Source, form: Form) -> Result<Self, QuantizeError> {
         let shown = source.folder().display();
+        source.check_tensors()?;
         if source.checkpoint.files().any(|file| file.extension().is_some_and(|ending| ending == "gguf")) {
             return Err(refused(format!(
                 "{shown}: expected a checkpoint in safetensors, found a GGUF file: quantize the model that it was \

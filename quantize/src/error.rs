@@ -7,6 +7,7 @@ use bantam_model::checkpoint::CheckpointError;
 use bantam_model::checkpoint::writer::WriteError;
 use bantam_model::engine::LoadError;
 use bantam_model::files::FilesError;
+use bantam_model::gguf::restore::RestoreError;
 use bantam_model::score::ScoreError;
 use bantam_model::source::SourceError;
 use bantam_model::weights::WeightsError;
@@ -31,6 +32,9 @@ pub enum QuantizeError {
     /// Its headers are wrong, or those of what was written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A GGUF file could not be written out.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// A file was not written; what is there already stays for the next start.
     #[error(transparent)]
     Write(#[from] WriteError),

@@ -24,6 +24,7 @@ pub mod nearest;
 mod noise;
 pub mod parts;
 pub mod report;
+pub mod restored;
 pub mod run;
 mod share;
 pub mod work;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use bantam_model::checkpoint::Dtype;
+use bantam_model::source::Source;
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
@@ -34,6 +35,9 @@ pub struct Manner {
 
 /// Bytes of a shard as transformers saves them.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// The native file of a model that has no other weights.
+const NATIVE: &str = "native.safetensors";
 
 /// What is going on.
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +86,7 @@ impl<'a> Run<'a> {
         method: &Value,
         manner: Manner,
     ) -> Result<Option<Run<'a>>, QuantizeError> {
-        check_apart(blueprint, output)?;
+        check_apart(blueprint.source, output)?;
         let settings = json!({
             "version": 2,
             "form": format!("{:?}", blueprint.form),
@@ -286,6 +290,18 @@ impl<'a> Run<'a> {
         Ok(found)
     }
 
+    /// Brings what is assembled into the native form, which is published in its place: all files but the weights as
+    /// they are, and what `write` puts at a path.
+    pub fn publish_native<E: From<QuantizeError>>(
+        self,
+        write: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let native = self.work.native();
+        assembly::copy_without_weights(&self.folder(), &native)?;
+        write(&native.join(NATIVE))?;
+        Ok(self.work.publish_as(&native)?)
+    }
+
     /// Gives the checkpoint its final name.
     pub fn publish(self) -> Result<(), QuantizeError> {
         self.work.publish()
@@ -396,8 +412,12 @@ pub fn fingerprint(tokens: &[u32]) -> String {
 
 /// What tells a model from another one: its files, their sizes and dates, and its configuration.
 fn identity(blueprint: &Blueprint) -> Result<Value, QuantizeError> {
-    let source = blueprint.source;
-    let config = source.files.config()?.unwrap_or_default();
+    let config = blueprint.source.files.config()?.unwrap_or_default();
+    Ok(json!({ "config": format!("{:016x}", xxh3_64(&config)), "files": files_of(blueprint.source)? }))
+}
+
+/// A model's files with their sizes and dates.
+pub(crate) fn files_of(source: &Source) -> Result<Value, QuantizeError> {
     let mut files = serde_json::Map::new();
     for file in source.checkpoint.files() {
         let metadata = fs::metadata(file).map_err(at(file))?;
@@ -406,14 +426,14 @@ fn identity(blueprint: &Blueprint) -> Result<Value, QuantizeError> {
         let file = fs::canonicalize(file).map_err(at(file))?;
         files.insert(file.to_string_lossy().into_owned(), json!([metadata.len(), date]));
     }
-    Ok(json!({ "config": format!("{:016x}", xxh3_64(&config)), "files": files }))
+    Ok(files.into())
 }
 
 /// Refuses to put a model in its own place.
-fn check_apart(blueprint: &Blueprint, output: &Path) -> Result<(), QuantizeError> {
+pub(crate) fn check_apart(source: &Source, output: &Path) -> Result<(), QuantizeError> {
     let Ok(place) = fs::canonicalize(output) else { return Ok(()) };
     let home = |file: &Path| fs::canonicalize(file).ok().and_then(|file| Some(file.parent()?.to_owned()));
-    match blueprint.source.checkpoint.files().filter_map(home).any(|home| home.starts_with(&place)) {
+    match source.checkpoint.files().filter_map(home).any(|home| home.starts_with(&place)) {
         true => Err(refused(format!(
             "{}: expected another folder than the model's own: give a new one",
             output.display()

@@ -4,7 +4,9 @@
 //! DIR.partial/settings.json   what is made of what: another start goes on only where it is the same
 //!             lock            held while a process works here
 //!             parts/          a file for every matrix that is done, whole or not there
+//!             source/         what a GGUF file was written out as
 //!             state           what a method that goes by layers needs to go on
+//!             native/         the same in its native form, where that is wanted instead
 //!             result/         the checkpoint; renamed to DIR as the last act
 //!             done            result/ is complete; removed as the last file once it has its name
 //! ```
@@ -44,33 +46,15 @@ pub struct Work {
 impl Work {
     /// Begins work, or goes on with what was begun. `None`: it was finished, and stands at `output`.
     pub fn open(output: &Path, settings: &Value, begin: Begin) -> Result<Option<Work>, QuantizeError> {
-        let name = output.file_name().ok_or_else(|| {
-            refused(format!("{}: expected the name of a new folder; give one", output.display()))
-        })?;
-        let mut partial = name.to_owned();
-        partial.push(".partial");
-        let folder = output.with_file_name(partial);
+        let folder = partial(output)?;
         let digest = format!("{:016x}", xxh3_64(settings.to_string().as_bytes()));
         if let Some(made_with) = named(&folder, output) {
-            // Only the tidying up was cut short.
-            check_ours(&folder)?;
-            let _lock = lock(&folder)?;
-            remove(&folder)?;
+            tidy(&folder)?;
             if made_with == digest && !begin.restart {
                 return Ok(None);
             }
         }
-        // A kill between the last file and its folder leaves an empty one; others stay.
-        let _ = fs::remove_dir(&folder);
-        check_output(output, begin.force)?;
-        let words = || format!("{}: expected a folder of unfinished work, or none", folder.display());
-        match fs::symlink_metadata(&folder) {
-            Ok(found) if !found.is_dir() => {
-                return Err(refused(format!("{}, found another file: remove it", words())));
-            }
-            Ok(_) => check_ours(&folder)?,
-            Err(_) => fs::create_dir(&folder).map_err(at(&folder))?,
-        }
+        take(&folder, output, begin.force)?;
         let lock = lock(&folder)?;
         let work = Work { output: output.to_owned(), folder, digest, _lock: lock };
         if begin.restart {
@@ -87,7 +71,7 @@ impl Work {
     /// Throws away everything but the lock.
     fn clear(&self) -> Result<(), QuantizeError> {
         // The settings go last: while they are there, the folder is known as ours.
-        for name in ["parts", "result"] {
+        for name in ["parts", "result", "native"] {
             let path = self.folder.join(name);
             if path.exists() {
                 fs::remove_dir_all(&path).map_err(at(&path))?;
@@ -124,20 +108,7 @@ impl Work {
     /// Refuses a disk that has no room for all that is still to be written.
     pub(crate) fn check_room(&self, bytes: u64) -> Result<(), QuantizeError> {
         let own = [self.parts(), self.result()].iter().map(|folder| folder_bytes(folder)).sum();
-        let needed = bytes.saturating_sub(own);
-        #[cfg(unix)]
-        if let Ok(disk) = rustix::fs::statvfs(&self.folder) {
-            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-            if free < needed {
-                return Err(refused(format!(
-                    "{}: expected {needed} free bytes on the disk, for the result and one shard twice, found {free}: \
-                     make room, or give a folder on another disk",
-                    self.folder.display()
-                )));
-            }
-        }
-        let _ = needed;
-        Ok(())
+        check_free(&self.folder, bytes.saturating_sub(own), "the result and one shard twice")
     }
 
     /// Where matrices are kept until all are done.
@@ -150,6 +121,11 @@ impl Work {
         self.folder.join("result")
     }
 
+    /// Where a folder grows that is published in the checkpoint's place.
+    pub(crate) fn native(&self) -> PathBuf {
+        self.folder.join("native")
+    }
+
     /// Where a method keeps its state.
     pub(crate) fn state(&self) -> PathBuf {
         self.folder.join("state")
@@ -158,24 +134,134 @@ impl Work {
     /// Gives the result its final name.
     pub fn publish(self) -> Result<(), QuantizeError> {
         let result = self.result();
-        sync_folder(&result)?;
+        self.publish_as(&result)
+    }
+
+    /// The same for another folder of the work.
+    pub(crate) fn publish_as(self, result: &Path) -> Result<(), QuantizeError> {
+        sync_folder(result)?;
         let replaced =
             self.output.exists() && fs::read_dir(&self.output).is_ok_and(|mut all| all.next().is_some());
         if replaced {
             // Somebody may have put something there meanwhile.
             check_model_alone(&self.output)?;
         }
-        let done = format!("{}\n{}", identity(&result), self.digest);
+        let done = format!("{}\n{}", identity(result), self.digest);
         writer::write_file(&self.folder.join("done"), done.as_bytes())?;
         match replaced {
-            false => fs::rename(&result, &self.output).map_err(at(&self.output))?,
+            false => fs::rename(result, &self.output).map_err(at(&self.output))?,
             // From here on the folder of the unfinished holds the old model.
-            true => exchange(&result, &self.output).map_err(at(&self.output))?,
+            true => exchange(result, &self.output).map_err(at(&self.output))?,
         }
         let parent = self.output.parent().filter(|parent| !parent.as_os_str().is_empty());
         sync_folder(parent.unwrap_or(Path::new(".")))?;
         remove(&self.folder)
     }
+}
+
+/// The folder before work on a checkpoint can begin, locked: for a model that must be written out first.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    output: PathBuf,
+    folder: PathBuf,
+    /// Released when it is dropped.
+    _lock: File,
+}
+
+impl Claim {
+    /// `None`: an earlier start has finished the work, and the model that was written out is gone.
+    pub(crate) fn open(output: &Path, begin: Begin) -> Result<Option<Claim>, QuantizeError> {
+        let folder = partial(output)?;
+        let is_named = named(&folder, output).is_some();
+        let is_finished = is_named && !begin.restart && folder.join("source/config.json").is_file();
+        if is_named && !is_finished {
+            tidy(&folder)?;
+            if !begin.restart {
+                return Ok(None);
+            }
+        }
+        match is_finished {
+            // Whether by the same settings is found out with the model.
+            true => check_ours(&folder)?,
+            false => take(&folder, output, begin.force)?,
+        }
+        let claim = Claim { _lock: lock(&folder)?, output: output.to_owned(), folder };
+        let source = claim.source();
+        if begin.restart && source.exists() {
+            fs::remove_dir_all(&source).map_err(at(&source))?;
+        }
+        if source.exists() {
+            remove_leftovers(&source)?;
+        }
+        Ok(Some(claim))
+    }
+
+    /// Where the model is written out.
+    pub(crate) fn source(&self) -> PathBuf {
+        self.folder.join("source")
+    }
+
+    /// Refuses a disk that has no room for it.
+    pub(crate) fn check_room(&self, bytes: u64) -> Result<(), QuantizeError> {
+        let needed = bytes.saturating_sub(folder_bytes(&self.source()));
+        check_free(&self.folder, needed, "the model written out as safetensors")
+    }
+
+    /// Removes everything, now that the output is there; what a kill leaves of it, the next start knows as done.
+    pub(crate) fn remove(self) -> Result<(), QuantizeError> {
+        let done = format!("{}\n", identity(&self.output));
+        writer::write_file(&self.folder.join("done"), done.as_bytes())?;
+        remove(&self.folder)
+    }
+}
+
+/// `DIR.partial`.
+fn partial(output: &Path) -> Result<PathBuf, QuantizeError> {
+    let name = output.file_name().ok_or_else(|| {
+        refused(format!("{}: expected the name of a new folder; give one", output.display()))
+    })?;
+    let mut partial = name.to_owned();
+    partial.push(".partial");
+    Ok(output.with_file_name(partial))
+}
+
+/// Ends what was cut short after everything was done.
+fn tidy(folder: &Path) -> Result<(), QuantizeError> {
+    check_ours(folder)?;
+    let _lock = lock(folder)?;
+    remove(folder)
+}
+
+/// Makes the folder of unfinished work where there is none and where there may be one.
+fn take(folder: &Path, output: &Path, force: bool) -> Result<(), QuantizeError> {
+    // A kill between the last file and its folder leaves an empty one; others stay.
+    let _ = fs::remove_dir(folder);
+    check_output(output, force)?;
+    match fs::symlink_metadata(folder) {
+        Ok(found) if !found.is_dir() => Err(refused(format!(
+            "{}: expected a folder of unfinished work, or none, found another file: remove it",
+            folder.display()
+        ))),
+        Ok(_) => check_ours(folder),
+        Err(_) => fs::create_dir(folder).map_err(at(folder)),
+    }
+}
+
+/// Refuses a disk that has fewer free bytes.
+fn check_free(folder: &Path, needed: u64, what: &str) -> Result<(), QuantizeError> {
+    #[cfg(unix)]
+    if let Ok(disk) = rustix::fs::statvfs(folder) {
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < needed {
+            return Err(refused(format!(
+                "{}: expected {needed} free bytes on the disk, for {what}, found {free}: make room, or give a folder \
+                 on another disk",
+                folder.display()
+            )));
+        }
+    }
+    let _ = (folder, needed, what);
+    Ok(())
 }
 
 /// The digest of the settings that `output` was made with, where the work in `folder` has given it its name.
@@ -190,6 +276,11 @@ fn named(folder: &Path, output: &Path) -> Option<String> {
 /// Removes the folder. What tells that the work was finished goes last, so that a kill changes nothing of that.
 fn remove(folder: &Path) -> Result<(), QuantizeError> {
     const LAST: [&str; 2] = ["lock", "done"];
+    // A model that was written out is whole or not there.
+    let (source, gone) = (folder.join("source"), folder.join("source.gone"));
+    if source.exists() && !gone.exists() {
+        fs::rename(&source, &gone).map_err(at(&source))?;
+    }
     for entry in fs::read_dir(folder).map_err(at(folder))? {
         let path = entry.map_err(at(folder))?.path();
         if path.is_dir() {
@@ -199,7 +290,9 @@ fn remove(folder: &Path) -> Result<(), QuantizeError> {
         }
     }
     for path in LAST.map(|last| folder.join(last)) {
-        fs::remove_file(&path).map_err(at(&path))?;
+        if path.exists() {
+            fs::remove_file(&path).map_err(at(&path))?;
+        }
     }
     fs::remove_dir(folder).map_err(at(folder))
 }
@@ -273,7 +366,19 @@ fn check_model_alone(output: &Path) -> Result<(), QuantizeError> {
 
 /// Whether everything in a folder is what work leaves there.
 fn check_ours(folder: &Path) -> Result<(), QuantizeError> {
-    const OURS: [&str; 7] = ["settings.json", "lock", "parts", "state", "result", "result.old", "done"];
+    const OURS: [&str; 11] = [
+        "settings.json",
+        "lock",
+        "source",
+        "source.gone",
+        "parts",
+        "state",
+        "result",
+        "result.old",
+        "native",
+        "native.old",
+        "done",
+    ];
     for entry in fs::read_dir(folder).map_err(at(folder))? {
         let name = entry.map_err(at(folder))?.file_name();
         let name = name.to_string_lossy();

@@ -28,6 +28,7 @@ mod progress;
 mod pull;
 mod quantize;
 mod recommend;
+mod restored;
 mod run;
 mod sampling_flags;
 mod score;

@@ -10,6 +10,8 @@ use bantam_model::merge::{Merge, Place};
 use bantam_model::plan::Plan;
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
+use bantam_quantize::restored::{Outcome, Restored};
+use bantam_quantize::work::Begin;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -17,6 +19,7 @@ use crate::chosen_model;
 use crate::failure::{Failure, refused};
 use crate::output;
 use crate::progress::Progress;
+use crate::restored::restored;
 use crate::{engine_flags, interrupt};
 
 /// How weights were held in training, where somebody says it.
@@ -59,7 +62,7 @@ pub(crate) struct MergeFlags {
 #[command(after_help = "Examples:\n  bantam merge ./my-model ./my-lora --output ./merged\n  \
                         bantam merge ./my-model ./my-qlora --output ./merged --trained-in-4bit yes")]
 pub(crate) struct MergeAdapter {
-    /// The model that the adapter was trained over, a folder in Hugging Face form
+    /// The model that the adapter was trained over, a folder in Hugging Face form or a .gguf file
     #[arg(value_name = "BASE")]
     base: PathBuf,
     /// The adapter: a folder with adapter_config.json
@@ -137,7 +140,23 @@ impl MergeFlags {
                 output::say(text)
             }
         };
-        let source = Source::open(base)?.adapted(adapter)?;
+        let mut source = Source::open(base)?;
+        let begin = Begin { force: true, restart: false };
+        let restore =
+            || interrupt::without_file_size_signal(|| restored(&source, place.output(), begin, is_quiet));
+        let mut outcome = restore()?;
+        if let Outcome::Finished = outcome {
+            // It is made again.
+            outcome = restore()?;
+        }
+        let restored = match outcome {
+            Outcome::Ready(restored) => {
+                source = restored.open()?;
+                Some(restored)
+            }
+            _ => None,
+        };
+        let source = source.adapted(adapter)?;
         let trained = self.trained(&source)?;
         let merge = Merge::new(&source, trained.clone())?;
         let in_bits = if trained.in_four_bits { "trained in four bits" } else { "not trained in four bits" };
@@ -161,6 +180,7 @@ impl MergeFlags {
                 progress.at(usize::try_from(done).unwrap_or(usize::MAX))
             })
         })?;
+        restored.map(Restored::remove).transpose()?;
         Ok(Merged { trained, steps, counts })
     }
 }

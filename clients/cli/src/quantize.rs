@@ -18,6 +18,7 @@ use bantam_quantize::error::QuantizeError;
 use bantam_quantize::evaluate;
 use bantam_quantize::form::{Fit, Form, Head, NAMES};
 use bantam_quantize::report::{self, Kind, Report};
+use bantam_quantize::restored::Outcome;
 use bantam_quantize::run::{Event, Manner, Run, SHARD_BYTES, fingerprint};
 use bantam_quantize::work::Begin;
 use clap::{Args, Command, FromArgMatches, ValueEnum};
@@ -26,7 +27,8 @@ use serde_json::{Value, json};
 use crate::calibration::{Calibration, Fitting};
 use crate::failure::{Failure, refused, usage};
 use crate::progress::Progress;
-use crate::{cache, chosen_model, interrupt, models, output, token_ids};
+use crate::restored::restored;
+use crate::{chosen_model, interrupt, models, output, token_ids};
 
 /// Positions whose logits are computed together.
 const LOGITS_ROWS: usize = 64;
@@ -43,7 +45,7 @@ const WRITTEN_SEED: u64 = 1 << 32;
                   bantam quantize ./my-model --to int8 --evaluate held-out.txt --output ./my-model-int8\n\n\
                   What was begun and not finished stands in DIR.partial; the same command goes on with it.")]
 pub(crate) struct Quantize {
-    /// Folder or .safetensors file in Hugging Face form
+    /// Folder or .safetensors file in Hugging Face form, or a .gguf file, which is written out beside the output first
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// What it becomes: nf4, fp4, int8 (bitsandbytes), mxfp4 (stacked experts), hqq, gptq, awq, ternary
@@ -64,7 +66,8 @@ pub(crate) struct Quantize {
     /// Throws away what an earlier start has done
     #[arg(long)]
     restart: bool,
-    /// Also writes the native file, which the next start maps
+    /// Writes weights as bantam has them in memory, and not as the original tools read them: DIR is then mapped by
+    /// every start, and for nothing else than running
     #[arg(long)]
     native: bool,
     /// Measures perplexity before and after on a text, and how far predictions moved; without FILE the model writes the
@@ -431,8 +434,14 @@ impl Quantize {
     fn work(&self) -> Result<(), Failure> {
         let started = Instant::now();
         let (form, is_calibrated) = self.chosen()?;
-        let source = chosen_model::open(Some(&self.model))?;
+        let mut source = chosen_model::open(Some(&self.model))?;
         check_length("--context", self.context, &source)?;
+        match restored(&source, &self.output, self.begin(), self.json)? {
+            Outcome::NotNeeded => {}
+            Outcome::Finished => return self.tell_finished(),
+            // Given back at once: the work itself takes the folder again.
+            Outcome::Ready(restored) => source = restored.open()?,
+        }
         let blueprint = self.settings.blueprint(&source, form)?;
         let text = self.text(&source)?;
         let (threads, limit) = (self.threads(), self.ram.or_else(memory::available));
@@ -441,11 +450,7 @@ impl Quantize {
             false => None,
         };
         self.check_memory(&blueprint, settings.as_ref(), limit)?;
-        let manner = Manner {
-            threads: self.threads(),
-            shard_bytes: SHARD_BYTES,
-            begin: Begin { force: self.force, restart: self.restart },
-        };
+        let manner = Manner { threads: self.threads(), shard_bytes: SHARD_BYTES, begin: self.begin() };
         let mut ready = settings.map(|settings| self.calibration.ready(&source, settings)).transpose()?;
         let told = ready.as_ref().map_or_else(|| self.settings.told(&form), |ready| ready.told.clone());
         let Some(mut run) = Run::open(&blueprint, &self.output, &told, manner)? else {
@@ -465,13 +470,16 @@ impl Quantize {
         if self.evaluate.is_some() {
             report.evaluation = Some(self.evaluate(&source, &made, text, &run)?);
         }
-        drop(made);
         report.write(&run.folder())?;
-        run.publish()?;
-        if self.native {
-            self.write_native()?;
+        match self.native {
+            true => run.publish_native(|path| self.write_native(&made, path, limit))?,
+            false => run.publish()?,
         }
         self.tell_report(&report, started)
+    }
+
+    fn begin(&self) -> Begin {
+        Begin { force: self.force, restart: self.restart }
     }
 
     fn threads(&self) -> usize {
@@ -641,26 +649,26 @@ impl Quantize {
         Ok(told)
     }
 
-    /// Loads the new model once, so that the next start can map it.
-    fn write_native(&self) -> Result<(), Failure> {
-        let made = Source::open(&self.output)?;
-        let options = options(&made, 2, Precision::Fast);
+    /// Loads the new model once, as every start will have it.
+    fn write_native(&self, made: &Source, path: &Path, limit: Option<u64>) -> Result<(), Failure> {
+        let options = options(made, 2, Precision::Fast);
         let plan = made.plan(options, Cpu::detect())?;
-        let native = cache::store().and_then(|store| Native::of(&made, &plan, &store));
-        let Some(native) = native else {
-            return Err(refused("expected a folder for native files, found none: set XDG_CACHE_HOME"));
-        };
+        if let Some(limit) = limit.filter(|limit| plan.bytes() as u64 > *limit) {
+            return Err(refused(format!(
+                "{}: expected at least {} of memory to bring it into its native form, found {}: start again with more \
+                 --ram, or without --native, what is done already is kept",
+                self.output.display(),
+                output::bytes(plan.bytes() as u64),
+                output::bytes(limit)
+            )));
+        }
+        let native = Native::alone(made, &plan, path);
         let engine = made.load(options, Cpu::detect(), self.threads(), None, &mut |_| {})?;
-        made.keep(&engine, &native, &mut |_| {}).map_err(|error| refused(error.to_string()))?;
-        output::say(&format!("native file: {}", native.path().display()));
-        Ok(())
+        made.keep(&engine, &native, &mut |_| {}).map_err(|error| refused(error.to_string()))
     }
 
     /// An earlier start has done it all but for the tidying up.
     fn tell_finished(&self) -> Result<(), Failure> {
-        if self.native {
-            self.write_native()?;
-        }
         let path = self.output.join(report::FILE);
         if !self.json {
             let (output, path) = (self.output.display(), path.display());

@@ -217,8 +217,10 @@ impl Kernel for FillBf16<'_, '_> {
         let mut slots = slots.iter_mut().step_by(count);
         let (whole, rest) = row.as_chunks::<32>();
         for values in whole {
-            let words: [u32; 16] =
-                core::array::from_fn(|i| bf16(values[2 * i]) | bf16(values[2 * i + 1]) << 16);
+            let mut words = [0; 16];
+            for (word, pair) in words.iter_mut().zip(values.as_chunks::<2>().0) {
+                *word = bf16(pair[0]) | bf16(pair[1]) << 16;
+            }
             words.iter().zip(&mut slots).for_each(|(word, slot)| *slot = *word);
         }
         for (pair, slot) in rest.chunks(2).zip(slots) {

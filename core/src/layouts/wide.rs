@@ -51,6 +51,7 @@ impl Wide {
         }
     }
 
+    #[inline(always)]
     fn decode(self, word: u32, part: usize) -> f32 {
         let half_word = (word >> (16 * part)) as u16;
         match self {
@@ -63,6 +64,7 @@ impl Wide {
 
 impl Wide {
     /// Rounds a tile to bfloat16: a tile of [`BF16`] into `out`.
+    #[inline(always)]
     pub fn halve(self, columns: usize, tile: &[u8], out: &mut [u32]) {
         let words: &[u32] = bytemuck::cast_slice(tile);
         assert!(words.len() == self.words(columns) * TILE_ROWS);
@@ -70,15 +72,15 @@ impl Wide {
         if self == Wide::Bf16 {
             return out.copy_from_slice(words);
         }
-        let out = out.as_chunks_mut::<TILE_ROWS>().0.iter_mut();
-        for (number, out) in out.enumerate() {
-            let [low, high] = [0, 1].map(|part| self.column(words, columns, 2 * number + part));
-            pair(&low, &high, out);
+        for (number, out) in out.as_chunks_mut::<TILE_ROWS>().0.iter_mut().enumerate() {
+            let low = self.column(words, columns, 2 * number);
+            pair(&low, &self.column(words, columns, 2 * number + 1), out);
         }
     }
 
     /// Turns 32 columns of a tile over: sixteen words, or as many as `out` takes, of pairs of rows in bfloat16, with the
     /// columns from `32 * piece` on in its lanes. Columns past the end are zero.
+    #[inline(always)]
     pub fn turn(self, columns: usize, tile: &[u8], piece: usize, out: &mut [u32]) {
         let words: &[u32] = bytemuck::cast_slice(tile);
         assert!(words.len() == self.words(columns) * TILE_ROWS && piece * TILE_ROWS < columns);
@@ -103,8 +105,11 @@ impl Wide {
             return [0.0; TILE_ROWS];
         }
         let at = column / self.per_word() * TILE_ROWS;
-        let rows = &words[at..at + TILE_ROWS];
-        core::array::from_fn(|row| self.decode(rows[row], column % self.per_word()))
+        let mut out = [0.0; TILE_ROWS];
+        for (out, word) in out.iter_mut().zip(&words[at..at + TILE_ROWS]) {
+            *out = self.decode(*word, column % self.per_word());
+        }
+        out
     }
 }
 
@@ -118,6 +123,7 @@ pub(crate) fn pair(low: &[f32; TILE_ROWS], high: &[f32; TILE_ROWS], out: &mut [u
 
 /// From words of two columns with rows in lanes to words of two rows with columns in lanes: four values of two rows and
 /// two columns are two words either way, of which those in the middle change places.
+#[inline(always)]
 fn turn_pairs(words: &[[u32; TILE_ROWS]], out: &mut [[u32; TILE_ROWS]]) {
     for (rows, out) in out.iter_mut().enumerate() {
         let (lanes, past) = out.as_chunks_mut::<2>().0.split_at_mut(words.len());

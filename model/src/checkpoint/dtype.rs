@@ -84,6 +84,15 @@ impl Dtype {
         TABLE[self as usize].1
     }
 
+    /// How configurations spell what a model is computed in.
+    pub(crate) fn python_name(self) -> &'static str {
+        match self {
+            Dtype::F16 => "float16",
+            Dtype::Bf16 => "bfloat16",
+            _ => "float32",
+        }
+    }
+
     /// The dtype of that name in a safetensors header.
     pub fn from_name(name: &str) -> Option<Self> {
         TABLE[..PLAIN].iter().find(|row| row.1 == name).map(|row| row.0)

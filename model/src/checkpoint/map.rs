@@ -204,6 +204,29 @@ impl Map {
         self.identity.modified.and_then(nanoseconds)
     }
 
+    /// Has zeros read where the file can no longer be, and tells of it, as long as the map is there.
+    pub(crate) fn watch(&self) -> Watch {
+        Watch(faults::watch(self.map.as_ptr() as usize, self.map.len()))
+    }
+
+    /// Asks the system to read a part ahead.
+    pub(crate) fn ask_for(&self, part: std::ops::Range<usize>) {
+        #[cfg(unix)]
+        let _ = self.map.advise_range(memmap2::Advice::WillNeed, part.start, part.len());
+        let _ = part;
+    }
+
+    /// Gives back the memory of a part, which is read from the file again when it is next touched.
+    pub(crate) fn forget(&self, part: std::ops::Range<usize>) {
+        #[cfg(unix)]
+        {
+            let unneeded = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: of a map of a file that is never written to, what comes back is what was there.
+            let _ = unsafe { self.map.unchecked_advise_range(unneeded, part.start, part.len()) };
+        }
+        let _ = part;
+    }
+
     /// The path as it was given.
     pub(crate) fn path(&self) -> &Path {
         &self.path

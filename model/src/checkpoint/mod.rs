@@ -16,11 +16,13 @@ pub use dtype::Dtype;
 pub(crate) use dtype::f16_to_f32;
 
 use crate::gguf::{self, GgufError, Part};
+use crate::native;
 use folder::Weights;
 use header::{Entry, HEADER_BYTES_MAX, Header, HeaderError, PREFIX_BYTES, TENSORS_MAX};
 use index::{INDEX_BYTES_MAX, IndexError, ShardIndex};
 use json::quote;
 use map::{Map, MapError};
+use memmap2::MmapMut;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -91,9 +93,23 @@ pub struct TensorView<'a> {
     pub data: &'a [u8],
     /// The file it came from.
     pub file: &'a Path,
-    /// The open file and where in it the elements begin, unless they are carried in the program.
-    source: Option<(&'a File, u64)>,
+    source: Place<'a>,
 }
+
+/// Where elements are read.
+#[derive(Clone, Copy, Debug)]
+enum Place<'a> {
+    /// The open file and where in it they begin.
+    File(&'a File, u64),
+    /// In memory.
+    Here,
+    /// Nowhere: what they became stands in their place.
+    Gone,
+}
+
+/// What is said of tensors that are nowhere.
+pub(crate) const GONE: &str = "expected its numbers, found only the native form that they were brought into, which is \
+    run and nothing else: start from the model that it was made of";
 
 impl<'a> TensorView<'a> {
     /// One whose elements are not in a file as they are here.
@@ -105,7 +121,7 @@ impl<'a> TensorView<'a> {
         file: &'a Path,
     ) -> Self {
         debug_assert_eq!(data.len(), shape.iter().product::<usize>() * dtype.bytes());
-        TensorView { name, dtype, shape, data, file, source: None }
+        TensorView { name, dtype, shape, data, file, source: Place::Here }
     }
 
     /// Number of elements.
@@ -128,8 +144,9 @@ impl<'a> TensorView<'a> {
     /// As [`read_f32`](Self::read_f32), but through a read of the file into `scratch`: where the file was cut short or
     /// the disk fails, this is an error, and a touch of the map would end the process.
     pub fn load_f32(&self, start: usize, out: &mut [f32], scratch: &mut Vec<u8>) -> io::Result<()> {
+        self.check_there()?;
         #[cfg(unix)]
-        if let Some((file, offset)) = self.source {
+        if let Place::File(file, offset) = self.source {
             use std::os::unix::fs::FileExt;
             let end = start.checked_add(out.len()).filter(|&end| end <= self.elements());
             end.expect("the caller asks for elements that the shape has");
@@ -139,15 +156,16 @@ impl<'a> TensorView<'a> {
             self.dtype.widen(scratch, out);
             return Ok(());
         }
-        let _ = (scratch, self.source);
+        let _ = scratch;
         self.read_f32(start, out);
         Ok(())
     }
 
     /// Some of its bytes, read like [`load_f32`](Self::load_f32).
     pub fn load(&self, part: std::ops::Range<usize>) -> io::Result<Vec<u8>> {
+        self.check_there()?;
         #[cfg(unix)]
-        if let Some((file, offset)) = self.source {
+        if let Place::File(file, offset) = self.source {
             use std::os::unix::fs::FileExt;
             assert!(part.end <= self.data.len(), "the caller asks for bytes that the shape has");
             let mut bytes = vec![0; part.len()];
@@ -155,6 +173,13 @@ impl<'a> TensorView<'a> {
             return Ok(bytes);
         }
         Ok(self.data[part].to_vec())
+    }
+
+    fn check_there(&self) -> io::Result<()> {
+        match self.source {
+            Place::Gone => Err(io::Error::other(GONE)),
+            Place::File(..) | Place::Here => Ok(()),
+        }
     }
 
     /// The first element that is NaN or infinite: never to be found in a sound checkpoint.
@@ -179,6 +204,8 @@ impl<'a> TensorView<'a> {
 enum Bytes {
     Mapped(Map, File),
     Carried(PathBuf, &'static [u8]),
+    /// A native file that stands alone: tensors are told of, and were somewhere else. As many zeros stand for them.
+    Told(Map, MmapMut),
 }
 
 impl Bytes {
@@ -186,12 +213,13 @@ impl Bytes {
         match self {
             Self::Mapped(map, _) => map.bytes(),
             Self::Carried(_, bytes) => bytes,
+            Self::Told(_, zeros) => zeros,
         }
     }
 
     fn path(&self) -> &Path {
         match self {
-            Self::Mapped(map, _) => map.path(),
+            Self::Mapped(map, _) | Self::Told(map, _) => map.path(),
             Self::Carried(label, _) => label,
         }
     }
@@ -219,10 +247,18 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let mut limits = Limits::default();
         match folder::find(path)? {
-            Weights::Single(file) => Ok(Self::new(None, vec![open_shard(&file, &mut limits)?])),
+            Weights::Single(file) => {
+                let shard = told(&file, open_shard(&file, &mut limits)?, &mut limits)?;
+                Ok(Self::new(None, vec![shard]))
+            }
             Weights::Sharded(file) => open_sharded(&file, &mut limits),
             Weights::Gguf(file) => open_gguf(&file),
         }
+    }
+
+    /// One file, of which a native one does not speak for others.
+    pub(crate) fn open_as_it_is(file: &Path) -> Result<Self, CheckpointError> {
+        Ok(Self::new(None, vec![open_shard(file, &mut Limits::default())?]))
     }
 
     /// The checkpoint in `bytes`, such as the model carried in the program; `label` stands for its path in messages.
@@ -261,8 +297,9 @@ impl Checkpoint {
         let Entry { name, dtype, shape, start, end } = self.entry(place);
         let bytes = &self.shards[usize::from(place.0)].bytes;
         let source = match bytes {
-            Bytes::Mapped(_, file) => Some((file, start)),
-            Bytes::Carried(..) => None,
+            Bytes::Mapped(_, file) => Place::File(file, start),
+            Bytes::Carried(..) => Place::Here,
+            Bytes::Told(..) => Place::Gone,
         };
         // The header was checked against the length of these very bytes, so both ends fit in usize and lie inside.
         TensorView {
@@ -294,10 +331,18 @@ impl Checkpoint {
     /// Its files on the disk, the index included.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let mapped = self.shards.iter().filter_map(|shard| match &shard.bytes {
-            Bytes::Mapped(map, _) => Some(map.path()),
+            Bytes::Mapped(map, _) | Bytes::Told(map, _) => Some(map.path()),
             Bytes::Carried(..) => None,
         });
         self.index.as_deref().into_iter().chain(mapped)
+    }
+
+    /// The native file that is all there is of the weights, if so.
+    pub fn native(&self) -> Option<&Path> {
+        match self.shards.as_slice() {
+            [Shard { bytes: Bytes::Told(map, _), .. }] => Some(map.path()),
+            _ => None,
+        }
     }
 
     /// Header, map and file of every shard, in their order; `None` for one that is carried in the program.
@@ -310,15 +355,36 @@ impl Checkpoint {
         Some(parts)
     }
 
+    /// The shard that holds a tensor, and where in it the elements are; `None` where it is not a mapped file.
+    pub(crate) fn place(&self, name: &str) -> Option<(usize, std::ops::Range<usize>)> {
+        let found = self.by_name.binary_search_by_key(&name, |&place| self.entry(place).name).ok()?;
+        let (shard, Entry { start, end, .. }) = (self.by_name[found].0, self.entry(self.by_name[found]));
+        let shard = usize::from(shard);
+        self.map(shard)?;
+        Some((shard, start as usize..end as usize))
+    }
+
+    /// A shard that is a mapped file.
+    pub(crate) fn map(&self, shard: usize) -> Option<&Map> {
+        match &self.shards[shard].bytes {
+            Bytes::Mapped(map, _) => Some(map),
+            Bytes::Carried(..) | Bytes::Told(..) => None,
+        }
+    }
+
     /// Size of all files, headers included.
     pub fn file_bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.bytes.get().len() as u64).sum()
+        let bytes = |shard: &Shard| match &shard.bytes {
+            Bytes::Told(map, _) => map.bytes().len(),
+            bytes => bytes.get().len(),
+        };
+        self.shards.iter().map(|shard| bytes(shard) as u64).sum()
     }
 
     /// Fails if a mapped file was replaced, cut or written to since it was opened. Costs one `stat` for each.
     pub fn check_unchanged(&self) -> Result<(), CheckpointError> {
         for shard in &self.shards {
-            if let Bytes::Mapped(map, _) = &shard.bytes
+            if let Bytes::Mapped(map, _) | Bytes::Told(map, _) = &shard.bytes
                 && !map.unchanged()
             {
                 return Err(CheckpointError::Changed { file: map.path().into() });
@@ -368,6 +434,29 @@ fn open_shard(path: &Path, limits: &mut Limits) -> Result<Shard, CheckpointError
     limits.header_bytes -= header.bytes();
     limits.tensors -= header.len();
     Ok(Shard { bytes: Bytes::Mapped(map, file), header })
+}
+
+/// A native file that stands alone speaks for the tensors that it was made of.
+fn told(path: &Path, shard: Shard, limits: &mut Limits) -> Result<Shard, CheckpointError> {
+    let Shard { bytes: Bytes::Mapped(map, file), header } = shard else { return Ok(shard) };
+    let value = |key: &str| Some(header.metadata().find(|(found, _)| *found == key)?.1.to_owned());
+    let is_native = value("format").is_some_and(|format| format == native::FORMAT);
+    let Some(text) = value(native::OUTLINE).filter(|_| is_native) else {
+        return Ok(Shard { bytes: Bytes::Mapped(map, file), header });
+    };
+    let header_error = |source| CheckpointError::Header { file: path.into(), source };
+    let data = value(native::OUTLINE_BYTES).and_then(|bytes| bytes.parse::<u64>().ok());
+    let start = PREFIX_BYTES + text.len() as u64;
+    let all = data.and_then(|data| data.checked_add(start)).filter(|all| usize::try_from(*all).is_ok());
+    let Some(all) = all else {
+        return Err(header_error(HeaderError::Length { declared: start, available: 0 }));
+    };
+    let outline = Header::from_text(text.into_bytes(), all, limits.tensors).map_err(header_error)?;
+    limits.tensors -= outline.len();
+    // Nobody writes there, so it takes addresses alone.
+    let zeros = memmap2::MmapOptions::new().len(all as usize).no_reserve_swap().map_anon();
+    let zeros = zeros.map_err(|source| CheckpointError::File(MapError::Io { path: path.into(), source }))?;
+    Ok(Shard { bytes: Bytes::Told(map, zeros), header: outline })
 }
 
 /// How much of a file that is no checkpoint is looked at.
@@ -442,7 +531,7 @@ mod tests {
     use super::*;
 
     fn view<'a>(dtype: Dtype, shape: &'a [usize], data: &'a [u8]) -> TensorView<'a> {
-        TensorView { name: "w", dtype, shape, data, file: Path::new("f"), source: None }
+        TensorView { name: "w", dtype, shape, data, file: Path::new("f"), source: Place::Here }
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //!
 //! `container.rs` reads the head, `parts.rs` the files of a split model and the names of tensors, `settings.rs` makes
 //! the configuration, `vocabulary.rs` the tokenizer. What differs from family to family stands in `families.rs`.
+//! `restore.rs` writes a file out as the folder that it was made from.
 
 pub mod container;
 mod parts;
+pub mod restore;
 mod settings;
 mod vocabulary;
 
@@ -17,6 +19,7 @@ pub(crate) use parts::{Part, named, open};
 use bantam_core::layouts::Shape;
 
 use crate::checkpoint::CheckpointError;
+use crate::families::Family;
 use crate::formats::{self, gguf::Kind};
 use crate::plan::Stored;
 use container::{Array, Value};
@@ -43,6 +46,11 @@ impl Metadata {
         &self.path
     }
 
+    /// What the file's architecture stands for.
+    pub(crate) fn family(&self) -> Result<&'static Family, GgufError> {
+        settings::family(&self.heads[0])
+    }
+
     /// `config.json`.
     pub(crate) fn config(&self) -> Result<Vec<u8>, GgufError> {
         settings::config(&self.heads, &self.factors)
@@ -61,6 +69,11 @@ impl Metadata {
     /// `tokenizer_config.json`, the chat template included.
     pub(crate) fn tokenizer_config(&self) -> Result<Vec<u8>, GgufError> {
         vocabulary::tokenizer_config(&self.heads[0])
+    }
+
+    /// The same for a folder that other tools load.
+    pub(crate) fn folder_tokenizer_config(&self) -> Result<Vec<u8>, GgufError> {
+        vocabulary::folder_config(&self.heads[0])
     }
 }
 

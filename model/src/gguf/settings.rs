@@ -6,9 +6,11 @@ use serde_json::{Map, Value as Json, json};
 use super::container::Value;
 use super::parts::RopeFactors;
 use super::vocabulary;
-use super::{Container, GgufError};
-use crate::families::{Bias, FAMILIES, Family, Rows};
+use super::{Container, GgufError, Metadata};
+use crate::checkpoint::Dtype;
+use crate::families::{Bias, FAMILIES, Family, ROPE_TYPES, RopeKind, Rows};
 use crate::rope::Scaling;
+use crate::source::Source;
 
 /// Whole numbers: the key of `config.json`, and the file's without its architecture. `null` where it is not there: as
 /// many heads of keys as of queries, the stream divided among the heads.
@@ -112,6 +114,88 @@ pub(super) fn config(heads: &[Container], factors: &RopeFactors) -> Result<Vec<u
     config.insert("rope_scaling".to_owned(), reading.rope_scaling(factors, &config)?);
     config.insert("eos_token_id".to_owned(), json!(vocabulary::ends(reading.head)?));
     Ok(Json::Object(config).to_string().into_bytes())
+}
+
+/// `config.json` of a folder that holds the same model, for all tools: without what only the house reads.
+pub(super) fn folder_config(
+    metadata: &Metadata,
+    source: &Source,
+    dtype: Dtype,
+    has_codes: bool,
+) -> Result<Vec<u8>, GgufError> {
+    let (family, head) = (metadata.family()?, &metadata.heads[0]);
+    let made: Json = serde_json::from_slice(&metadata.config()?).expect("it was written as JSON");
+    let Json::Object(mut config) = made else { unreachable!("a configuration is an object") };
+    if let Some(layer) = source.spec.layers.first() {
+        config.insert("head_dim".to_owned(), json!(layer.attention.head_width));
+        config.insert("num_key_value_heads".to_owned(), json!(layer.attention.kv_heads));
+    }
+    let base = config.get("rope_theta").cloned();
+    if let (Some(base), Some(name)) = (base, family.rope_base.0.first()) {
+        config.insert((*name).to_owned(), base);
+    }
+    if let Some(scaling) =
+        config.get("rope_scaling").and_then(|scaling| folder_scaling(scaling, &config, family))
+    {
+        config.insert("rope_scaling".to_owned(), scaling);
+    }
+    // Where a key is absent tools have a width of their own.
+    config.retain(|key, value| !value.is_null() || key == "sliding_window");
+    for (key, id) in vocabulary::ids(head)? {
+        config.insert(key.to_owned(), json!(id));
+    }
+    config.insert("torch_dtype".to_owned(), json!(dtype.python_name()));
+    match has_codes {
+        true => {
+            config.insert("quantization_config".to_owned(), json!({ "quant_method": "mxfp4" }));
+        }
+        false => {
+            config.remove("quantization_config");
+        }
+    }
+    Ok(format!("{:#}\n", Json::Object(config)).into_bytes())
+}
+
+/// How rotary frequencies are bent, as other tools read it.
+fn folder_scaling(scaling: &Json, config: &Map<String, Json>, family: &Family) -> Option<Json> {
+    let mut scaling = scaling.as_object()?.clone();
+    scaling.retain(|_, value| !value.is_null());
+    let (Some(short), Some(long)) = (scaling.get("short_factor"), scaling.get("long_factor")) else {
+        return Some(Json::Object(scaling));
+    };
+    if family.original_context.is_some() {
+        // These three and no more; the factor of attention then follows from the two contexts.
+        return Some(json!({ "type": "longrope", "short_factor": short, "long_factor": long }));
+    }
+    let numbers = |list: &Json| list.as_array()?.iter().map(Json::as_f64).collect::<Option<Vec<f64>>>();
+    let base = config.get("rope_theta").and_then(Json::as_f64)?;
+    let found = numbers(short).filter(|_| short == long).and_then(|factors| by_wavelength(&factors, base));
+    Some(found.unwrap_or(Json::Object(scaling)))
+}
+
+/// The numbers that a list of divisors was made of, where frequencies were divided by their wavelength.
+fn by_wavelength(divisors: &[f64], base: f64) -> Option<Json> {
+    const LOW: f64 = 1.0;
+    const HIGH: f64 = 4.0;
+    let factor = divisors.iter().copied().fold(1.0, f64::max);
+    let length = |pair: usize| std::f64::consts::TAU * base.powf(pair as f64 / divisors.len() as f64);
+    let divisor = |pair: usize, original: f64| {
+        let part = ((original / length(pair) - LOW) / (HIGH - LOW)).clamp(0.0, 1.0);
+        1.0 / ((1.0 - part) / factor + part)
+    };
+    // A pair between the ends tells the context.
+    let (pair, between) =
+        divisors.iter().enumerate().find(|(_, by)| **by > 1.001 && **by < factor * 0.999)?;
+    let part = (1.0 / between - 1.0 / factor) / (1.0 - 1.0 / factor);
+    let original = (length(pair) * (LOW + part * (HIGH - LOW))).round();
+    let is_so = |(pair, by): (usize, &f64)| (divisor(pair, original) / by - 1.0).abs() < 1e-4;
+    let (name, _) = ROPE_TYPES.iter().find(|(_, kind)| *kind == RopeKind::ByWavelength)?;
+    divisors.iter().enumerate().all(is_so).then(|| {
+        json!({
+            "rope_type": name, "factor": factor, "low_freq_factor": LOW, "high_freq_factor": HIGH,
+            "original_max_position_embeddings": original as u64,
+        })
+    })
 }
 
 impl Reading<'_> {

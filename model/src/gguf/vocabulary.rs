@@ -86,8 +86,37 @@ pub(super) fn ends(head: &Container) -> Result<Vec<u64>, GgufError> {
     Ok(ids)
 }
 
+/// Ids that configurations name, `null` where the file names none.
+pub(super) fn ids(head: &Container) -> Result<[(&'static str, Option<u64>); 2], GgufError> {
+    let vocabulary = Vocabulary::read(head)?;
+    let id = |role: &str| -> Result<Option<u64>, GgufError> {
+        let Some(vocabulary) = &vocabulary else { return Ok(None) };
+        Ok(vocabulary.named(role)?.map(|(id, _)| id))
+    };
+    Ok([("bos_token_id", id("bos")?), ("pad_token_id", id("padding")?)])
+}
+
+/// `tokenizer_config.json` beside a `tokenizer.json` that says all of how text is split.
+pub(super) fn folder_config(head: &Container) -> Result<Vec<u8>, GgufError> {
+    let mut config = tokenizer_settings(head)?;
+    config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
+    config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
+    // A list is for several.
+    if let Some([only]) = config.get("chat_template").and_then(Json::as_array).map(Vec::as_slice)
+        && only["name"] == "default"
+    {
+        let template = only["template"].clone();
+        config.insert("chat_template".to_owned(), template);
+    }
+    Ok(format!("{:#}\n", Json::Object(config)).into_bytes())
+}
+
 /// `tokenizer_config.json`: named tokens and chat templates.
 pub(super) fn tokenizer_config(head: &Container) -> Result<Vec<u8>, GgufError> {
+    Ok(Json::Object(tokenizer_settings(head)?).to_string().into_bytes())
+}
+
+fn tokenizer_settings(head: &Container) -> Result<Map<String, Json>, GgufError> {
     let mut config = Map::new();
     if let Some(vocabulary) = Vocabulary::read(head)? {
         for (role, own) in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")] {
@@ -108,7 +137,7 @@ pub(super) fn tokenizer_config(head: &Container) -> Result<Vec<u8>, GgufError> {
     if !templates.is_empty() {
         config.insert("chat_template".to_owned(), Json::Array(templates));
     }
-    Ok(Json::Object(config).to_string().into_bytes())
+    Ok(config)
 }
 
 #[derive(Serialize)]

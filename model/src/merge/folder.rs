@@ -152,6 +152,11 @@ fn parent(output: &Path) -> &Path {
 }
 
 impl Place {
+    /// The folder that is to be.
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+
     /// A folder that is not there yet, or is empty; with `force` one that holds a model, which is replaced. Folders
     /// that are `kept` are none of these.
     pub fn new(output: &Path, force: bool, kept: &[&Path]) -> Result<Place, MergeError> {

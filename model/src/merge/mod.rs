@@ -140,6 +140,9 @@ impl<'a> Merge<'a> {
                  adapter beside this one with --adapter, or merge it into the original",
             ));
         }
+        if source.checkpoint.native().is_some() {
+            return Err(refused(crate::checkpoint::GONE));
+        }
         check_saved(source, adapter)?;
         let plan = source.plan(Options::SMALLEST, Cpu::detect()).map_err(Box::new)?;
         let packed = packed(plan.fills.iter().filter_map(Fill::packed));

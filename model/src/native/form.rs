@@ -10,13 +10,17 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{VERSION, hex, sum_of};
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::header::{self, Header, PREFIX_BYTES};
 use crate::checkpoint::writer::json;
 use crate::plan::{Fill, Plan};
 use crate::source::Source;
 
 /// `format` in the metadata.
-pub(super) const FORMAT: &str = "bantam";
+pub(crate) const FORMAT: &str = "bantam";
+/// Of a file that stands alone: the header of the tensors that it was made of, and their bytes.
+pub(crate) const OUTLINE: &str = "outline";
+pub(crate) const OUTLINE_BYTES: &str = "outline_bytes";
 /// The data begins at a multiple of this, the largest page of any system that we know: it can be mapped alone.
 const PAGE_BYTES: usize = 64 << 10;
 /// Hexadecimal digits of a checksum.
@@ -78,11 +82,15 @@ pub(super) struct Form {
     pub(super) origins: Origins,
     /// Tells this from every other form: a checksum of origins, plan and version.
     pub(super) key: String,
+    /// Whose versions of the program use it.
+    program: &'static str,
     pub(super) tensors: Vec<Part>,
     /// Places of the region whose words are indices below a number.
     pub(super) orders: Vec<(Range<usize>, usize)>,
     /// Bytes of the data.
     pub(super) bytes: usize,
+    /// Where the file stands alone: the header of what it was made of, and the bytes of that.
+    pub(super) outline: Option<(String, u64)>,
 }
 
 /// A sum of what is written to it.
@@ -97,14 +105,25 @@ impl Write for Sum {
 
 impl Form {
     pub(super) fn new(origins: Origins, plan: &Plan) -> Form {
+        Form::with(origins, plan, None, env!("CARGO_PKG_VERSION"))
+    }
+
+    /// Of a file that stands alone: it depends on no place, and on no program but by what its bytes mean.
+    pub(super) fn alone(checkpoint: &Checkpoint, plan: &Plan) -> Form {
+        let origins = Origins { model: String::new(), config: String::new(), files: Vec::new() };
+        Form::with(origins, plan, Some(outline(checkpoint)), "any")
+    }
+
+    fn with(origins: Origins, plan: &Plan, outline: Option<(String, u64)>, program: &'static str) -> Form {
         let mut sum = Sum(Xxh3::new());
         let mut add = |text: std::fmt::Arguments| sum.write_fmt(text).expect("a sum takes anything");
-        add(format_args!("{VERSION} {} {}\n", env!("CARGO_PKG_VERSION"), plan.weight_bytes));
+        add(format_args!("{VERSION} {program} {}\n", plan.weight_bytes));
         add(format_args!("{origins:?}\n"));
         // All that a fill says, whatever it will say one day: where from, where to, how.
         plan.fills.iter().for_each(|fill| add(format_args!("{} {fill:?}\n", what(fill))));
         let key = hex(sum.0.digest128());
-        Form { origins, key, tensors: parts(plan), orders: orders(plan), bytes: plan.weight_bytes }
+        let (tensors, orders) = (parts(plan), orders(plan));
+        Form { origins, key, tensors, orders, bytes: plan.weight_bytes, program, outline }
     }
 
     /// The header's text, padded so that the data begins at a page.
@@ -114,12 +133,17 @@ impl Form {
         for (key, value) in [
             ("format", FORMAT),
             ("version", &VERSION.to_string()),
-            ("program", env!("CARGO_PKG_VERSION")),
+            ("program", self.program),
             ("key", &self.key),
             ("made", &format!("{made:020}")),
             ("origins", &origins),
         ] {
             text += &format!("{}:{},", json(key), json(value));
+        }
+        if let Some((outline, bytes)) = &self.outline {
+            for (key, value) in [(OUTLINE, outline.as_str()), (OUTLINE_BYTES, &bytes.to_string())] {
+                text += &format!("{}:{},", json(key), json(value));
+            }
         }
         let notes = self.tensors.iter().zip(sums);
         let notes =
@@ -149,6 +173,21 @@ impl Form {
             Err(error) => Err(io::Error::other(error)),
         }
     }
+}
+
+/// The header of all tensors, one behind the other, and their bytes.
+fn outline(checkpoint: &Checkpoint) -> (String, u64) {
+    let mut start = 0;
+    let tensors = checkpoint.tensors().map(|tensor| {
+        let end = start + tensor.data.len() as u64;
+        let (name, dtype, shape) = (json(tensor.name), tensor.dtype.name(), tensor.shape);
+        let entry =
+            format!("{name}:{{\"dtype\":\"{dtype}\",\"shape\":{shape:?},\"data_offsets\":[{start},{end}]}}");
+        start = end;
+        entry
+    });
+    let text = format!("{{{}}}", tensors.collect::<Vec<_>>().join(","));
+    (text, start)
 }
 
 fn note(what: &str, sum: u128) -> String {

@@ -4,6 +4,9 @@
 //! with its padding; its `__metadata__` says what each is and what the file was made from. It is used only where its
 //! whole header, checksums and date apart, is the one that would be written now: same plan, same sources, same
 //! version. [`Native`] is the file of one model and plan; `store.rs` is the folder of all.
+//!
+//! One that stands alone, in a model's folder and in the place of its weights, also says what tensors it was made of,
+//! so that the same plan can be made without them; it depends neither on where it lies nor on when it was written.
 
 mod form;
 mod store;
@@ -23,6 +26,7 @@ use crate::engine::Engine;
 use crate::plan::{Options, Plan};
 use crate::source::Source;
 
+pub(crate) use form::{FORMAT, OUTLINE, OUTLINE_BYTES};
 use form::{Form, Origins};
 pub use store::{Details, Kept, State, Store};
 
@@ -51,6 +55,17 @@ pub enum NativeError {
     /// The file cannot be read, or the model was changed meanwhile.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A file that is all there is of a model, and not for this.
+    #[error(
+        "{}: expected the native form for these settings, found another: it is run as it was written, in fast precision \
+         without adapters, placement or quantization while loading, by versions of bantam that use its form; leave \
+         those out, or make it anew from the model that it was made of",
+        .file.display()
+    )]
+    Alone {
+        /// The native file.
+        file: PathBuf,
+    },
     /// The disk would be too full.
     #[error(
         "{}: expected {needed} free bytes, twice what the native file takes, found {free}; make room (`bantam cache rm \
@@ -105,6 +120,13 @@ impl Native {
         Some(Native { store: store.clone(), path, form })
     }
 
+    /// The one that stands alone for the weights of `source`, to be written at `path` or read there.
+    pub fn alone(source: &Source, plan: &Plan, path: &Path) -> Native {
+        let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
+        let form = Form::alone(&source.checkpoint, plan);
+        Native { store: Store::new(folder), path: path.to_owned(), form }
+    }
+
     /// The file, whether it is there or not.
     pub fn path(&self) -> &Path {
         &self.path
@@ -117,7 +139,7 @@ impl Native {
 
     /// Its header, which is the expected one; its data is as long as that says.
     fn open(&self) -> Result<Checkpoint, NativeError> {
-        let file = Checkpoint::open(&self.path)?;
+        let file = Checkpoint::open_as_it_is(&self.path)?;
         let parts = file.parts().unwrap_or_default();
         let same = parts.first().is_some_and(|(header, map, _)| {
             let written = form::read_written(header);
@@ -125,7 +147,8 @@ impl Native {
             expected.is_some_and(|(made, text)| {
                 // The date is also the file's own: who writes into it later changes that.
                 let time = map.modified_ns().and_then(|time| u64::try_from(time).ok());
-                text == header.text() && time == made.checked_mul(1_000_000_000)
+                let is_dated = self.form.outline.is_some() || time == made.checked_mul(1_000_000_000);
+                text == header.text() && is_dated
             })
         });
         match same {
@@ -135,6 +158,9 @@ impl Native {
     }
 
     fn other(&self) -> NativeError {
+        if self.form.outline.is_some() {
+            return NativeError::Alone { file: self.path.clone() };
+        }
         NativeError::Other { file: self.path.clone(), model: self.form.origins.model.clone() }
     }
 
@@ -167,7 +193,9 @@ impl Native {
         writer::check_place(&self.path)?;
         let (temporary, file) = Temporary::create(&self.path)?;
         // An even second, which all file systems can keep as a file's time.
-        let made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() & !1);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() & !1);
+        // One that stands alone is the same whenever it is written.
+        let made = if self.form.outline.is_some() { 0 } else { now };
         let io_error = |source| WriteError::Io { path: self.path.clone(), source };
         self.write_image(file, made, engine.weights(), tell).map_err(io_error)?;
         // What changed while it was read must not be taken for what it is now.
@@ -178,7 +206,9 @@ impl Native {
             let _ = fs::remove_file(&self.path);
             return Err(error);
         }
-        self.store.remove_outdated(&self.form.origins.model);
+        if self.form.outline.is_none() {
+            self.store.remove_outdated(&self.form.origins.model);
+        }
         Ok(())
     }
 
@@ -209,6 +239,9 @@ impl Native {
         out.seek(SeekFrom::Start(0))?;
         out.write_all(&self.form.prefix(made, &sums)?)?;
         let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        if self.form.outline.is_some() {
+            return file.sync_all();
+        }
         let mut permissions = file.metadata()?.permissions();
         permissions.set_readonly(true);
         // A file that is only read is not changed by mistake. Elsewhere it could not be removed either.

@@ -214,7 +214,7 @@ impl Kept {
         if let Err(reason) = &self.details {
             return Err(reason.clone());
         }
-        let file = Checkpoint::open(&self.path).map_err(|error| error.to_string())?;
+        let file = Checkpoint::open_as_it_is(&self.path).map_err(|error| error.to_string())?;
         let parts = file.parts().unwrap_or_default();
         let (header, ..) = parts.first().ok_or("no file")?;
         let (_, sums) = form::read_written(header).ok_or("its checksums are damaged")?;
@@ -245,7 +245,7 @@ fn sum_of_tensor(tensor: &TensorView, done: &mut usize, tell: &mut dyn FnMut(usi
 
 impl Details {
     fn read(path: &Path) -> Result<Details, String> {
-        let file = Checkpoint::open(path).map_err(|error| error.to_string())?;
+        let file = Checkpoint::open_as_it_is(path).map_err(|error| error.to_string())?;
         let metadata: Vec<(&str, &str)> = file.metadata().collect();
         let value = |key: &str| metadata.iter().find(|(found, _)| *found == key).map(|(_, value)| *value);
         let need = |key: &str| {

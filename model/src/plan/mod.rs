@@ -19,6 +19,7 @@ use crate::spec::ModelSpec;
 pub(crate) use low::wrapped;
 pub use low::{Low, LowFill, LowSide};
 use planner::Planner;
+pub(crate) use planner::cut;
 
 /// Choices that decide how much memory a run takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

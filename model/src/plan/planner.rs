@@ -84,6 +84,22 @@ pub(super) struct Wanted<'a> {
     bias: bool,
 }
 
+/// Which rows of its tensor a matrix of `count` rows is, and how many the tensor has.
+pub(crate) fn cut(spec: &ModelSpec, rows: Rows, count: usize, sections: &[usize]) -> (Cut, usize) {
+    let head = spec.layers.first().map_or(1, |layer| layer.attention.head_width);
+    match rows {
+        Rows::All => (Cut::WHOLE, count),
+        Rows::Heads { index, of } => {
+            (Cut { first: index * head, run: head, every: of * head, ..Cut::WHOLE }, count * of)
+        }
+        Rows::Single { index, of } => (Cut { first: index, every: of, ..Cut::WHOLE }, count * of),
+        Rows::Pairs => (Cut { pairs: Some(head), ..Cut::WHOLE }, count),
+        Rows::Section(index) => {
+            (Cut { first: sections[..index].iter().sum(), ..Cut::WHOLE }, sections.iter().sum())
+        }
+    }
+}
+
 impl<'a> Planner<'a> {
     pub(crate) fn new(
         spec: &'a ModelSpec,
@@ -348,20 +364,9 @@ impl<'a> Planner<'a> {
         Ok(Some([self.norm(&a, norm, width)?, self.norm(&b, norm, width)?]))
     }
 
-    /// Which rows of its tensor a matrix of `rows` rows is, and how many the tensor has.
+    /// See [`cut`].
     pub(super) fn cut(&self, rows: Rows, count: usize, sections: &[usize]) -> (Cut, usize) {
-        let head = self.spec.layers.first().map_or(1, |layer| layer.attention.head_width);
-        match rows {
-            Rows::All => (Cut::WHOLE, count),
-            Rows::Heads { index, of } => {
-                (Cut { first: index * head, run: head, every: of * head, ..Cut::WHOLE }, count * of)
-            }
-            Rows::Single { index, of } => (Cut { first: index, every: of, ..Cut::WHOLE }, count * of),
-            Rows::Pairs => (Cut { pairs: Some(head), ..Cut::WHOLE }, count),
-            Rows::Section(index) => {
-                (Cut { first: sections[..index].iter().sum(), ..Cut::WHOLE }, sections.iter().sum())
-            }
-        }
+        cut(self.spec, rows, count, sections)
     }
 
     fn linear(&mut self, prefix: &str, wanted: &Wanted) -> Result<Linear, PlanError> {

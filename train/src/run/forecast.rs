@@ -107,7 +107,8 @@ fn data(prepared: &Prepared, load: &Load) -> u64 {
 
 fn outline(choices: &Choices<'_>, source: &Source, cpu: Cpu) -> Result<Outline, RunError> {
     let quantization = choices.quantization.filter(|_| !source.spec.format.is_quantized());
-    let beside = |adapter: &Adapter| Ok(Outline::adapter(source, adapter, quantization, cpu)?);
+    let beside =
+        |adapter: &Adapter| Ok(Outline::adapter(source, adapter, quantization, choices.flag("bf16"), cpu)?);
     match &choices.method {
         Method::Full if choices.flag("train_from_scratch") => {
             let folder = Passing::new()?;

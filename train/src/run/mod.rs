@@ -362,7 +362,8 @@ fn adapted(
 ) -> Result<(Source, Training), RunError> {
     let source = source.adapted(folder)?;
     let quantization = choices.quantization.filter(|_| !source.spec.format.is_quantized());
-    let training = Training::adapter(&source, quantization, cpu, threads)?;
+    let begin = if choices.flag("bf16") { Training::adapter_in_halves } else { Training::adapter };
+    let training = begin(&source, quantization, cpu, threads)?;
     Ok((source, training))
 }
 

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bantam_model::adapter::{CONFIG, WEIGHTS};
 use bantam_model::checkpoint::writer::{Outline, write_file, write_streamed};
@@ -34,7 +35,7 @@ pub(super) struct Output {
     beside: Vec<(&'static str, Vec<u8>)>,
     is_adapter: bool,
     /// Where tensors are that are not trained, and belong to what is written.
-    frozen: Option<Checkpoint>,
+    frozen: Option<Arc<Checkpoint>>,
 }
 
 /// What is written as what.
@@ -131,7 +132,7 @@ impl Output {
         let shapes: Vec<Vec<usize>> = (0..parameters.len())
             .map(|at| held(at).map_or_else(|| parameters[at].shape.clone(), |(shape, _)| shape))
             .collect();
-        let frozen = self.frozen.iter().flat_map(Checkpoint::tensors);
+        let frozen = self.frozen.iter().flat_map(|checkpoint| checkpoint.tensors());
         let frozen: Vec<TensorView<'_>> =
             frozen.filter(|tensor| training.parameter(tensor.name).is_none()).collect();
         let trained = parameters.iter().zip(&shapes).map(|(known, shape)| (&*known.name, dtype, &shape[..]));

@@ -4,7 +4,7 @@ use bantam_core::ops::activation::cap;
 use bantam_core::ops::backward::activation::cap as cap_backward;
 use bantam_core::ops::backward::loss::Entropy;
 use bantam_core::ops::share::each_row;
-use bantam_model::bare::Bare;
+use bantam_model::bare::{Bare, Places};
 use bantam_model::plan::{Linear, Plan};
 use bantam_model::spec::ModelSpec;
 
@@ -51,8 +51,14 @@ pub(crate) struct Sites {
 }
 
 impl Sites {
-    pub(crate) fn new(spec: &ModelSpec, plan: &Plan, parameters: &Parameters, lows: &Lows) -> Sites {
-        let (finder, weights) = (Finder::new(plan, parameters, lows), &plan.weights);
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        plan: &Plan,
+        places: &Places,
+        parameters: &Parameters,
+        lows: &Lows,
+    ) -> Sites {
+        let (finder, weights) = (Finder::new(plan, places, parameters, lows), &plan.weights);
         let embedding = Linear { matrix: weights.embedding, bias: None, low: None };
         let ends = EndSites {
             embedding: finder.linear(&embedding),
@@ -73,7 +79,7 @@ impl Sites {
 
 /// The first hidden states.
 pub(crate) fn embed(bare: &Bare, site: &Site, tokens: &[u32], out: &mut [f32], row: &mut Vec<f32>) {
-    let (rows, columns) = (site.rows(&bare.arena), site.shape().columns);
+    let (rows, columns) = (site.rows(bare), site.shape().columns);
     let row = room(row, (1 + site.matrix.times) * columns);
     for (out, &token) in out.chunks_exact_mut(columns).zip(tokens) {
         rows.read(token as usize, columns, row);
@@ -184,6 +190,9 @@ impl Ends {
                 cap(*cpu, limit, logits);
             }
             let labels = &self.labels;
+            if let Some(place) = site.place.filter(|_| gradients.is_none()) {
+                products.bare.forget(place, count);
+            }
             let Some(gradients) = gradients.as_deref_mut() else {
                 let logits = &*logits;
                 each_row(pool, &mut self.entropies, 1, 4, |row, entropy| {
@@ -202,6 +211,9 @@ impl Ends {
             }
             let dnormed = &mut self.dnormed[..normed.len()];
             products.backward(&site, normed, logits, Some((dnormed, true)), gradients, s);
+            if let Some(place) = site.place {
+                products.bare.forget(place, count);
+            }
         }
     }
 }

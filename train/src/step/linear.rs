@@ -4,8 +4,9 @@ use bantam_core::layouts::{FLOAT32, Precision, Shape};
 use bantam_core::ops::activation::scale;
 use bantam_core::ops::backward::halves::{self, Matrix, Numbers, Part};
 use bantam_core::ops::backward::products::{
-    Rows, cross, cross_floats, pack, product, sum_rows, tile_floats, transposed, transposed_floats,
+    cross, cross_floats, pack, product, sum_rows, tile_floats, transposed, transposed_floats,
 };
+use bantam_core::ops::backward::small::{Left, add_product};
 use bantam_core::ops::crew::Pool;
 use bantam_core::ops::matmul::{Input, Output, multiply, panel_bytes};
 use bantam_model::bare::Bare;
@@ -86,7 +87,8 @@ impl Products<'_> {
         {
             let between = room(&mut s.between, x.len() / low.inputs * low.ranks);
             let of_base = Part { matrix, bias, out: &mut *out, add: false };
-            let of_low = Part { matrix: low_rows(low, false), bias: None, out: between, add: false };
+            let matrix = as_rows(&low.down, low.down_shape());
+            let of_low = Part { matrix, bias: None, out: between, add: false };
             self.halves(x, &mut [of_base, of_low], &mut s.words);
             return self.raise(at, low, rows, x.len() / low.inputs, false, out, s);
         }
@@ -141,8 +143,7 @@ impl Products<'_> {
 
     /// A matrix as it is multiplied with rounded operands, where it is.
     fn halved(&self, site: &Site, turned: bool) -> Option<Matrix<'_>> {
-        let layout = site.halved(self.halves)?;
-        let numbers = Numbers::Tiles(layout, self.bare.arena.read(site.matrix.slot));
+        let numbers = site.numbers(self.halves, self.bare)?;
         Some(Matrix { shape: site.shape(), numbers, turned })
     }
 
@@ -158,36 +159,28 @@ impl Products<'_> {
     fn lower(&self, low: &Low, x: &[f32], s: &mut Scratch) {
         let tokens = x.len() / low.inputs;
         let between = room(&mut s.between, tokens * low.ranks);
-        self.by_rows(x, low_rows(low, false), between, false, &mut s.words, &mut s.tiles);
+        self.by_rows(x, (&low.down, low.down_shape()), between, &mut s.words, &mut s.tiles);
     }
 
-    /// `out = x * matrix`, or added to it, of a matrix of a change.
+    /// `out = x * rows^T`.
     fn by_rows(
         &self,
         x: &[f32],
-        matrix: Matrix,
+        (rows, shape): (&[f32], Shape),
         out: &mut [f32],
-        add: bool,
         words: &mut Vec<f32>,
         tiles: &mut Vec<f32>,
     ) {
-        let Bare { cpu, pool, .. } = self.bare;
-        let (Matrix { shape, turned, .. }, Numbers::Rows(rows)) = (matrix, matrix.numbers) else {
-            unreachable!("changes lie row by row")
-        };
         if self.halves {
-            return self.halves(x, &mut [Part { matrix, bias: None, out, add }], words);
+            let part = Part { matrix: as_rows(rows, shape), bias: None, out, add: false };
+            return self.halves(x, &mut [part], words);
         }
-        if turned {
-            let matrix = Rows::Plain(rows);
-            let words = room(words, transposed_floats(&matrix, shape, out.len() / shape.columns));
-            return transposed(*cpu, pool, &matrix, shape, x, out, add, words);
-        }
+        let Bare { cpu, pool, .. } = self.bare;
         let tiles = room(tiles, tile_floats(shape));
         pack(rows, shape.columns, 1.0, tiles);
         let form = FLOAT32.form(Precision::Exact, *cpu);
         let panels = room(words, panel_bytes(form, shape.columns, x.len() / shape.columns).div_ceil(4));
-        product(*cpu, pool, x, shape, tiles, out, add, panels);
+        product(*cpu, pool, x, shape, tiles, out, false, panels);
     }
 
     /// Adds the change's products, times factors where `lengthened`.
@@ -218,13 +211,11 @@ impl Products<'_> {
         out: &mut [f32],
         s: &mut Scratch,
     ) {
+        let Bare { cpu, pool, .. } = self.bare;
         let up = room(&mut s.up, rows * low.ranks);
-        raised(at, low, lengthened, up);
-        let between = &mut s.between[..tokens * low.ranks];
-        between.iter_mut().for_each(|x| *x *= low.scale);
-        let shape = Shape { rows, columns: low.ranks };
-        let matrix = Matrix { shape, numbers: Numbers::Rows(up), turned: false };
-        self.by_rows(between, matrix, out, true, &mut s.words, &mut s.tiles);
+        raised(at, low, lengthened, low.scale, up);
+        let between = Left { x: &s.between[..tokens * low.ranks], row: low.ranks, step: 1 };
+        add_product(*cpu, pool, [tokens, rows, low.ranks], between, up, out);
     }
 
     /// `dw += dy^T * x`.
@@ -338,8 +329,8 @@ impl Products<'_> {
         if let Some(matrix) = self.halved(site, true) {
             return self.halves(dy, &mut [Part { matrix, bias: None, out: dx, add }], &mut s.words);
         }
-        let Bare { arena, cpu, pool, .. } = self.bare;
-        let (rows, shape) = (site.rows(arena), site.shape());
+        let Bare { cpu, pool, .. } = self.bare;
+        let (rows, shape) = (site.rows(self.bare), site.shape());
         let words = room(&mut s.words, transposed_floats(&rows, shape, dx.len() / shape.columns));
         transposed(*cpu, pool, &rows, shape, dy, dx, add, words);
     }
@@ -356,18 +347,16 @@ impl Products<'_> {
         s: &mut Scratch,
     ) {
         let up = room(&mut s.up, rows * low.ranks);
-        raised(at, low, false, up);
-        let shape = Shape { rows, columns: low.ranks };
-        let matrix = Matrix { shape, numbers: Numbers::Rows(up), turned: true };
+        raised(at, low, false, low.scale, up);
+        let shape = Shape { rows: low.ranks, columns: rows };
         let out = room(&mut s.dbetween, dy.len() / rows * low.ranks);
         match beside {
-            None => self.by_rows(dy, matrix, out, false, &mut s.words, &mut s.tiles),
+            None => self.by_rows(dy, (up, shape), out, &mut s.words, &mut s.tiles),
             Some(beside) => {
-                let part = Part { matrix, bias: None, out: &mut *out, add: false };
+                let part = Part { matrix: as_rows(up, shape), bias: None, out, add: false };
                 self.halves(dy, &mut [beside, part], &mut s.words);
             }
         }
-        out.iter_mut().for_each(|x| *x *= low.scale);
     }
 
     /// Gradients of a change, behind that.
@@ -383,25 +372,27 @@ impl Products<'_> {
         gradients: &mut [f32],
         s: &mut Scratch,
     ) {
-        let tokens = x.len() / low.inputs;
+        let Bare { cpu, pool, .. } = self.bare;
+        let (tokens, rank, ranks, inputs) = (x.len() / low.inputs, low.rank, low.ranks, low.inputs);
         self.lower(low, x, s);
-        let (rank, ranks) = (low.rank, low.ranks);
-        // Turned over, so that the larger operand is read as it lies; scaled when it is put where it belongs.
+        let [between, dbetween] = [&s.between, &s.dbetween].map(|x| &x[..tokens * ranks]);
         let part = room(&mut s.part, ranks * rows);
         part.fill(0.0);
-        self.cross(&s.between[..tokens * ranks], dy, rows, part, &mut s.words);
+        let turned = |x| Left { x, row: 1, step: ranks };
+        add_product(*cpu, pool, [ranks, rows, tokens], turned(between), dy, part);
+        // Scaled when it is put where it belongs.
         for (rank, part) in part.chunks_exact(rows).take(rank).enumerate() {
             let part = part.iter().enumerate();
             part.for_each(|(row, x)| gradients[low.up_place(at.output(row), rank)] += low.scale * x);
         }
-        let dbetween = &s.dbetween[..tokens * ranks];
-        let part = room(&mut s.part, ranks * low.inputs);
+        let part = room(&mut s.part, ranks * inputs);
         part.fill(0.0);
-        self.cross(dbetween, x, low.inputs, part, &mut s.words);
-        let down = gradients[low.down_start()..][..rank * low.inputs].iter_mut();
+        add_product(*cpu, pool, [ranks, inputs, tokens], turned(dbetween), x, part);
+        let down = gradients[low.down_start()..][..rank * inputs].iter_mut();
         down.zip(&*part).for_each(|(out, x)| *out += x);
         if let Some(dx) = dx {
-            self.by_rows(dbetween, low_rows(low, true), dx, true, &mut s.words, &mut s.tiles);
+            let left = Left { x: dbetween, row: ranks, step: 1 };
+            add_product(*cpu, pool, [tokens, inputs, ranks], left, &low.down, dx);
         }
     }
 
@@ -432,19 +423,20 @@ impl Products<'_> {
     }
 }
 
-/// The first matrix of a change.
-fn low_rows(low: &Low, turned: bool) -> Matrix<'_> {
-    let shape = Shape { rows: low.ranks, columns: low.inputs };
-    Matrix { shape, numbers: Numbers::Rows(&low.down), turned }
+/// A matrix of a change as products with rounded operands take it.
+fn as_rows(rows: &[f32], shape: Shape) -> Matrix<'_> {
+    Matrix { shape, numbers: Numbers::Rows(rows), turned: false }
 }
 
-/// The rows of the second matrix that belong to a part.
-fn raised(at: LowSite, low: &Low, lengthened: bool, out: &mut [f32]) {
-    for (row, out) in out.chunks_exact_mut(low.ranks).enumerate() {
+/// The rows of the second matrix that belong to a part, times `scale`, turned over.
+fn raised(at: LowSite, low: &Low, lengthened: bool, scale: f32, out: &mut [f32]) {
+    let rows = out.len() / low.ranks;
+    for row in 0..rows {
         let output = at.output(row);
         let factor = if lengthened { low.factor(output) } else { 1.0 };
         let from = &low.up[output * low.ranks..][..low.ranks];
-        out.iter_mut().zip(from).for_each(|(out, x)| *out = x * factor);
+        let out = out[row..].iter_mut().step_by(rows);
+        out.zip(from).for_each(|(out, x)| *out = x * factor * scale);
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use bantam_core::layouts::Shape;
 use bantam_model::adapter::Adapter;
 use bantam_model::adapter::Change;
 use bantam_model::bare::Bare;
@@ -59,6 +60,10 @@ impl Low {
     /// The parameter of its lengths, and those that its rows have as they are.
     pub(crate) fn lengths_of_rows(&self) -> Option<(usize, Vec<f32>)> {
         Some((self.of[2]?, self.inverse.iter().map(|inverse| 1.0 / inverse).collect()))
+    }
+
+    pub(crate) fn down_shape(&self) -> Shape {
+        Shape { rows: self.ranks, columns: self.inputs }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -196,7 +201,7 @@ impl Lows {
         if !low.has_lengths() {
             return;
         }
-        let (rows, columns) = (site.rows(&bare.arena), site.shape().columns);
+        let (rows, columns) = (site.rows(bare), site.shape().columns);
         scratch.resize((2 + site.matrix.times) * columns, 0.0);
         for row in 0..site.shape().rows {
             let output = at.output(row);

@@ -59,6 +59,10 @@ pub enum TrainError {
          documents of {documents} tokens in all"
     )]
     Batch { tokens: usize, labels: usize, documents: usize },
+    #[error(
+        "the model's files were changed or cut, or the disk fails, while they are trained on; begin again"
+    )]
+    Files,
     #[error("{what} {found} is outside the vocabulary of {vocab}; was the data made with another tokenizer?")]
     Vocabulary { what: &'static str, found: i64, vocab: usize },
 }
@@ -166,15 +170,32 @@ impl Training {
         cpu: Cpu,
         threads: usize,
     ) -> Result<Training, TrainError> {
+        Training::beside(source, Held::Stored(quantization), cpu, threads)
+    }
+
+    /// The same [in bfloat16](Training::in_halves): matrices that are so in their files stay there.
+    pub fn adapter_in_halves(
+        source: &Source,
+        quantization: Option<&'static OnLoad>,
+        cpu: Cpu,
+        threads: usize,
+    ) -> Result<Training, TrainError> {
+        let mut training = Training::beside(source, Held::Lying(quantization), cpu, threads)?;
+        training.in_halves();
+        Ok(training)
+    }
+
+    fn beside(source: &Source, held: Held, cpu: Cpu, threads: usize) -> Result<Training, TrainError> {
         let adapter = source.adapter.as_deref().ok_or(TrainError::NoAdapter)?;
-        let bare = Bare::load(source, Held::Stored(quantization), cpu, threads)?;
+        let bare = Bare::load(source, held, cpu, threads)?;
         let mut parameters = Parameters::of_wholes((&bare.spec, &bare.plan), adapter)?;
         let lows = Lows::of_adapter(&bare.plan, adapter, &mut parameters)?;
         Ok(Training::new(bare, parameters, lows))
     }
 
     fn new(bare: Bare, parameters: Parameters, lows: Lows) -> Training {
-        let Sites { ends, layers, lowest } = Sites::new(&bare.spec, &bare.plan, &parameters, &lows);
+        let Sites { ends, layers, lowest } =
+            Sites::new(&bare.spec, &bare.plan, &bare.places, &parameters, &lows);
         let gradients = vec![0.0; parameters.count];
         let buffers = Buffers::default();
         let (dropout, halves) = (None, false);
@@ -273,6 +294,7 @@ impl Training {
         let Training { bare, lows, ends, layers, buffers, .. } = self;
         for layer in &*layers {
             layer.sites().for_each(|site| lows.measure(site, bare, &mut buffers.row));
+            layer.forget(bare);
         }
         lows.measure(&ends.head, bare, &mut buffers.row);
     }
@@ -288,6 +310,9 @@ impl Training {
         batch.check(self.bare.spec.vocab)?;
         let loss = self.forward(batch, scale, true);
         self.backward(batch);
+        if !self.bare.is_sound() {
+            return Err(TrainError::Files);
+        }
         Ok(loss)
     }
 
@@ -320,7 +345,11 @@ impl Training {
             if with_gradients && number >= self.lowest {
                 streams.keep(number - self.lowest, stream);
             }
+            if let Some(next) = layers.get(number + 1) {
+                next.ask_for(bare);
+            }
             Layer { products, spec, sites }.forward(documents, stream, kept);
+            sites.forget(bare);
         }
         let gradients = with_gradients.then_some(&mut gradients[..]);
         loss.loss(&products, ends, batch.labels, scale, stream, gradients, kept.scratch())
@@ -341,11 +370,15 @@ impl Training {
             bare.spec.layers.iter().zip(&*layers).skip(self.lowest).enumerate().rev()
         {
             streams.read(number, x);
+            if let Some(next) = number.checked_sub(1).map(|next| &layers[self.lowest + next]) {
+                next.ask_for(bare);
+            }
             let again = room(&mut again, size);
             again.copy_from_slice(x);
             let layer = Layer { products, spec, sites };
             layer.again(documents, again, kept);
             layer.backward(documents, x, d, gradients, kept);
+            sites.forget(bare);
         }
         buffers.row = again;
         head::embed_backward(bare, ends.embedding.weight_to, batch.tokens, d, gradients);

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bantam_core::arena::ALIGNMENT;
 use bantam_core::layouts::panels::Taken;
 use bantam_core::layouts::{FLOAT32, Layout, Precision, Shape};
 use bantam_core::ops::backward::loss::Entropy;
@@ -13,9 +14,10 @@ use bantam_core::ops::backward::{attention, halves};
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_core::{Cpu, Norm, Slot};
 use bantam_model::adapter::Adapter;
+use bantam_model::bare::{Places, is_filled, places};
 use bantam_model::engine::stored;
 use bantam_model::formats::on_load::OnLoad;
-use bantam_model::plan::{Fill, Options, Plan};
+use bantam_model::plan::{Options, Plan};
 use bantam_model::source::{Source, SourceError};
 use bantam_model::spec::{LayerSpec, ModelSpec};
 
@@ -50,6 +52,8 @@ pub type Part = (&'static str, u64);
 pub struct Outline {
     spec: ModelSpec,
     plan: Plan,
+    /// Of its weights' region, what is filled.
+    filled_bytes: usize,
     cpu: Cpu,
     parameters: Parameters,
     lows: Lows,
@@ -131,14 +135,12 @@ impl Room {
         }
         let Some(at) = site.low else { return room };
         let low = &lows.list[at.low];
-        let (down, up) = (Shape { rows: low.ranks, columns: low.inputs }, Shape { rows, columns: low.ranks });
-        let plain = |shape: Shape| transposed_floats(&Rows::Plain(&[]), shape, tokens);
-        let crosses = [crossed(low.ranks, rows), crossed(low.ranks, low.inputs)];
-        let products = match halves {
-            true => [low.inputs, rows, low.ranks, low.ranks].map(rounded),
-            false => [panels(FLOAT32, low.inputs), panels(FLOAT32, low.ranks), plain(up), plain(down)],
-        };
-        let words = crosses.into_iter().chain(products).max().unwrap_or(0);
+        let (down, up) = (low.down_shape(), Shape { rows: low.ranks, columns: rows });
+        let words = [low.inputs, rows].map(|columns| match halves {
+            true => rounded(columns),
+            false => panels(FLOAT32, columns),
+        });
+        let words = words[0].max(words[1]);
         let lengths = if low.has_lengths() { tokens * rows } else { 0 };
         room.with(Room {
             words,
@@ -187,14 +189,17 @@ impl Outline {
         let plan = Plan::in_floats(&source.spec, known, is_trained, Options::SMALLEST, cpu);
         let plan = plan.map_err(|plan| SourceError::Plan { folder: source.folder().into(), source: plan })?;
         let parameters = Parameters::of_model((&source.spec, &plan), &source.checkpoint, is_trained)?;
-        Ok(Outline::new(source, plan, cpu, parameters, Lows::default()))
+        Ok(Outline::new(source, plan, &Places::new(), cpu, parameters, Lows::default()))
     }
 
-    /// As [`Training::adapter`](super::Training::adapter), with an adapter whose numbers nobody asks for.
+    /// As [`Training::adapter`](super::Training::adapter), or
+    /// [`Training::adapter_in_halves`](super::Training::adapter_in_halves), with an adapter whose numbers nobody asks
+    /// for.
     pub fn adapter(
         source: &Source,
         adapter: &Adapter,
         quantization: Option<&'static OnLoad>,
+        halves: bool,
         cpu: Cpu,
     ) -> Result<Outline, TrainError> {
         let options = Options { quantization, ..Options::SMALLEST };
@@ -202,12 +207,23 @@ impl Outline {
         let plan = plan.map_err(|plan| SourceError::Plan { folder: source.folder().into(), source: plan })?;
         let mut parameters = Parameters::of_wholes((&source.spec, &plan), adapter)?;
         let lows = Lows::of_adapter(&plan, adapter, &mut parameters)?;
-        Ok(Outline::new(source, plan, cpu, parameters, lows))
+        let places = if halves { places(&plan, &source.checkpoint, cpu) } else { Places::new() };
+        Ok(Outline::new(source, plan, &places, cpu, parameters, lows))
     }
 
-    fn new(source: &Source, plan: Plan, cpu: Cpu, parameters: Parameters, lows: Lows) -> Outline {
-        let sites = Sites::new(&source.spec, &plan, &parameters, &lows);
-        Outline { spec: source.spec.clone(), plan, cpu, parameters, lows, sites }
+    fn new(
+        source: &Source,
+        plan: Plan,
+        places: &Places,
+        cpu: Cpu,
+        parameters: Parameters,
+        lows: Lows,
+    ) -> Outline {
+        let sites = Sites::new(&source.spec, &plan, places, &parameters, &lows);
+        let filled = plan.fills.iter().filter(|fill| !is_filled(fill, places));
+        let empty: usize = filled.map(|fill| fill.slot().bytes.next_multiple_of(ALIGNMENT)).sum();
+        let filled_bytes = plan.weight_bytes - empty;
+        Outline { spec: source.spec.clone(), plan, filled_bytes, cpu, parameters, lows, sites }
     }
 
     /// As [`Training::hold_changes`](super::Training::hold_changes).
@@ -220,21 +236,28 @@ impl Outline {
         &self.parameters.list
     }
 
-    /// Bytes of the region that is mapped: the weights, and the adapter as products with it would read it.
+    /// Bytes that are mapped: weights in memory, and the most of those in files that is there at once.
     pub fn mapped_bytes(&self) -> usize {
-        self.plan.weight_bytes
+        self.filled_bytes + self.lying_bytes()
+    }
+
+    fn lying_bytes(&self) -> usize {
+        let layers = self.sites.layers.iter().map(LayerSites::lying_bytes).max().unwrap_or(0);
+        let head = &self.sites.ends.head;
+        let head = head.part(0, CHUNK.min(head.shape().rows));
+        layers.max(head.place.map_or(0, |_| head.matrix.slot.bytes))
     }
 
     /// Bytes of everything but the optimizer and the data.
     pub fn memory(&self, load: &Load) -> Vec<Part> {
-        let adapter = self.adapter_slots();
         let own = 4 * self.parameters.own_count() + self.lows.bytes();
         let (layers, hidden) = (self.sites.layers.len() - self.sites.lowest, self.spec.hidden);
         let number = if load.halves { 2 } else { 4 };
         let kept = self.kept(load);
         let parts = [
-            ("weights", self.plan.weight_bytes - adapter),
-            ("adapter", adapter + own),
+            ("weights", self.filled_bytes),
+            ("weights in files, at once", self.lying_bytes()),
+            ("adapter", own),
             ("gradients", 4 * self.parameters.count),
             ("inputs of layers", load.tokens * hidden * layers * number),
             ("a layer forward", 4 * kept.forward),
@@ -243,11 +266,6 @@ impl Outline {
             ("head and loss", self.ends(load)),
         ];
         parts.map(|(what, bytes)| (what, bytes as u64)).to_vec()
-    }
-
-    fn adapter_slots(&self) -> usize {
-        let lows = self.plan.fills.iter().filter(|fill| matches!(fill, Fill::Low(_)));
-        lows.map(|fill| fill.slot().bytes).sum()
     }
 
     /// The stream and its copies, and a layer's buffers, which all layers share.

@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use bantam_core::layouts::panels::Taken;
 use bantam_core::layouts::wide::Wide;
 use bantam_core::layouts::{Shape, TILE_ROWS};
+use bantam_core::ops::backward::halves::Numbers;
 use bantam_core::ops::backward::products::Rows;
 use bantam_core::ops::norm::RowNorm;
 use bantam_core::{Matrix, Norm, Slot};
-use bantam_model::bare::Memory;
+use bantam_model::bare::{Bare, Memory, Place, Places};
 use bantam_model::plan::{Fill, LayerWeights, Linear, LowFill, LowSide, Plan};
 
 use super::low::{LowSite, Lows};
@@ -21,6 +22,8 @@ pub(crate) struct Site {
     pub(crate) matrix: Matrix,
     /// Of its rows.
     pub(crate) bias: Option<Slot>,
+    /// Where it is, if it is not in memory.
+    pub(crate) place: Option<Place>,
     /// Where gradients belong, where they are wanted.
     pub(crate) weight_to: Option<Target>,
     pub(crate) bias_to: Option<Target>,
@@ -33,9 +36,21 @@ impl Site {
         self.matrix.shape
     }
 
-    pub(crate) fn rows<'a>(&self, arena: &'a Memory) -> Rows<'a> {
+    pub(crate) fn rows<'a>(&self, bare: &'a Bare) -> Rows<'a> {
         let Matrix { layout, slot, .. } = self.matrix;
-        Rows::Tiles { layout, tiles: arena.read(slot), taken: self.taken(arena) }
+        match self.place {
+            Some(place) => Rows::Lying(bare.lying(place)),
+            None => Rows::Tiles { layout, tiles: bare.arena.read(slot), taken: self.taken(&bare.arena) },
+        }
+    }
+
+    /// Its numbers as products with rounded operands take them, if there are `halves` and it is not quantized.
+    pub(crate) fn numbers<'a>(&self, halves: bool, bare: &'a Bare) -> Option<Numbers<'a>> {
+        let layout = self.halved(halves)?;
+        Some(match self.place {
+            Some(place) => Numbers::Lying(bare.lying(place)),
+            None => Numbers::Tiles(layout, bare.arena.read(self.matrix.slot)),
+        })
     }
 
     pub(crate) fn taken<'a>(&self, arena: &'a Memory) -> Taken<'a> {
@@ -61,6 +76,7 @@ impl Site {
         let bias = self.bias.map(|slot| Slot { offset: slot.offset + 4 * first, bytes: 4 * rows, ..slot });
         Site {
             matrix: Matrix { shape, slot, ..self.matrix },
+            place: self.place.map(|place| place.starting_at(first)),
             bias,
             weight_to: self.weight_to.map(|target| target.starting_at(first)),
             bias_to: self.bias_to.map(|target| target.starting_at(first)),
@@ -115,6 +131,27 @@ impl LayerSites {
         alone.chain(self.gate.iter().flatten()).chain(&self.up).chain(&self.down)
     }
 
+    /// Matrices that are in files, and their rows.
+    fn places(&self) -> impl Iterator<Item = (Place, usize)> + '_ {
+        self.sites().filter_map(|site| Some((site.place?, site.shape().rows)))
+    }
+
+    /// Asks for what is in files: it comes next.
+    pub(crate) fn ask_for(&self, bare: &Bare) {
+        self.places().for_each(|(place, rows)| bare.ask_for(place, rows));
+    }
+
+    /// Gives its memory back.
+    pub(crate) fn forget(&self, bare: &Bare) {
+        self.places().for_each(|(place, rows)| bare.forget(place, rows));
+    }
+
+    /// Bytes of it.
+    pub(crate) fn lying_bytes(&self) -> usize {
+        let sites = self.sites().filter(|site| site.place.is_some());
+        sites.map(|site| site.matrix.slot.bytes).sum()
+    }
+
     /// Whether anything of it is trained.
     pub(crate) fn is_trained(&self) -> bool {
         let pairs = self.post_norms.iter().chain(&self.head_norms).flatten();
@@ -129,17 +166,23 @@ impl LayerSites {
 pub(crate) struct Finder<'a> {
     parameters: &'a Parameters,
     lows: &'a Lows,
+    places: &'a Places,
     /// How adapters' second matrices are filled, by the offset of the matrix that they change.
     fills: HashMap<usize, &'a LowFill>,
 }
 
 impl<'a> Finder<'a> {
-    pub(crate) fn new(plan: &'a Plan, parameters: &'a Parameters, lows: &'a Lows) -> Self {
+    pub(crate) fn new(
+        plan: &'a Plan,
+        places: &'a Places,
+        parameters: &'a Parameters,
+        lows: &'a Lows,
+    ) -> Self {
         let up = |fill: &'a Fill| match fill {
             Fill::Low(low) if low.side == LowSide::Up => Some((low.base.slot.offset, &**low)),
             _ => None,
         };
-        Finder { parameters, lows, fills: plan.fills.iter().filter_map(up).collect() }
+        Finder { parameters, lows, places, fills: plan.fills.iter().filter_map(up).collect() }
     }
 
     /// One matrix.
@@ -162,6 +205,7 @@ impl<'a> Finder<'a> {
             let change = fill.and_then(|fill| Some((fill, fill.changes().get(number)?.as_ref()?)));
             Site {
                 matrix: Matrix { slot: of(matrix.slot), order, factors, ..matrix },
+                place: self.places.get(&of(matrix.slot).offset).copied(),
                 bias: bias.map(of),
                 weight_to: self.parameters.target(of(matrix.slot)),
                 bias_to: bias_to.map(|target| target.starting_at(number * matrix.shape.rows)),

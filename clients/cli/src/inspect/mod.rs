@@ -4,6 +4,7 @@ mod by_daemon;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_daemon::carried;
@@ -135,14 +136,16 @@ impl Inspect {
     }
 
     /// The tensors, and what they are for, as far as there is a config.json that says so.
-    fn planned(&self) -> Result<(Checkpoint, Result<Plan, SourceError>), Failure> {
+    fn planned(&self) -> Result<(Arc<Checkpoint>, Result<Plan, SourceError>), Failure> {
         let opened = chosen_model::open(self.model.path()).and_then(|source| {
             let plan = source.plan(SMALLEST, Cpu::detect())?;
             Ok((source.checkpoint, plan))
         });
         match (opened, self.model.path()) {
             (Ok((checkpoint, plan)), _) => Ok((checkpoint, Ok(plan))),
-            (Err(error), Some(path)) => Ok((Checkpoint::open(&chosen_model::found(path))?, Err(error))),
+            (Err(error), Some(path)) => {
+                Ok((Checkpoint::open(&chosen_model::found(path))?.into(), Err(error)))
+            }
             (Err(error), None) => Err(error.into()),
         }
     }

@@ -128,10 +128,6 @@ fn what_makes_no_sense_is_refused() {
     let nearest = ["--to", "awq", "--group-size", "64", "--method", "nearest", "--clip-search", "no"];
     with(&nearest, 2, &["--clip-search", "calibrated"]);
     with(&["--to", "nf4", "--head", "int8"], 2, &["--head", "ternary", "leave it out"]);
-    let gguf = repository("tests/goldens/quant/gguf-llama/model-Q4_0.gguf");
-    if Path::new(&gguf).is_file() {
-        refusal(&["quantize", &gguf, "--to", "nf4", "--output", output], 1, &["GGUF"]);
-    }
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "nothing was begun");
 }
 
@@ -188,14 +184,65 @@ fn calibrated_methods_write_what_is_read() {
     }
 }
 
+#[test]
+fn a_gguf_file_is_a_model_like_any_other() {
+    let folder = folder("gguf");
+    let output = folder.join("made");
+    let output = output.to_str().unwrap();
+    let model = repository("tests/goldens/quant-made/gguf-families/model-gpt_oss.gguf");
+    answer(bantam(&["quantize", &model, "--to", "mxfp4", "--json", "--output", output]));
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "what was written out is gone");
+    for file in ["tokenizer.json", "tokenizer_config.json", "config.json"] {
+        assert!(Path::new(output).join(file).is_file(), "{file}");
+    }
+    answer(bantam(&["run", output, "Once", "--max-new-tokens", "2", "--ignore-eos"]));
+    // Cut short, and in the way of its own result.
+    let cut = folder.join("cut.gguf");
+    let bytes = std::fs::read(&model).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() - 7]).unwrap();
+    let made = folder.join("other");
+    let made = made.to_str().unwrap();
+    refusal(&["quantize", cut.to_str().unwrap(), "--to", "mxfp4", "--output", made], 1, &["cut short"]);
+    std::fs::write(&cut, &bytes).unwrap();
+    let own = folder.to_str().unwrap();
+    let within = ["quantize", cut.to_str().unwrap(), "--to", "mxfp4", "--force", "--output", own];
+    refusal(&within, 1, &["model's own"]);
+    assert!(!Path::new(made).exists() && cut.is_file());
+}
+
+#[test]
+fn a_native_folder_runs_and_is_nothing_else() {
+    let folder = folder("native");
+    let (tool, native) = (folder.join("tool"), folder.join("native"));
+    let (tool, native) = (tool.to_str().unwrap(), native.to_str().unwrap());
+    let model = golden("llama-untied");
+    answer(bantam(&["quantize", &model, "--to", "gptq", "--method", "nearest", "--json", "--output", tool]));
+    let form = ["--to", "gptq", "--method", "nearest", "--native", "--json", "--output", native];
+    answer(bantam(&[&["quantize", &model][..], &form].concat()));
+    let names: Vec<String> = files(Path::new(native)).into_keys().collect();
+    let weights: Vec<&String> = names.iter().filter(|name| name.ends_with("safetensors")).collect();
+    assert_eq!(weights, ["native.safetensors"], "{names:?}");
+    let run = |model: &str| answer(bantam(&["run", model, "Once", "--max-new-tokens", "8", "--ignore-eos"]));
+    assert_eq!(run(native), run(tool));
+    let told: Value = serde_json::from_str(&answer(bantam(&["inspect", native, "--json"]))).unwrap();
+    assert!(told["bits_per_weight"].as_f64().unwrap() < 16.0);
+    let exact = ["run", native, "Once", "--max-new-tokens", "1", "--precision", "exact"];
+    refusal(&exact, 1, &["native.safetensors", "leave those out"]);
+    let other = folder.join("other");
+    refusal(
+        &["quantize", native, "--to", "nf4", "--output", other.to_str().unwrap()],
+        1,
+        &["native form", "start from the model"],
+    );
+}
+
 /// Kills runs at random moments of what one takes until `BANTAM_KILLS` of them are dead; each is taken up again until
 /// one comes through.
-fn check_killed(name: &str, more: &[&str]) {
+fn check_killed(name: &str, model: &str, more: &[&str]) {
     let folder = folder(name);
     let kills = std::env::var("BANTAM_KILLS").map_or(8, |kills| kills.parse().unwrap());
-    let model = golden("llama-tied");
     let start = |output: &Path| {
-        let arguments = ["quantize", &model, "--to", "ternary", "--threads", "2", "--output"];
+        let arguments = ["quantize", model, "--to", "ternary", "--threads", "2", "--output"];
         let mut command = program(&[&arguments[..], &[output.to_str().unwrap()], more].concat());
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
@@ -233,11 +280,17 @@ fn check_killed(name: &str, more: &[&str]) {
 
 #[test]
 fn a_killed_run_ends_with_the_same_bytes() {
-    check_killed("killed", &["--head", "int4"]);
+    check_killed("killed", &golden("llama-tied"), &["--head", "int4"]);
 }
 
 #[test]
 fn a_killed_calibration_ends_with_the_same_bytes() {
     let few = ["--calibration-sequences", "4", "--calibration-length", "32"];
-    check_killed("killed-calibration", &[&["--method", "ptbitnet"][..], &few].concat());
+    let more = [&["--method", "ptbitnet"][..], &few].concat();
+    check_killed("killed-calibration", &golden("llama-tied"), &more);
+}
+
+#[test]
+fn a_killed_run_from_a_gguf_file_ends_with_the_same_bytes() {
+    check_killed("killed-gguf", &repository("tests/goldens/quant/gguf-llama/model-Q4_0.gguf"), &["--native"]);
 }

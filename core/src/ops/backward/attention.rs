@@ -247,10 +247,9 @@ impl Sizes {
         let Range { start, end } = block.columns;
         let left = Left { x: a, row: self.width, step: 1 };
         let sizes = [block.rows.len(), end - start, channels];
+        let out = Shared::new(&mut out[start..]);
         // SAFETY: passed on from the caller.
-        unsafe {
-            multiply::<V>(sizes, left, (&b[start..], self.length), (&mut out[start..], self.length), false)
-        };
+        unsafe { multiply::<V>(sizes, left, (&b[start..], self.length), (&out, self.length), false) };
     }
 
     /// Numbers of positions with their rows of channels.
@@ -261,7 +260,13 @@ impl Sizes {
         let sizes = [block.rows.len(), self.width, end - start];
         // SAFETY: passed on from the caller.
         unsafe {
-            multiply::<V>(sizes, left, (&b[start * self.width..], self.width), (out, self.width), false)
+            multiply::<V>(
+                sizes,
+                left,
+                (&b[start * self.width..], self.width),
+                (&Shared::new(out), self.width),
+                false,
+            )
         };
     }
 
@@ -271,9 +276,9 @@ impl Sizes {
         let Range { start, end } = block.columns;
         let left = Left { x: &a[start..], row: 1, step: self.length };
         let sizes = [end - start, self.width, block.rows.len()];
-        let out = &mut out[start * self.width..];
+        let out = Shared::new(&mut out[start * self.width..]);
         // SAFETY: passed on from the caller.
-        unsafe { multiply::<V>(sizes, left, (b, self.width), (out, self.width), true) };
+        unsafe { multiply::<V>(sizes, left, (b, self.width), (&out, self.width), true) };
     }
 }
 

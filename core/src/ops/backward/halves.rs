@@ -10,6 +10,7 @@ use crate::layouts::{BFLOAT16, Layout, Precision, Shape, Sink, TILE_ROWS};
 use crate::ops::crew::Pool;
 use crate::ops::matmul::{Input, prepare};
 use crate::ops::share::{Shared, each_row};
+use crate::ops::vector::{Kernel, Vector, launch};
 
 /// Rows of a gradient that are made at once.
 const BLOCK: usize = 512;
@@ -30,6 +31,97 @@ pub enum Numbers<'a> {
     Tiles(Wide, &'a [u8]),
     /// Row by row.
     Rows(&'a [f32]),
+    /// In a file.
+    Lying(Lying<'a>),
+}
+
+/// Rows in bfloat16 as files have them: low byte first, one after another, some of many.
+#[derive(Clone, Copy, Debug)]
+pub struct Lying<'a> {
+    /// All rows.
+    pub bytes: &'a [u8],
+    /// Numbers of a row.
+    pub columns: usize,
+    /// Row `r` is row `first + (skip + r) / run * every + (skip + r) % run` of all.
+    pub first: usize,
+    /// See `first`.
+    pub skip: usize,
+    /// See `first`.
+    pub run: usize,
+    /// See `first`.
+    pub every: usize,
+}
+
+impl<'a> Lying<'a> {
+    fn place(&self, row: usize) -> usize {
+        let row = self.skip + row;
+        self.first + row / self.run * self.every + row % self.run
+    }
+
+    fn row(&self, row: usize) -> &'a [u8] {
+        &self.bytes[self.place(row) * 2 * self.columns..][..2 * self.columns]
+    }
+
+    /// A row as float32.
+    pub fn read(&self, row: usize, out: &mut [f32]) {
+        let halves = self.row(row).as_chunks::<2>().0;
+        out.iter_mut()
+            .zip(halves)
+            .for_each(|(out, half)| *out = f32::from_bits(u32::from(number(half)) << 16));
+    }
+
+    /// A tile of rows. The first words of whole rows are done by the vector unit.
+    #[inline(always)]
+    fn tile(&self, rows: usize, number: usize, out: &mut [u32]) {
+        let first = number * TILE_ROWS;
+        let count = TILE_ROWS.min(rows - first);
+        let mut all: [&[u8]; TILE_ROWS] = [&[]; TILE_ROWS];
+        for (at, row) in all[..count].iter_mut().enumerate() {
+            *row = self.row(first + at);
+        }
+        let done = if count == TILE_ROWS { lines::tile(&all, out) } else { 0 };
+        for (word, out) in out.as_chunks_mut::<TILE_ROWS>().0.iter_mut().enumerate().skip(done) {
+            for (out, row) in out.iter_mut().zip(&all) {
+                let halves = row.as_chunks().0.iter().skip(2 * word).take(2).rev();
+                *out = halves.fold(0, |word, half| word << 16 | u32::from(self::number(half)));
+            }
+        }
+    }
+
+    /// Columns from `32 * number` on: pairs of rows in words.
+    #[inline(always)]
+    fn turned(&self, rows: usize, number: usize, out: &mut [u32]) {
+        let first = number * TILE_ROWS;
+        let count = TILE_ROWS.min(self.columns - first);
+        for (word, out) in out.as_chunks_mut::<TILE_ROWS>().0.iter_mut().enumerate() {
+            let mut two: [&[u8]; 2] = [&[]; 2];
+            for (row, of) in (2 * word..rows).zip(&mut two) {
+                *of = &self.row(row)[2 * first..][..2 * count];
+            }
+            // Rows lie far apart: what comes soon is asked for.
+            for row in 2 * word + AHEAD..rows.min(2 * word + AHEAD + 2) {
+                lines::ask_for(&self.row(row)[2 * first..]);
+            }
+            if let [Some(upper), Some(lower)] = [two[0].first_chunk(), two[1].first_chunk()] {
+                lines::pairs(upper, lower, out);
+                continue;
+            }
+            for (column, out) in out.iter_mut().enumerate() {
+                *out = 0;
+                for (at, row) in two.iter().enumerate() {
+                    let half = row.as_chunks().0.get(column).map_or(0, self::number);
+                    *out |= u32::from(half) << (16 * at);
+                }
+            }
+        }
+    }
+}
+
+/// Rows that are asked for before they are read.
+const AHEAD: usize = 32;
+
+fn number(half: &[u8; 2]) -> u16 {
+    u16::from_le_bytes(*half)
 }
 
 /// A matrix as a product takes it.
@@ -71,48 +163,73 @@ impl<'a> Matrix<'a> {
             _ => None,
         }
     }
+}
 
-    /// Makes it.
-    fn make(&self, number: usize, out: &mut [u32]) {
-        let Shape { rows, columns } = self.shape;
-        match (self.numbers, self.turned) {
+/// Makes a tile of a product's matrix.
+struct Make<'a, 'o> {
+    matrix: &'a Matrix<'a>,
+    number: usize,
+    out: &'o mut [u32],
+}
+
+impl Kernel for Make<'_, '_> {
+    type Output = ();
+
+    /// Plain loops, of which the compiler makes the level's vectors.
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Make { matrix, number, out } = self;
+        let Shape { rows, columns } = matrix.shape;
+        match (matrix.numbers, matrix.turned) {
             (Numbers::Tiles(layout, tiles), false) => {
                 let bytes = layout.tile_bytes(columns);
                 layout.halve(columns, &tiles[number * bytes..][..bytes], out);
             }
             (Numbers::Tiles(layout, tiles), true) => {
                 let tiles = tiles.chunks_exact(layout.tile_bytes(columns));
-                let parts = out.chunks_mut(PIECE).zip(tiles);
-                parts.for_each(|(out, tile)| layout.turn(columns, tile, number, out));
-            }
-            (Numbers::Rows(x), true) => turned_rows(x, self.shape, number, out),
-            (Numbers::Rows(x), false) => {
-                let first = number * TILE_ROWS;
-                let count = TILE_ROWS.min(rows - first);
-                let value = |row: usize, column: usize| match row < count && column < columns {
-                    true => x[(first + row) * columns + column],
-                    false => 0.0,
-                };
-                for (word, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
-                    let [low, high] =
-                        [2 * word, 2 * word + 1].map(|column| core::array::from_fn(|row| value(row, column)));
-                    pair(&low, &high, out);
+                for (out, tile) in out.chunks_mut(PIECE).zip(tiles) {
+                    layout.turn(columns, tile, number, out);
                 }
             }
+            (Numbers::Lying(x), false) => x.tile(rows, number, out),
+            (Numbers::Lying(x), true) => x.turned(rows, number, out),
+            (Numbers::Rows(x), true) => turned_rows(x, matrix.shape, number, out),
+            (Numbers::Rows(x), false) => rows_tile(x, matrix.shape, number, out),
         }
     }
 }
 
+/// A tile of rows.
+#[inline(always)]
+fn rows_tile(x: &[f32], Shape { rows, columns }: Shape, number: usize, out: &mut [u32]) {
+    let first = number * TILE_ROWS;
+    let count = TILE_ROWS.min(rows - first);
+    for (word, out) in out.as_chunks_mut::<TILE_ROWS>().0.iter_mut().enumerate() {
+        let mut two = [[0.0; TILE_ROWS]; 2];
+        for (column, lanes) in (2 * word..columns).zip(&mut two) {
+            for (row, lane) in lanes[..count].iter_mut().enumerate() {
+                *lane = x[(first + row) * columns + column];
+            }
+        }
+        pair(&two[0], &two[1], out);
+    }
+}
+
 /// Columns of rows from `32 * number` on: pairs of rows in words.
+#[inline(always)]
 fn turned_rows(x: &[f32], Shape { rows, columns }: Shape, number: usize, out: &mut [u32]) {
-    let lanes = |row: usize| -> [f32; TILE_ROWS] {
-        let row = if row < rows { &x[row * columns..][..columns] } else { &[] };
-        let row = row.get(number * TILE_ROWS..).unwrap_or(&[]);
-        let whole = row.first_chunk().copied();
-        whole.unwrap_or_else(|| core::array::from_fn(|at| row.get(at).copied().unwrap_or(0.0)))
-    };
-    for (word, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
-        pair(&lanes(2 * word), &lanes(2 * word + 1), out);
+    let first = number * TILE_ROWS;
+    let count = TILE_ROWS.min(columns - first);
+    for (word, out) in out.as_chunks_mut::<TILE_ROWS>().0.iter_mut().enumerate() {
+        let mut two = [[0.0; TILE_ROWS]; 2];
+        for (row, lanes) in (2 * word..rows).zip(&mut two) {
+            let row = &x[row * columns + first..][..count];
+            match row.first_chunk::<TILE_ROWS>() {
+                Some(whole) => *lanes = *whole,
+                None => lanes[..count].copy_from_slice(row),
+            }
+        }
+        pair(&two[0], &two[1], out);
     }
 }
 
@@ -158,7 +275,7 @@ pub fn multiply<P: Pool>(cpu: Cpu, pool: &P, x: &[f32], parts: &mut [Part], scra
             });
             let Some((matrix, sink)) = goal else { return };
             let tile = matrix.lying(number).unwrap_or_else(|| {
-                matrix.make(number, made);
+                launch(cpu, Make { matrix, number, out: &mut *made });
                 bytemuck::cast_slice(made)
             });
             // SAFETY: tiles have rows of their own, and the counter gives each to one task.
@@ -195,6 +312,135 @@ pub fn cross<P: Pool>(
 pub fn cross_floats(outputs: usize, rows: usize, threads: usize) -> usize {
     let block = BLOCK.min(outputs);
     block * rows + floats(rows, block, threads)
+}
+
+/// Lines of bytes, where there are products in bfloat16.
+#[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
+mod lines {
+    use super::TILE_ROWS;
+    use crate::ops::vector::unroll;
+    use core::arch::x86_64::*;
+
+    /// Bytes, and words, of a line.
+    const BYTES: usize = 64;
+    const WORDS: usize = 16;
+
+    /// Brings the line at the start of some bytes nearer.
+    #[inline(always)]
+    pub(super) fn ask_for(bytes: &[u8]) {
+        // SAFETY: a hint, for an address that is there.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().cast()) }
+    }
+
+    /// Whether there is AVX-512: [`super::exist`] said so before anything was made.
+    macro_rules! with_avx512 {
+        ($call:expr) => {
+            // SAFETY: products in bfloat16 are made where AVX-512 is (`super::multiply` asserts it).
+            unsafe { $call }
+        };
+    }
+
+    /// Words of two rows: 32 columns of one in the low halves, of the other in the high ones.
+    #[inline(always)]
+    pub(super) fn pairs(low: &[u8; BYTES], high: &[u8; BYTES], out: &mut [u32; TILE_ROWS]) {
+        with_avx512!(pair_lines(low, high, out));
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn pair_lines(low: &[u8; BYTES], high: &[u8; BYTES], out: &mut [u32; TILE_ROWS]) {
+        // SAFETY: two lines of 64 bytes, and 32 words.
+        unsafe {
+            let (low, high) =
+                (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast()));
+            let words = [
+                (_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)),
+                (_mm512_extracti64x4_epi64::<1>(low), _mm512_extracti64x4_epi64::<1>(high)),
+            ];
+            unroll!(2: part < 2, {
+                let (low, high) = (_mm512_cvtepu16_epi32(words[part].0), _mm512_cvtepu16_epi32(words[part].1));
+                let both = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                _mm512_storeu_si512(out.as_mut_ptr().add(WORDS * part).cast(), both);
+            });
+        }
+    }
+
+    /// The first words of rows, a row in each lane; says of how many.
+    #[inline(always)]
+    pub(super) fn tile(rows: &[&[u8]; TILE_ROWS], out: &mut [u32]) -> usize {
+        let whole = (rows.iter().fold(usize::MAX, |least, row| least.min(row.len())) / BYTES)
+            .min(out.len() / (WORDS * TILE_ROWS));
+        for number in 0..whole {
+            let out = &mut out[number * WORDS * TILE_ROWS..][..WORDS * TILE_ROWS];
+            for half in 0..TILE_ROWS / WORDS {
+                let rows: &[&[u8]; WORDS] = rows[half * WORDS..].first_chunk().expect("a half of the rows");
+                with_avx512!(turn(rows, number * BYTES, &mut out[half * WORDS..]));
+            }
+        }
+        whole * WORDS
+    }
+
+    /// Turns a line of each of sixteen rows over: their words stand side by side.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn turn(rows: &[&[u8]; WORDS], at: usize, out: &mut [u32]) {
+        assert!(
+            out.len() > (WORDS - 1) * TILE_ROWS + WORDS - 1,
+            "a word of every row for each word of a line"
+        );
+        let mut x = [_mm512_setzero_si512(); WORDS];
+        for (x, row) in x.iter_mut().zip(rows) {
+            let line: &[u8; BYTES] = row[at..].first_chunk().expect("rows have this line");
+            // Rows are more streams than the processor follows by itself.
+            ask_for(&row[(at + 4 * BYTES).min(row.len() - 1)..]);
+            // SAFETY: a line of 64 bytes.
+            *x = unsafe { _mm512_loadu_si512(line.as_ptr().cast()) };
+        }
+        // Words of neighbours, then pairs of words, then quarters of a register.
+        let mut y = x;
+        unroll!(8: i < 8, {
+            y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+            y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+        });
+        unroll!(4: i < 4, {
+            x[4 * i] = _mm512_unpacklo_epi64(y[4 * i], y[4 * i + 2]);
+            x[4 * i + 1] = _mm512_unpackhi_epi64(y[4 * i], y[4 * i + 2]);
+            x[4 * i + 2] = _mm512_unpacklo_epi64(y[4 * i + 1], y[4 * i + 3]);
+            x[4 * i + 3] = _mm512_unpackhi_epi64(y[4 * i + 1], y[4 * i + 3]);
+        });
+        // Now quarter `q` of `x[4 * i + j]` has word `4 * q + j` of rows `4 * i` to `4 * i + 3`.
+        unroll!(4: j < 4, {
+            let low = _mm512_shuffle_i32x4::<0b10_00_10_00>(x[j], x[4 + j]);
+            let high = _mm512_shuffle_i32x4::<0b11_01_11_01>(x[j], x[4 + j]);
+            let later_low = _mm512_shuffle_i32x4::<0b10_00_10_00>(x[8 + j], x[12 + j]);
+            let later_high = _mm512_shuffle_i32x4::<0b11_01_11_01>(x[8 + j], x[12 + j]);
+            y[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, later_low);
+            y[8 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, later_low);
+            y[4 + j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(high, later_high);
+            y[12 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(high, later_high);
+        });
+        for (word, y) in y.into_iter().enumerate() {
+            // SAFETY: sixteen words, by the assertion.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(word * TILE_ROWS).cast(), y) };
+        }
+    }
+}
+
+/// Elsewhere nothing is made.
+#[cfg(not(all(target_arch = "x86_64", not(target_os = "none"))))]
+mod lines {
+    use super::TILE_ROWS;
+
+    pub(super) fn ask_for(_: &[u8]) {}
+
+    pub(super) fn pairs(low: &[u8; 64], high: &[u8; 64], out: &mut [u32; TILE_ROWS]) {
+        let halves = low.as_chunks().0.iter().zip(high.as_chunks().0);
+        for (out, (low, high)) in out.iter_mut().zip(halves) {
+            *out = u32::from(super::number(low)) | u32::from(super::number(high)) << 16;
+        }
+    }
+
+    pub(super) fn tile(_: &[&[u8]; TILE_ROWS], _: &mut [u32]) -> usize {
+        0
+    }
 }
 
 #[cfg(test)]
@@ -265,7 +511,17 @@ mod tests {
                     })
                     .collect();
                 let numbers = wide.map_or(Numbers::Rows(&weights), |wide| Numbers::Tiles(wide, &tiles));
-                for turned in [false, true] {
+                // Two rows of three, behind the first two.
+                let every = Lying { bytes: &[], columns, first: 2, skip: 3, run: 2, every: 3 };
+                let mut bytes = vec![0xff; 2 * columns * (every.place(rows - 1) + 1)];
+                for row in 0..rows {
+                    for (column, x) in stored[row * columns..][..columns].iter().enumerate() {
+                        let at = 2 * (every.place(row) * columns + column);
+                        bytes[at..at + 2].copy_from_slice(&half::bf16::from_f32(*x).to_le_bytes());
+                    }
+                }
+                let lying = Numbers::Lying(Lying { bytes: &bytes, ..every });
+                for (turned, numbers) in [(false, numbers), (true, numbers), (false, lying), (true, lying)] {
                     let matrix = Matrix { shape, numbers, turned };
                     let taken = matrix.taken();
                     let x = noise(1, tokens * taken.columns);

@@ -133,7 +133,7 @@ mod tests {
                     let of = |logits: &[f32]| {
                         let mut entropy = Entropy::default();
                         for (number, part) in logits.chunks(chunk).enumerate() {
-                            entropy.see(cpu, number * chunk, label, &mut part.to_vec());
+                            entropy.see(cpu, number * chunk, label, part);
                         }
                         entropy
                     };

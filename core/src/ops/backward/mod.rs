@@ -11,7 +11,7 @@ pub mod halves;
 pub mod loss;
 pub mod norm;
 pub mod products;
-mod small;
+pub mod small;
 
 #[cfg(test)]
 pub(crate) mod tests {

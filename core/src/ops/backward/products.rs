@@ -4,6 +4,7 @@
 //! A tile holds a word of each of its 32 rows side by side. A row of `W` therefore lies, cut into pieces of 32, as it
 //! is in the tiles of the turned matrix: turning over is copying.
 
+use super::halves::Lying;
 use crate::cpu::Cpu;
 use crate::layouts::panels::Taken;
 use crate::layouts::{FLOAT32, Layout, Precision, Shape, TILE_ROWS};
@@ -30,6 +31,8 @@ pub enum Rows<'a> {
     },
     /// As it is.
     Plain(&'a [f32]),
+    /// In a file.
+    Lying(Lying<'a>),
 }
 
 impl Rows<'_> {
@@ -45,6 +48,7 @@ impl Rows<'_> {
     pub fn read(&self, row: usize, columns: usize, out: &mut [f32]) {
         let (tiles, layout, taken) = match self {
             Rows::Plain(rows) => return out[..columns].copy_from_slice(&rows[row * columns..][..columns]),
+            Rows::Lying(rows) => return rows.read(row, &mut out[..columns]),
             Rows::Tiles { layout, tiles, taken } => (tiles, layout, taken),
         };
         let width = taken.times * columns;

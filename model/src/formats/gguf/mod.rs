@@ -76,6 +76,28 @@ impl Kind {
         blocks::KINDS.iter().find(|kind| kind.dtype == dtype)
     }
 
+    /// Values of rows of so many; an error says what is wrong with their scales.
+    pub(crate) fn decode(&'static self, bytes: &[u8], columns: usize, out: &mut [f32]) -> Result<(), String> {
+        let shape = Shape { rows: out.len() / columns.max(1), columns };
+        let rows = Decoder(self).open(shape, &[bytes]).map_err(|refusal| refusal.reason)?;
+        out.chunks_exact_mut(columns).enumerate().for_each(|(row, out)| rows.row(row, out));
+        Ok(())
+    }
+
+    /// The codes of blocks of four bits, the first of two in the low half of a byte.
+    pub(crate) fn codes_in_order(&self, blocks: &[u8], out: &mut Vec<u8>) {
+        let mut parts = Parts { codes: [0; _], scales: [0.0; _], minima: [0.0; _] };
+        for block in blocks.chunks_exact(self.bytes) {
+            (self.split)(block, &mut parts);
+            out.extend(parts.codes[..self.values].chunks_exact(2).map(|pair| pair[0] | pair[1] << 4));
+        }
+    }
+
+    /// The exponents that blocks begin with.
+    pub(crate) fn exponents(&self, blocks: &[u8], out: &mut Vec<u8>) {
+        out.extend(blocks.chunks_exact(self.bytes).map(|block| block[0]));
+    }
+
     fn block(&self, bytes: &[u8], parts: &mut Parts, out: &mut [f32]) {
         (self.split)(bytes, parts);
         for (group, out) in out.chunks_exact_mut(self.group).enumerate() {

@@ -49,8 +49,8 @@ const KEPT: &[(&str, &[&str])] = &[
     ("tonic", &["bantam-daemon", "bantam-proto", "bantam", "bantam-benches"]),
     ("hyper", &["bantam-daemon", "bantam-proto", "bantam", "bantam-benches"]),
     ("axum", &["bantam-daemon", "bantam-proto", "bantam", "bantam-benches"]),
-    // Only `bantam pull` asks the network for anything.
-    ("ureq", &["bantam"]),
+    // Only `bantam pull` asks the network for anything, and a run tells MLflow's server where somebody names one.
+    ("ureq", &["bantam", "bantam-train", "bantam-daemon", "bantam-tests", "bantam-benches"]),
 ];
 
 /// (a) Crates that only the named packages may declare, behind a feature or not.

@@ -506,7 +506,7 @@ fn a_new_adapter_begins_where_others_ended_that_become_part_of_the_model() {
     let scratch = Scratch::new("others");
     let first = scratch.train("llama-tied", "first", LORA, None).unwrap();
     let one_step = |output: &str, more: &str| {
-        let yaml = format!("{LORA}max_steps: 1\n{more}\n");
+        let yaml = format!("{LORA}max_steps: 1\nwarmup_ratio: 0.0\n{more}\n");
         scratch.train("llama-tied", output, &yaml, None).unwrap_or_else(|error| panic!("{error}"))
     };
     let adapter = first.output.display().to_string();
@@ -515,7 +515,8 @@ fn a_new_adapter_begins_where_others_ended_that_become_part_of_the_model() {
     let second = new.output.display().to_string();
     let both = one_step("both", &format!("adapter_name_or_path: {adapter},{second}"));
     let [begun, again] = [&goes_on, &new].map(|run| run.seen.losses[0]);
-    assert!((begun - again).abs() < 1e-4 && first.seen.losses[0] - begun > 0.1, "{begun} {again}");
+    // The sum is rounded to the model's own type.
+    assert!((begun - again).abs() < 2e-3 && first.seen.losses[0] - begun > 0.1, "{begun} {again}");
     assert!(both.seen.losses[0] < again, "the second adapter learnt a step: {again} {:?}", both.seen.losses);
     assert!(new.checkpoints().iter().all(|name| !name.starts_with('.')), "{:?}", new.checkpoints());
     let base = new.json("adapter_config.json")["base_model_name_or_path"].as_str().unwrap().to_owned();
@@ -525,9 +526,17 @@ fn a_new_adapter_begins_where_others_ended_that_become_part_of_the_model() {
 #[test]
 fn accuracy_is_measured_and_may_choose_the_best() {
     let scratch = Scratch::new("accuracy");
+    // What is learnt is what the model is measured with.
+    let kept = scratch.0.join("kept");
+    fs::create_dir_all(&kept).unwrap();
+    for name in ["train.jsonl", "validation.jsonl"] {
+        fs::copy(scratch.0.join("rows.jsonl"), kept.join(name)).unwrap();
+    }
     let yaml = format!(
-        "{MEASURED}compute_accuracy: true\nmetric_for_best_model: accuracy\nload_best_model_at_end: true\n\
-         pure_bf16: true\n"
+        "finetuning_type: full\nlearning_rate: 0.01\nmax_steps: 24\nval_size: 2\neval_strategy: steps\neval_steps: 8\n\
+         save_steps: 8\nplot_loss: true\ncompute_accuracy: true\nmetric_for_best_model: accuracy\n\
+         load_best_model_at_end: true\npure_bf16: true\ntokenized_path: {}\n",
+        kept.display()
     );
     let run = scratch.train("llama-tied", "out", &yaml, None).unwrap();
     let state = run.json("trainer_state.json");

@@ -244,10 +244,9 @@ fn patterns_of(node: &Node, split: &str, patterns: &mut Vec<String>) {
     match &node.content {
         Content::Scalar(pattern, _) if split == "train" => patterns.push(pattern.clone()),
         Content::List(list) => list.iter().for_each(|node| patterns_of(node, split, patterns)),
-        Content::Map(_) if text(get(node, "split")) == Some(split) => match get(node, "path") {
-            Some(path) => patterns_of(path, "train", patterns),
-            None => {}
-        },
+        Content::Map(_) if text(get(node, "split")) == Some(split) => {
+            get(node, "path").into_iter().for_each(|path| patterns_of(path, "train", patterns));
+        }
         _ => {}
     }
 }
@@ -372,7 +371,7 @@ mod tests {
 
     #[test]
     fn the_readme_goes_before_names() {
-        let readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train_sft\n    path: data/sft-*\n\
+        let readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train_sft\n    path: data/sft*\n\
                       - config_name: other\n  data_files: \"other/*.json\"\n---\n# words\n";
         let files = ["data/sft-0.parquet", "other/a.json", "train.json"];
         check(&files, readme, (None, "train_sft", None), Ok(&files[..1]));

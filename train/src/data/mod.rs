@@ -1,10 +1,10 @@
 //! Examples on their way to batches: data sets, templates, masks, packing.
 //!
-//! Files become rows (`rows.rs`, `columnar/`), rows become conversations by what `dataset_info.json` says of their columns
-//! (`info.rs`, `conversation.rs`), a template makes token ids of them (`template.rs`, `spoken.rs`), and rules cut, mask
-//! and pack these (`encode.rs`, `packing.rs`); `prepare.rs` leads through all of it, `batch.rs` fills batches and
-//! `order.rs` says in which order. Rules and their odd corners are those of LLaMA-Factory 0.9.3, so that the same files
-//! give the same ids. It knows no model, only a tokenizer.
+//! Files become rows (`rows.rs`, `columnar/`), rows become conversations by what `dataset_info.json` says of their
+//! columns (`info.rs`, `conversation.rs`), a template makes token ids of them (`template.rs`, `spoken.rs`), and rules
+//! cut, mask and pack these (`encode.rs`, `packing.rs`); `prepare.rs` leads through all of it, `batch.rs` fills batches
+//! and `order.rs` says in which order. Rules and their odd corners are those of LLaMA-Factory 0.9.3, so that the same
+//! files give the same ids. It knows no model, only a tokenizer.
 
 mod batch;
 mod columnar;

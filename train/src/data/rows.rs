@@ -1,5 +1,5 @@
-//! Files as rows of named values, each with the line it begins in (the number of the row, where there are no lines): json,
-//! jsonl, csv, txt, parquet, arrow, or a folder of one kind.
+//! Files as rows of named values, each with the line it begins in (the number of the row, where there are no lines):
+//! json, jsonl, csv, txt, parquet, arrow, or a folder of one kind.
 
 use std::fs;
 use std::path::{Path, PathBuf};

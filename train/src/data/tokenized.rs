@@ -22,6 +22,8 @@ const BAD_IDS: Reason = "has input_ids or labels that are no tokens of the vocab
 const BAD_LENGTHS: Reason = "has another number of labels than of input_ids";
 /// Splits as `datasets` names them: what is learnt, and what the model is measured with.
 const SPLITS: [&str; 2] = ["train", "validation"];
+/// The examples of each.
+type Splits = [Vec<Example>; 2];
 
 /// A row of ids. Without labels all of them are learnt but `pad`.
 pub(super) fn example(
@@ -56,7 +58,7 @@ pub(super) fn example(
 pub(super) fn read(
     folder: &Path,
     (id_end, pad): (u32, u32),
-) -> Result<Option<([Vec<Example>; 2], Vec<SetSummary>)>, DataError> {
+) -> Result<Option<(Splits, Vec<SetSummary>)>, DataError> {
     if !folder.exists() {
         return Ok(None);
     }
@@ -167,7 +169,7 @@ mod tests {
         };
         let all = [plain.clone(), pieces(true), pieces(false)];
         assert_eq!(read(&folder, (10, 0)).unwrap(), None);
-        write(&folder, [&all, &[plain.clone()]]).unwrap();
+        write(&folder, [&all, std::slice::from_ref(&plain)]).unwrap();
         let ([train, eval], summaries) = read(&folder, (10, 0)).unwrap().unwrap();
         assert_eq!((&train[..], &eval[..], summaries.len()), (&all[..], &[plain][..], 2));
         let ([train, _], summaries) = read(&folder, (9, 0)).unwrap().unwrap();

@@ -44,7 +44,8 @@ pub(super) fn write(
     }
     let mut kept: Vec<String> = (0..ranges.len()).map(name).collect();
     if ranges.len() > 1 {
-        let index = json!({ "metadata": { "total_size": bytes.iter().sum::<u64>() }, "weight_map": Value::Object(places) });
+        let total: u64 = bytes.iter().sum();
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": Value::Object(places) });
         write_file(&folder.join(INDEX_NAME), format!("{index:#}\n").as_bytes())?;
         kept.push(INDEX_NAME.to_owned());
     }

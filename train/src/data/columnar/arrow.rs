@@ -1,5 +1,5 @@
-//! Arrow's IPC: a schema, then batches of rows, each a description and a body of buffers. A file is a stream between two
-//! marks, and read as one.
+//! Arrow's IPC: a schema, then batches of rows, each a description and a body of buffers. A file is a stream between
+//! two marks, and read as one.
 
 use std::collections::HashMap;
 use std::io::{Read, Seek};

@@ -64,7 +64,7 @@ pub(super) fn truths(bytes: &[u8], count: usize) -> Fallible<impl Iterator<Item 
 pub(super) fn differences(bytes: &mut Bytes<'_>, count: usize, budget: &mut Budget) -> Fallible<Vec<i64>> {
     let (block, parts, told) = (bytes.size()?, bytes.size()?, bytes.size()?);
     let mut value = bytes.zigzag()?;
-    let size = if parts == 0 { 0 } else { block / parts };
+    let size = block.checked_div(parts).unwrap_or(0);
     if told != count || size == 0 || block % parts != 0 || size % 8 != 0 || block > 1 << 20 {
         return Err(broken(format!("{told} differences in blocks of {block}, for {count} values")));
     }

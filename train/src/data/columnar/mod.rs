@@ -2,8 +2,8 @@
 //!
 //! The files are of strangers. Whatever they say of sizes is held against a budget, which grows with the file, before
 //! memory is taken; every place that a file points to is checked where it is read. Numbers, words, truth, lists and
-//! structs become what they are in JSON; dates are the numbers that they are stored as, and what is none of this (bytes,
-//! decimals) is null. A row is counted from 1, as a line of text is.
+//! structs become what they are in JSON; dates are the numbers that they are stored as, and what is none of this
+//! (bytes, decimals) is null. A row is counted from 1, as a line of text is.
 
 mod arrow;
 mod assembly;

@@ -108,6 +108,16 @@ impl CudaBackend {
         self.fault.get()
     }
 
+    /// Hands out the values of a slot, as many at a time as results have room for; zeros after a fault.
+    pub fn fetch(&mut self, slot: Slot, each: &mut dyn FnMut(usize, &[f32])) {
+        let most = self.results.bytes() / 64 * 16;
+        for first in (0..slot.bytes / 4).step_by(most) {
+            let count = most.min(slot.bytes / 4 - first);
+            self.results.renew();
+            each(first, self.read(Slot { offset: slot.offset + 4 * first, bytes: 4 * count, ..slot }));
+        }
+    }
+
     /// For each row the first of its largest values.
     pub fn argmax(&mut self, rows: usize, width: usize, x: Slot, out: Slot) {
         let shape = Shape { grid: (rows, 1), threads: THREADS, shared: 8 * THREADS };

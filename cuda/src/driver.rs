@@ -473,6 +473,11 @@ impl Pinned {
         }
     }
 
+    /// All of it, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Begins again: nobody looks at earlier results any more, or this could not be borrowed so.
     pub(crate) fn renew(&mut self) {
         self.used.set(0);

@@ -145,6 +145,6 @@ fn a_daemon_computes_on_a_card_and_outlives_it() {
         assert_eq!(ids(ask()), wanted, "the next one is the processor's");
     }
     let _served = Served::start_with(&flags, &[("LD_LIBRARY_PATH", folder), ("CUSIM_DEVICES", "0")]);
-    let refused = ask();
+    let refused = bantam(&["load", &model]);
     assert!(!refused.status.success() && said(&refused).contains("finds no card"), "{}", said(&refused));
 }

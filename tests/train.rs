@@ -321,6 +321,41 @@ fn the_same_bits_come_on_any_number_of_threads() {
     assert!(one == three, "losses {} and {}", one.0, three.0);
 }
 
+/// Operands in bfloat16: the same bits on any number of threads, and nearly the gradients of float32.
+#[test]
+fn gradients_in_bfloat16_are_nearly_those_in_float32() {
+    let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
+    let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents };
+    let run = |what: &str, threads: usize, halves: bool| {
+        let cpu = Cpu::detect();
+        let training = match what {
+            "full" => Training::full(&open("models/mixtral", None), cpu, threads),
+            _ => Training::adapter(&open("models/llama-tied", Some(what)), None, cpu, threads),
+        };
+        let mut training = training.expect("it can be trained");
+        if halves {
+            training.in_halves();
+        }
+        loss_and_gradients(&mut training, &batch)
+    };
+    for what in ["full", "lora/lora-llama", "lora/lora-dora-llama"] {
+        let (exact, one, three) = (run(what, 1, false), run(what, 1, true), run(what, 3, true));
+        assert!(one == three, "{what}: losses {} and {}", one.0, three.0);
+        let dot = |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum() };
+        let (a, b) = (&exact.1, &one.1);
+        let along = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+        println!("{what}: losses {} and {}, gradients along one another to {along}", exact.0, one.0);
+        assert!(
+            (exact.0 - one.0).abs() < 1e-2 * exact.0 && exact.0 != one.0,
+            "{what}: {}, not {}",
+            one.0,
+            exact.0
+        );
+        assert!(along > 0.99, "{what}: {along}");
+    }
+}
+
 /// The loss of a step, and its gradients.
 fn loss_and_gradients(training: &mut Training, batch: &Batch) -> (f64, Vec<f32>) {
     training.clear();

@@ -418,7 +418,7 @@ fn training_steps(what: &str, outline: &Outline, load: Load, make: impl FnOnce()
         optimizer.step(&mut training, 1.0);
     };
     step();
-    let load = Load { tokens: 59, labelled: 59, longest: 39, ..load };
+    let load = Load { tokens: 59, labelled: 59, longest: 39, threads: 3, ..load };
     let parts = outline.memory(&load);
     let said: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
     let optimizer_bytes: u64 = Optimizer::bytes_for(outline.parameters(), Cpu::detect(), group).iter().sum();
@@ -448,7 +448,7 @@ fn training() {
     training_steps("lora-dora-llama over four bits", &outline, load, || {
         let mut training = Training::adapter(&source, nested, cpu, 3).expect("it can be trained");
         training.drop_inputs(0.1, 42);
-        training.keep_halves();
+        training.in_halves();
         training
     });
 }

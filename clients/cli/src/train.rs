@@ -96,7 +96,7 @@ impl Train {
         }
         let shown =
             Shown { source: &source, prepared: &prepared, spoken: spoken.as_ref(), count: self.examples };
-        self.show(&shown, run::forecast(&settings, &source, &prepared, Cpu::detect()))
+        self.show(&shown, run::forecast(&settings, &source, &prepared, self.machine()))
     }
 
     /// Data may be looked at before everything else is settled: then the memory is not known, and why.
@@ -117,14 +117,18 @@ impl Train {
         }
     }
 
+    /// With what is computed.
+    fn machine(&self) -> (Cpu, usize) {
+        let threads = self.threads.map_or_else(Threads::available, |threads| threads as usize);
+        (Cpu::detect(), threads)
+    }
+
     fn train(&self, settings: &Settings, source: Source, prepared: &Prepared) -> Result<(), Failure> {
         let interrupt = Interrupt::install_for_long()?;
         interrupt.note();
-        let threads = self.threads.map_or_else(Threads::available, |threads| threads as usize);
         let mut screen = Screen { interrupt, bar: None, told: Instant::now() };
-        let outcome = without_file_size_signal(|| {
-            run::train(settings, source, prepared, (Cpu::detect(), threads), &mut screen)
-        });
+        let outcome =
+            without_file_size_signal(|| run::train(settings, source, prepared, self.machine(), &mut screen));
         screen.bar = None;
         let outcome = outcome.map_err(|error| refused(error.to_string()))?;
         let folder = outcome.folder.display().to_string();

@@ -93,6 +93,10 @@ pub trait Layout: Sync + core::fmt::Debug {
     fn coded(&self) -> Option<&coded::Coded> {
         None
     }
+    /// Itself, where it is not quantized.
+    fn wide(&self) -> Option<wide::Wide> {
+        None
+    }
     /// How it lies, for kernels on a card.
     fn stored(&self) -> Stored;
     /// What `multiply` wants its input prepared as.

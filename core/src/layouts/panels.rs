@@ -173,10 +173,9 @@ pub unsafe fn fill_group<'x>(
     for member in 0..count {
         let token = first + member;
         let row = &row(token)[..columns];
-        let slots = panel[member..].iter_mut().step_by(count);
         match form {
             Form::Float => {
-                let mut slots = slots;
+                let mut slots = panel[member..].iter_mut().step_by(count);
                 for at in (0..all).step_by(ROUNDED) {
                     let mut values = [0.0; ROUNDED];
                     let values = &mut values[..ROUNDED.min(all - at)];
@@ -186,7 +185,7 @@ pub unsafe fn fill_group<'x>(
             }
             Form::Bf16 => {
                 assert!(taken == Taken::PLAIN, "only codes take their input otherwise");
-                fill_bf16(row, slots);
+                launch(cpu, FillBf16 { row, slots: &mut panel[member..], count });
             }
             Form::Int8 { block } => {
                 let blocks = form.blocks(all);
@@ -201,21 +200,36 @@ pub unsafe fn fill_group<'x>(
     }
 }
 
-fn fill_bf16<'a>(row: &[f32], slots: impl Iterator<Item = &'a mut u32>) {
-    let pairs = row.chunks_exact(2);
-    let rest = pairs.remainder();
-    let mut slots = slots;
-    for (pair, word) in pairs.zip(&mut slots) {
-        *word = bf16(pair[0]) | bf16(pair[1]) << 16;
-    }
-    if let (&[last], Some(word)) = (rest, slots.next()) {
-        *word = bf16(last);
+/// Pairs of one token, `count` words apart.
+struct FillBf16<'a, 'p> {
+    row: &'a [f32],
+    slots: &'p mut [u32],
+    count: usize,
+}
+
+impl Kernel for FillBf16<'_, '_> {
+    type Output = ();
+
+    /// Plain loops, of which the compiler makes the level's vectors.
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let FillBf16 { row, slots, count } = self;
+        let mut slots = slots.iter_mut().step_by(count);
+        let (whole, rest) = row.as_chunks::<32>();
+        for values in whole {
+            let words: [u32; 16] =
+                core::array::from_fn(|i| bf16(values[2 * i]) | bf16(values[2 * i + 1]) << 16);
+            words.iter().zip(&mut slots).for_each(|(word, slot)| *slot = *word);
+        }
+        for (pair, slot) in rest.chunks(2).zip(slots) {
+            *slot = pair.iter().rev().fold(0, |word, x| word << 16 | bf16(*x));
+        }
     }
 }
 
 /// The 16 bits of the nearest bfloat16, ties to even. Activations are finite: a checkpoint with NaN is refused.
 #[inline(always)]
-fn bf16(x: f32) -> u32 {
+pub(crate) fn bf16(x: f32) -> u32 {
     let bits = x.to_bits();
     (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16
 }

@@ -8,7 +8,7 @@
 //! In exact precision all three are computed in float32. In fast precision, bfloat16 weights meet activations rounded
 //! to bfloat16 where the processor has a dot product for them; elsewhere fast and exact are the same.
 
-use super::panels::{Form, Panels};
+use super::panels::{Form, Panels, bf16};
 use super::tile::{Decode, multiply_float};
 use super::{Layout, NotFinite, Precision, Sink, TILE_ROWS, check_rows};
 use crate::cpu::Cpu;
@@ -61,6 +61,74 @@ impl Wide {
     }
 }
 
+impl Wide {
+    /// Rounds a tile to bfloat16: a tile of [`BF16`] into `out`.
+    pub fn halve(self, columns: usize, tile: &[u8], out: &mut [u32]) {
+        let words: &[u32] = bytemuck::cast_slice(tile);
+        assert!(words.len() == self.words(columns) * TILE_ROWS);
+        assert!(out.len() == BF16.words(columns) * TILE_ROWS);
+        if self == Wide::Bf16 {
+            return out.copy_from_slice(words);
+        }
+        let out = out.as_chunks_mut::<TILE_ROWS>().0.iter_mut();
+        for (number, out) in out.enumerate() {
+            let [low, high] = [0, 1].map(|part| self.column(words, columns, 2 * number + part));
+            pair(&low, &high, out);
+        }
+    }
+
+    /// Turns 32 columns of a tile over: sixteen words, or as many as `out` takes, of pairs of rows in bfloat16, with the
+    /// columns from `32 * piece` on in its lanes. Columns past the end are zero.
+    pub fn turn(self, columns: usize, tile: &[u8], piece: usize, out: &mut [u32]) {
+        let words: &[u32] = bytemuck::cast_slice(tile);
+        assert!(words.len() == self.words(columns) * TILE_ROWS && piece * TILE_ROWS < columns);
+        let out = out.as_chunks_mut::<TILE_ROWS>().0;
+        if self == Wide::Bf16 {
+            let words = words.as_chunks::<TILE_ROWS>().0;
+            let words = &words[piece * TILE_ROWS / 2..words.len().min((piece + 1) * TILE_ROWS / 2)];
+            return turn_pairs(words, out);
+        }
+        for lane in 0..TILE_ROWS {
+            let column = self.column(words, columns, piece * TILE_ROWS + lane);
+            for (out, rows) in out.iter_mut().zip(column.as_chunks::<2>().0) {
+                out[lane] = bf16(rows[0]) | bf16(rows[1]) << 16;
+            }
+        }
+    }
+
+    /// A column of a tile, zeros past the last.
+    #[inline(always)]
+    fn column(self, words: &[u32], columns: usize, column: usize) -> [f32; TILE_ROWS] {
+        if column >= columns {
+            return [0.0; TILE_ROWS];
+        }
+        let at = column / self.per_word() * TILE_ROWS;
+        let rows = &words[at..at + TILE_ROWS];
+        core::array::from_fn(|row| self.decode(rows[row], column % self.per_word()))
+    }
+}
+
+/// Words of two values each.
+#[inline(always)]
+pub(crate) fn pair(low: &[f32; TILE_ROWS], high: &[f32; TILE_ROWS], out: &mut [u32; TILE_ROWS]) {
+    for (out, (low, high)) in out.iter_mut().zip(low.iter().zip(high)) {
+        *out = bf16(*low) | bf16(*high) << 16;
+    }
+}
+
+/// From words of two columns with rows in lanes to words of two rows with columns in lanes: four values of two rows and
+/// two columns are two words either way, of which those in the middle change places.
+fn turn_pairs(words: &[[u32; TILE_ROWS]], out: &mut [[u32; TILE_ROWS]]) {
+    for (rows, out) in out.iter_mut().enumerate() {
+        let (lanes, past) = out.as_chunks_mut::<2>().0.split_at_mut(words.len());
+        for (word, lanes) in words.iter().zip(lanes) {
+            let [upper, lower] = [word[2 * rows], word[2 * rows + 1]];
+            *lanes = [upper & 0xffff | lower << 16, upper >> 16 | lower & 0xffff_0000];
+        }
+        past.fill([0; 2]);
+    }
+}
+
 impl Layout for Wide {
     fn name(&self) -> &'static str {
         match self {
@@ -93,6 +161,10 @@ impl Layout for Wide {
         for (&word, out) in words[row..].iter().step_by(TILE_ROWS).zip(out.chunks_mut(self.per_word())) {
             out.iter_mut().enumerate().for_each(|(j, x)| *x = self.decode(word, j));
         }
+    }
+
+    fn wide(&self) -> Option<Wide> {
+        Some(*self)
     }
 
     fn stored(&self) -> Stored {

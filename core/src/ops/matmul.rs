@@ -101,7 +101,7 @@ fn taken<'a>(output: &Output<'a>) -> Taken<'a> {
     Taken { order, ..output.taken }
 }
 
-fn prepare<P: Pool>(
+pub(super) fn prepare<P: Pool>(
     cpu: Cpu,
     pool: &P,
     form: Form,

@@ -51,20 +51,32 @@ pub fn each_row<T: Send, P: Pool>(
     rows_min: usize,
     work: impl Fn(usize, &mut [T]) + Sync,
 ) {
-    let rows = slice.len() / width;
-    if rows < rows_min || pool.threads() == 1 {
-        slice.chunks_exact_mut(width).enumerate().for_each(|(row, part)| work(row, part));
-        return;
-    }
+    each_rows(pool, [slice], width, rows_min, |row, [part]| work(row, part));
+}
+
+/// The same for the rows of several slices, all of one size.
+pub fn each_rows<T: Send, P: Pool, const N: usize>(
+    pool: &P,
+    slices: [&mut [T]; N],
+    width: usize,
+    rows_min: usize,
+    work: impl Fn(usize, [&mut [T]; N]) + Sync,
+) {
+    let size = slices.first().map_or(0, |slice| slice.len());
+    assert!(slices.iter().all(|slice| slice.len() == size), "slices of as many rows");
+    let rows = size / width;
     // A few runs per thread: whoever is late leaves the rest to others.
-    let run = rows.div_ceil(4 * pool.threads());
-    let shared = Shared::new(slice);
-    pool.run(rows.div_ceil(run), &|task| {
+    let is_alone = rows < rows_min || pool.threads() == 1;
+    let run = if is_alone { rows.max(1) } else { rows.div_ceil(4 * pool.threads()).max(1) };
+    let shared = slices.map(Shared::new);
+    let work = |task: usize| {
         for row in task * run..((task + 1) * run).min(rows) {
             // SAFETY: every row belongs to one task.
-            work(row, unsafe { shared.part(row * width, width) });
+            work(row, shared.each_ref().map(|shared| unsafe { shared.part(row * width, width) }));
         }
-    });
+    };
+    let tasks = rows.div_ceil(run);
+    if is_alone { (0..tasks).for_each(work) } else { pool.run(tasks, &work) }
 }
 
 #[cfg(test)]

@@ -65,14 +65,14 @@ pub fn forecast(
     settings: &Settings,
     source: &Source,
     prepared: &Prepared,
-    cpu: Cpu,
+    (cpu, threads): (Cpu, usize),
 ) -> Result<Forecast, RunError> {
     let choices = Choices::new(settings)?;
     check_form(&choices, source)?;
     let outline = outline(&choices, source, cpu)?;
     let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
     let mut load = load(&prepared.train, choices.batch, &collation);
-    (load.halves, load.drops) = (choices.flag("bf16"), choices.dropout > 0.0);
+    (load.halves, load.drops, load.threads) = (choices.flag("bf16"), choices.dropout > 0.0, threads);
     let [means, step] = Optimizer::bytes_for(outline.parameters(), cpu, |parameter| choices.group(parameter));
     let mut parts = outline.memory(&load);
     parts.extend([("optimizer", means), ("optimizer's step", step)]);

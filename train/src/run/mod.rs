@@ -205,7 +205,7 @@ pub fn train(
     if choices.quantization.is_some() && source.spec.format.is_quantized() {
         watch.note("quantization_bit: the model is quantized already, and stays as it is");
     }
-    let forecast = forecast(settings, &source, prepared, cpu)?;
+    let forecast = forecast(settings, &source, prepared, (cpu, threads))?;
     let (mega, words) = (forecast.bytes() as f64 / 1e6, forecast::words(&forecast.parts));
     watch.note(&format!("memory: {words}: {mega:.2} MB in all"));
     forecast.check()?;
@@ -213,7 +213,7 @@ pub fn train(
     let (source, mut training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
     training.drop_inputs(choices.dropout, choices.seed);
     if choices.flag("bf16") {
-        training.keep_halves();
+        training.in_halves();
     }
     let mut optimizer = Optimizer::new(&training, |parameter| choices.group(parameter));
     let state = match &checkpoint {

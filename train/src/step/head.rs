@@ -180,8 +180,10 @@ impl Ends {
             }
             let labels = &self.labels;
             let Some(gradients) = gradients.as_deref_mut() else {
-                let rows = self.entropies.iter_mut().zip(labels).zip(logits.chunks_exact_mut(count));
-                rows.for_each(|((entropy, &label), logits)| entropy.see(*cpu, first, label, logits));
+                let logits = &*logits;
+                each_row(pool, &mut self.entropies, 1, 4, |row, entropy| {
+                    entropy[0].see(*cpu, first, labels[row], &logits[row * count..][..count]);
+                });
                 continue;
             };
             let capped = room(&mut self.capped, if spec.logits_cap.is_some() { logits.len() } else { 0 });

@@ -3,6 +3,7 @@
 
 use bantam_core::ops::backward::attention::{self, Gradients, Operands};
 use bantam_core::ops::backward::norm::norm_row as norm_row_backward;
+use bantam_core::ops::crew::Pool;
 use bantam_core::ops::experts::add;
 use bantam_core::ops::norm::norm_row;
 use bantam_core::ops::rope;
@@ -78,6 +79,21 @@ impl Layer<'_> {
 
     /// Runs the stream through the layer.
     pub(crate) fn forward(&self, documents: Documents, x: &mut [f32], k: &mut Kept) {
+        self.run(documents, x, true, k);
+        self.add_result(1, x, k);
+    }
+
+    /// The same once more, for what it keeps: the stream is not brought to its end.
+    pub(crate) fn again(&self, documents: Documents, x: &mut [f32], k: &mut Kept) {
+        let is_normed = self.sites.post_norms.is_some();
+        self.run(documents, x, is_normed, k);
+        if is_normed {
+            self.add_result(1, x, k);
+        }
+    }
+
+    /// As far as the second block's result, if that is wanted.
+    fn run(&self, documents: Documents, x: &mut [f32], to_end: bool, k: &mut Kept) {
         let (sites, size) = (self.sites, x.len());
         let normed = room(&mut k.normed, size);
         norm(self.bare(), &sites.attention_norm, x, normed);
@@ -93,8 +109,8 @@ impl Layer<'_> {
         }
         let out = room(&mut k.out, size);
         let input = &k.normed_for_mlp[..size];
+        let out = Some(out).filter(|_| to_end);
         mixture::forward(&self.products, self.spec, sites, input, &mut k.block, out, &mut k.scratch);
-        self.add_result(1, x, k);
     }
 
     /// Adds a block's result to the stream, normed where that is.
@@ -152,7 +168,7 @@ impl Layer<'_> {
         };
         let attended = room(&mut k.attended, rows * channels[0]);
         let logs = room(&mut k.logs, rows * a.heads);
-        let scores = room(&mut k.scores, shape.scratch_floats());
+        let scores = room(&mut k.scores, shape.scratch_floats(bare.pool.threads()));
         attention::attend(bare.cpu, &bare.pool, &shape, x, attended, logs, scores);
         self.products.forward(&self.sites.output, attended, room(&mut k.out, size), &mut k.scratch);
     }
@@ -237,7 +253,8 @@ impl Layer<'_> {
             keys: &k.keys[..rows * channels[1]],
             values: &k.values[..rows * channels[2]],
         };
-        let (logs, scores) = (&k.logs[..rows * a.heads], room(&mut k.scores, shape.scratch_floats()));
+        let logs = &k.logs[..rows * a.heads];
+        let scores = room(&mut k.scores, shape.scratch_floats(bare.pool.threads()));
         attention::attend_backward(
             bare.cpu,
             &bare.pool,
@@ -305,6 +322,12 @@ pub(crate) fn norm_backward(
     let (of_row, width) = (site.row(&bare.arena), site.norm.width);
     let range = |target: &Target| target.straight(width).expect("a norm stands as it is");
     let places = [site.weight_to, site.bias_to].map(|target| target.as_ref().map_or(0..0, range));
+    if site.weight_to.is_none() && site.bias_to.is_none() {
+        return each_row(&bare.pool, dx, width, 16, |row, dx| {
+            let [x, dy] = [x, dy].map(|all| &all[row * width..][..width]);
+            norm_row_backward(&of_row, x, dy, dx, add, None, None);
+        });
+    }
     let [dweight, dbias] = gradients.get_disjoint_mut(places).expect("weight and bias stand apart");
     for ((dx, x), dy) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width)) {
         let dweight = site.weight_to.map(|_| &mut *dweight);

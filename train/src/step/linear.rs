@@ -2,9 +2,11 @@
 
 use bantam_core::layouts::{FLOAT32, Precision, Shape};
 use bantam_core::ops::activation::scale;
+use bantam_core::ops::backward::halves::{self, Matrix, Numbers, Part};
 use bantam_core::ops::backward::products::{
     Rows, cross, cross_floats, pack, product, sum_rows, tile_floats, transposed, transposed_floats,
 };
+use bantam_core::ops::crew::Pool;
 use bantam_core::ops::matmul::{Input, Output, multiply, panel_bytes};
 use bantam_model::bare::Bare;
 
@@ -62,6 +64,8 @@ pub(crate) struct Products<'a> {
     pub(crate) lows: &'a Lows,
     /// What changes do not see of their inputs, while they are trained.
     pub(crate) dropout: Option<Dropout>,
+    /// Whether the operands of products are rounded to bfloat16 where they can be.
+    pub(crate) halves: bool,
 }
 
 /// A product's change: where it is, and the change.
@@ -76,13 +80,23 @@ impl Products<'_> {
     pub(crate) fn forward(&self, site: &Site, x: &[f32], out: &mut [f32], s: &mut Scratch) {
         let bias = site.bias.map(|slot| self.bare.arena.floats(slot));
         let Some((at, low)) = self.changed(site) else { return self.base(site, x, bias, out, s) };
+        let rows = site.shape().rows;
+        if let Some(matrix) =
+            self.halved(site, false).filter(|_| !low.has_lengths() && self.dropout.is_none())
+        {
+            let between = room(&mut s.between, x.len() / low.inputs * low.ranks);
+            let of_base = Part { matrix, bias, out: &mut *out, add: false };
+            let of_low = Part { matrix: low_rows(low, false), bias: None, out: between, add: false };
+            self.halves(x, &mut [of_base, of_low], &mut s.words);
+            return self.raise(at, low, rows, x.len() / low.inputs, false, out, s);
+        }
         let mut dropped = std::mem::take(&mut s.dropped);
         let seen = self.seen(at, x, &mut dropped);
         match (low.has_lengths(), self.dropout) {
             (false, _) => self.base(site, x, bias, out, s),
             (true, None) => {
                 self.base(site, x, None, out, s);
-                rescale(at, low, 0.0, bias, out, site.shape().rows, &mut s.part);
+                rescale(at, low, 0.0, bias, out, rows, &mut s.part);
             }
             // As PEFT has it: the matrix's own product sees all, what lengths add to it does not.
             (true, Some(_)) => {
@@ -90,12 +104,12 @@ impl Products<'_> {
                 let whole_out = room(&mut whole, out.len());
                 self.base(site, x, bias, whole_out, s);
                 self.base(site, seen, None, out, s);
-                rescale(at, low, -1.0, None, out, site.shape().rows, &mut s.part);
+                rescale(at, low, -1.0, None, out, rows, &mut s.part);
                 out.iter_mut().zip(&*whole_out).for_each(|(out, x)| *out += x);
                 s.scaled = whole;
             }
         }
-        self.add_low(at, low, site.shape().rows, seen, low.has_lengths(), out, s);
+        self.add_low(at, low, rows, seen, low.has_lengths(), out, s);
         s.dropped = dropped;
     }
 
@@ -110,6 +124,9 @@ impl Products<'_> {
 
     /// The decoder's own product.
     fn base(&self, site: &Site, x: &[f32], bias: Option<&[f32]>, out: &mut [f32], s: &mut Scratch) {
+        if let Some(matrix) = self.halved(site, false) {
+            return self.halves(x, &mut [Part { matrix, bias, out, add: false }], &mut s.words);
+        }
         let Bare { arena, cpu, pool, .. } = self.bare;
         let (shape, layout) = (site.shape(), site.matrix.layout);
         let tokens = x.len() / shape.columns;
@@ -122,14 +139,55 @@ impl Products<'_> {
         multiply(*cpu, Precision::Exact, pool, input, &segments, panels, &mut [output]);
     }
 
+    /// A matrix as it is multiplied with rounded operands, where it is.
+    fn halved(&self, site: &Site, turned: bool) -> Option<Matrix<'_>> {
+        let layout = site.halved(self.halves)?;
+        let numbers = Numbers::Tiles(layout, self.bare.arena.read(site.matrix.slot));
+        Some(Matrix { shape: site.shape(), numbers, turned })
+    }
+
+    fn halves(&self, x: &[f32], parts: &mut [Part], words: &mut Vec<f32>) {
+        let Bare { cpu, pool, .. } = self.bare;
+        let Shape { rows, columns } = parts[0].matrix.shape;
+        let columns = if parts[0].matrix.turned { rows } else { columns };
+        let words = room(words, halves::floats(columns, x.len() / columns, pool.threads()));
+        halves::multiply(*cpu, pool, x, parts, words);
+    }
+
     /// `between = x A^T`.
     fn lower(&self, low: &Low, x: &[f32], s: &mut Scratch) {
         let tokens = x.len() / low.inputs;
-        let shape = Shape { rows: low.ranks, columns: low.inputs };
-        let tiles = room(&mut s.tiles, tile_floats(shape));
-        pack(&low.down, low.inputs, 1.0, tiles);
         let between = room(&mut s.between, tokens * low.ranks);
-        self.product(x, shape, tiles, between, false, &mut s.words);
+        self.by_rows(x, low_rows(low, false), between, false, &mut s.words, &mut s.tiles);
+    }
+
+    /// `out = x * matrix`, or added to it, of a matrix of a change.
+    fn by_rows(
+        &self,
+        x: &[f32],
+        matrix: Matrix,
+        out: &mut [f32],
+        add: bool,
+        words: &mut Vec<f32>,
+        tiles: &mut Vec<f32>,
+    ) {
+        let Bare { cpu, pool, .. } = self.bare;
+        let (Matrix { shape, turned, .. }, Numbers::Rows(rows)) = (matrix, matrix.numbers) else {
+            unreachable!("changes lie row by row")
+        };
+        if self.halves {
+            return self.halves(x, &mut [Part { matrix, bias: None, out, add }], words);
+        }
+        if turned {
+            let matrix = Rows::Plain(rows);
+            let words = room(words, transposed_floats(&matrix, shape, out.len() / shape.columns));
+            return transposed(*cpu, pool, &matrix, shape, x, out, add, words);
+        }
+        let tiles = room(tiles, tile_floats(shape));
+        pack(rows, shape.columns, 1.0, tiles);
+        let form = FLOAT32.form(Precision::Exact, *cpu);
+        let panels = room(words, panel_bytes(form, shape.columns, x.len() / shape.columns).div_ceil(4));
+        product(*cpu, pool, x, shape, tiles, out, add, panels);
     }
 
     /// Adds the change's products, times factors where `lengthened`.
@@ -145,28 +203,40 @@ impl Products<'_> {
         s: &mut Scratch,
     ) {
         self.lower(low, x, s);
-        let tokens = x.len() / low.inputs;
-        let up = room(&mut s.up, rows * low.ranks);
-        raise(at, low, lengthened, up);
-        let shape = Shape { rows, columns: low.ranks };
-        let tiles = room(&mut s.tiles, tile_floats(shape));
-        pack(up, low.ranks, low.scale, tiles);
-        self.product(&s.between[..tokens * low.ranks], shape, tiles, out, true, &mut s.words);
+        self.raise(at, low, rows, x.len() / low.inputs, lengthened, out, s);
     }
 
-    fn product(
+    /// The second half of that, from what stands between.
+    #[allow(clippy::too_many_arguments, reason = "a product with its operands")]
+    fn raise(
         &self,
-        x: &[f32],
-        shape: Shape,
-        tiles: &[f32],
+        at: LowSite,
+        low: &Low,
+        rows: usize,
+        tokens: usize,
+        lengthened: bool,
         out: &mut [f32],
-        add: bool,
-        words: &mut Vec<f32>,
+        s: &mut Scratch,
     ) {
+        let up = room(&mut s.up, rows * low.ranks);
+        raised(at, low, lengthened, up);
+        let between = &mut s.between[..tokens * low.ranks];
+        between.iter_mut().for_each(|x| *x *= low.scale);
+        let shape = Shape { rows, columns: low.ranks };
+        let matrix = Matrix { shape, numbers: Numbers::Rows(up), turned: false };
+        self.by_rows(between, matrix, out, true, &mut s.words, &mut s.tiles);
+    }
+
+    /// `dw += dy^T * x`.
+    fn cross(&self, dy: &[f32], x: &[f32], columns: usize, dw: &mut [f32], words: &mut Vec<f32>) {
         let Bare { cpu, pool, .. } = self.bare;
-        let form = FLOAT32.form(Precision::Exact, *cpu);
-        let panels = room(words, panel_bytes(form, shape.columns, x.len() / shape.columns).div_ceil(4));
-        product(*cpu, pool, x, shape, tiles, out, add, panels);
+        let (outputs, tokens) = (dw.len() / columns, x.len() / columns);
+        if self.halves {
+            let words = room(words, halves::cross_floats(outputs, tokens, pool.threads()));
+            return halves::cross(*cpu, pool, dy, x, columns, dw, words);
+        }
+        let words = room(words, cross_floats(columns, tokens));
+        cross(*cpu, pool, dy, x, columns, dw, words);
     }
 
     /// From `dy` to the gradients of everything that is trained here, and, added where `dx` is, of the input.
@@ -179,9 +249,7 @@ impl Products<'_> {
         gradients: &mut [f32],
         s: &mut Scratch,
     ) {
-        let Bare { cpu, pool, .. } = self.bare;
         let shape = site.shape();
-        let tokens = x.len() / shape.columns;
         if let Some(target) = site.bias_to {
             let sums = room(&mut s.part, shape.rows);
             sums.fill(0.0);
@@ -190,13 +258,12 @@ impl Products<'_> {
             sums.for_each(|(row, sum)| gradients[target.of_element(row)] += sum);
         }
         if let Some(target) = site.weight_to {
-            let words = room(&mut s.words, cross_floats(shape.columns, tokens));
             match target.straight(shape.rows) {
-                Some(range) => cross(*cpu, pool, dy, x, shape.columns, &mut gradients[range], words),
+                Some(range) => self.cross(dy, x, shape.columns, &mut gradients[range], &mut s.words),
                 None => {
                     let part = room(&mut s.part, shape.rows * shape.columns);
                     part.fill(0.0);
-                    cross(*cpu, pool, dy, x, shape.columns, part, words);
+                    self.cross(dy, x, shape.columns, part, &mut s.words);
                     for (row, part) in part.chunks_exact(shape.columns).enumerate() {
                         let (first, step) = target.of_row(row);
                         let out = gradients[first..].iter_mut().step_by(step);
@@ -233,13 +300,23 @@ impl Products<'_> {
         }
         match (&mut dx, self.dropout) {
             (Some((dx, add)), None) => {
-                self.turned(site, lengthened, dx, *add, s);
+                match self.halved(site, true) {
+                    Some(matrix) => {
+                        let of_base = Part { matrix, bias: None, out: dx, add: *add };
+                        self.between_backward(at, low, rows, lengthened, Some(of_base), s);
+                    }
+                    None => {
+                        self.turned(site, lengthened, dx, *add, s);
+                        self.between_backward(at, low, rows, lengthened, None, s);
+                    }
+                }
                 self.low_backward(at, low, rows, seen, lengthened, Some(dx), gradients, s);
             }
             (Some((dx, add)), Some(dropout)) => {
                 self.turned(site, dy, dx, *add, s);
                 let of_seen = room(ddropped, x.len());
                 of_seen.fill(0.0);
+                self.between_backward(at, low, rows, lengthened, None, s);
                 self.low_backward(at, low, rows, seen, lengthened, Some(of_seen), gradients, s);
                 if low.has_lengths() {
                     let more = stretched(at, low, -1.0, rows, dy, scaled);
@@ -248,20 +325,52 @@ impl Products<'_> {
                 dropout.apply(at.low, of_seen);
                 dx.iter_mut().zip(&*of_seen).for_each(|(dx, x)| *dx += x);
             }
-            (None, _) => self.low_backward(at, low, rows, seen, lengthened, None, gradients, s),
+            (None, _) => {
+                self.between_backward(at, low, rows, lengthened, None, s);
+                self.low_backward(at, low, rows, seen, lengthened, None, gradients, s);
+            }
         }
         [s.scaled, s.dropped, s.ddropped] = buffers;
     }
 
     /// `dx = dy * W`, or added to it.
     fn turned(&self, site: &Site, dy: &[f32], dx: &mut [f32], add: bool, s: &mut Scratch) {
+        if let Some(matrix) = self.halved(site, true) {
+            return self.halves(dy, &mut [Part { matrix, bias: None, out: dx, add }], &mut s.words);
+        }
         let Bare { arena, cpu, pool, .. } = self.bare;
         let (rows, shape) = (site.rows(arena), site.shape());
         let words = room(&mut s.words, transposed_floats(&rows, shape, dx.len() / shape.columns));
         transposed(*cpu, pool, &rows, shape, dy, dx, add, words);
     }
 
-    /// Gradients of a change; `dy` is that of its products, lengthened already.
+    /// The gradient of what stands between both matrices of a change, with what else comes of `dy`, that of its products,
+    /// lengthened already.
+    fn between_backward(
+        &self,
+        at: LowSite,
+        low: &Low,
+        rows: usize,
+        dy: &[f32],
+        beside: Option<Part>,
+        s: &mut Scratch,
+    ) {
+        let up = room(&mut s.up, rows * low.ranks);
+        raised(at, low, false, up);
+        let shape = Shape { rows, columns: low.ranks };
+        let matrix = Matrix { shape, numbers: Numbers::Rows(up), turned: true };
+        let out = room(&mut s.dbetween, dy.len() / rows * low.ranks);
+        match beside {
+            None => self.by_rows(dy, matrix, out, false, &mut s.words, &mut s.tiles),
+            Some(beside) => {
+                let part = Part { matrix, bias: None, out: &mut *out, add: false };
+                self.halves(dy, &mut [beside, part], &mut s.words);
+            }
+        }
+        out.iter_mut().for_each(|x| *x *= low.scale);
+    }
+
+    /// Gradients of a change, behind that.
     #[allow(clippy::too_many_arguments, reason = "a product with its operands")]
     fn low_backward(
         &self,
@@ -274,36 +383,25 @@ impl Products<'_> {
         gradients: &mut [f32],
         s: &mut Scratch,
     ) {
-        let Bare { cpu, pool, .. } = self.bare;
         let tokens = x.len() / low.inputs;
         self.lower(low, x, s);
-        // Up: scaled when it is put where it belongs.
         let (rank, ranks) = (low.rank, low.ranks);
-        let part = room(&mut s.part, rows * ranks);
+        // Turned over, so that the larger operand is read as it lies; scaled when it is put where it belongs.
+        let part = room(&mut s.part, ranks * rows);
         part.fill(0.0);
-        let words = room(&mut s.words, cross_floats(ranks, tokens));
-        cross(*cpu, pool, dy, &s.between[..tokens * ranks], ranks, part, words);
-        for (row, part) in part.chunks_exact(ranks).enumerate() {
-            let part = part[..rank].iter().enumerate();
-            part.for_each(|(rank, x)| gradients[low.up_place(at.output(row), rank)] += low.scale * x);
+        self.cross(&s.between[..tokens * ranks], dy, rows, part, &mut s.words);
+        for (rank, part) in part.chunks_exact(rows).take(rank).enumerate() {
+            let part = part.iter().enumerate();
+            part.for_each(|(row, x)| gradients[low.up_place(at.output(row), rank)] += low.scale * x);
         }
-        let up = room(&mut s.up, rows * ranks);
-        raise(at, low, false, up);
-        let dbetween = room(&mut s.dbetween, tokens * ranks);
-        let (matrix, shape) = (Rows::Plain(up), Shape { rows, columns: ranks });
-        let words = room(&mut s.words, transposed_floats(&matrix, shape, tokens));
-        transposed(*cpu, pool, &matrix, shape, dy, dbetween, false, words);
-        dbetween.iter_mut().for_each(|x| *x *= low.scale);
+        let dbetween = &s.dbetween[..tokens * ranks];
         let part = room(&mut s.part, ranks * low.inputs);
         part.fill(0.0);
-        let words = room(&mut s.words, cross_floats(low.inputs, tokens));
-        cross(*cpu, pool, dbetween, x, low.inputs, part, words);
+        self.cross(dbetween, x, low.inputs, part, &mut s.words);
         let down = gradients[low.down_start()..][..rank * low.inputs].iter_mut();
         down.zip(&*part).for_each(|(out, x)| *out += x);
         if let Some(dx) = dx {
-            let (matrix, shape) = (Rows::Plain(&low.down), Shape { rows: ranks, columns: low.inputs });
-            let words = room(&mut s.words, transposed_floats(&matrix, shape, tokens));
-            transposed(*cpu, pool, &matrix, shape, dbetween, dx, true, words);
+            self.by_rows(dbetween, low_rows(low, true), dx, true, &mut s.words, &mut s.tiles);
         }
     }
 
@@ -334,8 +432,14 @@ impl Products<'_> {
     }
 }
 
+/// The first matrix of a change.
+fn low_rows(low: &Low, turned: bool) -> Matrix<'_> {
+    let shape = Shape { rows: low.ranks, columns: low.inputs };
+    Matrix { shape, numbers: Numbers::Rows(&low.down), turned }
+}
+
 /// The rows of the second matrix that belong to a part.
-fn raise(at: LowSite, low: &Low, lengthened: bool, out: &mut [f32]) {
+fn raised(at: LowSite, low: &Low, lengthened: bool, out: &mut [f32]) {
     for (row, out) in out.chunks_exact_mut(low.ranks).enumerate() {
         let output = at.output(row);
         let factor = if lengthened { low.factor(output) } else { 1.0 };

@@ -1,11 +1,13 @@
 //! The feed-forward block of a layer: one, or several of which a router chooses for every row.
 
+use bantam_core::Activation;
 use bantam_core::ops::activation::activate;
 use bantam_core::ops::backward::activation::activate as activate_backward;
 use bantam_core::ops::backward::experts::combine as combine_backward;
 use bantam_core::ops::experts::Routing;
 use bantam_core::ops::matmul::Segment;
-use bantam_core::ops::share::each_row;
+use bantam_core::ops::share::{each_row, each_rows};
+use bantam_model::bare::Bare;
 use bantam_model::spec::{ExpertsSpec, LayerSpec};
 
 use super::linear::{Products, Scratch, room};
@@ -34,14 +36,14 @@ fn whole(rows: usize) -> [Segment; 1] {
     [[0, 0, rows as u32]]
 }
 
-/// `out` is the block's result for the rows of `input`.
+/// `out` is the block's result for the rows of `input`; without it, only what is kept is wanted.
 pub(crate) fn forward(
     products: &Products,
     spec: &LayerSpec,
     sites: &LayerSites,
     input: &[f32],
     b: &mut Block,
-    out: &mut [f32],
+    out: Option<&mut [f32]>,
     s: &mut Scratch,
 ) {
     let width = sites.up[0].shape().columns;
@@ -62,12 +64,15 @@ pub(crate) fn forward(
         out.copy_from_slice(&input[row as usize * width..][..width]);
     }
     let made = room(&mut parts, places * width);
-    experts_forward(products, spec, sites, routed.segments(), &sent[..places * width], b.lend(), made, s);
+    let input = &sent[..places * width];
+    experts_forward(products, spec, sites, routed.segments(), input, b.lend(), Some(&mut *made), s);
     let (cpu, made) = (products.bare.cpu, &*made);
-    each_row(&products.bare.pool, out, width, 16, |row, out| {
-        out.fill(0.0);
-        routed.combine(cpu, choice.chosen, row, made, out);
-    });
+    if let Some(out) = out {
+        each_row(&products.bare.pool, out, width, 16, |row, out| {
+            out.fill(0.0);
+            routed.combine(cpu, choice.chosen, row, made, out);
+        });
+    }
     (b.routing, b.sent, b.parts) = (routing, sent, parts);
 }
 
@@ -96,7 +101,7 @@ fn experts_forward(
     segments: &[Segment],
     input: &[f32],
     b: Bend,
-    out: &mut [f32],
+    mut out: Option<&mut [f32]>,
     s: &mut Scratch,
 ) {
     let (width, hidden) = (sites.up[0].shape().columns, spec.mlp.width);
@@ -121,7 +126,9 @@ fn experts_forward(
             let up = sites.gate.as_ref().map(|_| &up[(first + row) * hidden..][..hidden]);
             activate(cpu, spec.mlp.activation, bent, up);
         });
-        products.forward(&sites.down[expert], &bent[of(hidden)], &mut out[of(width)], s);
+        if let Some(out) = &mut out {
+            products.forward(&sites.down[expert], &bent[of(hidden)], &mut out[of(width)], s);
+        }
     }
 }
 
@@ -179,7 +186,7 @@ fn experts_backward(
     s: &mut Scratch,
 ) {
     let (width, hidden) = (sites.up[0].shape().columns, spec.mlp.width);
-    let (cpu, activation) = (products.bare.cpu, spec.mlp.activation);
+    let activation = spec.mlp.activation;
     // All rows may go to one expert.
     let most = input.len() / width / spec.mlp.experts.map_or(1, |experts| experts.choice.chosen) * hidden;
     room(b.dbent, most);
@@ -195,14 +202,34 @@ fn experts_backward(
         match &sites.gate {
             Some(gates) => {
                 let (up, dup) = (&b.up[of(hidden)], room(b.dup, count * hidden));
-                activate_backward(cpu, activation, gate, Some((up, &mut *dup)), dbent);
+                bend_backward(products.bare, (activation, hidden), gate, Some((up, &mut *dup)), dbent);
                 products.backward(&gates[expert], input, dbent, Some((&mut *dinput, false)), gradients, s);
                 products.backward(&sites.up[expert], input, dup, Some((dinput, true)), gradients, s);
             }
             None => {
-                activate_backward(cpu, activation, gate, None, dbent);
+                bend_backward(products.bare, (activation, hidden), gate, None, dbent);
                 products.backward(&sites.up[expert], input, dbent, Some((dinput, false)), gradients, s);
             }
         }
+    }
+}
+
+/// As [`activate_backward`], rows of `hidden` on several threads.
+fn bend_backward(
+    bare: &Bare,
+    (activation, hidden): (Activation, usize),
+    gate: &[f32],
+    up: Option<(&[f32], &mut [f32])>,
+    d: &mut [f32],
+) {
+    let (cpu, pool) = (bare.cpu, &bare.pool);
+    let of = |row: usize| row * hidden..(row + 1) * hidden;
+    match up {
+        None => each_row(pool, d, hidden, 4, |row, d| {
+            activate_backward(cpu, activation, &gate[of(row)], None, d);
+        }),
+        Some((up, dup)) => each_rows(pool, [d, dup], hidden, 4, |row, [d, dup]| {
+            activate_backward(cpu, activation, &gate[of(row)], Some((&up[of(row)], dup)), d);
+        }),
     }
 }

@@ -17,6 +17,8 @@ mod sites;
 mod streams;
 
 use bantam_core::Cpu;
+use bantam_core::ops::backward::halves;
+use bantam_core::ops::crew::Pool;
 use bantam_model::bare::{Bare, Held};
 use bantam_model::formats::on_load::OnLoad;
 use bantam_model::source::{Source, SourceError};
@@ -111,6 +113,8 @@ pub struct Training {
     /// Layers below this have nothing that is trained.
     lowest: usize,
     dropout: Option<Dropout>,
+    /// Whether products and what layers see are in bfloat16.
+    halves: bool,
     gradients: Vec<f32>,
     buffers: Buffers,
 }
@@ -164,9 +168,9 @@ impl Training {
         let Sites { ends, layers, lowest } = Sites::new(&bare.spec, &bare.plan, &parameters, &lows);
         let gradients = vec![0.0; parameters.count];
         let buffers = Buffers::default();
-        let dropout = None;
+        let (dropout, halves) = (None, false);
         let mut training =
-            Training { bare, parameters, lows, ends, layers, lowest, dropout, gradients, buffers };
+            Training { bare, parameters, lows, ends, layers, lowest, dropout, halves, gradients, buffers };
         training.measure();
         training
     }
@@ -241,9 +245,14 @@ impl Training {
         self.lows.held(parameter)
     }
 
-    /// Keeps what layers see in bfloat16.
-    pub fn keep_halves(&mut self) {
+    /// Keeps what layers see in bfloat16, and multiplies in it where the processor does and no codes are.
+    pub fn in_halves(&mut self) {
+        self.halves = true;
         self.buffers.streams = Streams::Halves(Vec::new());
+    }
+
+    fn halves(&self) -> bool {
+        self.halves && halves::exist(self.bare.cpu)
     }
 
     /// Who computes.
@@ -275,16 +284,18 @@ impl Training {
 
     /// Leaves the gradient of the last hidden states in the stream, if it is wanted.
     fn forward(&mut self, batch: &Batch, scale: f32, with_gradients: bool) -> f64 {
+        let halves = self.halves();
         let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
         let Buffers { streams, stream, kept, ends: loss, .. } = buffers;
         let dropout = self.dropout.filter(|_| with_gradients);
-        let products = Products { bare, lows, dropout };
+        let products = Products { bare, lows, dropout, halves };
         let size = batch.tokens.len() * bare.spec.hidden;
         let stream = room(stream, size);
         if with_gradients {
             streams.make_room((layers.len() - self.lowest) * size);
             let (tokens, labelled) = (batch.tokens.len(), batch.labelled());
-            let load = Load { tokens, labelled, drops: dropout.is_some(), ..Load::default() };
+            let (threads, drops) = (bare.pool.threads(), dropout.is_some());
+            let load = Load { tokens, labelled, halves: self.halves, drops, threads, ..Load::default() };
             let sites = (&*ends, &layers[..], self.lowest);
             kept.scratch().make_room(&Room::of_step(bare.cpu, lows, sites, &load));
         }
@@ -302,9 +313,10 @@ impl Training {
     }
 
     fn backward(&mut self, batch: &Batch) {
+        let halves = self.halves();
         let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
         let Buffers { streams, stream, kept, input, .. } = buffers;
-        let products = Products { bare, lows, dropout: self.dropout };
+        let products = Products { bare, lows, dropout: self.dropout, halves };
         let size = batch.tokens.len() * bare.spec.hidden;
         let documents = Documents { lengths: batch.documents };
         let d = &mut stream[..size];
@@ -318,7 +330,7 @@ impl Training {
             let again = room(&mut again, size);
             again.copy_from_slice(x);
             let layer = Layer { products, spec, sites };
-            layer.forward(documents, again, kept);
+            layer.again(documents, again, kept);
             layer.backward(documents, x, d, gradients, kept);
         }
         buffers.row = again;

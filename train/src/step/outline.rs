@@ -9,6 +9,7 @@ use bantam_core::layouts::panels::Taken;
 use bantam_core::layouts::{FLOAT32, Layout, Precision, Shape};
 use bantam_core::ops::backward::loss::Entropy;
 use bantam_core::ops::backward::products::{Rows, cross_floats, tile_floats, transposed_floats};
+use bantam_core::ops::backward::{attention, halves};
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_core::{Cpu, Norm, Slot};
 use bantam_model::adapter::Adapter;
@@ -33,8 +34,10 @@ pub struct Load {
     pub labelled: usize,
     /// Tokens of its longest document.
     pub longest: usize,
-    /// Whether inputs of layers are kept in bfloat16.
+    /// Whether inputs of layers are kept in bfloat16, and products made in it.
     pub halves: bool,
+    /// Threads that compute.
+    pub threads: usize,
     /// Whether changes see less than all of their inputs.
     pub drops: bool,
 }
@@ -85,9 +88,8 @@ impl Room {
         (ends, layers, lowest): (&EndSites, &[LayerSites], usize),
         load: &Load,
     ) -> Room {
-        let of = |site: &Site, tokens, is_backward| {
-            Room::of_product(cpu, lows, site, (tokens, is_backward, load.drops))
-        };
+        let of =
+            |site: &Site, tokens, is_backward| Room::of_product(cpu, lows, site, tokens, is_backward, load);
         let of = &of;
         let of_layers = layers.iter().enumerate().flat_map(|(number, layer)| {
             layer.sites().map(move |site| of(site, load.tokens, number >= lowest))
@@ -97,17 +99,20 @@ impl Room {
         of_layers.fold(head, Room::with)
     }
 
-    fn of_product(
-        cpu: Cpu,
-        lows: &Lows,
-        site: &Site,
-        (tokens, is_backward, drops): (usize, bool, bool),
-    ) -> Room {
+    fn of_product(cpu: Cpu, lows: &Lows, site: &Site, tokens: usize, is_backward: bool, load: &Load) -> Room {
+        let halves = load.halves && halves::exist(cpu);
+        let halved = site.halved(halves).is_some();
         let (Shape { rows, columns }, matrix) = (site.shape(), &site.matrix);
         let panels = |layout: &dyn Layout, columns| {
             panel_bytes(layout.form(Precision::Exact, cpu), columns, tokens).div_ceil(4)
         };
-        let mut room = Room { words: panels(matrix.layout, matrix.width()), ..Room::default() };
+        let rounded = |columns| halves::floats(columns, tokens, load.threads);
+        let crossed = |outputs, columns| match halves {
+            true => halves::cross_floats(outputs, tokens, load.threads),
+            false => cross_floats(columns, tokens),
+        };
+        let words = if halved { rounded(columns) } else { panels(matrix.layout, matrix.width()) };
+        let mut room = Room { words, ..Room::default() };
         if is_backward {
             let taken = Taken {
                 order: matrix.order.map(|_| &[][..]),
@@ -115,10 +120,11 @@ impl Room {
                 times: matrix.times,
             };
             let tiles = Rows::Tiles { layout: matrix.layout, tiles: &[], taken };
-            room.words = room.words.max(transposed_floats(&tiles, site.shape(), tokens));
+            let turned = if halved { rounded(rows) } else { transposed_floats(&tiles, site.shape(), tokens) };
+            room.words = room.words.max(turned);
             room.part = if site.bias_to.is_some() { rows } else { 0 };
             if let Some(target) = site.weight_to {
-                room.words = room.words.max(cross_floats(columns, tokens));
+                room.words = room.words.max(crossed(rows, columns));
                 let part = if target.straight(rows).is_some() { 0 } else { rows * columns };
                 room.part = room.part.max(part);
             }
@@ -127,23 +133,21 @@ impl Room {
         let low = &lows.list[at.low];
         let (down, up) = (Shape { rows: low.ranks, columns: low.inputs }, Shape { rows, columns: low.ranks });
         let plain = |shape: Shape| transposed_floats(&Rows::Plain(&[]), shape, tokens);
-        let words = [
-            panels(FLOAT32, low.inputs),
-            panels(FLOAT32, low.ranks),
-            cross_floats(low.ranks, tokens),
-            cross_floats(low.inputs, tokens),
-            plain(up),
-            plain(down),
-        ];
+        let crosses = [crossed(low.ranks, rows), crossed(low.ranks, low.inputs)];
+        let products = match halves {
+            true => [low.inputs, rows, low.ranks, low.ranks].map(rounded),
+            false => [panels(FLOAT32, low.inputs), panels(FLOAT32, low.ranks), plain(up), plain(down)],
+        };
+        let words = crosses.into_iter().chain(products).max().unwrap_or(0);
         let lengths = if low.has_lengths() { tokens * rows } else { 0 };
         room.with(Room {
-            words: words.into_iter().max().unwrap_or(0),
+            words,
             up: rows * low.ranks,
-            tiles: tile_floats(down).max(tile_floats(up)),
+            tiles: if halves { 0 } else { tile_floats(down).max(tile_floats(up)) },
             between: tokens * low.ranks,
             part: (rows * low.ranks).max(low.ranks * low.inputs).max(lengths),
             scaled: lengths,
-            dropped: if drops { tokens * columns } else { 0 },
+            dropped: if load.drops { tokens * columns } else { 0 },
         })
     }
 
@@ -266,7 +270,18 @@ impl Outline {
         let angles = tokens * 2 * self.plan.weights.ropes[a.rope].pairs();
         let raw = if sites.head_norms.is_some() { query + key } else { 0 };
         let results = if sites.post_norms.is_some() { 2 * size } else { 0 };
-        let logs = tokens * a.heads + 3 * a.heads * load.longest;
+        let documents = [load.longest];
+        let attention = attention::Shape {
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            width: a.head_width,
+            scale: a.scale,
+            window: a.window,
+            softcap: a.cap,
+            sinks: None,
+            documents: &documents,
+        };
+        let logs = tokens * a.heads + attention.scratch_floats(load.threads);
         // Before both blocks, between them, and what they made; the attention's own.
         let forward = 4 * size + results + 2 * query + 2 * key + raw + angles + logs;
         let backward = 2 * size + query + 2 * key + query.max(key);

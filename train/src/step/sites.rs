@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use bantam_core::layouts::panels::Taken;
+use bantam_core::layouts::wide::Wide;
 use bantam_core::layouts::{Shape, TILE_ROWS};
 use bantam_core::ops::backward::products::Rows;
 use bantam_core::ops::norm::RowNorm;
@@ -41,6 +42,13 @@ impl Site {
         let Matrix { order, factors, times, .. } = self.matrix;
         let order = order.map(|slot| arena.words(slot));
         Taken { order, factors: factors.map(|slot| arena.floats(slot)), times }
+    }
+
+    /// How it lies, where its products are made with rounded operands if there are `halves`.
+    pub(crate) fn halved(&self, halves: bool) -> Option<Wide> {
+        let Matrix { layout, order, factors, times, .. } = self.matrix;
+        let is_plain = order.is_none() && factors.is_none() && times == 1;
+        layout.wide().filter(|_| halves && is_plain)
     }
 
     /// The part of it from a row on, which begins a tile.

@@ -5,13 +5,21 @@
 //! makes the shares again: no matrix of scores is ever there.
 //!
 //! Documents being whole, a head's keys stand in rows and not in pages; the sums therefore run in another order than
-//! those of the cached attention, which is why the two are apart.
+//! those of the cached attention, which is why the two are apart. Some rows are treated together, so that all there is
+//! are products of small matrices, filled up with zeros to whole vectors.
 
+use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use super::small::{Left, MULTIPLE, multiply};
 use crate::cpu::Cpu;
 use crate::ops::crew::Pool;
-use crate::ops::math::{Lanewise, exp, load_padded, map_in_place, sum};
+use crate::ops::math::{Lanewise, exp, map_in_place};
 use crate::ops::share::Shared;
 use crate::ops::vector::{Kernel, Vector, launch};
+
+/// Rows that are treated together.
+const ROWS: usize = 32;
 
 /// What attention is, beside its operands.
 #[derive(Clone, Copy, Debug)]
@@ -39,26 +47,35 @@ impl Shape<'_> {
         self.documents.iter().sum()
     }
 
-    /// Scratch floats of both directions.
-    pub fn scratch_floats(&self) -> usize {
-        3 * self.heads * self.documents.iter().max().copied().unwrap_or(0)
+    /// Scratch floats of both directions, with so many threads.
+    pub fn scratch_floats(&self, threads: usize) -> usize {
+        threads.min(self.heads) * self.room().iter().sum::<usize>()
     }
 
-    /// Every row, after the first that it sees.
-    #[inline(always)]
-    fn seen(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let documents = self.documents.iter().scan(0, |end, &rows| {
+    /// Rows of the longest document, filled up.
+    fn longest(&self) -> usize {
+        self.documents.iter().max().copied().unwrap_or(0).next_multiple_of(MULTIPLE)
+    }
+
+    /// Floats of the parts of a [`Desk`].
+    fn room(&self) -> [usize; 11] {
+        let (width, longest) = (self.width.next_multiple_of(MULTIPLE), self.longest());
+        let (turned, straight) = (self.width * longest, width * longest);
+        let (rows, scores) = (ROWS * width, ROWS * longest);
+        [turned, turned, straight, straight, straight, rows, rows, rows, scores, scores, longest]
+    }
+
+    /// The rows that a row sees, of the document that begins at `start`.
+    fn seen(&self, start: usize, row: usize) -> Range<usize> {
+        let first = self.window.map_or(start, |window| start.max((row + 1).saturating_sub(window)));
+        first..row + 1
+    }
+
+    fn documents(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.documents.iter().scan(0, |end, &rows| {
             let start = *end;
             *end += rows;
             Some(start..*end)
-        });
-        documents.flat_map(move |rows| {
-            let start = rows.start;
-            let first = move |row: usize| match self.window {
-                Some(window) => start.max((row + 1).saturating_sub(window)),
-                None => start,
-            };
-            rows.map(move |row| (first(row), row))
         })
     }
 }
@@ -86,13 +103,186 @@ pub fn attend<P: Pool>(
 ) {
     let rows = shape.rows();
     assert!(logs.len() == shape.heads * rows && out.len() == rows * shape.heads * shape.width);
-    let room = scratch.len() / shape.heads;
-    let (out, logs, scratch) = (Shared::new(out), Shared::new(logs), Shared::new(scratch));
-    pool.run(shape.heads, &|head| {
-        // SAFETY: every head has its own logarithms and scratch.
-        let (logs, scores) = unsafe { (logs.part(head * rows, rows), scratch.part(head * room, room)) };
-        launch(cpu, Forward { shape, x, head, out, logs, scores });
+    let (out, logs) = (Shared::new(out), Shared::new(logs));
+    each(pool, shape, shape.heads, scratch, |head, desk| {
+        // SAFETY: every head has its own logarithms.
+        let logs = unsafe { logs.part(head * rows, rows) };
+        launch(cpu, Forward { shape, x, head, out, logs, desk });
     });
+}
+
+/// Goes through heads, each at a desk that nobody else is at.
+fn each<P: Pool>(
+    pool: &P,
+    shape: &Shape,
+    heads: usize,
+    scratch: &mut [f32],
+    work: impl Fn(usize, Desk) + Sync,
+) {
+    let (places, floats) = (pool.threads().min(shape.heads), shape.room().iter().sum());
+    let (next, scratch) = (AtomicUsize::new(0), Shared::new(scratch));
+    pool.run(places, &|place| {
+        loop {
+            let head = next.fetch_add(1, Relaxed);
+            if head >= heads {
+                return;
+            }
+            // SAFETY: every task has a place of its own.
+            work(head, Desk::new(shape, unsafe { scratch.part(place * floats, floats) }));
+        }
+    });
+}
+
+/// What is needed for a head and a document. Rows have a multiple of [`MULTIPLE`] floats.
+struct Desk<'a> {
+    /// Channels in rows, positions in columns.
+    keys_turned: &'a mut [f32],
+    values_turned: &'a mut [f32],
+    /// Positions in rows, of keys or values.
+    straight: &'a mut [f32],
+    dkeys: &'a mut [f32],
+    dvalues: &'a mut [f32],
+    /// Rows of a block, and what comes of them.
+    queries: &'a mut [f32],
+    dy: &'a mut [f32],
+    sums: &'a mut [f32],
+    /// Of a block's rows with all positions.
+    scores: &'a mut [f32],
+    alongs: &'a mut [f32],
+    /// How steep the bend of each score of a row is.
+    slopes: &'a mut [f32],
+}
+
+impl<'a> Desk<'a> {
+    fn new(shape: &Shape, memory: &'a mut [f32]) -> Desk<'a> {
+        let mut rest = memory;
+        let mut take = |floats: usize| {
+            let (part, after) = core::mem::take(&mut rest).split_at_mut(floats);
+            rest = after;
+            part
+        };
+        let [keys_turned, values_turned, straight, dkeys, dvalues, queries, dy, sums, scores, alongs, slopes] =
+            shape.room().map(&mut take);
+        Desk {
+            keys_turned,
+            values_turned,
+            straight,
+            dkeys,
+            dvalues,
+            queries,
+            dy,
+            sums,
+            scores,
+            alongs,
+            slopes,
+        }
+    }
+}
+
+/// Rows of a head, one of `heads`, that stand `width` floats apart in `out` afterwards, and zeros.
+#[inline(always)]
+fn straighten(x: &[f32], rows: Range<usize>, heads: usize, head: usize, width: usize, out: &mut [f32]) {
+    let mut out = out.chunks_exact_mut(width.next_multiple_of(MULTIPLE));
+    for row in rows {
+        let out = out.next().expect("there is room for every row");
+        out[..width].copy_from_slice(&x[(row * heads + head) * width..][..width]);
+        out[width..].fill(0.0);
+    }
+    out.for_each(|out| out.fill(0.0));
+}
+
+/// The same, turned over: `length` floats for every channel.
+#[inline(always)]
+fn turn(
+    x: &[f32],
+    rows: Range<usize>,
+    heads: usize,
+    head: usize,
+    width: usize,
+    length: usize,
+    out: &mut [f32],
+) {
+    for (at, row) in rows.clone().enumerate() {
+        let from = &x[(row * heads + head) * width..][..width];
+        out[at..].iter_mut().step_by(length).zip(from).for_each(|(out, x)| *out = *x);
+    }
+    out.chunks_exact_mut(length).for_each(|channel| channel[rows.len()..].fill(0.0));
+}
+
+/// Some rows of a document, with what they see of it, counted from its beginning.
+struct Block {
+    rows: Range<usize>,
+    /// Whole vectors, which reach beyond what is seen.
+    columns: Range<usize>,
+}
+
+impl Block {
+    #[inline(always)]
+    fn all<'a>(shape: &'a Shape, document: &Range<usize>) -> impl Iterator<Item = Block> + 'a {
+        let (start, end) = (document.start, document.end);
+        (start..end).step_by(ROWS).map(move |first| {
+            let rows = first..end.min(first + ROWS);
+            let from = (shape.seen(start, first).start - start) / MULTIPLE * MULTIPLE;
+            let to = (rows.end - start).next_multiple_of(MULTIPLE);
+            Block { rows, columns: from..to }
+        })
+    }
+}
+
+/// The products of a block. Rows of positions have `length` floats, rows of channels `width`.
+#[derive(Clone, Copy)]
+struct Sizes {
+    length: usize,
+    width: usize,
+}
+
+impl Sizes {
+    fn of(shape: &Shape) -> Sizes {
+        Sizes { length: shape.longest(), width: shape.width.next_multiple_of(MULTIPLE) }
+    }
+
+    /// Rows of channels with rows of channels: a number for every position.
+    #[inline(always)]
+    unsafe fn meet<V: Vector>(self, block: &Block, channels: usize, a: &[f32], b: &[f32], out: &mut [f32]) {
+        let Range { start, end } = block.columns;
+        let left = Left { x: a, row: self.width, step: 1 };
+        let sizes = [block.rows.len(), end - start, channels];
+        // SAFETY: passed on from the caller.
+        unsafe {
+            multiply::<V>(sizes, left, (&b[start..], self.length), (&mut out[start..], self.length), false)
+        };
+    }
+
+    /// Numbers of positions with their rows of channels.
+    #[inline(always)]
+    unsafe fn gather<V: Vector>(self, block: &Block, a: &[f32], b: &[f32], out: &mut [f32]) {
+        let Range { start, end } = block.columns;
+        let left = Left { x: &a[start..], row: self.length, step: 1 };
+        let sizes = [block.rows.len(), self.width, end - start];
+        // SAFETY: passed on from the caller.
+        unsafe {
+            multiply::<V>(sizes, left, (&b[start * self.width..], self.width), (out, self.width), false)
+        };
+    }
+
+    /// The same the other way: adds to positions what rows of channels give them.
+    #[inline(always)]
+    unsafe fn scatter<V: Vector>(self, block: &Block, a: &[f32], b: &[f32], out: &mut [f32]) {
+        let Range { start, end } = block.columns;
+        let left = Left { x: &a[start..], row: 1, step: self.length };
+        let sizes = [end - start, self.width, block.rows.len()];
+        let out = &mut out[start * self.width..];
+        // SAFETY: passed on from the caller.
+        unsafe { multiply::<V>(sizes, left, (b, self.width), (out, self.width), true) };
+    }
+}
+
+/// In eight sums, so that they run side by side.
+#[inline(always)]
+fn total(x: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let mut sums = [0.0f64; 8];
+    x.enumerate().for_each(|(at, x)| sums[at % 8] += x);
+    sums.iter().sum()
 }
 
 struct Forward<'a> {
@@ -101,7 +291,7 @@ struct Forward<'a> {
     head: usize,
     out: Shared<'a, f32>,
     logs: &'a mut [f32],
-    scores: &'a mut [f32],
+    desk: Desk<'a>,
 }
 
 impl Kernel for Forward<'_> {
@@ -109,26 +299,62 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Forward { shape, x, head, out, logs, scores } = self;
+        let Forward { shape, x, head, out, logs, desk } = self;
+        let Shape { heads, kv_heads, width, .. } = *shape;
+        let (kv_head, sizes) = (head / (heads / kv_heads), Sizes::of(shape));
         let sink = shape.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
-        for (first, row) in shape.seen() {
-            let scores = &mut scores[..=row - first];
-            // SAFETY: launched with a proven vector; this row of this head is written here alone.
-            unsafe {
-                score::<V>(shape, &x, head, first, row, scores);
-                let most = scores.iter().fold(sink, |most, score| most.max(*score));
-                map_in_place::<V>(scores, &Exponential(most));
-                let rest = libm::exp(f64::from(sink) - f64::from(most));
-                let total = rest + scores.iter().map(|share| f64::from(*share)).sum::<f64>();
-                logs[row] = (f64::from(most) + libm::log(total)) as f32;
-                let out = out.part((row * shape.heads + head) * shape.width, shape.width);
-                out.fill(0.0);
-                for (at, share) in scores.iter().enumerate() {
-                    let value = kv_row(shape, x.values, first + at, head);
-                    add::<V>(*share / total as f32, value, out);
+        for document in shape.documents() {
+            turn(x.keys, document.clone(), kv_heads, kv_head, width, sizes.length, desk.keys_turned);
+            straighten(x.values, document.clone(), kv_heads, kv_head, width, desk.straight);
+            for block in Block::all(shape, &document) {
+                straighten(x.queries, block.rows.clone(), heads, head, width, desk.queries);
+                // SAFETY: launched with a proven vector; the rows of this head are written here alone.
+                unsafe {
+                    sizes.meet::<V>(&block, width, desk.queries, desk.keys_turned, desk.scores);
+                    for (at, row) in block.rows.clone().enumerate() {
+                        let scores = &mut desk.scores[at * sizes.length..][..sizes.length];
+                        let seen = shape.seen(document.start, row);
+                        let seen = seen.start - document.start..seen.end - document.start;
+                        logs[row] = share::<V>(shape, &block.columns, &seen, sink, scores);
+                    }
+                    sizes.gather::<V>(&block, desk.scores, desk.straight, desk.sums);
+                    for (row, sums) in block.rows.clone().zip(desk.sums.chunks_exact(sizes.width)) {
+                        out.part((row * heads + head) * width, width).copy_from_slice(&sums[..width]);
+                    }
                 }
             }
         }
+    }
+}
+
+/// From scores of a row to shares, zeros where it sees nothing; the logarithm of what they were divided by.
+#[inline(always)]
+unsafe fn share<V: Vector>(
+    shape: &Shape,
+    columns: &Range<usize>,
+    seen: &Range<usize>,
+    sink: f32,
+    scores: &mut [f32],
+) -> f32 {
+    scores[columns.start..seen.start].fill(0.0);
+    scores[seen.end..columns.end].fill(0.0);
+    let scores = &mut scores[seen.clone()];
+    scale(shape, scores);
+    let most = scores.iter().fold(sink, |most, score| most.max(*score));
+    // SAFETY: as the caller promises.
+    unsafe { map_in_place::<V>(scores, &Exponential(most)) };
+    let rest = libm::exp(f64::from(sink) - f64::from(most));
+    let sum = rest + total(scores.iter().map(|share| f64::from(*share)));
+    scores.iter_mut().for_each(|share| *share = (f64::from(*share) / sum) as f32);
+    (f64::from(most) + libm::log(sum)) as f32
+}
+
+/// Scales scores, and bends them.
+#[inline(always)]
+fn scale(shape: &Shape, scores: &mut [f32]) {
+    scores.iter_mut().for_each(|score| *score *= shape.scale);
+    if let Some(cap) = shape.softcap {
+        scores.iter_mut().for_each(|score| *score = cap * libm::tanhf(*score / cap));
     }
 }
 
@@ -157,21 +383,13 @@ pub fn attend_backward<P: Pool>(
     d: Gradients,
     scratch: &mut [f32],
 ) {
-    let group = shape.heads / shape.kv_heads;
-    let room = scratch.len() / shape.heads;
     d.keys.fill(0.0);
     d.values.fill(0.0);
     let sinks = d.sinks.map(Shared::new);
-    let (queries, keys, values) = (Shared::new(d.queries), Shared::new(d.keys), Shared::new(d.values));
-    let scratch = Shared::new(scratch);
+    let d = [d.queries, d.keys, d.values].map(Shared::new);
     // Heads of a group share keys and values, whose gradients are added up in the heads' order.
-    pool.run(shape.kv_heads, &|kv_head| {
-        for head in kv_head * group..(kv_head + 1) * group {
-            // SAFETY: every head has its own scratch.
-            let scores = unsafe { scratch.part(head * room, room) };
-            let d = [queries, keys, values];
-            launch(cpu, Backward { shape, x, logs, dy, head, d, sinks, scores });
-        }
+    each(pool, shape, shape.kv_heads, scratch, |kv_head, desk| {
+        launch(cpu, Backward { shape, x, logs, dy, kv_head, d, sinks, desk });
     });
 }
 
@@ -180,131 +398,119 @@ struct Backward<'a> {
     x: Operands<'a>,
     logs: &'a [f32],
     dy: &'a [f32],
-    head: usize,
+    kv_head: usize,
     /// Of queries, keys, values.
     d: [Shared<'a, f32>; 3],
     sinks: Option<Shared<'a, f32>>,
-    scores: &'a mut [f32],
+    desk: Desk<'a>,
 }
 
 impl Kernel for Backward<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<V: Vector>(self) {
-        let Backward { shape, x, logs, dy, head, d: [dqueries, dkeys, dvalues], sinks, scores } = self;
-        let (width, rows) = (shape.width, shape.rows());
-        let kv_head = head / (shape.heads / shape.kv_heads);
-        let mut dsink = 0.0f64;
-        for (first, row) in shape.seen() {
-            let seen = row - first + 1;
-            let (scores, rest) = scores.split_at_mut(seen);
-            let (alongs, bends) = rest.split_at_mut(seen);
-            let at = (row * shape.heads + head) * width;
-            let (query, dy) = (&x.queries[at..][..width], &dy[at..][..width]);
-            let log = logs[head * rows + row];
-            // SAFETY: launched with a proven vector; the gradients of this head, and of its keys and values, are
-            // written by one task.
-            unsafe {
-                score::<V>(shape, &x, head, first, row, scores);
-                let bends = shape.softcap.map(|_| {
-                    let bends = &mut bends[..seen];
-                    bends.copy_from_slice(scores);
-                    bends
-                });
-                map_in_place::<V>(scores, &Exponential(log));
-                // Shares of one row, made to add up: the gradients of its scores then cancel, as they must where a
-                // bias of all keys changes nothing.
-                let sink =
-                    shape.sinks.map_or(0.0, |sinks| libm::exp(f64::from(sinks[head]) - f64::from(log)));
-                let total = sink + scores.iter().map(|share| f64::from(*share)).sum::<f64>();
-                let mut mean = 0.0f64;
-                for (n, share) in scores.iter_mut().enumerate() {
-                    *share = (f64::from(*share) / total) as f32;
-                    alongs[n] = dot::<V>(dy, kv_row(shape, x.values, first + n, head));
-                    mean += f64::from(*share) * f64::from(alongs[n]);
+    unsafe fn run<V: Vector>(mut self) {
+        let Shape { heads, kv_heads, width, .. } = *self.shape;
+        let (group, sizes) = (heads / kv_heads, Sizes::of(self.shape));
+        for head in self.kv_head * group..(self.kv_head + 1) * group {
+            let mut dsink = 0.0f64;
+            for document in self.shape.documents() {
+                let (of, rows) = (self.kv_head, document.clone());
+                turn(self.x.keys, rows.clone(), kv_heads, of, width, sizes.length, self.desk.keys_turned);
+                turn(self.x.values, rows.clone(), kv_heads, of, width, sizes.length, self.desk.values_turned);
+                straighten(self.x.keys, rows.clone(), kv_heads, of, width, self.desk.straight);
+                self.desk.dkeys.fill(0.0);
+                self.desk.dvalues.fill(0.0);
+                for block in Block::all(self.shape, &document) {
+                    // SAFETY: launched with a proven vector.
+                    dsink += unsafe { self.block::<V>(head, document.start, &block) };
                 }
-                dsink -= sink / total * mean;
-                let dquery = dqueries.part(at, width);
-                dquery.fill(0.0);
-                for (n, share) in scores.iter().enumerate() {
-                    let kv_at = ((first + n) * shape.kv_heads + kv_head) * width;
-                    add::<V>(*share, dy, dvalues.part(kv_at, width));
-                    let bend = match (&bends, shape.softcap) {
-                        (Some(bends), Some(cap)) => 1.0 - (bends[n] / cap) * (bends[n] / cap),
-                        _ => 1.0,
-                    };
-                    let d = share * (f64::from(alongs[n]) - mean) as f32 * bend * shape.scale;
-                    add::<V>(d, &x.keys[kv_at..][..width], dquery);
-                    add::<V>(d, query, dkeys.part(kv_at, width));
+                for (d, made) in self.d[1..].iter().zip([&self.desk.dkeys, &self.desk.dvalues]) {
+                    for (row, made) in rows.clone().zip(made.chunks_exact(sizes.width)) {
+                        // SAFETY: keys and values of this head are written by one task.
+                        let d = unsafe { d.part((row * kv_heads + of) * width, width) };
+                        d.iter_mut().zip(made).for_each(|(d, made)| *d += made);
+                    }
                 }
             }
+            if let Some(sinks) = self.sinks {
+                // SAFETY: every head has its own.
+                let sink = unsafe { sinks.part(head, 1) };
+                sink[0] += dsink as f32;
+            }
         }
-        if let Some(sinks) = sinks {
-            // SAFETY: every head has its own.
-            let sink = unsafe { sinks.part(head, 1) };
-            sink[0] += dsink as f32;
-        }
     }
 }
 
-/// Scores of a row, scaled and bent.
-#[inline(always)]
-unsafe fn score<V: Vector>(
-    shape: &Shape,
-    x: &Operands,
-    head: usize,
-    first: usize,
-    row: usize,
-    scores: &mut [f32],
-) {
-    let query = &x.queries[(row * shape.heads + head) * shape.width..][..shape.width];
-    for (at, score) in scores.iter_mut().enumerate() {
-        // SAFETY: as the caller promises.
-        *score = unsafe { dot::<V>(query, kv_row(shape, x.keys, first + at, head)) } * shape.scale;
-    }
-    if let Some(cap) = shape.softcap {
-        scores.iter_mut().for_each(|score| *score = cap * libm::tanhf(*score / cap));
-    }
-}
-
-/// A row of keys or values, of the head that a query head reads.
-#[inline(always)]
-fn kv_row<'a>(shape: &Shape, x: &'a [f32], row: usize, head: usize) -> &'a [f32] {
-    let head = head / (shape.heads / shape.kv_heads);
-    &x[(row * shape.kv_heads + head) * shape.width..][..shape.width]
-}
-
-#[inline(always)]
-unsafe fn dot<V: Vector>(a: &[f32], b: &[f32]) -> f32 {
-    // SAFETY: `load_padded` stays inside the slices.
-    unsafe {
-        let mut lanes = V::splat(0.0);
-        for at in (0..a.len()).step_by(V::LANES) {
-            lanes = load_padded::<V>(a, at).mul_add(load_padded(b, at), lanes);
-        }
-        sum(lanes)
-    }
-}
-
-/// `out += factor * x`.
-#[inline(always)]
-unsafe fn add<V: Vector>(factor: f32, x: &[f32], out: &mut [f32]) {
-    // SAFETY: as the caller promises.
-    unsafe { map_in_place::<V>(out, &Plus { factor, x }) }
-}
-
-struct Plus<'a> {
-    factor: f32,
-    x: &'a [f32],
-}
-
-impl Lanewise for Plus<'_> {
+impl Backward<'_> {
+    /// Some rows; returns the gradient of the sink.
     #[inline(always)]
-    unsafe fn apply<V: Vector>(&self, y: V, at: usize) -> V {
-        // SAFETY: `load_padded` stays inside the slice.
-        unsafe { load_padded::<V>(self.x, at).mul_add(V::splat(self.factor), y) }
+    unsafe fn block<V: Vector>(&mut self, head: usize, start: usize, block: &Block) -> f64 {
+        let Backward { shape, x, logs, dy, d, desk, .. } = self;
+        let Shape { heads, width, .. } = **shape;
+        let (sizes, rows, mut dsink) = (Sizes::of(shape), shape.rows(), 0.0);
+        straighten(x.queries, block.rows.clone(), heads, head, width, desk.queries);
+        straighten(dy, block.rows.clone(), heads, head, width, desk.dy);
+        // SAFETY: passed on from the caller; the rows of this head are written here alone.
+        unsafe {
+            sizes.meet::<V>(block, width, desk.queries, desk.keys_turned, desk.scores);
+            sizes.meet::<V>(block, width, desk.dy, desk.values_turned, desk.alongs);
+            let pairs =
+                desk.scores.chunks_exact_mut(sizes.length).zip(desk.alongs.chunks_exact_mut(sizes.length));
+            for (row, (shares, alongs)) in block.rows.clone().zip(pairs) {
+                let seen = shape.seen(start, row);
+                let seen = seen.start - start..seen.end - start;
+                for x in [&mut *shares, &mut *alongs] {
+                    x[block.columns.start..seen.start].fill(0.0);
+                    x[seen.end..block.columns.end].fill(0.0);
+                }
+                let (shares, alongs) = (&mut shares[seen.clone()], &mut alongs[seen]);
+                let sink = shape.sinks.map(|sinks| sinks[head]);
+                dsink += row_backward::<V>(shape, logs[head * rows + row], sink, shares, alongs, desk.slopes);
+            }
+            sizes.scatter::<V>(block, desk.scores, desk.dy, desk.dvalues);
+            sizes.scatter::<V>(block, desk.alongs, desk.queries, desk.dkeys);
+            sizes.gather::<V>(block, desk.alongs, desk.straight, desk.sums);
+            for (row, sums) in block.rows.clone().zip(desk.sums.chunks_exact(sizes.width)) {
+                d[0].part((row * heads + head) * width, width).copy_from_slice(&sums[..width]);
+            }
+        }
+        dsink
     }
+}
+
+/// From a row's scores to its shares, and from the gradients of these, `d`, to those of the scores before they were
+/// scaled; returns the gradient of the sink.
+#[inline(always)]
+unsafe fn row_backward<V: Vector>(
+    shape: &Shape,
+    log: f32,
+    sink: Option<f32>,
+    scores: &mut [f32],
+    d: &mut [f32],
+    slopes: &mut [f32],
+) -> f64 {
+    scale(shape, scores);
+    let slopes = &mut slopes[..scores.len()];
+    if let Some(cap) = shape.softcap {
+        let pairs = slopes.iter_mut().zip(&*scores);
+        pairs.for_each(|(slope, score)| *slope = 1.0 - (score / cap) * (score / cap));
+    }
+    // SAFETY: as the caller promises.
+    unsafe { map_in_place::<V>(scores, &Exponential(log)) };
+    // Shares of one row, made to add up: the gradients of its scores then cancel, as they must where a bias of all keys
+    // changes nothing.
+    let sink = sink.map_or(0.0, |sink| libm::exp(f64::from(sink) - f64::from(log)));
+    let sum = sink + total(scores.iter().map(|share| f64::from(*share)));
+    scores.iter_mut().for_each(|share| *share = (f64::from(*share) / sum) as f32);
+    let mean = total(scores.iter().zip(&*d).map(|(share, along)| f64::from(*share) * f64::from(*along)));
+    for (d, share) in d.iter_mut().zip(&*scores) {
+        *d = share * (f64::from(*d) - mean) as f32 * shape.scale;
+    }
+    if shape.softcap.is_some() {
+        d.iter_mut().zip(slopes).for_each(|(d, slope)| *d *= *slope);
+    }
+    -sink / sum * mean
 }
 
 /// `exp(x - most)`.
@@ -331,7 +537,7 @@ mod tests {
         let rows = shape.rows();
         let mut out = vec![f32::NAN; rows * shape.heads * shape.width];
         let mut logs = vec![f32::NAN; rows * shape.heads];
-        let mut scratch = vec![f32::NAN; shape.scratch_floats()];
+        let mut scratch = vec![f32::NAN; shape.scratch_floats(1)];
         attend(cpu, &Serial, shape, x, &mut out, &mut logs, &mut scratch);
         [out, logs]
     }
@@ -346,7 +552,7 @@ mod tests {
         let mut ds = vec![0.0; shape.heads];
         let sinks = shape.sinks.map(|_| &mut ds[..]);
         let d = Gradients { queries: &mut dq, keys: &mut dk, values: &mut dv, sinks };
-        let mut scratch = vec![f32::NAN; shape.scratch_floats()];
+        let mut scratch = vec![f32::NAN; shape.scratch_floats(1)];
         attend_backward(cpu, &Serial, shape, x, &logs, &dy, d, &mut scratch);
         let of = |x: Operands| {
             let [y, _] = forward(cpu, shape, x);
@@ -383,6 +589,10 @@ mod tests {
             check_shape(cpu, &Shape { softcap: Some(0.7), kv_heads: 4, ..plain });
             check_shape(cpu, &Shape { heads: 1, kv_heads: 1, width: 17, ..plain });
         }
+        // Beyond a block, and beyond what its window sees of the one before.
+        let long = Shape { heads: 1, kv_heads: 1, width: 3, documents: &[70, 2, 33], ..plain };
+        check_shape(Cpu::detect(), &long);
+        check_shape(Cpu::detect(), &Shape { window: Some(35), ..long });
     }
 
     #[test]

@@ -25,8 +25,8 @@ impl Default for Entropy {
 }
 
 impl Entropy {
-    /// Takes note of a chunk that begins at `first`. Its logits are spoiled.
-    pub fn see(&mut self, cpu: Cpu, first: usize, label: usize, logits: &mut [f32]) {
+    /// Takes note of a chunk that begins at `first`.
+    pub fn see(&mut self, cpu: Cpu, first: usize, label: usize, logits: &[f32]) {
         if let Some(own) = label.checked_sub(first).and_then(|at| logits.get(at)) {
             self.own = *own;
         }
@@ -60,7 +60,7 @@ impl Entropy {
 
 struct Total<'a> {
     most: f32,
-    logits: &'a mut [f32],
+    logits: &'a [f32],
 }
 
 impl Kernel for Total<'_> {

@@ -7,9 +7,11 @@
 pub mod activation;
 pub mod attention;
 pub mod experts;
+pub mod halves;
 pub mod loss;
 pub mod norm;
 pub mod products;
+mod small;
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -3,8 +3,8 @@
 //! Every operation runs where its weights or its cache are, and where it has none, where its input is; what the other
 //! side needs is copied first, and nothing else is ([`fresh::Fresh`]). Of a matrix that stands on the card in part both
 //! compute their rows at the same time: the card's work is queued, the processor's is done, then both are put together.
-//! So a model may stand on the card whole, by layers, by parts of layers or by rows, and the decoder knows nothing of it.
-//! Weights are never moved.
+//! So a model may stand on the card whole, by layers, by parts of layers or by rows, and the decoder knows nothing of
+//! it. Weights are never moved.
 
 mod fresh;
 mod on_card;

@@ -146,7 +146,7 @@ fn a_model_stands_on_the_card_in_any_part() {
         for part in parts {
             let mut engine = load();
             let vram = whole.bytes - divided + (part * divided as f64) as usize;
-            let found = engine.place(&OneOf(0), Some(vram as u64)).map(|placed| placed.clone());
+            let found = engine.place(&OneOf(0), Some(vram as u64)).cloned();
             let found = match found {
                 Err(NoCard::TooSmall(_)) if *part < 0.5 => continue,
                 found => found.expect("it is there"),

@@ -281,8 +281,7 @@ impl Pieces {
         let dense = || layers.iter().filter(|layer| layer.router.is_none());
         let total: usize = dense().flat_map(linears).flatten().map(|linear| bytes(&linear)).sum();
         for layer in layers.iter().filter(|layer| layer.router.is_some()) {
-            let stacks: Vec<Slot> =
-                linears(layer).into_iter().flatten().flat_map(|linear| slots_of(linear)).collect();
+            let stacks: Vec<Slot> = linears(layer).into_iter().flatten().flat_map(slots_of).collect();
             self.take(&stacks, left);
         }
         let share = (*left as f64 / total.max(1) as f64).min(1.0);

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use bantam_core::backend::Feed;
 use bantam_core::{Backend, Batch, Cpu, CpuBackend, KvKind, Precision, Region, Serial};
-use bantam_cuda::{Card, CudaBackend, Sizes};
-use bantam_cusim::is_child;
+use bantam_cuda::{Card, CudaBackend, OneOf, Sizes};
+use bantam_cusim::{child, is_child, requires_card};
+use bantam_model::card::NoCard;
 use bantam_model::decoder::Decoder;
-use bantam_model::engine::stored;
+use bantam_model::engine::{Chunk, Engine, Placed, StepError, stored};
 use bantam_model::plan::{Options, Plan};
 use bantam_model::{memory, weights};
 use bantam_tests::{MODELS, check_close, floats, ids, model_folder, open, options, repository};
@@ -101,6 +102,142 @@ fn fast_precision_is_the_processors_up_to_rounding() {
             assert!(relative < 1e-2, "{model} {kv:?}: relative {relative:.2e}");
         }
     }
+}
+
+const PROMPTS: [&[u32]; 2] = [&[5, 9, 2, 7, 1, 3], &[8, 4, 6]];
+
+/// Steps of two sequences side by side, a prompt each and then greedy tokens: logits of the prompts, and the tokens.
+fn replies(engine: &mut Engine, prompts: [&[u32]; 2], count: usize) -> (Vec<f32>, Vec<u32>) {
+    let sequences = [0; 2].map(|_| engine.open().expect("there is room for two"));
+    let (mut all, mut tokens) = (Vec::new(), Vec::new());
+    let mut next = prompts.map(<[u32]>::to_vec);
+    for _ in 0..count {
+        let chunk = |i: usize| Chunk { sequence: sequences[i], tokens: &next[i] };
+        engine.step(&[chunk(0), chunk(1)]).expect("a step as planned");
+        let rows = [next[0].len() - 1, next[0].len() + next[1].len() - 1];
+        let logits = engine.try_logits(&rows).expect("the card is well").to_vec();
+        for (next, logits) in next.iter_mut().zip(logits.chunks_exact(logits.len() / 2)) {
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+            *next = vec![best.expect("a vocabulary") as u32];
+            tokens.extend_from_slice(next);
+        }
+        all.extend(logits);
+    }
+    sequences.iter().for_each(|&sequence| engine.close(sequence));
+    (all, tokens)
+}
+
+/// Whatever part of a model has room on the card, its results are the processor's up to rounding.
+#[test]
+fn a_model_stands_on_the_card_in_any_part() {
+    if !is_child("a_model_stands_on_the_card_in_any_part", &[]) {
+        return;
+    }
+    for model in MODELS {
+        let options = Options { sequences: 2, chunk: 16, context: 64, logits_rows: 2, ..options() };
+        let load = || bantam_tests::load(&model_folder(model), options, Cpu::detect(), 2);
+        let (wanted, tokens) = replies(&mut load(), PROMPTS, 4);
+        let plan = load().plan().clone();
+        let whole = Placed::forecast(&plan, usize::MAX).expect("it fits");
+        assert!(whole.is_whole && whole.attention[0] == whole.attention[1], "{model}: {whole:?}");
+        let divided = whole.weight_bytes + whole.cache_bytes;
+        // Each family is divided; some also nearly not, and to the least.
+        let parts: &[f64] = if model.starts_with("gpt") { &[0.9, 0.5, 0.2] } else { &[0.5] };
+        for part in parts {
+            let mut engine = load();
+            let vram = whole.bytes - divided + (part * divided as f64) as usize;
+            let found = engine.place(&OneOf(0), Some(vram as u64)).cloned();
+            let found = match found {
+                Err(NoCard::TooSmall(_)) if *part < 0.5 => continue,
+                found => found.expect("it is there"),
+            };
+            println!("{model} at {part}: attention {:?}, blocks {:?}", found.attention, found.blocks);
+            assert!(found.bytes <= vram, "{model}: {found:?} within {vram}");
+            let (logits, same) = replies(&mut engine, PROMPTS, 4);
+            check_close(&format!("{model} at {part}"), &logits, &wanted);
+            assert_eq!(same, tokens, "{model} at {part}");
+        }
+    }
+}
+
+/// Steps of an engine that stands on the card in part; `end` says how it goes on.
+fn placed(part: f64) -> (Engine, Vec<f32>, Vec<u32>) {
+    let options = Options { sequences: 2, chunk: 16, context: 64, logits_rows: 2, ..options() };
+    let load = || bantam_tests::load(&model_folder("gpt_neox"), options, Cpu::detect(), 2);
+    let (wanted, tokens) = replies(&mut load(), PROMPTS, 4);
+    let mut engine = load();
+    let needs = engine.plan().bytes() as f64;
+    engine.place(&OneOf(0), Some((part * needs) as u64)).expect("the stand-in has room");
+    (engine, wanted, tokens)
+}
+
+#[test]
+fn nothing_is_allocated_on_the_card_after_loading() {
+    const TEST: &str = "nothing_is_allocated_on_the_card_after_loading";
+    let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cusim.log");
+    if requires_card() || !is_child(TEST, &[("CUSIM_LOG", log.to_str().expect("the path is UTF-8"))]) {
+        return;
+    }
+    let allocations = || fs::read_to_string(&log).map_or(0, |text| text.lines().count());
+    for part in [2.0, 0.75] {
+        let before = allocations();
+        let (mut engine, ..) = placed(part);
+        let loaded = allocations();
+        assert!(loaded >= before + 5, "{loaded} allocations after loading, {before} before");
+        let (_, tokens) = replies(&mut engine, PROMPTS, 8);
+        assert_eq!((tokens.len(), allocations()), (16, loaded), "at {part}");
+    }
+    fs::remove_file(&log).expect("it is there");
+}
+
+/// A card that is lost ends what was under way with an error; read again, it goes on where it was.
+#[test]
+fn a_lost_card_leaves_the_processor() {
+    const TEST: &str = "a_lost_card_leaves_the_processor";
+    if requires_card() {
+        return;
+    }
+    let Ok(part) = std::env::var("CUSIM_PART") else {
+        // In the prompt, between layers, in the head of a step, later.
+        for (part, lost) in [("2.0", "3"), ("2.0", "70"), ("2.0", "150"), ("0.75", "40"), ("0.75", "111")] {
+            let lost = child(TEST, &[("CUSIM_PART", part), ("CUSIM_LOST", lost)]);
+            assert!(lost.as_ref().is_none_or(|(passed, _)| *passed), "{lost:?}");
+        }
+        return;
+    };
+    let (mut engine, wanted, tokens) = placed(part.parse().expect("a number"));
+    let sequence = engine.open().expect("there is room");
+    let other = engine.open().expect("there is room");
+    let begun = engine.step(&[Chunk { sequence: other, tokens: &[1] }]);
+    let mut history = PROMPTS[0].to_vec();
+    let error = loop {
+        if let Err(error) = begun {
+            break error;
+        }
+        let unread = &history[engine.length(sequence)..];
+        let rows = unread.len();
+        let result = engine.step(&[Chunk { sequence, tokens: unread }]);
+        match result.and_then(|()| engine.try_logits(&[rows - 1]).map(|_| ())) {
+            Ok(()) => history.push(7),
+            Err(error) => break error,
+        }
+        assert!(history.len() < 60, "it was never lost");
+    };
+    assert!(error.to_string().contains("the card failed"), "{error}");
+    assert!(matches!(error, StepError::Card(_)) && engine.placed().is_none(), "{error}");
+    assert!(engine.try_logits(&[0]).is_err(), "there are none");
+    if engine.length(other) > 0 {
+        assert!(engine.must_restart(other, 2));
+        assert!(matches!(
+            engine.step(&[Chunk { sequence: other, tokens: &[2] }]),
+            Err(StepError::MustRestart(_))
+        ));
+    }
+    for sequence in [sequence, other] {
+        engine.close(sequence);
+    }
+    let (logits, same) = replies(&mut engine, PROMPTS, 4);
+    assert!(logits == wanted && same == tokens, "the processor computes as it does alone");
 }
 
 /// The texts are those of the sources: nobody needs CUDA to see it.

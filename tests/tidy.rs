@@ -14,17 +14,18 @@ use source::Source;
 /// (a) Who may know whom, directly, tests and build scripts included. A package without a row is refused.
 const ARROWS: &[(&str, &[&str])] = &[
     ("bantam-core", &[]),
-    ("bantam-cuda", &["bantam-core", "bantam-cusim"]),
+    ("bantam-cuda", &["bantam-core", "bantam-cusim", "bantam-model"]),
     ("bantam-model", &["bantam-core"]),
     ("bantam-proto", &[]),
     ("bantam-quantize", &["bantam-core", "bantam-model"]),
     ("bantam-train", &["bantam-core", "bantam-model"]),
-    ("bantam-daemon", &["bantam-core", "bantam-model", "bantam-proto", "bantam-train"]),
+    ("bantam-daemon", &["bantam-core", "bantam-cuda", "bantam-model", "bantam-proto", "bantam-train"]),
     (
         "bantam",
         &[
             "bantam-core",
             "bantam-cuda",
+            "bantam-cusim",
             "bantam-model",
             "bantam-quantize",
             "bantam-train",

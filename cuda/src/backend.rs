@@ -35,7 +35,7 @@ pub struct Sizes {
 }
 
 /// Threads of a block that goes along a row.
-const THREADS: usize = 256;
+pub(crate) const THREADS: usize = 256;
 /// Threads of a block of attention: as many as positions of its step.
 const ATTEND_THREADS: usize = 128;
 /// Blocks of a launch's second dimension at most.
@@ -108,6 +108,16 @@ impl CudaBackend {
         self.fault.get()
     }
 
+    /// Hands out the values of a slot, as many at a time as results have room for; zeros after a fault.
+    pub fn fetch(&mut self, slot: Slot, each: &mut dyn FnMut(usize, &[f32])) {
+        let most = self.results.bytes() / 64 * 16;
+        for first in (0..slot.bytes / 4).step_by(most) {
+            let count = most.min(slot.bytes / 4 - first);
+            self.results.renew();
+            each(first, self.read(Slot { offset: slot.offset + 4 * first, bytes: 4 * count, ..slot }));
+        }
+    }
+
     /// For each row the first of its largest values.
     pub fn argmax(&mut self, rows: usize, width: usize, x: Slot, out: Slot) {
         let shape = Shape { grid: (rows, 1), threads: THREADS, shared: 8 * THREADS };
@@ -149,14 +159,25 @@ impl CudaBackend {
         }
     }
 
+    /// Rows of a step at most.
+    pub(crate) fn step_rows(&self) -> usize {
+        self.steps.rows()
+    }
+
+    /// Sends numbers; the address where they are.
+    pub(crate) fn list(&mut self, list: impl ExactSizeIterator<Item = u32>) -> Option<u64> {
+        let list = self.steps.list(&self.card, list);
+        self.noted(list)
+    }
+
     /// A block for each row.
-    fn by_row(&self, kernel: Kernel, rows: usize, arguments: impl Arguments) {
+    pub(crate) fn by_row(&self, kernel: Kernel, rows: usize, arguments: impl Arguments) {
         let shape = Shape { grid: (rows, 1), threads: THREADS, shared: 4 * THREADS / 32 };
         self.launch(kernel, shape, arguments);
     }
 
     /// A thread for each value.
-    fn by_value(&self, kernel: Kernel, count: usize, arguments: impl Arguments) {
+    pub(crate) fn by_value(&self, kernel: Kernel, count: usize, arguments: impl Arguments) {
         let shape = Shape { grid: (count.div_ceil(THREADS), 1), threads: THREADS, shared: 0 };
         self.launch(kernel, shape, arguments);
     }
@@ -180,6 +201,17 @@ impl CudaBackend {
             pair(shape.bytes(), values_at),
         ];
         Some((words, rows))
+    }
+}
+
+/// An activation's number in kernels.
+pub(crate) fn kind_of(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::Gelu => 1,
+        Activation::GeluTanh => 2,
+        Activation::Relu => 3,
+        Activation::ClampedSwish => 4,
     }
 }
 
@@ -209,6 +241,7 @@ macro_rules! arguments {
 }
 
 arguments! {
+    A;
     A B C;
     A B C D;
     A B C D E;
@@ -221,8 +254,7 @@ impl Backend for CudaBackend {
     fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: Slot) {
         let outside = tokens.iter().find(|&&token| token as usize >= table.shape.rows);
         assert!(outside.is_none(), "token {outside:?} is outside the vocabulary");
-        let list = self.steps.list(&self.card, tokens.iter().copied());
-        if let Some(list) = self.noted(list) {
+        if let Some(list) = self.list(tokens.iter().copied()) {
             self.embed_rows(table, tokens.len(), list, scale, out);
         }
     }
@@ -336,13 +368,7 @@ impl Backend for CudaBackend {
     }
 
     fn activate(&mut self, activation: Activation, rows: usize, width: usize, gate: Slot, up: Option<Slot>) {
-        let kind: u32 = match activation {
-            Activation::Silu => 0,
-            Activation::Gelu => 1,
-            Activation::GeluTanh => 2,
-            Activation::Relu => 3,
-            Activation::ClampedSwish => 4,
-        };
+        let kind = kind_of(activation);
         let count = rows * width;
         let up = up.map_or(0, |up| self.floats(up, count));
         let gate = self.floats(gate, count);
@@ -350,8 +376,7 @@ impl Backend for CudaBackend {
     }
 
     fn gather(&mut self, rows: &[usize], width: usize, x: Slot, out: Slot) {
-        let list = self.steps.list(&self.card, rows.iter().map(|&row| row as u32));
-        let Some(list) = self.noted(list) else { return };
+        let Some(list) = self.list(rows.iter().map(|&row| row as u32)) else { return };
         let last = rows.iter().max().map_or(0, |last| last + 1);
         let (x, out) = (self.floats(x, last * width), self.floats(out, rows.len() * width));
         self.by_row(Kernel::gather, rows.len(), (list, width as u32, x, out));

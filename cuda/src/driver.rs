@@ -14,7 +14,7 @@ use bytemuck::{NoUninit, Pod};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
-use crate::texts::{DRIVER, MODULES, OLDEST};
+use crate::texts::{BACKWARD, DRIVER, FORWARD, Module, OLDEST};
 
 /// Why there is no CUDA on a machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -157,6 +157,7 @@ pub struct Card {
     modules: Vec<sys::CUmodule>,
     kernels: Vec<Loaded>,
     name: String,
+    capability: (u32, u32),
 }
 
 // SAFETY: the driver's functions may be called from any thread that has made the context its own, which every method
@@ -195,22 +196,32 @@ impl<'a> Argument<'a> {
 }
 
 impl Card {
-    /// The card with this number, with all kernels loaded.
+    /// The card with this number, with all kernels of a decoder loaded.
     pub fn open(number: usize) -> Result<Card, Absent> {
         let Seen { name, capability, device, .. } = look(number)?;
         let failed = |what| move |error| Absent::Failed(fault(what, error));
         // SAFETY: the device is the driver's own number; the context is released with the card.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("making a context"))?;
         let (stream, modules, kernels) = (std::ptr::null_mut(), Vec::new(), Vec::new());
-        let mut card = Card { device, context, stream, modules, kernels, name };
+        let mut card = Card { device, context, stream, modules, kernels, name, capability };
         card.enter().map_err(Absent::Failed)?;
         card.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(failed("making a stream"))?;
-        for module in MODULES {
-            let text = module.text(capability);
-            card.load(text, module.kernels().map(Kernel::name)).map_err(Absent::Failed)?;
-        }
+        card.load_all(FORWARD).map_err(Absent::Failed)?;
         Ok(card)
+    }
+
+    /// The same card with the kernels that training needs.
+    pub fn with_backward(mut self) -> Result<Card, Fault> {
+        self.load_all(BACKWARD)?;
+        Ok(self)
+    }
+
+    fn load_all(&mut self, modules: &[Module]) -> Result<(), Fault> {
+        for module in modules {
+            self.load(module.text(self.capability), module.kernels().map(Kernel::name))?;
+        }
+        Ok(())
     }
 
     /// What it calls itself.
@@ -473,6 +484,11 @@ impl Pinned {
         }
     }
 
+    /// All of it, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Begins again: nobody looks at earlier results any more, or this could not be borrowed so.
     pub(crate) fn renew(&mut self) {
         self.used.set(0);
@@ -483,6 +499,10 @@ impl Pinned {
 mod tests {
     use super::*;
 
+    fn all() -> impl Iterator<Item = &'static Module> {
+        FORWARD.iter().chain(BACKWARD)
+    }
+
     #[test]
     fn parameters_are_read_from_a_text() {
         let text = ".visible .entry a(\n\t.param .u64 p,\n\t.param .align 8 .b8 q[24],\n\t.param .f32 x\n)";
@@ -492,14 +512,14 @@ mod tests {
 
     #[test]
     fn kernels_are_numbered_as_they_are_loaded() {
-        let loaded: Vec<Kernel> = MODULES.iter().flat_map(|module| module.kernels()).collect();
+        let loaded: Vec<Kernel> = all().flat_map(|module| module.kernels()).collect();
         assert_eq!(loaded, Kernel::ALL);
         assert!(Kernel::ALL.iter().enumerate().all(|(i, kernel)| *kernel as usize == i));
     }
 
     #[test]
     fn every_kernel_has_the_same_parameters_in_both_texts() {
-        for module in MODULES {
+        for module in all() {
             for kernel in module.kernels() {
                 let found = |capability| parameters(module.text(capability), kernel.name());
                 assert!(found((7, 5)).is_some_and(|sizes| !sizes.is_empty()), "{}", kernel.name());

@@ -1,20 +1,25 @@
 //! `bantam-cuda`: a decoder's operations on a card.
 //!
 //! The kernels and their texts stand in `bantam-core` beside what they are for; here is the host's half: `driver.rs`
-//! calls the driver (the only file here with `unsafe`), `backend.rs` finds the slots' memory and launches. A package of
-//! its own, because a driver is loaded by the standard library, and `core` does without.
+//! calls the driver (the only file here with `unsafe`), `backend.rs` finds the slots' memory and launches, `one_of.rs`
+//! is what an engine is handed. A package of its own, because a driver is loaded by the standard library, and `core`
+//! does without.
 //!
 //! A machine without a driver, without a card, or with one that is too old is told apart by [`Absent`]; nothing
 //! panics. What goes wrong while a model runs stays with the backend, see [`CudaBackend::fault`].
 #![deny(unsafe_code)]
 
 mod backend;
+mod backward;
 mod driver;
+mod one_of;
 mod product;
 mod steps;
 mod texts;
 
 pub use backend::{CudaBackend, Sizes};
+pub use backward::{Documents, UNPACKED_ROWS};
 pub use driver::{Absent, Card, Fault, Seen, look};
 #[doc(hidden)]
 pub use driver::{Argument, Shape};
+pub use one_of::OneOf;

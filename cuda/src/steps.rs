@@ -28,6 +28,10 @@ impl Steps {
         Ok(Steps { memory, rows, tables, sent: Vec::with_capacity(batch), next: Vec::with_capacity(batch) })
     }
 
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
     pub(crate) fn memory(&self) -> &Memory {
         &self.memory
     }

@@ -28,15 +28,20 @@ impl Module {
 }
 
 macro_rules! modules {
-    ($($name:literal)*) => {
-        /// Every text.
-        pub(crate) static MODULES: &[Module] = &[$(Module {
+    ($($(#[$doc:meta])+ $list:ident: $($name:literal)*;)*) => {$(
+        $(#[$doc])+
+        pub(crate) static $list: &[Module] = &[$(Module {
             texts: [
                 include_str!(concat!("../../core/src/cuda/ptx/", $name, ".75.ptx")),
                 include_str!(concat!("../../core/src/cuda/ptx/", $name, ".80.ptx")),
             ],
         },)*];
-    };
+    )*};
 }
 
-modules! { "norm" "rope" "activation" "experts" "attention" "panels" "wide" "code8" "float" "integer" }
+modules! {
+    /// What a decoder needs.
+    FORWARD: "norm" "rope" "activation" "experts" "attention" "panels" "wide" "code8" "float" "integer";
+    /// What training needs beside it: a driver takes its time to read a text.
+    BACKWARD: "norm_back" "activation_back" "experts_back" "documents" "loss" "products_back";
+}

@@ -2,6 +2,8 @@
 //! (`tests/cusim`), with one and `REQUIRE_GPU=1` the same tests run on it.
 #![forbid(unsafe_code)]
 
+#[path = "card/backward.rs"]
+mod backward;
 #[path = "card/both.rs"]
 mod both;
 #[path = "card/faults.rs"]

@@ -1,6 +1,7 @@
 //! The daemon: it owns the models of a machine and serves them to programs in any language.
 #![forbid(unsafe_code)]
 
+pub mod cards;
 pub mod carried;
 pub mod daemon;
 pub mod doors;

@@ -346,6 +346,7 @@ fn of_failure(failure: &Failure) -> Judged {
         Failure::SlowReader { .. } => exhausted("schedule.slow_reader", failure.to_string(), None),
         Failure::Draining => unavailable(),
         Failure::Step(StepError::Fault) | Failure::Score(_) => plain(Code::DataLoss, "MODEL_BROKE"),
+        Failure::Step(StepError::Card(_)) => plain(Code::Unavailable, "CARD_LOST"),
         Failure::Generate(GenerateError::Sampler(SamplerError::NotANumber { .. })) => {
             plain(Code::DataLoss, "MODEL_BROKE")
         }

@@ -95,7 +95,9 @@ pub fn embed(engine: &mut Engine, tokens: &[u32], pooling: Pooling) -> Result<Ve
     let sequence = engine.open().ok_or(EmbedError::NoSequence(options.sequences))?;
     let read = engine.prefill(sequence, tokens, |engine, first, count| {
         let rows: Vec<usize> = embedding.positions(first, count).map(|position| position - first).collect();
-        rows.chunks(options.logits_rows).for_each(|rows| embedding.take(engine.hidden(rows)));
+        for rows in rows.chunks(options.logits_rows) {
+            embedding.take(engine.try_hidden(rows)?);
+        }
         Ok::<(), StepError>(())
     });
     engine.close(sequence);

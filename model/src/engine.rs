@@ -1,10 +1,11 @@
-//! A loaded model: a decoder on the processor, with its sequences. After loading, nothing here allocates.
+//! A loaded model: a decoder on the processor, and on a card where one takes part, with its sequences. After loading,
+//! nothing here allocates.
 
 use bantam_core::{Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
-use memmap2::MmapMut;
 
 use crate::adapter::Adapter;
 use crate::block::Tapped;
+use crate::card::{CardFault, Cards, NoCard};
 use crate::checkpoint::map::{Image, Watch};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::decoder::Decoder;
@@ -13,6 +14,7 @@ use crate::placement::{Recorder, Trace};
 use crate::plan::{Options, Plan, PlanError, Stored};
 use crate::pool::Threads;
 use crate::sequences::Sequences;
+use crate::shards::{OnCard, Shards};
 use crate::spec::ModelSpec;
 use crate::turn::Limits;
 use crate::weights::{self, WeightsError};
@@ -34,6 +36,9 @@ pub enum LoadError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The card that was asked for takes no part.
+    #[error(transparent)]
+    Card(#[from] NoCard),
     /// The plan is larger than the memory that is free.
     #[error(
         "the plan needs {needed} bytes, {available} are available; its largest line is \"{line}\" with {bytes} bytes: {advice}"
@@ -87,10 +92,13 @@ pub enum StepError {
          `bantam cache verify` tells whether the file is sound, --no-cache does without"
     )]
     Fault,
-    /// A sequence that grows beyond what its rotary tables are for.
+    /// The card that computed.
+    #[error("{0}; this reply ends here, and what comes next is computed by the processor")]
+    Card(CardFault),
+    /// A sequence that grows beyond what its rotary tables are for, or that was lost with a card.
     #[error(
-        "sequence {0} would outgrow the rotary tables that it was read with; rewind it to its start, announce its \
-         length and read it again"
+        "sequence {0} would outgrow the rotary tables that it was read with, or was lost with a card; rewind it to \
+         its start, announce its length and read it again"
     )]
     MustRestart(usize),
     /// A sequence that is not open, or twice in a step.
@@ -113,12 +121,63 @@ pub struct Engine {
     /// Where the weights are a native file's. It stands before their memory, to be dropped first.
     watch: Option<Watch>,
     decoder: Decoder,
-    backend: CpuBackend<MmapMut, Threads>,
+    backend: Shards,
+    placed: Option<Placed>,
     plan: Plan,
     sequences: Sequences,
     feeds: Vec<Feed>,
     tokens: Vec<u32>,
+    /// Why the last step's rows are gone.
+    rows_lost: Option<CardFault>,
     recorder: Option<Recorder>,
+}
+
+/// What of a model a card has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// How the card is spelled, and what it calls itself.
+    pub card: [String; 2],
+    /// Bytes of it that were taken.
+    pub bytes: usize,
+    /// Of these, weights.
+    pub weight_bytes: usize,
+    /// Of these, keys and values.
+    pub cache_bytes: usize,
+    /// Whether the processor has nothing to compute.
+    pub is_whole: bool,
+    /// Layers whose attention it computes, and all.
+    pub attention: [usize; 2],
+    /// Bytes of feed-forward blocks that it computes with, and all.
+    pub blocks: [usize; 2],
+}
+
+impl Placed {
+    fn of(plan: &Plan, on_card: &OnCard) -> Placed {
+        let (weight_bytes, cache_bytes) = (on_card.weight_bytes(), on_card.cache_bytes());
+        Placed {
+            card: Default::default(),
+            bytes: beside(plan) + weight_bytes + cache_bytes,
+            weight_bytes,
+            cache_bytes,
+            is_whole: on_card.is_whole(),
+            attention: on_card.attention,
+            blocks: on_card.blocks,
+        }
+    }
+
+    /// What of a plan would stand on some card with so many bytes for it; nothing where they hold no part of the model.
+    pub fn forecast(plan: &Plan, vram: usize) -> Option<Placed> {
+        Some(Placed::of(plan, &fitting(plan, vram)?))
+    }
+}
+
+/// Bytes of a card that are no part of the model.
+fn beside(plan: &Plan) -> usize {
+    Shards::needs(plan, 0, 0).bytes()
+}
+
+fn fitting(plan: &Plan, vram: usize) -> Option<OnCard> {
+    OnCard::fill(plan, vram.checked_sub(beside(plan))?).filter(OnCard::is_worth_it)
 }
 
 /// How a checkpoint's tensors are told to a plan.
@@ -165,7 +224,7 @@ impl Engine {
     ) -> Result<Engine, LoadError> {
         let plan = Plan::adapted(&spec, stored(checkpoint), adapter, options, cpu)?;
         let mut engine = Engine::empty(spec, plan, None, cpu, threads)?;
-        let (arena, pool) = engine.backend.parts_mut();
+        let (arena, pool) = engine.backend.host.parts_mut();
         weights::load(&engine.plan, checkpoint, adapter, arena, pool, tell)?;
         Ok(engine)
     }
@@ -192,7 +251,7 @@ impl Engine {
     ) -> Result<Engine, LoadError> {
         let plan = synthetic_plan(&spec, dtype, options, cpu)?;
         let mut engine = Engine::empty(spec, plan, None, cpu, threads)?;
-        let (arena, pool) = engine.backend.parts_mut();
+        let (arena, pool) = engine.backend.host.parts_mut();
         weights::synthesize(&engine.plan, arena, pool);
         Ok(engine)
     }
@@ -221,10 +280,12 @@ impl Engine {
         Ok(Engine {
             watch,
             decoder: Decoder::new(spec, &plan),
-            backend,
+            backend: Shards::new(backend),
+            placed: None,
             sequences: Sequences::new(options.sequences, plan.pages_per_sequence, plan.pages),
             feeds: Vec::with_capacity(options.sequences),
             tokens: Vec::with_capacity(options.chunk),
+            rows_lost: None,
             recorder: None,
             plan,
         })
@@ -247,7 +308,7 @@ impl Engine {
 
     /// Bytes of the memory that was taken.
     pub fn memory_bytes(&self) -> usize {
-        self.backend.arena().bytes()
+        self.backend.host.arena().bytes()
     }
 
     /// Whether the weights are a native file's, and nothing was repacked.
@@ -255,14 +316,53 @@ impl Engine {
         self.watch.is_some()
     }
 
+    /// Puts as much of the model on a card as `vram` bytes hold, or what is free there; the rest stays with the
+    /// processor, and so does everything where it fails. To be asked right after loading.
+    pub fn place(&mut self, cards: &dyn Cards, vram: Option<u64>) -> Result<&Placed, NoCard> {
+        assert!(self.sequences.are_none_open(), "a model is placed before it is used");
+        let first = self.place_within(cards, vram, 1.0);
+        // Somebody else may have taken memory meanwhile.
+        let placed = match first {
+            Err(NoCard::Memory(_)) => self.place_within(cards, vram, 0.75),
+            other => other,
+        }?;
+        if self.recorder.is_some() {
+            self.backend.route_here();
+        }
+        Ok(self.placed.insert(placed))
+    }
+
+    fn place_within(&mut self, cards: &dyn Cards, vram: Option<u64>, part: f64) -> Result<Placed, NoCard> {
+        let found = cards.find()?;
+        let (name, free) = (found.name(), found.free_bytes()?);
+        // A card's own bookkeeping needs some of what it calls free.
+        let wanted = vram.map_or(free - free / 16, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let budget = (wanted.min(free) as f64 * part) as usize;
+        let on_card = fitting(&self.plan, budget).ok_or_else(|| {
+            let beside = beside(&self.plan);
+            NoCard::TooSmall(format!(
+                "{name} has {budget} bytes for it, of which activations take {beside} and the rest holds no part of \
+                 the model; raise --vram, or lower --chunk"
+            ))
+        })?;
+        let placed = Placed::of(&self.plan, &on_card);
+        self.backend.take(&self.plan, found, on_card)?;
+        Ok(Placed { card: [cards.label(), name], bytes: self.backend.card_bytes(), ..placed })
+    }
+
+    /// What a card has of the model; nothing once that is lost.
+    pub fn placed(&self) -> Option<&Placed> {
+        self.placed.as_ref()
+    }
+
     /// The weights as they lie in memory, as the plan says.
     pub(crate) fn weights(&self) -> &[u8] {
-        &self.backend.arena().weights[..self.plan.weight_bytes]
+        &self.backend.host.arena().weights[..self.plan.weight_bytes]
     }
 
     /// Threads that compute.
     pub fn threads(&self) -> usize {
-        self.backend.pool().threads()
+        self.backend.host.pool().threads()
     }
 
     /// Begins a sequence with room for the whole context; `None` when all are in use, or too few pages of the cache
@@ -344,6 +444,7 @@ impl Engine {
         self.admit(chunks)?;
         self.feeds.clear();
         self.tokens.clear();
+        self.rows_lost = None;
         for chunk in chunks {
             let length = self.length(chunk.sequence);
             let (first_row, rows) = (self.tokens.len(), chunk.tokens.len());
@@ -368,7 +469,7 @@ impl Engine {
                 is_done
             }
         };
-        let sound = self.check_weights();
+        let sound = self.check();
         if !is_done || sound.is_err() {
             let feeds = self.feeds.iter();
             feeds.for_each(|feed| self.sequences.set_length(feed.sequence, feed.first_position));
@@ -376,12 +477,18 @@ impl Engine {
         sound.map(|()| is_done)
     }
 
-    /// Fails once the weights are no longer those that were loaded: after that, nothing that is computed counts.
-    fn check_weights(&self) -> Result<(), StepError> {
-        match self.watch.as_ref().is_some_and(Watch::has_failed) {
-            true => Err(StepError::Fault),
-            false => Ok(()),
+    /// Fails once the weights are no longer those that were loaded: after that, nothing that is computed counts. Or
+    /// when the card has failed: then open sequences must be read again, and the processor goes on.
+    fn check(&mut self) -> Result<(), StepError> {
+        if self.watch.as_ref().is_some_and(Watch::has_failed) {
+            return Err(StepError::Fault);
         }
+        if let Some(fault) = self.backend.lost() {
+            self.placed = None;
+            self.sequences.lose();
+            self.rows_lost = Some(fault);
+        }
+        self.rows_lost.map_or(Ok(()), |fault| Err(StepError::Card(fault)))
     }
 
     fn admit(&self, chunks: &[Chunk]) -> Result<(), StepError> {
@@ -415,7 +522,7 @@ impl Engine {
             self.step(&[Chunk { sequence, tokens }])?;
             each(self, first, tokens.len())?;
             // Logits are computed from weights too.
-            self.check_weights()?;
+            self.check()?;
         }
         Ok(())
     }
@@ -438,11 +545,22 @@ impl Engine {
     }
 
     /// Logits of some rows of the last step, one after another; at most [`Options::logits_rows`] of them. They are the
-    /// caller's to overwrite: the next call computes them anew.
+    /// caller's to overwrite: the next call computes them anew. Zeros where a card has failed meanwhile.
     pub fn logits(&mut self, rows: &[usize]) -> &mut [f32] {
         self.check_rows(rows);
         let slot = self.decoder.logits(&mut self.backend, rows);
-        self.backend.arena_mut().floats_mut(slot)
+        self.backend.bring(slot);
+        self.backend.host.arena_mut().floats_mut(slot)
+    }
+
+    /// The same, refused where they are none.
+    pub fn try_logits(&mut self, rows: &[usize]) -> Result<&mut [f32], StepError> {
+        self.rows_lost.map_or(Ok(()), |fault| Err(StepError::Card(fault)))?;
+        self.check_rows(rows);
+        let slot = self.decoder.logits(&mut self.backend, rows);
+        self.backend.bring(slot);
+        self.check()?;
+        Ok(self.backend.host.arena_mut().floats_mut(slot))
     }
 
     /// Hidden states of some rows of the last step, after the final norm, one after another; as many as logits. Logits
@@ -450,7 +568,18 @@ impl Engine {
     pub fn hidden(&mut self, rows: &[usize]) -> &[f32] {
         self.check_rows(rows);
         let slot = self.decoder.hidden(&mut self.backend, rows);
-        self.backend.arena().floats(slot)
+        self.backend.bring(slot);
+        self.backend.host.arena().floats(slot)
+    }
+
+    /// The same, refused where they are none.
+    pub fn try_hidden(&mut self, rows: &[usize]) -> Result<&[f32], StepError> {
+        self.rows_lost.map_or(Ok(()), |fault| Err(StepError::Card(fault)))?;
+        self.check_rows(rows);
+        let slot = self.decoder.hidden(&mut self.backend, rows);
+        self.backend.bring(slot);
+        self.check()?;
+        Ok(self.backend.host.arena().floats(slot))
     }
 
     fn check_rows(&self, rows: &[usize]) {
@@ -462,6 +591,7 @@ impl Engine {
     /// model has none, or not as many in all layers.
     pub fn record_routing(&mut self) -> bool {
         self.recorder = Recorder::of(self.spec());
+        self.backend.route_here();
         self.recorder.is_some()
     }
 
@@ -473,7 +603,7 @@ impl Engine {
     /// Fills memory with bytes that are NaN in every type of float: tests find reads of what nobody has written.
     #[doc(hidden)]
     pub fn poison(&mut self, region: Region) {
-        let arena = self.backend.arena_mut();
+        let arena = self.backend.host.arena_mut();
         match region {
             Region::Weights => arena.weights.fill(0xff),
             Region::Cache => arena.cache.fill(0xff),

@@ -132,7 +132,7 @@ impl Generation {
         let turn = Turn::new(engine.limits(), reader, settings, prompt, None)?;
         let reused_tokens = held.read(engine, prompt, is_stopped)?;
         let mut logits = vec![0.0; engine.spec().vocab];
-        logits.copy_from_slice(engine.logits(&[engine.rows() - 1]));
+        logits.copy_from_slice(engine.try_logits(&[engine.rows() - 1])?);
         Ok(Generation { turn, sequence: held.sequence, reused_tokens, logits })
     }
 
@@ -166,7 +166,7 @@ impl Generation {
         } else {
             engine.step(&[Chunk { sequence, tokens: &history[history.len() - 1..] }])?;
         }
-        self.logits.copy_from_slice(engine.logits(&[engine.rows() - 1]));
+        self.logits.copy_from_slice(engine.try_logits(&[engine.rows() - 1])?);
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 pub mod adapter;
 pub mod bare;
 pub mod block;
+pub mod card;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
@@ -33,6 +34,7 @@ pub mod rope;
 pub mod sampler;
 pub mod score;
 mod sequences;
+mod shards;
 pub mod source;
 pub mod spec;
 pub mod speed;

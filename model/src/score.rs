@@ -52,7 +52,7 @@ pub fn logits<E: From<ScoreError>>(
         let rows: Vec<usize> = (0..count).collect();
         for rows in rows.chunks(options.logits_rows) {
             let done = first + rows[rows.len() - 1] + 1;
-            let values = engine.logits(rows);
+            let values = engine.try_logits(rows)?;
             for (row, values) in rows.iter().zip(values.chunks_exact(values.len() / rows.len())) {
                 check_finite(values, first + row).map_err(Stop::Here)?;
             }
@@ -151,7 +151,7 @@ pub fn log_probabilities(engine: &mut Engine, tokens: &[u32], from: usize) -> Re
     let sequence = engine.open().ok_or(StepError::Sequence(options.sequences))?;
     let read = engine.prefill(sequence, &history, |engine, first, count| {
         let rows: Vec<usize> = scoring.positions(first, count).map(|position| position - first).collect();
-        rows.chunks(options.logits_rows).try_for_each(|rows| scoring.take(engine.logits(rows)))
+        rows.chunks(options.logits_rows).try_for_each(|rows| scoring.take(engine.try_logits(rows)?))
     });
     engine.close(sequence);
     read.map(|()| scoring.log_probabilities)
@@ -217,7 +217,7 @@ fn score_windows(engine: &mut Engine, windows: &[&[u32]], begin: usize) -> Resul
         engine.step(&chunks)?;
         let rows: Vec<usize> = (0..engine.rows()).collect();
         for rows in rows.chunks(options.logits_rows) {
-            let logits = engine.logits(rows).chunks_exact(vocab);
+            let logits = engine.try_logits(rows)?.chunks_exact(vocab);
             for (logits, row) in logits.zip(rows) {
                 let window = row / (end - first);
                 let taken = scorings[window].take(logits);

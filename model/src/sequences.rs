@@ -14,6 +14,8 @@ struct Sequence {
     reach: usize,
     /// Positions that were reserved.
     room: usize,
+    /// Whether what it held is gone.
+    is_lost: bool,
 }
 
 /// All sequences, and the pages that they share out.
@@ -47,7 +49,7 @@ impl Sequences {
         let left = self.free.len().checked_sub(pages).filter(|_| pages <= self.pages_per_sequence)?;
         let table = &mut self.tables[sequence * self.pages_per_sequence..][..pages];
         table.iter_mut().zip(self.free.drain(left..).rev()).for_each(|(entry, page)| *entry = page);
-        self.list[sequence] = Some(Sequence { length: 0, reach: 0, room });
+        self.list[sequence] = Some(Sequence { length: 0, reach: 0, room, is_lost: false });
         Some(sequence)
     }
 
@@ -81,22 +83,32 @@ impl Sequences {
         if let Some(Some(sequence)) = self.list.get_mut(sequence) {
             sequence.length = length.min(sequence.length);
             if length == 0 {
-                sequence.reach = 0;
+                (sequence.reach, sequence.is_lost) = (0, false);
             }
         }
     }
 
-    /// Whether what is stored for a sequence was read for lengths on the other side of a border than this one.
+    pub(crate) fn are_none_open(&self) -> bool {
+        self.list.iter().all(Option::is_none)
+    }
+
+    /// What all of them hold is gone: each must be read again from its start.
+    pub(crate) fn lose(&mut self) {
+        self.list.iter_mut().flatten().for_each(|sequence| sequence.is_lost = sequence.length > 0);
+    }
+
+    /// Whether what is stored for a sequence was read for lengths on the other side of a border than this one, or is
+    /// gone.
     pub(crate) fn is_across(
         &self,
         sequence: usize,
         length: usize,
         mut borders: impl Iterator<Item = usize>,
     ) -> bool {
-        let Some(Sequence { length: 1.., reach, .. }) = self.get(sequence) else {
+        let Some(Sequence { length: 1.., reach, is_lost, .. }) = self.get(sequence) else {
             return false;
         };
-        borders.any(|border| (reach > border) != (length > border))
+        is_lost || borders.any(|border| (reach > border) != (length > border))
     }
 
     /// Notes how long a sequence is about to become, where there is room for it.

@@ -39,9 +39,13 @@ struct Settings {
     unsigned long long devices = number("CUSIM_DEVICES", 1);
     unsigned long long version = number("CUSIM_VERSION", 12020);
     unsigned long long bytes = number("CUSIM_BYTES", 256ull << 20);
-    // The n-th allocation is refused, counting from 1; after so many launches the device is lost.
+    // The n-th allocation is refused, counting from 1, or all from the n-th on; after so many launches the device is
+    // lost.
     unsigned long long refused = number("CUSIM_REFUSED", ~0ull);
+    unsigned long long full = number("CUSIM_FULL", ~0ull);
     unsigned long long lost = number("CUSIM_LOST", ~0ull);
+    // A file that gets a line for every allocation.
+    const char* log = getenv("CUSIM_LOG");
 };
 
 const Settings& settings() {
@@ -150,6 +154,18 @@ bool is_allocated(const void* address, size_t bytes) {
 }
 }  // namespace cusim
 
+// Counts an allocation; whether it is refused.
+bool is_refused(const char* what, size_t bytes) {
+    ++allocations;
+    if (settings().log) {
+        if (FILE* file = fopen(settings().log, "a")) {
+            fprintf(file, "%s %zu\n", what, bytes);
+            fclose(file);
+        }
+    }
+    return allocations == settings().refused || allocations >= settings().full;
+}
+
 #define ENTER                                           \
     std::lock_guard<std::recursive_mutex> guard(lock); \
     if (broken != OK) return broken;
@@ -188,9 +204,9 @@ int cuMemGetInfo_v2(size_t* available, size_t* total) {
 }
 int cuMemAlloc_v2(void** to, size_t bytes) {
     ENTER
-    ++allocations;
+    bool refused = is_refused("device", bytes);
     if (!bytes) return INVALID_VALUE;
-    if (allocations == settings().refused || used + bytes > settings().bytes) return OUT_OF_MEMORY;
+    if (refused || used + bytes > settings().bytes) return OUT_OF_MEMORY;
     if (!range) {
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         range = static_cast<char*>(mmap(nullptr, RANGE, PROT_READ | PROT_WRITE, flags, -1, 0));
@@ -218,8 +234,7 @@ int cuMemFree_v2(void* address) {
 }
 int cuMemHostAlloc(void** to, size_t bytes, unsigned) {
     ENTER
-    ++allocations;
-    if (allocations == settings().refused) return OUT_OF_MEMORY;
+    if (is_refused("host", bytes)) return OUT_OF_MEMORY;
     void* memory = aligned_alloc(APART, (bytes + APART - 1) / APART * APART);
     if (!memory) return OUT_OF_MEMORY;
     memset(memory, 0xa5, bytes);

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::adapter_flag::AdapterFlag;
 use crate::chosen_model::ChosenModel;
+use crate::device_flags::DeviceFlags;
 use crate::engine_flags::{EngineFlags, kv_name, precision_name, size};
 use crate::failure::{Failure, refused};
 use crate::output;
@@ -56,6 +57,8 @@ pub(crate) struct Bench {
     adapter: AdapterFlag,
     #[command(flatten)]
     engine: EngineFlags,
+    #[command(flatten)]
+    device: DeviceFlags,
 }
 
 /// What is measured beside the machine.
@@ -148,13 +151,14 @@ impl Bench {
             Subject::Synthetic(name, spec) => {
                 let _progress = Progress::waiting(format!("making weights for {name}"));
                 let dtype = self.synthetic.dtype();
-                let engine = Engine::synthesize(spec, dtype, self.options(), cpu, threads)
+                let mut engine = Engine::synthesize(spec, dtype, self.options(), cpu, threads)
                     .map_err(|error| refused(format!("{name}: {error}")))?;
+                self.device.place(&mut engine)?;
                 Ok((name.to_owned(), engine))
             }
             Subject::Model(source) => {
                 let name = source.folder().display().to_string();
-                Ok((name, self.engine.load(&source, self.options())?))
+                Ok((name, self.engine.load(&source, self.options(), &self.device)?))
             }
         }
     }

@@ -11,6 +11,7 @@ use bantam_model::spec::ModelSpec;
 use bantam_proto::v1;
 use clap::{Args, ValueEnum};
 
+use crate::device_flags::DeviceFlags;
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::{cache, interrupt, output};
@@ -187,15 +188,21 @@ impl EngineFlags {
         Native::of(source, plan, &store?)
     }
 
-    /// Loads the model, with something to look at where it takes long, and keeps what the next start can map.
-    pub(crate) fn load(&self, source: &Source, options: Options) -> Result<Engine, Failure> {
+    /// Loads the model, with something to look at where it takes long, keeps what the next start can map, and puts it
+    /// where it is to be computed.
+    pub(crate) fn load(
+        &self,
+        source: &Source,
+        options: Options,
+        device: &DeviceFlags,
+    ) -> Result<Engine, Failure> {
         let cpu = Cpu::detect();
         let plan = source.plan(options, cpu)?;
         let native = self.native(source, &plan);
         let shown = source.folder().display();
         let progress = Progress::bytes(format!("loading {shown}"), plan.weight_bytes);
         let mut tell = |done| progress.at(done);
-        let engine = source.load(options, cpu, self.threads(), native.as_ref(), &mut tell)?;
+        let mut engine = source.load(options, cpu, self.threads(), native.as_ref(), &mut tell)?;
         drop(progress);
         if let Some(native) = native.filter(|_| !engine.is_mapped()) {
             let progress = Progress::bytes(format!("writing the native form of {shown}"), plan.weight_bytes);
@@ -209,6 +216,7 @@ impl EngineFlags {
                 ));
             }
         }
+        device.place(&mut engine)?;
         Ok(engine)
     }
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::adapter_flag::AdapterFlag;
 use crate::chosen_model::ChosenModel;
+use crate::device_flags::DeviceFlags;
 use crate::engine_flags::{ContextFlag, EngineFlags};
 use crate::failure::{Failure, refused, usage};
 use crate::output;
@@ -65,6 +66,8 @@ struct Perplexity {
     adapter: AdapterFlag,
     #[command(flatten)]
     engine: EngineFlags,
+    #[command(flatten)]
+    device: DeviceFlags,
 }
 
 impl Perplexity {
@@ -81,7 +84,7 @@ impl Perplexity {
         source.plan(options, Cpu::detect())?;
         let ids = self.ids(&source, window)?;
         options.sequences = options.sequences.min(ids.len() / window);
-        let mut engine = self.engine.load(&source, options)?;
+        let mut engine = self.engine.load(&source, options, &self.device)?;
         let progress = Progress::counting("perplexity".to_owned(), ids.len() / window);
         let result = score::perplexity(&mut engine, &ids, window, |done| progress.at(done))?;
         drop(progress);

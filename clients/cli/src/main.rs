@@ -11,6 +11,7 @@ mod chosen_model;
 mod completions;
 mod conversation;
 mod daemon;
+mod device_flags;
 mod doctor;
 mod engine_flags;
 mod eval;

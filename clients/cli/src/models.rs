@@ -1,5 +1,6 @@
 //! `bantam models`, `load`, `unload` and `budget`: what lives in a daemon's memory, from a shell.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use crate::daemon::{DaemonPlace, Link, Step};
 use crate::engine_flags::{ContextFlag, EngineFlags};
 use crate::failure::{Failure, refused};
 use crate::output;
+
+/// Main memory, as the daemon names it.
+pub(crate) const RAM: &str = "ram";
 
 /// Lists a daemon's models and memory
 #[derive(Args)]
@@ -120,10 +124,14 @@ impl Models {
                     vec![["model", "state", "bytes", "in use", "stays"].map(str::to_owned).to_vec()];
                 rows.extend(models.iter().map(|model| {
                     let bytes = Some(bytes_of(model)).filter(|bytes| *bytes > 0).map(output::bytes);
+                    let on_cards = on_cards(model).map(|(card, bytes)| {
+                        format!("{} on {}", output::bytes(bytes), output::harmless(card))
+                    });
+                    let bytes: Vec<String> = bytes.into_iter().chain(on_cards).collect();
                     vec![
                         label(model),
                         state_name(model.state()).to_owned(),
-                        bytes.unwrap_or_default(),
+                        bytes.join(", "),
                         Some(model.references).filter(|n| *n > 0).map(|n| n.to_string()).unwrap_or_default(),
                         stay(model),
                     ]
@@ -222,8 +230,15 @@ pub(crate) fn state_name(state: v1::ModelState) -> &'static str {
     }
 }
 
+/// What it takes of main memory.
 pub(crate) fn bytes_of(model: &v1::Model) -> u64 {
-    model.bytes.iter().map(|device| device.total_bytes).sum()
+    model.bytes.iter().filter(|device| device.device == RAM).map(|device| device.total_bytes).sum()
+}
+
+/// What it takes of cards.
+fn on_cards(model: &v1::Model) -> impl Iterator<Item = (&str, u64)> {
+    let cards = model.bytes.iter().filter(|device| device.device != RAM);
+    cards.map(|device| (device.device.as_str(), device.total_bytes))
 }
 
 fn ttl_seconds(model: &v1::Model) -> Option<i64> {
@@ -253,6 +268,7 @@ pub(crate) fn model_json(model: &v1::Model) -> Value {
         "path": model.path,
         "state": state_name(model.state()),
         "bytes": bytes_of(model),
+        "on_cards": on_cards(model).collect::<BTreeMap<_, _>>(),
         "pinned": is_pinned(model),
         "ttl_seconds": ttl_seconds(model),
         "references": model.references,

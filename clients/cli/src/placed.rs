@@ -1,5 +1,6 @@
 //! `bantam plan --machine`: what of a model stands where on a machine that is described, and how fast it will be.
 
+use bantam_model::engine;
 use bantam_model::placement::{
     Forecast, MACHINES, Machine, POSITIONS_READ, Parts, Prefill, Question, Stand, Trace, stands,
 };
@@ -12,7 +13,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, refused, usage};
-use crate::{models, output, style};
+use crate::{device_flags, models, output, style};
 
 /// What is asked once more.
 const MORE_BYTES: u64 = 512 << 20;
@@ -171,6 +172,7 @@ impl Placed {
             "positions": self.positions(),
             "stands": self.stands().into_iter().map(stand).collect::<Vec<_>>(),
             "policies": policies.collect::<Vec<_>>(),
+            "on_card": self.on_card().as_ref().map(device_flags::as_json),
             "auto": self.auto.policy.name(),
             "fits": self.auto.fits,
             "tokens_per_s": 1.0 / self.auto.seconds,
@@ -188,16 +190,33 @@ impl Placed {
         self.plan.options.context.min(POSITIONS_READ)
     }
 
+    /// What the engine itself would put on that card.
+    fn on_card(&self) -> Option<engine::Placed> {
+        let vram = self.machine.card?.vram_bytes;
+        engine::Placed::forecast(&self.plan, usize::try_from(vram).unwrap_or(usize::MAX))
+    }
+
+    fn on_card_told(&self) -> String {
+        match self.on_card() {
+            Some(placed) if placed.is_whole => "`--device cuda` computes all of it on the card\n".to_owned(),
+            Some(placed) => {
+                format!("`--device cuda` computes on the card: {}\n", device_flags::shares(&placed))
+            }
+            None => String::new(),
+        }
+    }
+
     pub(crate) fn as_text(&self) -> String {
         let faint = |text: &str| style::on_stdout(style::FAINT, text);
         format!(
-            "{} on {}: {}\n{}\n\n{}\n\n{}\n\n{}{}\n{}",
+            "{} on {}: {}\n{}\n\n{}\n\n{}\n\n{}{}{}\n{}",
             output::harmless(&self.model),
             self.machine.name,
             self.machine.about,
             self.memories(),
             self.table(),
             self.policies(),
+            self.on_card_told(),
             if self.auto.fits { self.more_told() } else { String::new() },
             if self.auto.fits { self.prefill_told() } else { self.lacking() },
             faint(match self.is_traced || self.parts.experts() == 0 {

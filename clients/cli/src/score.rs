@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::adapter_flag::AdapterFlag;
 use crate::chosen_model::ChosenModel;
 use crate::daemon::DaemonFlags;
+use crate::device_flags::DeviceFlags;
 use crate::engine_flags::EngineFlags;
 use crate::failure::{Failure, refused};
 use crate::progress::Progress;
@@ -47,6 +48,8 @@ pub(crate) struct Score {
     #[command(flatten)]
     engine: EngineFlags,
     #[command(flatten)]
+    device: DeviceFlags,
+    #[command(flatten)]
     daemon: DaemonFlags,
 }
 
@@ -64,7 +67,7 @@ impl Score {
         written_file::check(&self.logits, &source.checkpoint, Some(&source.files))?;
         let shape = [ids.len(), source.spec.vocab];
         let mut bytes = room(shape, plan.bytes() as u64)?;
-        let mut engine = self.engine.load(&source, options)?;
+        let mut engine = self.engine.load(&source, options, &self.device)?;
         let progress = Progress::counting("scoring".to_owned(), ids.len());
         score::logits::<Failure>(&mut engine, &ids, |values, done| {
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));

@@ -39,6 +39,12 @@ kernels! {
     count4_pair_1 count4_pair_8 count4_zero_1 count4_zero_8
     count2_1 count2_8 trits_1 trits_8
     count8_pair_1 count8_pair_8 count8_zero_1 count8_zero_8
+    norm_back norm_back_weights
+    activate_back cap_back
+    combine_back
+    documents documents_back_queries documents_back_keys documents_back_sinks
+    entropy_see entropy_back
+    float_product
 }
 
 /// A kernel for one token, and one for many.

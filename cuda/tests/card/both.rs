@@ -79,6 +79,7 @@ pub(crate) fn with(
         results,
     };
     let card = Card::open(0).expect("the driver that this test was started with");
+    let card = card.with_backward().expect("it reads all texts");
     let mut card = CudaBackend::new(card, precision, sizes, panels).expect("a card with room");
     card.upload(Region::Weights, 0, &arena.weights[..]);
     card.upload(Region::Cache, 0, &arena.cache[..]);

@@ -570,7 +570,7 @@ impl Shared {
         let options = desk_options(&self.settings);
         let loaded = match self.pace.get() {
             Some(pace) => Resident::paced(opened, &recipe, options, pace.clone()),
-            None => Resident::load(opened, &recipe, options, self.store.as_ref(), &mut tell),
+            None => Resident::load(opened, &recipe, options, &self.settings, self.store.as_ref(), &mut tell),
         };
         loading.2 = true;
         let event = match loaded {

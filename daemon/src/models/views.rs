@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use bantam_core::{KvKind, Precision, Region};
+use bantam_model::engine::Placed;
 use bantam_model::formats::on_load::OnLoad;
 use bantam_model::plan::Plan;
 use bantam_proto::v1;
@@ -15,7 +16,7 @@ use super::keeper::{State, total_bytes};
 use super::recipe::Recipe;
 use crate::residency::{Bytes, Device, ModelId, Note, State as Phase, View, Why};
 
-/// The only device there is yet.
+/// Main memory, which every model takes.
 pub(crate) const RAM: &str = "ram";
 
 /// A time of the calendar; the epoch where a clock stands before it.
@@ -76,6 +77,19 @@ pub(crate) fn bytes(plan: &Plan) -> v1::DeviceBytes {
         work_bytes: plan.work_bytes as u64,
         generation_bytes: total_bytes - plan.bytes() as u64,
         total_bytes,
+    }
+}
+
+/// What a model takes of a card.
+fn card_bytes(placed: &Placed) -> v1::DeviceBytes {
+    let [device, _] = &placed.card;
+    v1::DeviceBytes {
+        device: device.clone(),
+        weight_bytes: placed.weight_bytes as u64,
+        cache_bytes: placed.cache_bytes as u64,
+        work_bytes: (placed.bytes - placed.weight_bytes - placed.cache_bytes) as u64,
+        generation_bytes: 0,
+        total_bytes: placed.bytes as u64,
     }
 }
 
@@ -155,11 +169,12 @@ fn variant(state: &State, id: ModelId) -> v1::Model {
     let references = view.map_or(0, |view| view.references) + state.waiting_for(id);
     let (pin, ttl) = view.map_or((false, variant.ttl), |view| (view.pinned, view.ttl));
     let resident = variant.resident.as_deref();
+    let on_card = resident.and_then(|resident| resident.placed.as_ref()).map(card_bytes);
     let can_chat = resident.is_some() && matches!(variant.opened.template(), Ok(Some(_)));
     v1::Model {
         state: is_there.into(),
         options: Some(options(&variant.recipe, pin, ttl)),
-        bytes: view.map(|_| bytes(&variant.plan)).into_iter().collect(),
+        bytes: view.map(|_| bytes(&variant.plan)).into_iter().chain(on_card).collect(),
         references: u32::try_from(references).unwrap_or(u32::MAX),
         loaded_at: resident.map(|resident| timestamp(resident.loaded_at)),
         native: resident.is_some_and(|resident| resident.is_mapped),

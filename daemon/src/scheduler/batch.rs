@@ -282,13 +282,16 @@ impl<S: Steps> Batch<S> {
         }
         self.take_rows();
         let now = self.shared.clock.now();
-        self.choose(now);
+        let chosen = self.choose(now);
         let now = self.shared.clock.now();
         add_time(&self.shared.cells.busy_ns, now.saturating_sub(begun));
         for i in (0..self.runs.len()).rev() {
             if let Some(outcome) = self.runs[i].outcome.take() {
                 self.end(i, outcome, now);
             }
+        }
+        if let Err(error) = chosen {
+            self.fail(error, now);
         }
     }
 
@@ -352,14 +355,14 @@ impl<S: Steps> Batch<S> {
     }
 
     /// Chooses a token for every reply whose last row has come.
-    fn choose(&mut self, now: Duration) {
+    fn choose(&mut self, now: Duration) -> Result<(), StepError> {
         let limits = self.steps.limits();
         for owners in self.owners.chunks(limits.logits_rows) {
             self.rows.clear();
             // A reply's last row stands before the next one's first.
             let last_row = |&owner: &usize| self.tokens[..=owner].iter().sum::<usize>() - 1;
             self.rows.extend(owners.iter().map(last_row));
-            let logits = self.steps.logits(&self.rows);
+            let logits = self.steps.logits(&self.rows)?;
             for (&owner, logits) in owners.iter().zip(logits.chunks_exact_mut(limits.vocab)) {
                 let run = &mut self.runs[owner];
                 run.choose(logits, now);
@@ -377,6 +380,7 @@ impl<S: Steps> Batch<S> {
                 add_time(&self.shared.cells.prefill_ns, prefill);
             }
         }
+        Ok(())
     }
 
     /// Ends a request.

@@ -188,7 +188,7 @@ impl Steps for Paced {
         Ok(())
     }
 
-    fn logits(&mut self, rows: &[usize]) -> &mut [f32] {
+    fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], StepError> {
         let vocab = self.limits.vocab;
         let all = &mut self.logits[..rows.len() * vocab];
         all.fill(0.0);
@@ -196,10 +196,10 @@ impl Steps for Paced {
             let (token, position) = self.rows[row];
             values[next_token(token, position, vocab) as usize] = 30.0;
         }
-        all
+        Ok(all)
     }
 
-    fn hidden(&mut self, rows: &[usize]) -> &[f32] {
+    fn hidden(&mut self, rows: &[usize]) -> Result<&[f32], StepError> {
         let width = self.limits.hidden;
         let all = &mut self.hidden[..rows.len() * width];
         for (values, &row) in all.chunks_exact_mut(width).zip(rows) {
@@ -207,6 +207,6 @@ impl Steps for Paced {
             values.fill(token as f32);
             values[0] = position as f32;
         }
-        all
+        Ok(all)
     }
 }

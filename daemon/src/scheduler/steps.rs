@@ -43,9 +43,9 @@ pub trait Steps: Send + 'static {
     /// Appends tokens to sequences, all together. Where it fails, nothing has changed.
     fn step(&mut self, chunks: &[Chunk]) -> Result<(), StepError>;
     /// Logits of some rows of the last step, the caller's to overwrite.
-    fn logits(&mut self, rows: &[usize]) -> &mut [f32];
+    fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], StepError>;
     /// Hidden states, after the last norm, of some rows of the last step; as many at once as logits.
-    fn hidden(&mut self, rows: &[usize]) -> &[f32];
+    fn hidden(&mut self, rows: &[usize]) -> Result<&[f32], StepError>;
 }
 
 impl Steps for Engine {
@@ -94,11 +94,11 @@ impl Steps for Engine {
         Engine::step(self, chunks)
     }
 
-    fn logits(&mut self, rows: &[usize]) -> &mut [f32] {
-        Engine::logits(self, rows)
+    fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], StepError> {
+        Engine::try_logits(self, rows)
     }
 
-    fn hidden(&mut self, rows: &[usize]) -> &[f32] {
-        Engine::hidden(self, rows)
+    fn hidden(&mut self, rows: &[usize]) -> Result<&[f32], StepError> {
+        Engine::try_hidden(self, rows)
     }
 }

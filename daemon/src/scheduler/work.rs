@@ -191,8 +191,8 @@ impl Work {
         for rows in rows.chunks(logits_rows) {
             match self {
                 Work::Generate(_) => {}
-                Work::Score(score) => score.scoring.take(steps.logits(rows))?,
-                Work::Embed(embed) => embed.embedding.take(steps.hidden(rows)),
+                Work::Score(score) => score.scoring.take(steps.logits(rows)?)?,
+                Work::Embed(embed) => embed.embedding.take(steps.hidden(rows)?),
             }
         }
         Ok(())

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use bantam_model::formats::on_load;
 
+use crate::cards::Device;
+
 use super::value::{Budget, Bytes, KvName, LogFormat, MetricsAt, PrecisionName, Value};
 
 /// What a table's row says of a setting, without its type.
@@ -139,6 +141,11 @@ settings! {
     /// The same for the experts of a mixture. Empty: as the layers.
     load_experts: String = "models.experts", [""], |name| quantization(name),
         "a way to quantize as --experts of bantam run takes it, or nothing";
+    /// What computes models: a card (cuda, or cuda:1 for the second) with the processor for what does not fit there,
+    /// the same where one is found (auto), or the processor alone (cpu).
+    device: Device = "models.device", ["auto"], |_| true, "auto, cpu, cuda or cuda:N with a card's number";
+    /// Memory of the card that one model may take. 0: what is free when it is loaded.
+    vram: Bytes = "models.vram", ["0"], |_| true, "bytes like \"4GiB\", or 0";
     /// Whether repacked weights are kept in native files for the next start.
     native_files: bool = "models.native_files", ["true"], |_| true, "true or false";
 

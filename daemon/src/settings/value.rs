@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::cards::Device;
+
 /// What a setting holds. Every source gives text; files and lists give several items.
 pub(super) trait Value: Sized + PartialEq {
     /// Whether the value is a list, of which flags and variables are cut at commas.
@@ -160,6 +162,15 @@ impl Value for Budget {
             Self::Bytes(bytes) => Bytes(*bytes).show(),
             Self::Percent(share) => quoted(&format!("{share}%")),
         }
+    }
+}
+
+impl Value for Device {
+    fn parse(text: &str) -> Option<Self> {
+        Device::parse(text)
+    }
+    fn show(&self) -> String {
+        quoted(&self.to_string())
     }
 }
 

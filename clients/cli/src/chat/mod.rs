@@ -20,6 +20,7 @@ use clap::Args;
 use crate::adapter_flag::AdapterFlag;
 use crate::chosen_model::ChosenModel;
 use crate::daemon::{DaemonFlags, Step};
+use crate::device_flags::DeviceFlags;
 use crate::engine_flags::{ContextFlag, EngineFlags};
 use crate::failure::{Failure, refused};
 use crate::interrupt::Interrupt;
@@ -77,6 +78,8 @@ pub(crate) struct Chat {
     #[command(flatten)]
     engine: EngineFlags,
     #[command(flatten)]
+    device: DeviceFlags,
+    #[command(flatten)]
     daemon: DaemonFlags,
 }
 
@@ -125,7 +128,7 @@ impl Chat {
 
     /// The model, in a daemon's memory where there is one, else in ours.
     fn talk(self) -> Result<Talk, Failure> {
-        let far = match self.adapter.find(&self.daemon)? {
+        let far = match self.device.find(&self.adapter, &self.daemon)? {
             Some(link) => Far::open(link, &self)?,
             None => Step::Without,
         };
@@ -149,7 +152,7 @@ impl Chat {
         let text = source.text()?;
         let reader = Reader::for_chat(&text.tokenizer, text.table.clone());
         let defaults = source.generation_defaults()?;
-        let mut engine = self.engine.load(&source, options)?;
+        let mut engine = self.engine.load(&source, options, &self.device)?;
         let held = Held::open(&mut engine)?;
         Ok(Here { source, text, template, engine, held, reader, defaults })
     }

@@ -16,7 +16,7 @@ use super::{Prompt, Run, Story, check_bytes, check_length, piped, warn_of_overlo
 use crate::daemon::{Link, Step, finish_of, generation_options, seconds};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::{chosen_model, output, token_ids};
+use crate::{chosen_model, models, output, token_ids};
 
 /// What is left to do without the daemon: the prompt, read by now, and the model, where it was opened.
 type Left = (Prompt, Option<Source>);
@@ -54,8 +54,9 @@ impl Run {
             return Ok(Some((prompt, source)));
         }
         if self.json {
-            let bytes = loaded.bytes.iter().map(|of| of.weight_bytes + of.cache_bytes + of.work_bytes);
-            output::json(&story.json(bytes.sum()))?;
+            let here = loaded.bytes.iter().filter(|of| of.device == models::RAM);
+            let bytes = here.map(|of| of.weight_bytes + of.cache_bytes + of.work_bytes);
+            output::json(&story.json(bytes.sum(), None))?;
         }
         self.sum_up(&story);
         Ok(None)

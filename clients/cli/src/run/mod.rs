@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bantam_core::Cpu;
 use bantam_model::checkpoint::writer;
-use bantam_model::engine::Engine;
+use bantam_model::engine::{Engine, Placed};
 use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationSettings};
 use bantam_model::inspect::Inspection;
@@ -20,12 +20,13 @@ use serde_json::{Value, json};
 
 use crate::adapter_flag::AdapterFlag;
 use crate::daemon::DaemonFlags;
+use crate::device_flags::DeviceFlags;
 use crate::engine_flags::{ContextFlag, EngineFlags};
 use crate::failure::{Failure, refused, usage};
 use crate::progress::Progress;
 use crate::sampling_flags::SamplingFlags;
 use crate::token_ids::{self, TokenIds};
-use crate::{chosen_model, output, style, written_file};
+use crate::{chosen_model, device_flags, output, style, written_file};
 
 /// A prompt may be this long: more than any context holds, and little enough for the tokenizer to answer at once.
 const PROMPT_BYTES_MAX: usize = 4 << 20;
@@ -69,6 +70,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     engine: EngineFlags,
     #[command(flatten)]
+    device: DeviceFlags,
+    #[command(flatten)]
     daemon: DaemonFlags,
 }
 
@@ -85,7 +88,7 @@ impl Run {
         let (model, prompt) = self.model_and_prompt()?;
         let link = match self.record_routing {
             Some(_) => None,
-            None => self.adapter.find(&self.daemon)?,
+            None => self.device.find(&self.adapter, &self.daemon)?,
         };
         let (prompt, source) = match link {
             Some(link) => match self.by_daemon(&link, model.as_deref(), prompt)? {
@@ -108,7 +111,7 @@ impl Run {
         check_length(&source, ids.len(), context)?;
         let settings = self.settings(&source, text.as_ref())?;
         self.check_recording(&source)?;
-        let mut engine = self.engine.load(&source, options)?;
+        let mut engine = self.engine.load(&source, options, &self.device)?;
         if self.record_routing.is_some() {
             engine.record_routing();
         }
@@ -118,7 +121,7 @@ impl Run {
             writer::write_file(file, &trace.to_bytes())?;
         }
         if self.json {
-            output::json(&story.json(engine.memory_bytes() as u64))?;
+            output::json(&story.json(engine.memory_bytes() as u64, engine.placed()))?;
         }
         self.sum_up(&story);
         Ok(())
@@ -369,7 +372,7 @@ impl Story {
         self.ids.len().saturating_sub(1) as f64 / self.decode_seconds
     }
 
-    fn json(&self, memory_bytes: u64) -> Value {
+    fn json(&self, memory_bytes: u64, placed: Option<&Placed>) -> Value {
         json!({
             "ids": self.ids,
             "text": self.text,
@@ -377,6 +380,7 @@ impl Story {
             "prompt_tokens": self.prompt_tokens,
             "seed": self.seed,
             "memory_bytes": memory_bytes,
+            "on_card": placed.map(device_flags::as_json),
             "timings": {
                 "prefill_seconds": self.prefill_seconds,
                 "decode_seconds": self.decode_seconds,

@@ -4,6 +4,7 @@
 
 mod adapters;
 mod answers;
+mod cards;
 mod chats;
 mod clients;
 mod comforts;

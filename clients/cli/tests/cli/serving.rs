@@ -20,7 +20,7 @@ pub(crate) fn socket() -> Option<PathBuf> {
 }
 
 /// A daemon of one test's own. While it lives, all programs of the test's thread find it.
-struct Served {
+pub(crate) struct Served {
     child: Child,
     _folder: Folder,
 }
@@ -31,8 +31,20 @@ impl Served {
     }
 
     fn start_in(folder: Folder, flags: &[&str]) -> Self {
+        let command = serve(&folder.path("bantam.sock"), flags);
+        Served::start_as(folder, command)
+    }
+
+    /// The same with variables of the environment.
+    pub(crate) fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        let folder = Folder::new();
+        let mut command = serve(&folder.path("bantam.sock"), flags);
+        command.envs(variables.iter().copied());
+        Served::start_as(folder, command)
+    }
+
+    fn start_as(folder: Folder, mut command: Command) -> Self {
         let place = folder.path("bantam.sock");
-        let mut command = serve(&place, flags);
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut served = Served { child, _folder: folder };
         let began = Instant::now();

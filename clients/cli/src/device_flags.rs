@@ -1,0 +1,107 @@
+//! Flags that decide what computes a model, and the line that says so.
+
+use bantam_daemon::cards::Device;
+use bantam_model::card::NoCard;
+use bantam_model::engine::{Engine, Placed};
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::adapter_flag::AdapterFlag;
+use crate::daemon::{DaemonFlags, Link};
+use crate::failure::{Failure, refused, usage};
+use crate::{models, output};
+
+/// What computes.
+#[derive(Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct DeviceFlags {
+    /// What computes, in this process: cpu, cuda or cuda:N (a card, as far as the model fits there, and the processor
+    /// for the rest), auto (the same where a card is found) [default: auto]
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    device: Option<Device>,
+    /// Memory of the card that the model may take, such as 4GiB [default: what is free]
+    #[arg(long, value_name = "BYTES", value_parser = models::bytes)]
+    vram: Option<u64>,
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    Device::parse(text).ok_or_else(|| format!("expected {}", Device::EXPECTED))
+}
+
+impl DeviceFlags {
+    fn is_given(&self) -> bool {
+        self.device.is_some() || self.vram.is_some()
+    }
+
+    /// A daemon that can do it: where its models go is for its own settings to say.
+    pub(crate) fn find(&self, adapter: &AdapterFlag, daemon: &DaemonFlags) -> Result<Option<Link>, Failure> {
+        match adapter.find(daemon)? {
+            Some(link) if self.is_given() => {
+                link.cannot::<()>("where its models are computed is said by its setting models.device")?;
+                Ok(None)
+            }
+            link => Ok(link),
+        }
+    }
+
+    /// Puts a model that was just loaded where it is to be.
+    pub(crate) fn place(&self, engine: &mut Engine) -> Result<(), Failure> {
+        let device = self.device.unwrap_or(Device::Auto);
+        if device == Device::Cpu && self.vram.is_some() {
+            return Err(usage("--vram: --device cpu uses none; leave one of them out"));
+        }
+        match (device.place(engine, self.vram), device) {
+            (Ok(None), _) => {}
+            (Ok(Some(placed)), _) => {
+                if self.is_given() || output::is_watched() {
+                    output::say(&line(&placed));
+                }
+            }
+            (Err(error), Device::Cuda(_)) => {
+                return Err(refused(format!("--device {device}: {error}; or compute with --device cpu")));
+            }
+            // Most machines have no card, and `bantam doctor` says why.
+            (Err(NoCard::Absent(_)), _) if !self.is_given() => {}
+            (Err(error), _) => output::say(&format!("{error}: the processor computes")),
+        }
+        Ok(())
+    }
+}
+
+/// What stands on a card, for people.
+pub(crate) fn line(placed: &Placed) -> String {
+    let [label, name] = &placed.card;
+    let bytes = |bytes: usize| output::bytes(bytes as u64);
+    let on_card = format!(
+        "{label} ({name}): {} of it for {} of weights and {} of keys and values",
+        bytes(placed.bytes),
+        bytes(placed.weight_bytes),
+        bytes(placed.cache_bytes)
+    );
+    match placed.is_whole {
+        true => format!("{on_card}; it computes everything"),
+        false => format!("{on_card}; {}; the processor computes the rest", shares(placed)),
+    }
+}
+
+/// What of a model a card computes.
+pub(crate) fn shares(placed: &Placed) -> String {
+    let [layers, of] = placed.attention;
+    let [bytes, all] = placed.blocks;
+    let percent = 100.0 * bytes as f64 / all.max(1) as f64;
+    format!("attention of {layers} of {of} layers, {percent:.0} % of feed-forward blocks")
+}
+
+/// The same for scripts.
+pub(crate) fn as_json(placed: &Placed) -> Value {
+    json!({
+        "device": placed.card[0],
+        "name": placed.card[1],
+        "bytes": placed.bytes,
+        "weight_bytes": placed.weight_bytes,
+        "cache_bytes": placed.cache_bytes,
+        "is_whole": placed.is_whole,
+        "attention_layers": placed.attention[0],
+        "block_bytes": placed.blocks[0],
+    })
+}

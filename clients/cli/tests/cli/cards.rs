@@ -1,0 +1,150 @@
+//! A card beside the processor: the same answers, and what is said where there is none. The card is a stand-in
+//! (`tests/cusim`), which the built program finds where it would find the driver.
+
+use std::process::Output;
+
+use bantam_cusim::{FOLDER, requires_card};
+use serde_json::Value;
+
+use crate::serving::Served;
+use crate::{answer, bantam, golden, json, program};
+
+/// A reply of every kind that goes through the engine, as long as the stand-in is patient.
+const REPLY: [&str; 9] =
+    ["--precision", "exact", "--temperature", "0", "--ignore-eos", "--max-new-tokens", "6", "--chunk", "16"];
+
+/// The program with a card that is as `variables` say; nothing where there is no stand-in.
+fn with_card(arguments: &[&str], variables: &[(&str, &str)]) -> Option<Output> {
+    let folder = FOLDER.filter(|_| !requires_card()).or_else(|| {
+        println!("skipped: no C++ compiler made a stand-in for the driver");
+        None
+    })?;
+    let mut command = program(arguments);
+    command.env("LD_LIBRARY_PATH", folder).envs(variables.iter().copied());
+    Some(command.output().expect("the program starts"))
+}
+
+fn run<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["run", "--model", model, "--ids", "3,1,4,1,5", "--context", "32"], &REPLY[..], more].concat()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn replies_are_the_same_on_a_card_and_with_a_part_of_the_model_there() {
+    for model in ["gpt_neox", "mixtral", "qwen3"] {
+        let model = golden(model);
+        let wanted = json(&run(&model, &["--json", "--device", "cpu"]));
+        assert_eq!(wanted["on_card"], Value::Null);
+        let streamed = answer(bantam(&run(&model, &["--device", "cpu"])));
+        let Some(whole) = with_card(&run(&model, &["--json", "--device", "cuda"]), &[]) else { return };
+        let errors = said(&whole);
+        assert!(whole.status.success() && errors.contains("cuda:0 (cusim)"), "{errors}");
+        assert!(errors.contains("it computes everything"), "{errors}");
+        let found: Value = serde_json::from_slice(&whole.stdout).unwrap();
+        assert_eq!((&found["ids"], &found["on_card"]["is_whole"]), (&wanted["ids"], &Value::Bool(true)));
+        let bytes = |key: &str| found["on_card"][key].as_u64().unwrap();
+        let beside = bytes("bytes") - bytes("weight_bytes") - bytes("cache_bytes");
+        for part in [4, 2] {
+            let vram = (beside + (bytes("weight_bytes") + bytes("cache_bytes")) * part / 5).to_string();
+            // Nobody need ask for a card that is there.
+            let divided = with_card(&run(&model, &["--vram", &vram]), &[]).unwrap();
+            let errors = said(&divided);
+            assert_eq!(String::from_utf8_lossy(&divided.stdout), streamed, "{errors}");
+            assert!(errors.contains("the processor computes the rest"), "{errors}");
+        }
+    }
+}
+
+#[test]
+fn without_a_card_the_processor_computes_or_it_is_said_why_not() {
+    let model = golden("gpt_neox");
+    let wanted = answer(bantam(&run(&model, &["--device", "cpu"])));
+    let cases: [(&[(&str, &str)], &str); 3] = [
+        (&[("CUSIM_DEVICES", "0")], "finds no card"),
+        (&[("CUSIM_VERSION", "12000")], "is for CUDA 12.0, needed is 12.2"),
+        (&[("CUSIM_BYTES", "200000")], "lower --chunk"),
+    ];
+    for (variables, why) in cases {
+        let Some(refused) = with_card(&run(&model, &["--device", "cuda:0"]), variables) else { return };
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(
+            said(&refused).contains(why) && said(&refused).contains("--device cpu"),
+            "{}",
+            said(&refused)
+        );
+        let auto = with_card(&run(&model, &["--device", "auto"]), variables).unwrap();
+        assert_eq!(String::from_utf8_lossy(&auto.stdout), wanted);
+        let line = said(&auto);
+        assert!(line.contains(why) && line.ends_with("the processor computes\n"), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
+    let usual = with_card(&run(&model, &[]), &[("CUSIM_DEVICES", "0")]).unwrap();
+    assert_eq!(answer(usual), wanted, "most machines have no card, and nothing to say about it");
+    for (flags, why) in [
+        (&["--device", "gpu"][..], "expected auto, cpu, cuda or cuda:N"),
+        (&["--device", "cpu", "--vram", "1MiB"], "uses none"),
+    ] {
+        let refused = bantam(&run(&model, flags));
+        assert!(refused.status.code() == Some(2) && said(&refused).contains(why), "{}", said(&refused));
+    }
+}
+
+/// One allocation that is refused leads to a smaller share, all that are refused to the processor.
+#[test]
+fn memory_that_is_refused_leaves_the_processor() {
+    let model = golden("gpt_neox");
+    let wanted = answer(bantam(&run(&model, &["--device", "cpu"])));
+    for n in ["1", "2", "3", "4", "5"] {
+        for (variable, who) in [("CUSIM_REFUSED", "cuda:0 (cusim)"), ("CUSIM_FULL", "the processor computes")]
+        {
+            let Some(run) = with_card(&run(&model, &["--device", "auto"]), &[(variable, n)]) else { return };
+            assert_eq!(String::from_utf8_lossy(&run.stdout), wanted, "{variable} {n}: {}", said(&run));
+            assert!(said(&run).contains(who), "{variable} {n}: {}", said(&run));
+        }
+    }
+}
+
+#[test]
+fn a_card_that_is_lost_ends_the_reply_with_an_error() {
+    let model = golden("gpt_neox");
+    let wanted = answer(bantam(&run(&model, &["--device", "cpu"])));
+    // In the prompt, and after some tokens.
+    for launches in ["5", "150"] {
+        let lost = with_card(&run(&model, &["--device", "cuda"]), &[("CUSIM_LOST", launches)]);
+        let Some(lost) = lost else { return };
+        assert_eq!(lost.status.code(), Some(1));
+        assert!(said(&lost).contains("the card failed at"), "{}", said(&lost));
+        let begun = String::from_utf8_lossy(&lost.stdout).into_owned();
+        assert!(wanted.starts_with(begun.trim_end()), "{begun} is the beginning of {wanted}");
+    }
+}
+
+#[test]
+fn a_daemon_computes_on_a_card_and_outlives_it() {
+    let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
+    let model = golden("gpt_neox");
+    let ask = || bantam(&run(&model, &["--json"]));
+    let ids = |output: Output| serde_json::from_str::<Value>(&answer(output)).unwrap()["ids"].clone();
+    let wanted = json(&run(&model, &["--json", "--device", "cpu"]))["ids"].clone();
+    let flags = ["--models-device", "cuda"];
+    {
+        let _served = Served::start_with(&flags, &[("LD_LIBRARY_PATH", folder)]);
+        assert_eq!(ids(ask()), wanted);
+        let models = json(&["models", "--json"]);
+        let on_card = &models["models"][0]["on_cards"]["cuda:0"];
+        assert!(on_card.as_u64().is_some_and(|bytes| bytes > 0), "{models}");
+    }
+    {
+        let _served = Served::start_with(&flags, &[("LD_LIBRARY_PATH", folder), ("CUSIM_LOST", "150")]);
+        let lost = ask();
+        assert_eq!(lost.status.code(), Some(1));
+        assert!(said(&lost).contains("the card failed at"), "{}", said(&lost));
+        assert_eq!(ids(ask()), wanted, "the next one is the processor's");
+    }
+    let _served = Served::start_with(&flags, &[("LD_LIBRARY_PATH", folder), ("CUSIM_DEVICES", "0")]);
+    let refused = bantam(&["load", &model]);
+    assert!(!refused.status.success() && said(&refused).contains("finds no card"), "{}", said(&refused));
+}

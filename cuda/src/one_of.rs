@@ -1,0 +1,74 @@
+//! A card as an engine takes it: one of the machine's, found by its number.
+
+use bantam_core::Slot;
+use bantam_model::card::{CardFault, Cards, Found, Needs, NoCard};
+
+use crate::backend::{CudaBackend, Sizes};
+use crate::driver::{Absent, Card, Fault};
+
+/// The card with this number.
+#[derive(Debug, Clone, Copy)]
+pub struct OneOf(pub usize);
+
+impl Cards for OneOf {
+    fn find(&self) -> Result<Box<dyn Found>, NoCard> {
+        let card = Card::open(self.0).map_err(|absent| match absent {
+            Absent::Failed(_) => NoCard::Failed(absent.to_string()),
+            _ => NoCard::Absent(absent.to_string()),
+        })?;
+        Ok(Box::new(card))
+    }
+
+    fn label(&self) -> String {
+        format!("cuda:{}", self.0)
+    }
+}
+
+impl Found for Card {
+    fn name(&self) -> String {
+        Card::name(self).to_owned()
+    }
+
+    fn free_bytes(&self) -> Result<usize, NoCard> {
+        Ok(self.memory().map_err(refused)?.0)
+    }
+
+    fn take(self: Box<Self>, needs: &Needs) -> Result<Box<dyn bantam_model::card::Card>, NoCard> {
+        let &Needs { weights, cache, work, rows, tables, results, panels, precision } = needs;
+        let sizes = Sizes { weights, cache, work, rows, tables, results };
+        let backend = CudaBackend::new(*self, precision, sizes, panels).map_err(refused)?;
+        Ok(Box::new(backend))
+    }
+}
+
+fn refused(fault: Fault) -> NoCard {
+    match fault {
+        Fault::OutOfMemory { .. } | Fault::Lost { code: "CUDA_ERROR_OUT_OF_MEMORY", .. } => {
+            NoCard::Memory(fault.to_string())
+        }
+        Fault::Lost { .. } => NoCard::Failed(fault.to_string()),
+    }
+}
+
+impl bantam_model::card::Card for CudaBackend {
+    fn upload(&mut self, slot: Slot, bytes: &[u8]) {
+        assert!(bytes.len() <= slot.bytes, "{} bytes into a slot of {}", bytes.len(), slot.bytes);
+        CudaBackend::upload(self, slot.region, slot.offset, bytes);
+    }
+
+    fn fetch(&mut self, slot: Slot, each: &mut dyn FnMut(usize, &[f32])) {
+        CudaBackend::fetch(self, slot, each);
+    }
+
+    fn fault(&self) -> Option<CardFault> {
+        CudaBackend::fault(self).map(|fault| match fault {
+            Fault::Lost { what, code } => CardFault { what, code },
+            // Nothing is allocated once a model runs.
+            Fault::OutOfMemory { what, .. } => CardFault { what, code: "CUDA_ERROR_OUT_OF_MEMORY" },
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        self.memory_bytes()
+    }
+}

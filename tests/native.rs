@@ -171,7 +171,7 @@ fn a_native_file_can_stand_alone() {
         if model != ORDERED {
             // All of the other model is quantized already, so that there is but one plan.
             let other = load(Options { quantization: way("int8"), ..options });
-            let message = other.err().expect("it is another plan").to_string();
+            let message = other.expect_err("it is another plan").to_string();
             assert!(message.contains("native.safetensors") && message.contains("leave those"), "{message}");
         }
         let message = alone.check_tensors().expect_err("they are gone").to_string();

@@ -78,8 +78,8 @@ impl Wide {
         }
     }
 
-    /// Turns 32 columns of a tile over: sixteen words, or as many as `out` takes, of pairs of rows in bfloat16, with the
-    /// columns from `32 * piece` on in its lanes. Columns past the end are zero.
+    /// Turns 32 columns of a tile over: sixteen words, or as many as `out` takes, of pairs of rows in bfloat16, with
+    /// the columns from `32 * piece` on in its lanes. Columns past the end are zero.
     #[inline(always)]
     pub fn turn(self, columns: usize, tile: &[u8], piece: usize, out: &mut [u32]) {
         let words: &[u32] = bytemuck::cast_slice(tile);

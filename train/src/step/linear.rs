@@ -335,7 +335,7 @@ impl Products<'_> {
         transposed(*cpu, pool, &rows, shape, dy, dx, add, words);
     }
 
-    /// The gradient of what stands between both matrices of a change, with what else comes of `dy`, that of its products,
+    /// The gradient of what stands between both matrices of a change, with what else comes of `dy`, its products',
     /// lengthened already.
     fn between_backward(
         &self,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use bantam_core::Cpu;
 use bantam_model::engine::Chunk;
 use bantam_model::source::Source;
-use bantam_tests::{model_folder, options};
+use bantam_tests::{model_folder, options, trained};
 use bantam_train::data::prepare;
 use bantam_train::run::{self, Outcome, Progress, RunError, Watch, check as check_settings, prepared, train};
 use bantam_train::settings::Settings;
@@ -499,6 +499,18 @@ fn the_files_of_llama_factory_run_unchanged_or_say_why_not() {
             (found, _) => panic!("{name}: {found:?}"),
         }
     }
+}
+
+/// The same where matrices are read in the files of the model that was made of both, which is gone by then.
+#[test]
+fn a_merged_model_is_trained_on_in_bfloat16() {
+    let scratch = Scratch::new("halves");
+    let yaml = format!("{LORA}bf16: true\nmax_steps: 3\n");
+    let first = scratch.train_over(&trained(), "first", &yaml, None).unwrap();
+    let adapter = first.output.display().to_string();
+    let yaml = format!("{yaml}adapter_name_or_path: {adapter}\ncreate_new_adapter: true\n");
+    let new = scratch.train_over(&trained(), "new", &yaml, None).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(new.seen.losses.len(), 3);
 }
 
 #[test]

@@ -413,6 +413,7 @@ fn training_steps(what: &str, outline: &Outline, load: Load, make: impl FnOnce()
     let mut optimizer = Optimizer::new(&training, group);
     let mut step = || {
         training.clear();
+        training.loss(&batch).expect("a sound batch");
         training.step(&batch, 0.1).expect("a sound batch");
         clip(&mut training, 1.0);
         optimizer.step(&mut training, 1.0);

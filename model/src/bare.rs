@@ -137,8 +137,9 @@ impl Bare {
             _ => Places::new(),
         };
         let system = |what: String, source| LoadError::System { what, source };
-        // Pages come when they are first touched: those of slots that stay empty never do.
-        let mut arena = memory::region(plan.weight_bytes)
+        // Pages come when they are first touched: those of slots that stay empty never do, unless they are large.
+        let region = if places.is_empty() { memory::region } else { memory::region_of_small_pages };
+        let mut arena = region(plan.weight_bytes)
             .and_then(|weights| memory::arena(weights, 0, 0))
             .map_err(|source| system(format!("{} bytes of memory", plan.weight_bytes), source))?;
         let pool = Threads::start(threads).map_err(|source| system("threads".to_owned(), source))?;
@@ -176,8 +177,8 @@ impl Bare {
 
     /// Whether what stayed in files is still what it was.
     pub fn is_sound(&self) -> bool {
-        let is_read = !self.watches.iter().any(Watch::has_failed);
-        is_read && (self.watches.is_empty() || self.checkpoint.check_unchanged().is_ok())
+        let is_unwritten = self.places.is_empty() || self.checkpoint.is_unwritten();
+        is_unwritten && !self.watches.iter().any(Watch::has_failed)
     }
 
     /// As weights that are loaded are checked.

@@ -18,6 +18,14 @@ pub fn region(bytes: usize) -> io::Result<MmapMut> {
     Ok(map)
 }
 
+/// The same for a region that stays empty here and there: what is not touched is not taken.
+pub fn region_of_small_pages(bytes: usize) -> io::Result<MmapMut> {
+    let map = MmapMut::map_anon(bytes.max(1))?;
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::NoHugePage);
+    Ok(map)
+}
+
 /// The three regions of an arena, of which the weights are there already.
 pub fn arena(weights: MmapMut, cache: usize, work: usize) -> io::Result<Arena<MmapMut>> {
     Ok(Arena::new(weights, region(cache)?, region(work)?))

@@ -130,6 +130,8 @@ impl Sequences {
         if let Some(Some(sequence)) = self.list.get_mut(sequence) {
             sequence.length = length;
             sequence.reach = length.max(sequence.reach);
+            // Of nothing, nothing is lost.
+            sequence.is_lost &= length > 0;
         }
     }
 

@@ -336,31 +336,39 @@ impl Keeper {
         bytes: u64,
         is_ended: &dyn Fn() -> bool,
     ) -> Result<Option<Reserved>, String> {
-        let (budget, pinned) = self.room();
-        if bytes > budget.saturating_sub(pinned) {
-            return Err(format!(
-                "expected a run of at most {} bytes (the daemon's budget of {budget} without {pinned} of pinned models), \
-                 found one that takes {bytes}; lower cutoff_len or per_device_train_batch_size, unpin models, or raise \
-                 memory.budget",
-                budget.saturating_sub(pinned)
-            ));
-        }
+        self.check_room(bytes, 0)?;
         self.0.change_budget(|budget| budget.reserved += bytes);
         let reserved = Reserved { shared: self.0.clone(), bytes };
         while !self.look(|state| fits(&state.residency.snapshot())) {
             if is_ended() {
                 return Ok(None);
             }
+            // Models may be pinned meanwhile, and the budget changed.
+            self.check_room(bytes, bytes)?;
             thread::sleep(Duration::from_millis(20));
         }
         Ok(Some(reserved))
     }
 
-    /// What is not reserved yet, and what pinned models take of it.
-    fn room(&self) -> (u64, u64) {
+    /// Refuses bytes that could not be had if nothing was in use; of what is reserved, some may be theirs.
+    fn check_room(&self, bytes: u64, own: u64) -> Result<(), String> {
+        let (budget, pinned) = self.room(own);
+        if bytes <= budget.saturating_sub(pinned) {
+            return Ok(());
+        }
+        Err(format!(
+            "expected a run of at most {} bytes (the daemon's budget of {budget} without {pinned} of pinned models), \
+             found one that takes {bytes}; lower cutoff_len or per_device_train_batch_size, unpin models, or raise \
+             memory.budget",
+            budget.saturating_sub(pinned)
+        ))
+    }
+
+    /// What is not reserved by others, and what pinned models take of it.
+    fn room(&self, own: u64) -> (u64, u64) {
         let budget = self.0.budget();
         let pinned = self.look(|state| state.residency.snapshot().pinned.on(Device::Ram));
-        (budget.bytes.saturating_sub(budget.reserved), pinned)
+        (budget.bytes.saturating_sub(budget.reserved.saturating_sub(own)), pinned)
     }
 
     /// What `look` sees of the state, all of one moment.

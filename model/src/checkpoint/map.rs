@@ -204,6 +204,11 @@ impl Map {
         self.identity.modified.and_then(nanoseconds)
     }
 
+    /// Whether the file that was opened is as it was, whatever its path names by now.
+    pub(crate) fn is_unwritten(&self, file: &File) -> bool {
+        file.metadata().is_ok_and(|now| Identity::of(&now) == self.identity)
+    }
+
     /// Has zeros read where the file can no longer be, and tells of it, as long as the map is there.
     pub(crate) fn watch(&self) -> Watch {
         Watch(faults::watch(self.map.as_ptr() as usize, self.map.len()))

@@ -355,6 +355,14 @@ impl Checkpoint {
         Some(parts)
     }
 
+    /// Whether the mapped files are as they were when they were opened, wherever they are by now. Allocates nothing.
+    pub(crate) fn is_unwritten(&self) -> bool {
+        self.shards.iter().all(|shard| match &shard.bytes {
+            Bytes::Mapped(map, file) => map.is_unwritten(file),
+            Bytes::Carried(..) | Bytes::Told(..) => true,
+        })
+    }
+
     /// The shard that holds a tensor, and where in it the elements are; `None` where it is not a mapped file.
     pub(crate) fn place(&self, name: &str) -> Option<(usize, std::ops::Range<usize>)> {
         let found = self.by_name.binary_search_by_key(&name, |&place| self.entry(place).name).ok()?;

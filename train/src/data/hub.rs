@@ -253,8 +253,8 @@ fn patterns_of(node: &Node, split: &str, patterns: &mut Vec<String>) {
 
 /// Whether a path is what a pattern means: `*` within a name, `**` across folders, `?`, and letters in brackets.
 fn matches(pattern: &[u8], path: &[u8]) -> bool {
-    // Places to come back to: behind the last star, and what it has not taken yet.
-    let (mut at, mut from, mut back) = (0, 0, None);
+    // Places to come back to: behind the last star of either kind, and what it has not taken yet.
+    let (mut at, mut from, mut narrow, mut wide) = (0, 0, None, None);
     while from < path.len() {
         let (taken, is_met) = match pattern.get(at) {
             Some(b'*') => {
@@ -262,7 +262,8 @@ fn matches(pattern: &[u8], path: &[u8]) -> bool {
                 let is_wide = count > 1;
                 // `**/` may also stand for no folder at all.
                 at += count + usize::from(is_wide && pattern.get(at + count) == Some(&b'/'));
-                back = Some((at, from, is_wide));
+                // What is behind a wide star begins anew with it.
+                (narrow, wide) = if is_wide { (None, Some((at, from))) } else { (Some((at, from)), wide) };
                 continue;
             }
             Some(b'?') => (1, path[from] != b'/'),
@@ -274,10 +275,14 @@ fn matches(pattern: &[u8], path: &[u8]) -> bool {
             (at, from) = (at + taken, from + 1);
             continue;
         }
-        match back {
-            Some((star, taken, is_wide)) if is_wide || path[taken] != b'/' => {
+        match (narrow, wide) {
+            (Some((star, taken)), _) if path[taken] != b'/' => {
                 (at, from) = (star, taken + 1);
-                back = Some((star, taken + 1, is_wide));
+                narrow = Some((star, taken + 1));
+            }
+            (_, Some((star, taken))) => {
+                (at, from) = (star, taken + 1);
+                (narrow, wide) = (None, Some((star, taken + 1)));
             }
             _ => return false,
         }
@@ -309,6 +314,12 @@ mod tests {
             ("data/**", "data/b/a.parquet", true),
             ("**/train*", "train.csv", true),
             ("**/train*", "a/b/train-0.csv", true),
+            ("**/train*", "train/a/train-0.csv", true),
+            ("**/*.json", "a/b.json", true),
+            ("**/*.json", "a/b/c.json", true),
+            ("**/*.json", "a/b/c.csv", false),
+            ("data/*/*.json", "data/a/b/c.json", false),
+            ("data/**/*.jsonl", "data/x/y.jsonl", true),
             ("train-[0-9][0-9]?of*", "train-01-of-02.x", true),
             ("train-[0-9]", "train-a", false),
             ("a", "ab", false),

@@ -34,6 +34,17 @@ pub(super) fn write(
         1 => WHOLE.to_owned(),
         count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
     };
+    // Files are whole one by one: without their index, nobody takes some of them for a model.
+    if ranges.len() > 1 {
+        for known in [INDEX_NAME, WHOLE].map(|name| folder.join(name)) {
+            match fs::remove_file(&known) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(WriteError::Io { path: known, source });
+                }
+                _ => {}
+            }
+        }
+    }
     let mut places = Map::new();
     for (number, range) in ranges.iter().enumerate() {
         let tensors = &outlines[range.clone()];

@@ -304,12 +304,17 @@ impl Training {
             layer.forget(bare);
         }
         lows.measure(&ends.head, bare, &mut buffers.row);
+        if let Some(place) = ends.head.place {
+            bare.forget(place, ends.head.shape().rows);
+        }
     }
 
     /// The sum of the losses of a batch's labels, in nats.
     pub fn loss(&mut self, batch: &Batch) -> Result<f64, TrainError> {
         batch.check(self.bare.spec.vocab)?;
-        Ok(self.forward(batch, 1.0, false))
+        let loss = self.forward(batch, 1.0, false);
+        self.check_files()?;
+        Ok(loss)
     }
 
     /// The same, and the gradients of `scale` times it are added up.
@@ -317,10 +322,12 @@ impl Training {
         batch.check(self.bare.spec.vocab)?;
         let loss = self.forward(batch, scale, true);
         self.backward(batch);
-        if !self.bare.is_sound() {
-            return Err(TrainError::Files);
-        }
+        self.check_files()?;
         Ok(loss)
+    }
+
+    fn check_files(&self) -> Result<(), TrainError> {
+        if self.bare.is_sound() { Ok(()) } else { Err(TrainError::Files) }
     }
 
     /// Of the labels of the last batch, in their order, which were the likeliest tokens.

@@ -289,9 +289,8 @@ impl Outline {
         let all = layers.map(|(spec, sites)| self.kept_of(spec, sites, load));
         let mut layer = all.clone().fold(Kept::default(), Kept::most);
         if load.layers {
-            // Layers below have one set of buffers.
-            let below = all.clone().take(self.sites.lowest).map(|of| of.forward).max().unwrap_or(0);
-            layer.forward = below + all.skip(self.sites.lowest).map(|of| of.forward).sum::<usize>();
+            // Layers below have one set of buffers, and all have when the model is measured.
+            layer.forward += all.skip(self.sites.lowest).map(|of| of.forward).sum::<usize>();
         }
         let has_lengths = |site: &&Site| site.low.is_some_and(|at| self.lows.list[at.low].has_lengths());
         let sites = self.sites.layers.iter().flat_map(LayerSites::sites).filter(has_lengths);

@@ -146,6 +146,9 @@ impl<'a, 'f> Schema<'a, 'f> {
                 (deep, level) = (deep + 1, level + 1);
                 let inner = self.body(element, (deep, level), depth)?;
                 let columns = first..self.leaves.len();
+                if columns.is_empty() {
+                    return Err(broken("a group without columns"));
+                }
                 let inner =
                     Node { name: String::new(), present_at: None, columns: columns.clone(), kind: inner };
                 let kind = Kind::List(Repeated { depth: deep, level }, Box::new(inner));

@@ -33,6 +33,16 @@ pub(super) fn address() -> Option<String> {
         .filter(|place| place.starts_with("http://") || place.starts_with("https://"))
 }
 
+/// An address without the name and password that may stand in it.
+fn shown(address: &str) -> String {
+    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
+    let host = rest.split('/').next().unwrap_or(rest);
+    match host.rsplit_once('@') {
+        Some((own, _)) => format!("{scheme}://{}", &rest[own.len() + 1..]),
+        None => address.to_owned(),
+    }
+}
+
 /// A run there.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -50,7 +60,7 @@ impl Server {
     pub(super) fn new(address: &str, begin: &Begin<'_>) -> io::Result<Server> {
         let mut server = Server {
             agent: agent(address),
-            address: address.into(),
+            address: shown(address).into(),
             base: format!("{}/api/2.0/mlflow", address.trim_end_matches('/')),
             pass: pass(),
             run: String::new(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bantam_core::layouts::BFLOAT16;
 use bantam_core::ops::backward::halves::{self, Lying};
-use bantam_core::{Arena, Cpu, Slot};
+use bantam_core::{Arena, Cpu};
 use memmap2::MmapMut;
 
 use crate::checkpoint::map::Watch;
@@ -203,10 +203,5 @@ impl Bare {
                 .forget(place.start..place.end);
         }
         Ok(())
-    }
-
-    /// Bytes of a slot's matrix in its file; none where it is in memory.
-    pub fn slot_place(&self, slot: Slot) -> Option<Place> {
-        self.places.get(&slot.offset).copied()
     }
 }

@@ -186,6 +186,24 @@ fn adapters_are_trained() {
 }
 
 #[test]
+fn smooth_labels_noise_and_the_arguments_of_a_schedule_are_resumed_to_the_bit() {
+    let yaml = format!(
+        "{LORA}label_smoothing_factor: 0.1\nneftune_noise_alpha: 5\nlr_scheduler_type: cosine_with_min_lr\n\
+         lr_scheduler_kwargs: {{min_lr_rate: 0.5}}\n"
+    );
+    check("llama-tied", "smooth", &yaml, "adapter_model.safetensors");
+    let scratch = Scratch::new("plain");
+    let first = |yaml: &str| scratch.train("llama-tied", "run", yaml, None).unwrap();
+    let short = "max_steps: 1\noverwrite_output_dir: true\n";
+    let [plain, smooth, noisy] = ["", "label_smoothing_factor: 0.1\n", "neftune_noise_alpha: 5\n"]
+        .map(|more| first(&format!("{LORA}{short}{more}")).seen.losses[0]);
+    assert!(plain != smooth && plain != noisy, "{plain} {smooth} {noisy}");
+    let run = first(&format!("{yaml}overwrite_output_dir: true\n"));
+    let rates: Vec<f64> = run.log().iter().map(|line| line["lr"].as_f64().unwrap()).collect();
+    assert!(rates.iter().skip(1).all(|rate| *rate > 0.005), "{rates:?}");
+}
+
+#[test]
 fn adapters_with_lengths_are_trained() {
     check(
         "gpt_neox",

@@ -9,6 +9,7 @@ mod freeze;
 mod measure;
 mod output;
 mod picture;
+mod rates;
 mod report;
 mod scratch;
 mod shards;
@@ -230,6 +231,8 @@ pub fn train(
     }
     let (source, mut training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
     training.drop_inputs(choices.dropout, choices.seed);
+    training.disturb(choices.noise, choices.seed);
+    training.smooth_labels(choices.smoothing);
     if choices.is_half() {
         training.in_halves();
     }
@@ -531,15 +534,20 @@ impl Run<'_> {
                 Batch::of(&examples, &self.collation)
             })
             .collect();
-        // The Trainer counts the first label of a row as well, which nothing predicts.
-        let labels = batches.iter().flat_map(|batch| &batch.labels);
-        let learnt = labels.filter(|&&label| label != IGNORED).count().max(1) as f64;
+        let learnt = match self.choices.smoothing > 0.0 {
+            // Its LabelSmoother counts what is predicted; here over all batches of a step.
+            true => batches.iter().map(Batch::learnt).sum(),
+            // The Trainer counts the first label of a row as well, which nothing predicts.
+            false => batches.iter().flat_map(|batch| &batch.labels).filter(|&&of| of != IGNORED).count(),
+        };
+        let learnt = learnt.max(1) as f64;
         self.training.clear();
         let mut loss = 0.0;
         for (at, batch) in batches.iter().enumerate() {
             self.flat.fill(batch);
             let flat = self.flat.batch();
-            self.training.at_moment(self.state.step * accumulation as u64 + at as u64);
+            let moment = self.state.step * accumulation as u64 + at as u64;
+            self.training.at_moment(moment, batch.columns);
             loss += self.training.step(&flat, (1.0 / learnt) as f32)? / learnt;
             self.state.tokens += flat.tokens.len() as u64;
         }

@@ -203,6 +203,57 @@ fn smooth_labels_noise_and_the_arguments_of_a_schedule_are_resumed_to_the_bit() 
     assert!(rates.iter().skip(1).all(|rate| *rate > 0.005), "{rates:?}");
 }
 
+/// LLaMA-Factory's rule: the factor is how often the context goes into `cutoff_len`, rounded up.
+#[test]
+fn positions_are_bent_as_the_configuration_would_say() {
+    let scratch = Scratch::new("bent");
+    let folder = scratch.0.join("short");
+    fs::create_dir_all(&folder).unwrap();
+    let place = model_folder("llama-tied");
+    fs::copy(place.join("model.safetensors"), folder.join("model.safetensors")).unwrap();
+    let config: Value = serde_json::from_slice(&fs::read(place.join("config.json")).unwrap()).unwrap();
+    let write = |context: usize, scaling: Value| {
+        let mut config = config.clone();
+        config["max_position_embeddings"] = context.into();
+        config["rope_scaling"] = scaling;
+        fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    };
+    let full = "finetuning_type: full\nmax_steps: 2\noverwrite_output_dir: true\ncutoff_len: 12\n";
+    let run = |yaml: &str| scratch.train_over(&folder, "run", &format!("{full}{yaml}"), None).unwrap();
+    let plain = || {
+        write(5, Value::Null);
+        run("").seen.losses
+    };
+    let unbent = plain();
+    for (kind, more) in [
+        ("linear", serde_json::json!({})),
+        ("dynamic", serde_json::json!({ "original_max_position_embeddings": 5 })),
+        ("yarn", serde_json::json!({ "original_max_position_embeddings": 5 })),
+        (
+            "llama3",
+            serde_json::json!({
+                "original_max_position_embeddings": 5, "low_freq_factor": 1.0, "high_freq_factor": 4.0
+            }),
+        ),
+    ] {
+        let mut told = more;
+        told["rope_type"] = kind.into();
+        told["factor"] = 3.0.into();
+        write(15, told.clone());
+        let wanted = run("").seen.losses;
+        write(5, serde_json::json!({ "type": "linear", "factor": 7.0 }));
+        let found = run(&format!("rope_scaling: {kind}\n"));
+        assert_eq!(found.seen.losses, wanted, "{kind}");
+        assert_eq!(wanted == unbent, kind == "dynamic", "{kind}");
+        let config = found.json("config.json");
+        assert_eq!((&config["rope_scaling"], &config["max_position_embeddings"]), (&told, &15.into()));
+        assert!(found.seen.notes.iter().any(|note| note.contains("new config.json")), "{:?}", found.seen.notes);
+    }
+    write(512, Value::Null);
+    let note = &run("rope_scaling: yarn\n").seen.notes;
+    assert!(note.iter().any(|note| note.contains("rope_scaling changes nothing")), "{note:?}");
+}
+
 #[test]
 fn adapters_with_lengths_are_trained() {
     check(

@@ -152,6 +152,13 @@ impl Source {
         Ok(Source { files, spec, checkpoint: Arc::new(Checkpoint::none()), adapter: None })
     }
 
+    /// The same weights by another `config.json`.
+    pub fn with_config(self, config: Vec<u8>) -> Result<Self, SourceError> {
+        let files = self.files.with_config(config);
+        let spec = read_spec(&files)?;
+        Ok(Source { files, spec, ..self })
+    }
+
     /// The same model with the adapter in a folder beside it.
     pub fn adapted(self, folder: &Path) -> Result<Self, SourceError> {
         let adapter = Some(Arc::new(Adapter::open(folder)?));

@@ -3,6 +3,7 @@
 //! It knows no terminal: a [`Watch`] is told of every step, and says when to stop. How many steps there are, in which
 //! order examples come, what a loss is a mean of and when rates change is as in the Trainer of transformers 4.57.
 
+mod bend;
 mod choices;
 mod forecast;
 mod freeze;
@@ -185,10 +186,11 @@ pub fn check(settings: &Settings) -> Result<(), SettingsError> {
 
 /// Opens the model that is trained. Where that begins from nothing, no weights need be there.
 pub fn open(settings: &Settings, path: &Path) -> Result<Source, SourceError> {
-    match settings.flag("train_from_scratch") {
+    let source = match settings.flag("train_from_scratch") {
         true => Source::without_weights(path),
         false => Source::open(path),
-    }
+    };
+    bend::bent(settings, source?)
 }
 
 /// Reads the data of the settings, as a model spells it.
@@ -214,6 +216,7 @@ pub fn train(
 ) -> Result<Outcome, RunError> {
     let choices = Choices::new(settings)?;
     choices::notes(settings).iter().for_each(|words| watch.note(words));
+    bend::notes(settings, &source).iter().for_each(|words| watch.note(words));
     let checkpoint = checkpoint(&choices)?;
     if let Some(checkpoint) = &checkpoint {
         watch.note(&format!("goes on from {}", checkpoint.display()));

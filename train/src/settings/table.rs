@@ -58,7 +58,7 @@ const MODEL: &[Key] = &[
     refused("add_special_tokens", Names, "null", "add them to the model's files beforehand"),
     idle("model_revision", Text, "main", NO_FETCHING),
     idle("low_cpu_mem_usage", Flag, "true", ONE_WAY),
-    refused("rope_scaling", Word(&["linear", "dynamic", "yarn", "llama3"]), "null", "set it in config.json"),
+    done("rope_scaling", Word(&["linear", "dynamic", "yarn", "llama3"]), "null"),
     idle("flash_attn", Word(&["auto", "disabled", "sdpa", "fa2"]), "auto", ONE_WAY),
     refused("shift_attn", Flag, "false", "lower cutoff_len, or leave it out: memory is planned"),
     refused("mixture_of_depths", Word(&["convert", "load"]), "null", "leave it out"),

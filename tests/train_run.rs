@@ -11,7 +11,7 @@ use bantam_core::Cpu;
 use bantam_model::engine::Chunk;
 use bantam_model::source::Source;
 use bantam_tests::{model_folder, options, trained};
-use bantam_train::data::prepare;
+use bantam_train::data::{Prepared, prepare};
 use bantam_train::run::{self, Outcome, Progress, RunError, Watch, check as check_settings, prepared, train};
 use bantam_train::settings::Settings;
 use serde_json::Value;
@@ -49,6 +49,14 @@ impl Scratch {
 
     /// The same over the model in a folder.
     fn train_over(&self, model: &Path, output: &str, yaml: &str, end: Option<u64>) -> Result<Run, RunError> {
+        let (settings, source, prepared) = self.begin(model, output, yaml);
+        let mut seen = Seen { losses: Vec::new(), measured: Vec::new(), notes: Vec::new(), end };
+        let outcome = train(&settings, source, &prepared, (Cpu::detect(), 2), &mut seen)?;
+        Ok(Run { outcome, seen, output: self.0.join(output) })
+    }
+
+    /// What such a run begins with.
+    fn begin(&self, model: &Path, output: &str, yaml: &str) -> (Settings, Source, Prepared) {
         let (rows, output) = (self.0.join("rows.jsonl"), self.0.join(output));
         let usual = format!(
             "model_name_or_path: {}\ndataset_path: {}\ndataset_type: tokenized\noutput_dir: {}\n\
@@ -67,9 +75,7 @@ impl Scratch {
         let source = run::open(&settings, model).unwrap();
         let vocab = u32::try_from(source.spec.vocab).unwrap();
         let prepared = prepare(&settings.data, settings.stage, 42, vocab, None).unwrap();
-        let mut seen = Seen { losses: Vec::new(), measured: Vec::new(), notes: Vec::new(), end };
-        let outcome = train(&settings, source, &prepared, (Cpu::detect(), 2), &mut seen)?;
-        Ok(Run { outcome, seen, output })
+        (settings, source, prepared)
     }
 }
 
@@ -413,6 +419,26 @@ fn tensorboard_is_told_of_every_step_once() {
     assert_eq!((told(&files[0], "train/loss"), told(&files[0], "eval/loss")), (2, 1));
     assert_eq!((told(&files[1], "train/loss"), told(&files[1], "eval/loss")), (1, 2));
     assert_eq!((told(&files[0], "train/train_loss"), told(&files[1], "train/train_loss")), (0, 1));
+}
+
+#[test]
+fn what_is_measured_counts_in_the_memory_that_is_said() {
+    let scratch = Scratch::new("said");
+    let said = |yaml: &str| {
+        let yaml = format!("val_size: 5\nper_device_train_batch_size: 1\n{yaml}");
+        let (settings, source, prepared) = scratch.begin(&model_folder("llama-tied"), "said", &yaml);
+        let forecast = run::forecast(&settings, &source, &prepared, (Cpu::detect(), 2)).unwrap();
+        assert_eq!(forecast.bytes(), forecast.parts.iter().map(|(_, bytes)| bytes).sum::<u64>());
+        let part = |name: &str| forecast.parts.iter().find(|(what, _)| *what == name).unwrap().1;
+        ["a layer forward", "a layer backward", "products", "head and loss", "data"].map(part)
+    };
+    let never = said("per_device_eval_batch_size: 5\n");
+    let one = said("per_device_eval_batch_size: 1\ndo_eval: true\n");
+    let all = said("per_device_eval_batch_size: 5\ndo_eval: true\n");
+    // Rows have 9 to 12 tokens.
+    assert!(one[0] >= never[0] && one[0] < 2 * never[0], "{never:?} {one:?}");
+    assert!(all[0] > 3 * never[0] && all[2] > never[2] && all[3] > 2 * never[3], "{never:?} {all:?}");
+    assert_eq!((all[1], all[4] > never[4] / 2), (never[1], true), "nothing goes back through it");
 }
 
 #[test]

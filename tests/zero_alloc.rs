@@ -32,7 +32,7 @@ use bantam_model::source::Source;
 use bantam_model::tokenizer::Tokenizer;
 use bantam_tests::{Noise, model_folder, open, repository, trained};
 use bantam_train::optimizer::{AdamW, Group, Muon, Optimizer, Rule, Variant, clip};
-use bantam_train::step::outline::{Load, Outline};
+use bantam_train::step::outline::{Load, Measured, Outline};
 use bantam_train::step::parameters::Parameter;
 use bantam_train::step::{Batch, Training};
 use counting::{ALIVE, counters};
@@ -411,15 +411,20 @@ fn training_steps(what: &str, outline: &Outline, load: Load, make: impl FnOnce()
         Group { rule, rate: 1e-3, decay: 0.1 }
     };
     let mut optimizer = Optimizer::new(&training, group);
+    // A batch that is only measured may be the larger one.
+    let (tokens, documents) = ((1..151).collect::<Vec<u32>>(), [70, 80]);
+    let labels: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
+    let measured = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
     let mut step = || {
         training.clear();
-        training.loss(&batch).expect("a sound batch");
+        training.loss(&measured).expect("a sound batch");
         training.step(&batch, 0.1).expect("a sound batch");
         clip(&mut training, 1.0);
         optimizer.step(&mut training, 1.0);
     };
     step();
-    let load = Load { tokens: 59, labelled: 59, longest: 39, threads: 3, ..load };
+    let measured = Measured { tokens: 150, labelled: 150, longest: 80 };
+    let load = Load { tokens: 59, labelled: 59, longest: 39, threads: 3, measured, ..load };
     let parts = outline.memory(&load);
     let said: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
     let optimizer_bytes: u64 = Optimizer::bytes_for(outline.parameters(), Cpu::detect(), group).iter().sum();

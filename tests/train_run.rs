@@ -253,7 +253,11 @@ fn positions_are_bent_as_the_configuration_would_say() {
         assert_eq!(wanted == unbent, kind == "dynamic", "{kind}");
         let config = found.json("config.json");
         assert_eq!((&config["rope_scaling"], &config["max_position_embeddings"]), (&told, &15.into()));
-        assert!(found.seen.notes.iter().any(|note| note.contains("new config.json")), "{:?}", found.seen.notes);
+        assert!(
+            found.seen.notes.iter().any(|note| note.contains("new config.json")),
+            "{:?}",
+            found.seen.notes
+        );
     }
     write(512, Value::Null);
     let note = &run("rope_scaling: yarn\n").seen.notes;

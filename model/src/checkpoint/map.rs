@@ -368,8 +368,7 @@ mod faults {
         fn take(&'static self) -> &'static Range {
             let mut block = self;
             loop {
-                let free =
-                    |range: &&Range| range.taken.compare_exchange(false, true, SeqCst, SeqCst).is_ok();
+                let free = |range: &&Range| range.taken.compare_exchange(false, true, SeqCst, SeqCst).is_ok();
                 match block.ranges.iter().find(free) {
                     Some(range) => return range,
                     None => block = block.next.get_or_init(|| Box::new(Block::new())),

@@ -188,14 +188,8 @@ mod tests {
         check(polynomial(1.0), &[0.0, 0.5, 1.0, 0.775, 0.55, 0.325, 0.1, 0.1]);
         check(polynomial(2.0), &[0.0, 0.5, 1.0, 0.606_25, 0.325, 0.156_25, 0.1, 0.1]);
         check(of(Shape::InverseRoot), &[0.0, 0.5, 1.0, (2.0_f64 / 3.0).sqrt(), half]);
-        let stages = Stages {
-            stable: 2,
-            decay: 4,
-            rise: Bend::Linear,
-            fall: Bend::Cosine,
-            least: 0.0,
-            waves: 0.5,
-        };
+        let stages =
+            Stages { stable: 2, decay: 4, rise: Bend::Linear, fall: Bend::Cosine, least: 0.0, waves: 0.5 };
         let of = |stages| of(Shape::WarmupStableDecay(stages));
         check(of(stages), &[0.0, 0.5, 1.0, 1.0, 1.0, high, 0.5, low, 0.0]);
         let straight = Stages { fall: Bend::Linear, least: 0.2, ..stages };

@@ -61,7 +61,8 @@ pub(super) fn notes(settings: &Settings, source: &Source) -> Option<String> {
         ));
     }
     let config: Map<String, Value> = serde_json::from_slice(&source.files.config().ok()??).ok()?;
-    let (place, told) = PLACES.into_iter().find_map(|place| Some((place, config.get(place)?.as_object()?)))?;
+    let (place, told) =
+        PLACES.into_iter().find_map(|place| Some((place, config.get(place)?.as_object()?)))?;
     let after = match settings.text("finetuning_type").as_deref() {
         Some("full" | "freeze") => "the new config.json says so",
         _ => "no adapter says so: use it with a model whose config.json does",

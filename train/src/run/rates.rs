@@ -1,5 +1,5 @@
-//! How rates change over a run, by the settings: `lr_scheduler_type` with `lr_scheduler_kwargs`, whose names are those of
-//! the arguments of transformers' schedules, and the warmup.
+//! How rates change over a run, by the settings: `lr_scheduler_type` with `lr_scheduler_kwargs`, whose names are those
+//! of the arguments of transformers' schedules, and the warmup.
 
 use bantam_model::foreign::clipped;
 
@@ -103,7 +103,9 @@ pub(super) fn complaints(settings: &Settings) -> Vec<(&'static str, String)> {
     }
     if kind.ends_with("_with_min_lr") {
         match (given.text("min_lr").is_some(), given.text("min_lr_rate").is_some()) {
-            (true, true) => found.push("min_lr and min_lr_rate cannot stand together; leave one out".to_owned()),
+            (true, true) => {
+                found.push("min_lr and min_lr_rate cannot stand together; leave one out".to_owned())
+            }
             (false, false) => found.push(format!(
                 "expected min_lr or min_lr_rate for {kind}, found neither; write {{min_lr_rate: 0.1}}"
             )),
@@ -151,7 +153,8 @@ pub(super) fn schedule(settings: &Settings, steps: u64) -> Schedule {
     let (kind, given) = (kind(settings), Given::new(settings));
     let rate = rate(settings).max(f64::MIN_POSITIVE);
     let waves = given.number("num_cycles");
-    let least = given.number("min_lr_rate").or(given.number("min_lr").map(|least| least / rate)).unwrap_or(0.0);
+    let least =
+        given.number("min_lr_rate").or(given.number("min_lr").map(|least| least / rate)).unwrap_or(0.0);
     let shape = match kind.as_str() {
         // By that name, transformers warms nothing up.
         "constant" => return Schedule { shape: Shape::Constant, warmup: 0, steps },
@@ -224,16 +227,14 @@ mod tests {
         let ahead = Shape::CosineAhead { waves: 0.5, least: 0.1, start: Some(0.2) };
         let given = "{min_lr_rate: 0.1, warmup_lr_rate: 0.2}";
         check(&kwargs("cosine_warmup_with_min_lr", given), of(ahead, 0));
-        let stages = Stages {
-            stable: 30,
-            decay: 60,
-            rise: Bend::Linear,
-            fall: Bend::Cosine,
-            least: 0.0,
-            waves: 0.5,
-        };
-        check("lr_scheduler_type: warmup_stable_decay\nwarmup_steps: 10\n", of(Shape::WarmupStableDecay(stages), 10));
-        let told = Stages { stable: 50, fall: Bend::Root, rise: Bend::Cosine, least: 0.1, decay: 67, ..stages };
+        let stages =
+            Stages { stable: 30, decay: 60, rise: Bend::Linear, fall: Bend::Cosine, least: 0.0, waves: 0.5 };
+        check(
+            "lr_scheduler_type: warmup_stable_decay\nwarmup_steps: 10\n",
+            of(Shape::WarmupStableDecay(stages), 10),
+        );
+        let told =
+            Stages { stable: 50, fall: Bend::Root, rise: Bend::Cosine, least: 0.1, decay: 67, ..stages };
         let given = "{num_stable_steps: 50, decay_type: 1-sqrt, warmup_type: cosine, min_lr_ratio: 0.1}";
         check(&kwargs("warmup_stable_decay", given), of(Shape::WarmupStableDecay(told), 0));
     }
@@ -244,7 +245,11 @@ mod tests {
             ("linear", "{power: 2}", "expected nothing for linear, found power"),
             ("constant", "{num_cycles: 2}", "expected nothing for constant"),
             ("cosine", "{power: 2}", "expected num_cycles for cosine, found power"),
-            ("cosine", "{num_cycles: many}", "expected a number from 0 to 1000000 for num_cycles, found many"),
+            (
+                "cosine",
+                "{num_cycles: many}",
+                "expected a number from 0 to 1000000 for num_cycles, found many",
+            ),
             ("cosine_with_min_lr", "{}", "found neither"),
             ("cosine_with_min_lr", "null", "found neither"),
             ("cosine_with_min_lr", "{min_lr: 1e-5, min_lr_rate: 0.1}", "cannot stand together"),

@@ -1,8 +1,8 @@
 //! Cross-entropy, of logits that come in chunks of the vocabulary and are never all there.
 //!
 //! The chunks are gone through twice: first [`Entropy::see`] adds up their exponentials, from which the loss follows;
-//! then [`Entropy::gradient`] turns each chunk into its gradient. With [`Smooth`] labels the mean of the logits counts as
-//! well, which [`Entropy::add_up`] takes note of.
+//! then [`Entropy::gradient`] turns each chunk into its gradient. With [`Smooth`] labels the mean of the logits counts
+//! as well, which [`Entropy::add_up`] takes note of.
 
 use crate::cpu::Cpu;
 use crate::ops::math::{Lanewise, exp, map_in_place, sum};
@@ -184,7 +184,7 @@ mod tests {
     use crate::ops::backward::tests::{check, noise};
     use std::vec::Vec;
 
-    /// Loss and gradient as they are defined, in float64: of the logits' logarithms of shares, the label's and the mean.
+    /// Loss and gradient as they are defined, in float64: of the logarithms of all shares, the label's and the mean.
     fn defined(logits: &[f32], label: usize, share: f64) -> (f64, Vec<f64>) {
         let total: f64 = logits.iter().map(|x| libm::exp(f64::from(*x))).sum();
         let shares: Vec<f64> = logits.iter().map(|x| libm::exp(f64::from(*x)) / total).collect();
@@ -221,7 +221,10 @@ mod tests {
                         entropy.gradient(cpu, (number * chunk, label), smooth, 0.5, part);
                     }
                     for (found, wanted) in d.iter().zip(&wanted) {
-                        assert!((f64::from(*found) - 0.5 * wanted).abs() < 1e-6, "{found}, not half of {wanted}");
+                        assert!(
+                            (f64::from(*found) - 0.5 * wanted).abs() < 1e-6,
+                            "{found}, not half of {wanted}"
+                        );
                     }
                     let again = |logits: &[f32]| [of(logits).loss(smooth) as f32].to_vec();
                     check("logits", &logits, &[0.5], &d, again);

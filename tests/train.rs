@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use bantam_core::Cpu;
 use bantam_model::checkpoint::Checkpoint;
+use bantam_model::engine::Chunk;
 use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::source::Source;
-use bantam_tests::{floats, repository};
+use bantam_tests::{floats, options, repository};
 use bantam_train::optimizer::schedule::{Schedule, Shape};
 use bantam_train::optimizer::{AdamW, Group, Muon, Optimizer, Rule, Variant, clip, is_decayed};
 use bantam_train::step::outline::Outline;
@@ -212,7 +213,7 @@ fn check_full(golden: &mut Golden) {
         let decay = if is_decayed(parameter) { number(&run["weight_decay"]) } else { 0.0 };
         Group { rule: adamw(run), rate: number(&run["lr"]), decay }
     });
-    let schedule = Schedule { shape: Shape::Cosine, warmup: 2, steps: 6 };
+    let schedule = Schedule { shape: Shape::Cosine { waves: 0.5, least: 0.0 }, warmup: 2, steps: 6 };
     for (at, step) in run["steps"].as_array().expect("steps").iter().enumerate() {
         check_number("rate", number(&run["lr"]) * schedule.factor(at as u64), &step["lr"]);
     }
@@ -609,7 +610,7 @@ fn dropped_inputs_are_the_same_ones_backwards_and_again() {
         let mut training = Training::adapter(&source, None, Cpu::detect(), 2).expect("it can be trained");
         let plain = training.loss(&batch).expect("a sound batch");
         training.drop_inputs(0.3, 42);
-        training.at_moment(5);
+        training.at_moment(5, 29);
         let (loss, gradients) = loss_and_gradients(&mut training, &batch);
         assert!(loss != plain, "{adapter}: nothing is dropped");
         assert_eq!(training.loss(&batch).expect("a sound batch"), plain, "{adapter}: measured without");
@@ -618,7 +619,7 @@ fn dropped_inputs_are_the_same_ones_backwards_and_again() {
         let has_lengths = training.parameters().iter().any(|known| known.role == Role::Magnitude);
         let is_moved = |known: &Parameter| !has_lengths || known.role == Role::Magnitude;
         check_along(adapter, &mut training, &batch, is_moved);
-        training.at_moment(6);
+        training.at_moment(6, 29);
         assert!(loss != loss_and_gradients(&mut training, &batch).0, "{adapter}: moments differ");
         // Where all is dropped, the model is left.
         training.drop_inputs(1.0, 42);
@@ -626,6 +627,69 @@ fn dropped_inputs_are_the_same_ones_backwards_and_again() {
         let (alone, wanted) = (training.step(&batch, 1.0), bare.loss(&batch).expect("a sound batch"));
         assert!((alone.expect("a sound batch") - wanted).abs() < 1e-5 * wanted, "{adapter}");
     }
+}
+
+/// transformers' LabelSmoother, in float64 over the logits of the engine that serves: the mean of all tokens' losses
+/// counts beside that of the label.
+fn smoothed(source: &Source, tokens: &[u32], labels: &[i32], share: f64) -> f64 {
+    let mut engine = source.load(options(), Cpu::detect(), 1, None, &mut |_| {}).expect("it loads");
+    let sequence = engine.open().expect("there is room");
+    engine.step(&[Chunk { sequence, tokens }]).expect("sound tokens");
+    let rows: Vec<usize> = (0..tokens.len()).collect();
+    let logits = engine.logits(&rows).to_vec();
+    let rows = logits.chunks(source.spec.vocab).zip(labels).filter(|(_, label)| **label != IGNORED);
+    let losses = rows.map(|(logits, &label)| {
+        let total: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+        let losses: Vec<f64> = logits.iter().map(|x| total.ln() - f64::from(*x)).collect();
+        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+        (1.0 - share) * losses[label as usize] + share * mean
+    });
+    losses.sum()
+}
+
+#[test]
+fn smooth_labels_have_the_loss_of_transformers_and_its_gradient() {
+    let tokens: Vec<u32> = (1..50).collect();
+    let labels: Vec<i32> =
+        tokens.iter().map(|&id| if id % 6 == 0 { IGNORED } else { id as i32 + 1 }).collect();
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &[49], pieces: &[] };
+    for model in ["llama-tied", "gemma2"] {
+        let source = open(&format!("models/{model}"), None);
+        let mut training = Training::full(&source, Cpu::detect(), 2).expect("it can be trained");
+        let plain = training.loss(&batch).expect("a sound batch");
+        for share in [0.1, 1.0] {
+            training.smooth_labels(share);
+            let wanted = smoothed(&source, &tokens, &labels, f64::from(share));
+            let found = training.loss(&batch).expect("a sound batch");
+            assert!((found - wanted).abs() < 1e-6 * wanted, "{model}, {share}: {found}, not {wanted}");
+            assert!((found - plain).abs() > 1e-4 * plain, "{model}, {share}: as without");
+            check_along(&format!("{model}, {share}"), &mut training, &batch, |_| true);
+        }
+    }
+}
+
+#[test]
+fn noise_stands_on_embeddings_in_steps_alone() {
+    let (tokens, documents) = ((1..50).collect::<Vec<u32>>(), [20, 29]);
+    let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
+    let source = open("models/llama-tied", None);
+    let mut training = Training::full(&source, Cpu::detect(), 2).expect("it can be trained");
+    let plain = loss_and_gradients(&mut training, &batch);
+    training.disturb(5.0, 42);
+    training.at_moment(5, 32);
+    let noisy = loss_and_gradients(&mut training, &batch);
+    assert!(noisy.0 != plain.0, "nothing is added");
+    assert_eq!(training.loss(&batch).expect("a sound batch"), plain.0, "measured without");
+    assert!(noisy == loss_and_gradients(&mut training, &batch), "the same moment again");
+    training.at_moment(6, 32);
+    assert!(noisy.0 != loss_and_gradients(&mut training, &batch).0, "moments differ");
+    training.at_moment(5, 64);
+    assert!(noisy.0 != loss_and_gradients(&mut training, &batch).0, "wider rows have less");
+    training.disturb(0.0, 42);
+    assert!(plain == loss_and_gradients(&mut training, &batch), "without it");
+    training.disturb(5.0, 42);
+    check_along("noise", &mut training, &batch, |_| true);
 }
 
 #[test]

@@ -3,12 +3,14 @@
 //! It knows no terminal: a [`Watch`] is told of every step, and says when to stop. How many steps there are, in which
 //! order examples come, what a loss is a mean of and when rates change is as in the Trainer of transformers 4.57.
 
+mod bend;
 mod choices;
 mod forecast;
 mod freeze;
 mod measure;
 mod output;
 mod picture;
+mod rates;
 mod report;
 mod scratch;
 mod shards;
@@ -184,10 +186,11 @@ pub fn check(settings: &Settings) -> Result<(), SettingsError> {
 
 /// Opens the model that is trained. Where that begins from nothing, no weights need be there.
 pub fn open(settings: &Settings, path: &Path) -> Result<Source, SourceError> {
-    match settings.flag("train_from_scratch") {
+    let source = match settings.flag("train_from_scratch") {
         true => Source::without_weights(path),
         false => Source::open(path),
-    }
+    };
+    bend::bent(settings, source?)
 }
 
 /// Reads the data of the settings, as a model spells it.
@@ -213,6 +216,7 @@ pub fn train(
 ) -> Result<Outcome, RunError> {
     let choices = Choices::new(settings)?;
     choices::notes(settings).iter().for_each(|words| watch.note(words));
+    bend::notes(settings, &source).iter().for_each(|words| watch.note(words));
     let checkpoint = checkpoint(&choices)?;
     if let Some(checkpoint) = &checkpoint {
         watch.note(&format!("goes on from {}", checkpoint.display()));
@@ -230,6 +234,8 @@ pub fn train(
     }
     let (source, mut training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
     training.drop_inputs(choices.dropout, choices.seed);
+    training.disturb(choices.noise, choices.seed);
+    training.smooth_labels(choices.smoothing);
     if choices.is_half() {
         training.in_halves();
     }
@@ -533,15 +539,20 @@ impl Run<'_> {
                 Batch::of(&examples, &self.collation)
             })
             .collect();
-        // The Trainer counts the first label of a row as well, which nothing predicts.
-        let labels = batches.iter().flat_map(|batch| &batch.labels);
-        let learnt = labels.filter(|&&label| label != IGNORED).count().max(1) as f64;
+        let learnt = match self.choices.smoothing > 0.0 {
+            // Its LabelSmoother counts what is predicted; here over all batches of a step.
+            true => batches.iter().map(Batch::learnt).sum(),
+            // The Trainer counts the first label of a row as well, which nothing predicts.
+            false => batches.iter().flat_map(|batch| &batch.labels).filter(|&&of| of != IGNORED).count(),
+        };
+        let learnt = learnt.max(1) as f64;
         self.training.clear();
         let mut loss = 0.0;
         for (at, batch) in batches.iter().enumerate() {
             self.flat.fill(batch);
             let flat = self.flat.batch();
-            self.training.at_moment(self.state.step * accumulation as u64 + at as u64);
+            let moment = self.state.step * accumulation as u64 + at as u64;
+            self.training.at_moment(moment, batch.columns);
             loss += self.training.step(&flat, (1.0 / learnt) as f32)? / learnt;
             self.state.tokens += flat.tokens.len() as u64;
         }

@@ -2,7 +2,7 @@
 
 use bantam_core::ops::activation::cap;
 use bantam_core::ops::backward::activation::cap as cap_backward;
-use bantam_core::ops::backward::loss::Entropy;
+use bantam_core::ops::backward::loss::{Entropy, Smooth};
 use bantam_core::ops::share::each_row;
 use bantam_model::bare::{Bare, Places};
 use bantam_model::plan::{Linear, Plan};
@@ -32,6 +32,8 @@ pub(crate) struct Ends {
     logits: Vec<f32>,
     capped: Vec<f32>,
     row: Vec<f32>,
+    /// Of every label, what goes to all the vocabulary.
+    pub(crate) smoothing: f32,
 }
 
 /// The weights at both ends.
@@ -147,7 +149,8 @@ impl Ends {
         self.entropies.clear();
         self.entropies.resize(self.rows.len(), Entropy::default());
         self.each_chunk(products, &sites.head, None, scale, s);
-        let loss = self.entropies.iter().map(Entropy::loss).sum();
+        let smooth = self.smooth(&sites.head);
+        let loss = self.entropies.iter().map(|entropy| entropy.loss(smooth)).sum();
         let Some(gradients) = gradients else { return loss };
         x.fill(0.0);
         if self.rows.is_empty() {
@@ -162,6 +165,10 @@ impl Ends {
             x[row * width..][..width].copy_from_slice(d);
         }
         loss
+    }
+
+    fn smooth(&self, head: &Site) -> Smooth {
+        Smooth { share: self.smoothing, vocab: head.shape().rows }
     }
 
     /// Of the last rows with a label, in their order, which had the likeliest.
@@ -179,7 +186,8 @@ impl Ends {
         s: &mut Scratch,
     ) {
         let Bare { cpu, pool, spec, .. } = products.bare;
-        let vocab = head.shape().rows;
+        let smooth = self.smooth(head);
+        let vocab = smooth.vocab;
         let normed = &self.normed[..self.rows.len() * spec.hidden];
         for first in (0..vocab).step_by(CHUNK) {
             let site = head.part(first, CHUNK.min(vocab - first));
@@ -196,7 +204,11 @@ impl Ends {
             let Some(gradients) = gradients.as_deref_mut() else {
                 let logits = &*logits;
                 each_row(pool, &mut self.entropies, 1, 4, |row, entropy| {
-                    entropy[0].see(*cpu, first, labels[row], &logits[row * count..][..count]);
+                    let logits = &logits[row * count..][..count];
+                    entropy[0].see(*cpu, first, labels[row], logits);
+                    if smooth.share > 0.0 {
+                        entropy[0].add_up(*cpu, logits);
+                    }
                 });
                 continue;
             };
@@ -204,7 +216,7 @@ impl Ends {
             capped.copy_from_slice(&logits[..capped.len()]);
             let entropies = &self.entropies;
             each_row(pool, logits, count, 4, |row, logits| {
-                entropies[row].gradient(*cpu, first, labels[row], scale, logits);
+                entropies[row].gradient(*cpu, (first, labels[row]), smooth, scale, logits);
             });
             if let Some(limit) = spec.logits_cap {
                 cap_backward(limit, capped, logits);

@@ -43,7 +43,7 @@ impl Scratch {
         room(&mut self.part, all.part);
         room(&mut self.scaled, all.scaled);
         room(&mut self.between, all.between);
-        room(&mut self.dbetween, all.between);
+        room(&mut self.dbetween, all.behind);
         room(&mut self.dropped, all.dropped);
         room(&mut self.ddropped, all.dropped);
     }

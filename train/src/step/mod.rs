@@ -12,6 +12,7 @@ mod layer;
 mod linear;
 mod low;
 mod mixture;
+mod noise;
 pub mod outline;
 pub mod parameters;
 mod sites;
@@ -33,6 +34,7 @@ use layer::{Documents, Kept, Layer};
 use linear::Products;
 pub(crate) use linear::room;
 use low::Lows;
+use noise::Noise;
 use outline::{Load, Room};
 use parameters::{Parameter, Parameters, Rule};
 use sites::LayerSites;
@@ -128,6 +130,7 @@ pub struct Training {
     /// Layers below this have nothing that is trained.
     lowest: usize,
     dropout: Option<Dropout>,
+    noise: Option<Noise>,
     /// Whether what layers see is in bfloat16, and products are where they can be.
     halves: bool,
     gradients: Gradients,
@@ -186,9 +189,19 @@ impl Training {
             Sites::new(&bare.spec, &bare.plan, &bare.places, &parameters, &lows);
         let gradients = Gradients::new(parameters.count);
         let buffers = Buffers::default();
-        let (dropout, halves) = (None, false);
-        let mut training =
-            Training { bare, parameters, lows, ends, layers, lowest, dropout, halves, gradients, buffers };
+        let mut training = Training {
+            bare,
+            parameters,
+            lows,
+            ends,
+            layers,
+            lowest,
+            dropout: None,
+            noise: None,
+            halves: false,
+            gradients,
+            buffers,
+        };
         training.measure();
         training
     }
@@ -269,9 +282,21 @@ impl Training {
         self.dropout = Dropout::new(share, seed);
     }
 
-    /// Names the step that comes, by which it is chosen what is dropped: none may have another's.
-    pub fn at_moment(&mut self, moment: u64) {
+    /// Adds noise to embeddings, in steps alone: up to `alpha` over the root of how many numbers a row of a batch has.
+    pub fn disturb(&mut self, alpha: f32, seed: u64) {
+        self.noise = Noise::new(alpha, seed);
+    }
+
+    /// Has so large a share of every label go to all the vocabulary, in steps and where the model is measured.
+    pub fn smooth_labels(&mut self, share: f32) {
+        self.buffers.ends.smoothing = share;
+    }
+
+    /// Names the batch that comes, by which chance is chosen (none may have another's), and how wide its rows are, what
+    /// fills them included.
+    pub fn at_moment(&mut self, moment: u64, columns: usize) {
         self.dropout = self.dropout.map(|dropout| dropout.at(moment));
+        self.noise = self.noise.map(|noise| noise.at(moment, columns));
     }
 
     /// Takes every change as it is now off its matrix: the model as it is is what training begins with (PiSSA).
@@ -357,6 +382,9 @@ impl Training {
             kept.scratch().make_room(&Room::of_step(bare.cpu, lows, sites, &load));
         }
         loss.embed(bare, &ends.embedding, batch.tokens, stream);
+        if let Some(noise) = self.noise.filter(|_| with_gradients) {
+            noise.apply(bare.spec.hidden, stream);
+        }
         let documents = batch.layout();
         for (number, (spec, sites)) in bare.spec.layers.iter().zip(&*layers).enumerate() {
             streams.round(stream);

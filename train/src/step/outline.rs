@@ -48,6 +48,38 @@ pub struct Load {
     pub threads: usize,
     /// Whether changes see less than all of their inputs.
     pub drops: bool,
+    /// The largest batch that the model is measured with.
+    pub measured: Measured,
+}
+
+/// A batch that nothing is learnt from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Tokens of all its documents; 0 where nothing is measured.
+    pub tokens: usize,
+    /// Tokens that are to predict something.
+    pub labelled: usize,
+    /// Tokens of its longest document.
+    pub longest: usize,
+}
+
+impl Load {
+    /// A step that goes forward only, over the batch that is measured.
+    fn measuring(&self) -> Load {
+        let Measured { tokens, labelled, longest } = self.measured;
+        Load { tokens, labelled, longest, drops: false, ..*self }
+    }
+
+    /// What has to have room forwards.
+    fn forward(&self) -> Load {
+        let Measured { tokens, labelled, longest } = self.measured;
+        Load {
+            tokens: self.tokens.max(tokens),
+            labelled: self.labelled.max(labelled),
+            longest: self.longest.max(longest),
+            ..*self
+        }
+    }
 }
 
 /// Bytes of one thing.
@@ -72,6 +104,8 @@ pub(super) struct Room {
     pub(super) words: usize,
     pub(super) up: usize,
     pub(super) between: usize,
+    /// Gradients of that.
+    pub(super) behind: usize,
     pub(super) part: usize,
     pub(super) scaled: usize,
     pub(super) dropped: usize,
@@ -83,6 +117,7 @@ impl Room {
             words: self.words.max(other.words),
             up: self.up.max(other.up),
             between: self.between.max(other.between),
+            behind: self.behind.max(other.behind),
             part: self.part.max(other.part),
             scaled: self.scaled.max(other.scaled),
             dropped: self.dropped.max(other.dropped),
@@ -93,20 +128,31 @@ impl Room {
     pub(super) fn of_step(
         cpu: Cpu,
         lows: &Lows,
+        sites: (&EndSites, &[LayerSites], usize),
+        load: &Load,
+    ) -> Room {
+        Room::of_way(cpu, lows, sites, load, true)
+    }
+
+    /// The same of a way through the layers, forth and back or forth only.
+    fn of_way(
+        cpu: Cpu,
+        lows: &Lows,
         (ends, layers, lowest): (&EndSites, &[LayerSites], usize),
         load: &Load,
+        and_back: bool,
     ) -> Room {
         let of =
             |site: &Site, tokens, is_backward| Room::of_product(cpu, lows, site, tokens, is_backward, load);
         let of = &of;
         let of_layers = layers.iter().enumerate().flat_map(|(number, layer)| {
-            layer.sites().map(move |site| of(site, load.tokens, number >= lowest))
+            layer.sites().map(move |site| of(site, load.tokens, and_back && number >= lowest))
         });
         let head = ends.head.part(0, CHUNK.min(ends.head.shape().rows));
-        let head = of(&head, load.labelled, true);
+        let head = of(&head, load.labelled, and_back);
         // Sums of a norm's weight and bias; sinks are fewer.
-        let sums = Room { part: 2 * ends.final_norm.norm.width, ..Room::default() };
-        of_layers.fold(head.with(sums), Room::with)
+        let sums = if and_back { 2 * ends.final_norm.norm.width } else { 0 };
+        of_layers.fold(head.with(Room { part: sums, ..Room::default() }), Room::with)
     }
 
     fn of_product(cpu: Cpu, lows: &Lows, site: &Site, tokens: usize, is_backward: bool, load: &Load) -> Room {
@@ -140,12 +186,23 @@ impl Room {
         }
         let Some(at) = site.low else { return room };
         let low = &lows.list[at.low];
-        let words = multiplied(low.inputs).max(multiplied(rows));
+        let words = [low.inputs, rows].map(multiplied);
+        let between = tokens * low.ranks;
+        if !is_backward {
+            return room.with(Room {
+                words: words[0],
+                up: rows * low.ranks,
+                between,
+                part: if low.has_lengths() { rows } else { 0 },
+                ..Room::default()
+            });
+        }
         let lengths = if low.has_lengths() { tokens * rows } else { 0 };
         room.with(Room {
-            words,
+            words: words[0].max(words[1]),
             up: rows * low.ranks,
-            between: tokens * low.ranks,
+            between,
+            behind: between,
             part: (rows * low.ranks).max(low.ranks * low.inputs).max(lengths),
             scaled: lengths,
             dropped: if load.drops { tokens * columns } else { 0 },
@@ -154,7 +211,8 @@ impl Room {
 
     fn floats(&self) -> usize {
         // What stands between both matrices of a change has a gradient, and so have inputs of which some are dropped.
-        self.words + self.up + 2 * self.between + self.part + self.scaled + 2 * self.dropped
+        let between = self.between + self.behind;
+        self.words + self.up + between + self.part + self.scaled + 2 * self.dropped
     }
 }
 
@@ -271,20 +329,21 @@ impl Outline {
 
     /// The stream and its copies, and a layer's buffers, which all layers share.
     fn kept(&self, load: &Load) -> Kept {
-        let size = load.tokens * self.spec.hidden;
+        let (all, size) = (load.forward(), load.tokens * self.spec.hidden);
         let layers = self.spec.layers.iter().zip(&self.sites.layers);
-        let all = layers.map(|(spec, sites)| self.kept_of(spec, sites, load));
-        let mut layer = all.clone().fold(Kept::default(), Kept::most);
+        let of = |load: Load| layers.clone().map(move |(spec, sites)| self.kept_of(spec, sites, &load));
+        let mut layer = of(all).fold(Kept::default(), Kept::most);
+        layer.backward = of(*load).fold(Kept::default(), Kept::most).backward;
         if load.layers {
             // Layers below have one set of buffers, and all have when the model is measured.
-            layer.forward += all.skip(self.sites.lowest).map(|of| of.forward).sum::<usize>();
+            layer.forward += of(*load).skip(self.sites.lowest).map(|of| of.forward).sum::<usize>();
         }
         let has_lengths = |site: &&Site| site.low.is_some_and(|at| self.lows.list[at.low].has_lengths());
         let sites = self.sites.layers.iter().flat_map(LayerSites::sites).filter(has_lengths);
         let rows = sites.map(row_floats).max().unwrap_or(0);
         // Stream; its copy before a layer, and that which the layer is run with once more.
         let again = if load.layers { rows } else { size.max(rows) };
-        let forward = size + layer.passing + layer.forward;
+        let forward = all.tokens * self.spec.hidden + layer.passing + layer.forward;
         Kept { forward, passing: 0, backward: size + again + layer.backward }
     }
 
@@ -327,17 +386,23 @@ impl Outline {
 
     fn room(&self, load: &Load) -> Room {
         let Sites { ends, layers, lowest } = &self.sites;
-        Room::of_step(self.cpu, &self.lows, (ends, layers, *lowest), load)
+        let of = |load: &Load, and_back| {
+            Room::of_way(self.cpu, &self.lows, (ends, layers, *lowest), load, and_back)
+        };
+        match load.measured.tokens {
+            0 => of(load, true),
+            _ => of(load, true).with(of(&load.measuring(), false)),
+        }
     }
 
     /// Bytes of the loss.
     fn ends(&self, load: &Load) -> usize {
-        let (rows, ends) = (load.labelled, &self.sites.ends);
-        let chunks = if self.spec.logits_cap.is_some() { 2 } else { 1 };
-        let logits = rows * CHUNK.min(self.spec.vocab) * chunks;
-        let row = (1 + ends.embedding.matrix.times) * self.spec.hidden;
-        rows * (2 * size_of::<usize>() + size_of::<Entropy>())
-            + 4 * (4 * rows * self.spec.hidden + logits + row)
+        let (rows, most, ends) = (load.labelled, load.forward().labelled, &self.sites.ends);
+        let (hidden, chunk) = (self.spec.hidden, CHUNK.min(self.spec.vocab));
+        let capped = if self.spec.logits_cap.is_some() { rows * chunk } else { 0 };
+        let row = (1 + ends.embedding.matrix.times) * hidden;
+        let floats = 2 * (most + rows) * hidden + most * chunk + capped + row;
+        most * (2 * size_of::<usize>() + size_of::<Entropy>()) + 4 * floats
     }
 }
 
@@ -373,6 +438,7 @@ impl Outline {
     /// What would stand in a card's memory of so many bytes at every moment of a step: weights in as many slots as
     /// have room (two at least) while inputs of layers, gradients, the adapter and the optimizer stay in main memory.
     pub fn on_card(&self, load: &Load, bytes: u64) -> (usize, Vec<Moment>) {
+        let load = &Load { measured: Measured::default(), ..*load };
         let most = self.sites.layers.len().clamp(1, SLOTS);
         let fits = |slots: &usize| {
             self.moments(load, *slots).iter().map(Moment::bytes).max().is_none_or(|most| most <= bytes)

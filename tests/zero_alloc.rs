@@ -449,7 +449,7 @@ fn training_steps(what: &str, outline: &Outline, load: Load, make: impl FnOnce()
     let load = Load { tokens: 59, labelled: 59, longest: 39, threads: 3, measured, ..load };
     let parts = outline.memory(&load);
     let said: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
-    let optimizer_bytes: u64 = Optimizer::bytes_for(outline.parameters(), Cpu::detect(), group).iter().sum();
+    let optimizer_bytes: u64 = Optimizer::bytes_for(outline.parameters(), 3, group).iter().sum();
     let said = (said + optimizer_bytes) as usize - outline.mapped_bytes();
     let found = ALIVE.load(SeqCst) - before;
     println!("{what}: {found} bytes stay on the heap, {said} were said: {parts:?}");
@@ -477,15 +477,25 @@ fn training() {
             training
         });
     }
+    let source = open("gpt_neox");
+    let outline = Outline::some(&source, &|_| true, cpu).expect("it has a plan");
+    let load = Load { halves: true, short_gradients: true, ..Load::default() };
+    training_steps("gpt_neox with short gradients", &outline, load, || {
+        let mut training = Training::full(&source, cpu, 3).expect("it can be trained");
+        training.in_halves();
+        training.shorten_gradients();
+        training
+    });
     let adapter = repository("tests/goldens/lora/lora-dora-llama");
     let source = open("llama-tied").adapted(&adapter).expect("the adapter opens");
     let nested = way("bnb-4bit");
     let opened = source.adapter.as_deref().expect("it was opened");
-    let outline = Outline::adapter(&source, opened, nested, true, cpu).expect("it has a plan");
+    let outline = Outline::adapter(&source, opened, nested, cpu).expect("it has a plan");
     let load = Load { halves: true, drops: true, ..Load::default() };
     training_steps("lora-dora-llama over four bits", &outline, load, || {
-        let mut training = Training::adapter_in_halves(&source, nested, cpu, 3).expect("it can be trained");
+        let mut training = Training::adapter(&source, nested, cpu, 3).expect("it can be trained");
         training.drop_inputs(0.1, 42);
+        training.in_halves();
         training
     });
 }

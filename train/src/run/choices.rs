@@ -176,6 +176,12 @@ impl<'a> Choices<'a> {
         self.flag("bf16") || self.flag("pure_bf16")
     }
 
+    /// Whether gradients are kept in bfloat16: of all weights, where they are one batch's.
+    pub(super) fn has_short_gradients(&self) -> bool {
+        let is_of_weights = matches!(self.method, Method::Full | Method::Freeze(_));
+        is_of_weights && self.is_half() && self.accumulation == 1
+    }
+
     /// Batches and steps of an epoch, and steps of the run, as the Trainer counts them.
     pub(super) fn steps(&self, examples: usize) -> (u64, u64, u64) {
         let batches = match self.flag("dataloader_drop_last") {

@@ -75,7 +75,9 @@ pub fn forecast(
     load.measured = measured(&choices, &prepared.eval, &collation);
     (load.halves, load.drops, load.threads) = (choices.is_half(), choices.dropout > 0.0, threads);
     load.layers = choices.flag("disable_gradient_checkpointing");
-    let [means, step] = Optimizer::bytes_for(outline.parameters(), cpu, |parameter| choices.group(parameter));
+    load.short_gradients = choices.has_short_gradients();
+    let [means, step] =
+        Optimizer::bytes_for(outline.parameters(), threads, |parameter| choices.group(parameter));
     let mut parts = outline.memory(&load);
     parts.extend([("optimizer", means), ("optimizer's step", step)]);
     parts.push(("data", data(&choices, prepared, &collation)));
@@ -133,8 +135,7 @@ fn data(choices: &Choices<'_>, prepared: &Prepared, collation: &Collation) -> u6
 
 fn outline(choices: &Choices<'_>, source: &Source, cpu: Cpu) -> Result<Outline, RunError> {
     let quantization = choices.quantization.filter(|_| !source.spec.format.is_quantized());
-    let beside =
-        |adapter: &Adapter| Ok(Outline::adapter(source, adapter, quantization, choices.is_half(), cpu)?);
+    let beside = |adapter: &Adapter| Ok(Outline::adapter(source, adapter, quantization, cpu)?);
     match &choices.method {
         Method::Full if choices.flag("train_from_scratch") => {
             let folder = Passing::new()?;

@@ -35,7 +35,7 @@ use serde_json::{Map, Value, json};
 use crate::data::{
     Batch, Collation, DataError, Example, IGNORED, Prepared, Spoken, epoch_order, grouped, prepare,
 };
-use crate::optimizer::{Optimizer, clip, length, schedule::Schedule};
+use crate::optimizer::{Optimizer, clip, schedule::Schedule};
 use crate::settings::{Settings, SettingsError, Stage};
 use crate::step::{Flat, TrainError, Training};
 use choices::{Choices, Doing, Every, Lora, Method, Start};
@@ -239,6 +239,9 @@ pub fn train(
     if choices.is_half() {
         training.in_halves();
     }
+    if choices.has_short_gradients() {
+        training.shorten_gradients();
+    }
     if choices.flag("disable_gradient_checkpointing") {
         training.keep_layers();
     }
@@ -371,8 +374,7 @@ fn adapted(
 ) -> Result<(Source, Training), RunError> {
     let source = source.adapted(folder)?;
     let quantization = choices.quantization.filter(|_| !source.spec.format.is_quantized());
-    let begin = if choices.is_half() { Training::adapter_in_halves } else { Training::adapter };
-    let training = begin(&source, quantization, cpu, threads)?;
+    let training = Training::adapter(&source, quantization, cpu, threads)?;
     Ok((source, training))
 }
 
@@ -557,7 +559,8 @@ impl Run<'_> {
         if !loss.is_finite() {
             return Err(RunError::Loss { step: self.state.step + 1, loss });
         }
-        let gradient = if most > 0.0 { clip(&mut self.training, most) } else { length(&self.training) };
+        let training = &mut self.training;
+        let gradient = if most > 0.0 { clip(training, most) } else { training.length() };
         let factor = schedule.factor(self.state.step);
         self.optimizer.step(&mut self.training, factor);
         self.state.step += 1;

@@ -8,6 +8,7 @@ use bantam_model::bare::{Bare, Places};
 use bantam_model::plan::{Linear, Plan};
 use bantam_model::spec::ModelSpec;
 
+use super::gradients::Gradients;
 use super::layer::{norm, norm_backward};
 use super::linear::{Products, Scratch, room};
 use super::low::Lows;
@@ -102,15 +103,14 @@ pub(crate) fn embed_backward(
     bare: &Bare,
     to: Option<Target>,
     tokens: &[u32],
-    d: &[f32],
-    gradients: &mut [f32],
+    d: &mut [f32],
+    gradients: &mut Gradients,
 ) {
     let Some(to) = to else { return };
     let scale = bare.spec.embedding_scale;
+    d.iter_mut().for_each(|d| *d *= scale);
     for (d, &token) in d.chunks_exact(bare.spec.hidden).zip(tokens) {
-        let (first, step) = to.of_row(token as usize);
-        let out = gradients[first..].iter_mut().step_by(step);
-        out.zip(d).for_each(|(out, d)| *out += d * scale);
+        gradients.add_rows(&bare.pool, &to.starting_at(token as usize), bare.spec.hidden, d);
     }
 }
 
@@ -130,7 +130,7 @@ impl Ends {
         labels: &[i32],
         scale: f32,
         x: &mut [f32],
-        gradients: Option<&mut [f32]>,
+        gradients: Option<&mut Gradients>,
         s: &mut Scratch,
     ) -> f64 {
         let width = products.bare.spec.hidden;
@@ -157,10 +157,10 @@ impl Ends {
             return loss;
         }
         room(&mut self.dnormed, size).fill(0.0);
-        self.each_chunk(products, &sites.head, Some(gradients), scale, s);
+        self.each_chunk(products, &sites.head, Some(&mut *gradients), scale, s);
         let (hidden, dnormed) = (&self.hidden[..size], &self.dnormed[..size]);
         let dhidden = room(&mut self.dhidden, size);
-        norm_backward(products.bare, &sites.final_norm, hidden, dnormed, dhidden, false, gradients);
+        norm_backward(products.bare, &sites.final_norm, hidden, dnormed, dhidden, false, gradients, s);
         for (d, &row) in dhidden.chunks_exact(width).zip(&self.rows) {
             x[row * width..][..width].copy_from_slice(d);
         }
@@ -181,7 +181,7 @@ impl Ends {
         &mut self,
         products: &Products,
         head: &Site,
-        mut gradients: Option<&mut [f32]>,
+        mut gradients: Option<&mut Gradients>,
         scale: f32,
         s: &mut Scratch,
     ) {

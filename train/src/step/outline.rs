@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bantam_core::arena::ALIGNMENT;
 use bantam_core::layouts::panels::Taken;
-use bantam_core::layouts::{FLOAT32, Layout, Precision, Shape};
+use bantam_core::layouts::{Precision, Shape};
+use bantam_core::ops::backward::attention;
 use bantam_core::ops::backward::loss::Entropy;
-use bantam_core::ops::backward::products::{Rows, cross_floats, tile_floats, transposed_floats};
-use bantam_core::ops::backward::{attention, halves};
+use bantam_core::ops::backward::numbers::Rows;
+use bantam_core::ops::backward::products::{BLOCK, cross_floats, floats, form, transposed_floats};
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_core::{Cpu, Norm, Slot};
 use bantam_model::adapter::Adapter;
-use bantam_model::bare::{Places, is_filled, places};
+use bantam_model::bare::{is_filled, places};
 use bantam_model::engine::stored;
 use bantam_model::formats::on_load::OnLoad;
 use bantam_model::plan::{Options, Plan};
@@ -22,6 +23,7 @@ use bantam_model::source::{Source, SourceError};
 use bantam_model::spec::{LayerSpec, ModelSpec};
 
 use super::TrainError;
+use super::gradients::Gradients;
 use super::head::{CHUNK, EndSites, Sites};
 use super::low::Lows;
 use super::parameters::{Parameter, Parameters};
@@ -40,6 +42,8 @@ pub struct Load {
     pub halves: bool,
     /// Whether what layers compute is kept until backward has read it.
     pub layers: bool,
+    /// Whether gradients are kept in bfloat16.
+    pub short_gradients: bool,
     /// Threads that compute.
     pub threads: usize,
     /// Whether changes see less than all of their inputs.
@@ -99,7 +103,6 @@ pub struct Outline {
 pub(super) struct Room {
     pub(super) words: usize,
     pub(super) up: usize,
-    pub(super) tiles: usize,
     pub(super) between: usize,
     /// Gradients of that.
     pub(super) behind: usize,
@@ -113,7 +116,6 @@ impl Room {
         Room {
             words: self.words.max(other.words),
             up: self.up.max(other.up),
-            tiles: self.tiles.max(other.tiles),
             between: self.between.max(other.between),
             behind: self.behind.max(other.behind),
             part: self.part.max(other.part),
@@ -148,22 +150,20 @@ impl Room {
         });
         let head = ends.head.part(0, CHUNK.min(ends.head.shape().rows));
         let head = of(&head, load.labelled, and_back);
-        of_layers.fold(head, Room::with)
+        // Sums of a norm's weight and bias; sinks are fewer.
+        let sums = if and_back { 2 * ends.final_norm.norm.width } else { 0 };
+        let sums = Room { part: sums, ..Room::default() };
+        of_layers.fold(head.with(sums), Room::with)
     }
 
     fn of_product(cpu: Cpu, lows: &Lows, site: &Site, tokens: usize, is_backward: bool, load: &Load) -> Room {
-        let halves = load.halves && halves::exist(cpu);
-        let halved = site.halved(halves).is_some();
+        let form = form(cpu, load.halves);
+        let is_wide = site.wide().is_some();
         let (Shape { rows, columns }, matrix) = (site.shape(), &site.matrix);
-        let panels = |layout: &dyn Layout, columns| {
-            panel_bytes(layout.form(Precision::Exact, cpu), columns, tokens).div_ceil(4)
-        };
-        let rounded = |columns| halves::floats(columns, tokens, load.threads);
-        let crossed = |outputs, columns| match halves {
-            true => halves::cross_floats(outputs, tokens, load.threads),
-            false => cross_floats(columns, tokens),
-        };
-        let words = if halved { rounded(columns) } else { panels(matrix.layout, matrix.width()) };
+        let multiplied = |columns| floats(form, columns, tokens, load.threads);
+        let panels =
+            || panel_bytes(matrix.layout.form(Precision::Exact, cpu), matrix.width(), tokens).div_ceil(4);
+        let words = if is_wide { multiplied(columns) } else { panels() };
         let mut room = Room { words, ..Room::default() };
         if is_backward {
             let taken = Taken {
@@ -172,28 +172,26 @@ impl Room {
                 times: matrix.times,
             };
             let tiles = Rows::Tiles { layout: matrix.layout, tiles: &[], taken };
-            let turned = if halved { rounded(rows) } else { transposed_floats(&tiles, site.shape(), tokens) };
+            let turned = match is_wide {
+                true => multiplied(rows),
+                false => transposed_floats(form, &tiles, site.shape(), tokens, load.threads),
+            };
             room.words = room.words.max(turned);
             room.part = if site.bias_to.is_some() { rows } else { 0 };
             if let Some(target) = site.weight_to {
-                room.words = room.words.max(crossed(rows, columns));
-                let part = if target.straight(rows).is_some() { 0 } else { rows * columns };
+                room.words = room.words.max(cross_floats(form, rows, tokens, load.threads));
+                let is_summed_there = target.straight(rows).is_some() && !load.short_gradients;
+                let part = if is_summed_there { 0 } else { BLOCK.min(rows) * columns };
                 room.part = room.part.max(part);
             }
         }
         let Some(at) = site.low else { return room };
         let low = &lows.list[at.low];
-        let (down, up) = (low.down_shape(), Shape { rows: low.ranks, columns: rows });
-        let words = [low.inputs, rows].map(|columns| match halves {
-            true => rounded(columns),
-            false => panels(FLOAT32, columns),
-        });
         let between = tokens * low.ranks;
         if !is_backward {
             return room.with(Room {
-                words: words[0],
+                words: multiplied(low.inputs),
                 up: rows * low.ranks,
-                tiles: if halves { 0 } else { tile_floats(down) },
                 between,
                 part: if low.has_lengths() { rows } else { 0 },
                 ..Room::default()
@@ -201,9 +199,8 @@ impl Room {
         }
         let lengths = if low.has_lengths() { tokens * rows } else { 0 };
         room.with(Room {
-            words: words[0].max(words[1]),
+            words: multiplied(low.inputs).max(multiplied(rows)),
             up: rows * low.ranks,
-            tiles: if halves { 0 } else { tile_floats(down).max(tile_floats(up)) },
             between,
             behind: between,
             part: (rows * low.ranks).max(low.ranks * low.inputs).max(lengths),
@@ -215,7 +212,7 @@ impl Room {
     fn floats(&self) -> usize {
         // What stands between both matrices of a change has a gradient, and so have inputs of which some are dropped.
         let between = self.between + self.behind;
-        self.words + self.up + self.tiles + between + self.part + self.scaled + 2 * self.dropped
+        self.words + self.up + between + self.part + self.scaled + 2 * self.dropped
     }
 }
 
@@ -261,17 +258,14 @@ impl Outline {
         let plan = Plan::in_floats(&source.spec, known, is_trained, Options::SMALLEST, cpu);
         let plan = plan.map_err(|plan| SourceError::Plan { folder: source.folder().into(), source: plan })?;
         let parameters = Parameters::of_model((&source.spec, &plan), &source.checkpoint, is_trained)?;
-        Ok(Outline::new(source, plan, &Places::new(), cpu, parameters, Lows::default()))
+        Ok(Outline::new(source, plan, cpu, parameters, Lows::default()))
     }
 
-    /// As [`Training::adapter`](super::Training::adapter), or
-    /// [`Training::adapter_in_halves`](super::Training::adapter_in_halves), with an adapter whose numbers nobody asks
-    /// for.
+    /// As [`Training::adapter`](super::Training::adapter), with an adapter whose numbers nobody asks for.
     pub fn adapter(
         source: &Source,
         adapter: &Adapter,
         quantization: Option<&'static OnLoad>,
-        halves: bool,
         cpu: Cpu,
     ) -> Result<Outline, TrainError> {
         let options = Options { quantization, ..Options::SMALLEST };
@@ -279,20 +273,13 @@ impl Outline {
         let plan = plan.map_err(|plan| SourceError::Plan { folder: source.folder().into(), source: plan })?;
         let mut parameters = Parameters::of_wholes((&source.spec, &plan), adapter)?;
         let lows = Lows::of_adapter(&plan, adapter, &mut parameters)?;
-        let places = if halves { places(&plan, &source.checkpoint, cpu) } else { Places::new() };
-        Ok(Outline::new(source, plan, &places, cpu, parameters, lows))
+        Ok(Outline::new(source, plan, cpu, parameters, lows))
     }
 
-    fn new(
-        source: &Source,
-        plan: Plan,
-        places: &Places,
-        cpu: Cpu,
-        parameters: Parameters,
-        lows: Lows,
-    ) -> Outline {
-        let sites = Sites::new(&source.spec, &plan, places, &parameters, &lows);
-        let filled = plan.fills.iter().filter(|fill| !is_filled(fill, places));
+    fn new(source: &Source, plan: Plan, cpu: Cpu, parameters: Parameters, lows: Lows) -> Outline {
+        let places = places(&plan, &source.checkpoint);
+        let sites = Sites::new(&source.spec, &plan, &places, &parameters, &lows);
+        let filled = plan.fills.iter().filter(|fill| !is_filled(fill, &places));
         let empty: usize = filled.map(|fill| fill.slot().bytes.next_multiple_of(ALIGNMENT)).sum();
         let filled_bytes = plan.weight_bytes - empty;
         Outline { spec: source.spec.clone(), plan, filled_bytes, cpu, parameters, lows, sites }
@@ -330,7 +317,7 @@ impl Outline {
             ("weights", self.filled_bytes),
             ("weights in files, at once", self.lying_bytes()),
             ("adapter", own),
-            ("gradients", 4 * self.parameters.count),
+            ("gradients", Gradients::bytes(self.parameters.count, load.short_gradients)),
             ("inputs of layers", load.tokens * hidden * layers * number),
             (if load.layers { "layers forward" } else { "a layer forward" }, 4 * kept.forward),
             ("a layer backward", 4 * kept.backward),

@@ -152,7 +152,8 @@ impl Room {
         let head = of(&head, load.labelled, and_back);
         // Sums of a norm's weight and bias; sinks are fewer.
         let sums = if and_back { 2 * ends.final_norm.norm.width } else { 0 };
-        of_layers.fold(head.with(Room { part: sums, ..Room::default() }), Room::with)
+        let sums = Room { part: sums, ..Room::default() };
+        of_layers.fold(head.with(sums), Room::with)
     }
 
     fn of_product(cpu: Cpu, lows: &Lows, site: &Site, tokens: usize, is_backward: bool, load: &Load) -> Room {
@@ -186,11 +187,10 @@ impl Room {
         }
         let Some(at) = site.low else { return room };
         let low = &lows.list[at.low];
-        let words = [low.inputs, rows].map(multiplied);
         let between = tokens * low.ranks;
         if !is_backward {
             return room.with(Room {
-                words: words[0],
+                words: multiplied(low.inputs),
                 up: rows * low.ranks,
                 between,
                 part: if low.has_lengths() { rows } else { 0 },
@@ -199,7 +199,7 @@ impl Room {
         }
         let lengths = if low.has_lengths() { tokens * rows } else { 0 };
         room.with(Room {
-            words: words[0].max(words[1]),
+            words: multiplied(low.inputs).max(multiplied(rows)),
             up: rows * low.ranks,
             between,
             behind: between,

@@ -252,7 +252,7 @@ fn a_killed_preparation_from_a_gguf_file_leaves_whole_models_or_none() {
 fn nothing_is_written_out_for_what_is_refused() {
     let (folder, text) = (Folder::new(), Folder::new());
     let model = repository("tests/goldens/quant/gguf-llama/model-Q8_0.gguf");
-    let short = text.write("short.txt", "Three words here".to_owned());
+    let short = text.write("short.txt", "Three words here");
     let output = folder.path("made");
     for (arguments, word) in [
         (&["--to", "mxfp4"][..], "stacked experts"),

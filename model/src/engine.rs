@@ -169,6 +169,19 @@ impl Placed {
     pub fn forecast(plan: &Plan, vram: usize) -> Option<Placed> {
         Some(Placed::of(plan, &fitting(plan, vram)?))
     }
+
+    /// Refuses bytes of a card that hold no part of a plan.
+    pub fn check(plan: &Plan, card: &str, vram: usize) -> Result<(), NoCard> {
+        fitting(plan, vram).map(|_| ()).ok_or_else(|| too_small(plan, card, vram))
+    }
+}
+
+fn too_small(plan: &Plan, card: &str, vram: usize) -> NoCard {
+    NoCard::TooSmall(format!(
+        "{card} has {vram} bytes for it, of which activations take {} and the rest holds no part of the model; raise \
+         --vram, or lower --chunk",
+        beside(plan)
+    ))
 }
 
 /// Bytes of a card that are no part of the model.
@@ -338,13 +351,7 @@ impl Engine {
         // A card's own bookkeeping needs some of what it calls free.
         let wanted = vram.map_or(free - free / 16, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let budget = (wanted.min(free) as f64 * part) as usize;
-        let on_card = fitting(&self.plan, budget).ok_or_else(|| {
-            let beside = beside(&self.plan);
-            NoCard::TooSmall(format!(
-                "{name} has {budget} bytes for it, of which activations take {beside} and the rest holds no part of \
-                 the model; raise --vram, or lower --chunk"
-            ))
-        })?;
+        let on_card = fitting(&self.plan, budget).ok_or_else(|| too_small(&self.plan, &name, budget))?;
         let placed = Placed::of(&self.plan, &on_card);
         self.backend.take(&self.plan, found, on_card)?;
         Ok(Placed { card: [cards.label(), name], bytes: self.backend.card_bytes(), ..placed })

@@ -3,6 +3,7 @@
 use bantam_daemon::cards::Device;
 use bantam_model::card::NoCard;
 use bantam_model::engine::{Engine, Placed};
+use bantam_model::plan::Plan;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -44,12 +45,38 @@ impl DeviceFlags {
         }
     }
 
-    /// Puts a model that was just loaded where it is to be.
-    pub(crate) fn place(&self, engine: &mut Engine) -> Result<(), Failure> {
-        let device = self.device.unwrap_or(Device::Auto);
+    fn device(&self) -> Device {
+        self.device.unwrap_or(Device::Auto)
+    }
+
+    /// Refuses what cannot be on this machine, and with a plan what of it no card would compute: before any weight is
+    /// read.
+    pub(crate) fn check(&self, plan: Option<&Plan>) -> Result<(), Failure> {
+        let device = self.device();
         if device == Device::Cpu && self.vram.is_some() {
             return Err(usage("--vram: --device cpu uses none; leave one of them out"));
         }
+        if !self.is_given() {
+            return Ok(());
+        }
+        let seen = match (device.check(self.vram), device) {
+            (Ok(seen), _) => seen,
+            (Err(error @ NoCard::TooSmall(_)), _) => return Err(usage(format!("--vram: {error}"))),
+            (Err(error), _) => return Err(usage(not_by(device, &error))),
+        };
+        match (seen, plan, device) {
+            (Some(seen), Some(plan), Device::Cuda(_)) => {
+                let vram = self.vram.map_or(seen.bytes, |vram| vram.min(seen.bytes));
+                let vram = usize::try_from(vram).unwrap_or(usize::MAX);
+                Placed::check(plan, &seen.name, vram).map_err(|error| refused(not_by(device, &error)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts a model that was just loaded where it is to be.
+    pub(crate) fn place(&self, engine: &mut Engine) -> Result<(), Failure> {
+        let device = self.device();
         match (device.place(engine, self.vram), device) {
             (Ok(None), _) => {}
             (Ok(Some(placed)), _) => {
@@ -57,15 +84,17 @@ impl DeviceFlags {
                     output::say(&line(&placed));
                 }
             }
-            (Err(error), Device::Cuda(_)) => {
-                return Err(refused(format!("--device {device}: {error}; or compute with --device cpu")));
-            }
+            (Err(error), Device::Cuda(_)) => return Err(refused(not_by(device, &error))),
             // Most machines have no card, and `bantam doctor` says why.
             (Err(NoCard::Absent(_)), _) if !self.is_given() => {}
             (Err(error), _) => output::say(&format!("{error}: the processor computes")),
         }
         Ok(())
     }
+}
+
+fn not_by(device: Device, error: &NoCard) -> String {
+    format!("--device {device}: {error}; or compute with --device cpu")
 }
 
 /// What stands on a card, for people.

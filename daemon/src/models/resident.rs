@@ -44,10 +44,14 @@ pub(crate) fn desk_options(settings: &Settings) -> Options {
     }
 }
 
+/// Bytes of the card that the settings name, where they do.
+fn vram(settings: &Settings) -> Option<u64> {
+    Some(settings.vram.0).filter(|&bytes| bytes > 0)
+}
+
 /// Puts a model on the card that the settings name.
 fn place(engine: &mut Engine, settings: &Settings) -> Result<Option<Placed>, Unusable> {
-    let vram = Some(settings.vram.0).filter(|&bytes| bytes > 0);
-    match settings.device.place(engine, vram) {
+    match settings.device.place(engine, vram(settings)) {
         Ok(placed) => {
             if let Some(Placed { card: [device, name], bytes, is_whole, .. }) = &placed {
                 tracing::info!(device, name, bytes, is_whole, "on a card");
@@ -78,6 +82,7 @@ impl Resident {
         let began = Instant::now();
         let (source, cpu) = (&opened.source, Cpu::detect());
         let plan = source.plan(recipe.options, cpu)?;
+        settings.device.check(vram(settings)).map_err(|error| SourceError::Load(LoadError::Card(error)))?;
         let native = store.filter(|_| !recipe.no_cache).and_then(|store| Native::of(source, &plan, store));
         let mut engine = source.load(recipe.options, cpu, recipe.threads, native.as_ref(), tell)?;
         let is_mapped = engine.is_mapped();

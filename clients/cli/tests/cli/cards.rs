@@ -1,6 +1,8 @@
 //! A card beside the processor: the same answers, and what is said where there is none. The card is a stand-in
 //! (`tests/cusim`), which the built program finds where it would find the driver.
 
+use std::fs;
+use std::path::Path;
 use std::process::Output;
 
 use bantam_cusim::{FOLDER, requires_card};
@@ -62,14 +64,14 @@ fn replies_are_the_same_on_a_card_and_with_a_part_of_the_model_there() {
 fn without_a_card_the_processor_computes_or_it_is_said_why_not() {
     let model = golden("gpt_neox");
     let wanted = answer(bantam(&run(&model, &["--device", "cpu"])));
-    let cases: [(&[(&str, &str)], &str); 3] = [
-        (&[("CUSIM_DEVICES", "0")], "finds no card"),
-        (&[("CUSIM_VERSION", "12000")], "is for CUDA 12.0, needed is 12.2"),
-        (&[("CUSIM_BYTES", "200000")], "lower --chunk"),
+    let cases: [(&[(&str, &str)], &str, i32); 3] = [
+        (&[("CUSIM_DEVICES", "0")], "finds no card", 2),
+        (&[("CUSIM_VERSION", "12000")], "is for CUDA 12.0, needed is 12.2", 2),
+        (&[("CUSIM_BYTES", "200000")], "lower --chunk", 1),
     ];
-    for (variables, why) in cases {
+    for (variables, why, code) in cases {
         let Some(refused) = with_card(&run(&model, &["--device", "cuda:0"]), variables) else { return };
-        assert_eq!(refused.status.code(), Some(1));
+        assert_eq!(refused.status.code(), Some(code));
         assert!(
             said(&refused).contains(why) && said(&refused).contains("--device cpu"),
             "{}",
@@ -90,6 +92,47 @@ fn without_a_card_the_processor_computes_or_it_is_said_why_not() {
         let refused = bantam(&run(&model, flags));
         assert!(refused.status.code() == Some(2) && said(&refused).contains(why), "{}", said(&refused));
     }
+}
+
+/// A folder with a golden's model whose weights nobody may read: they are no numbers.
+fn unreadable() -> String {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cards-unreadable");
+    fs::create_dir_all(&folder).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        let from = Path::new(&golden("gpt_neox")).join(name);
+        let mut bytes = fs::read(from).unwrap();
+        if name == "model.safetensors" {
+            let header = 8 + usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+            bytes[header..].fill(0xff);
+        }
+        fs::write(folder.join(name), bytes).unwrap();
+    }
+    folder.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_no_card_of_this_machine_can_do_is_refused_before_weights_are_read() {
+    let model = unreadable();
+    let read = bantam(&run(&model, &["--device", "cpu"]));
+    assert_eq!(read.status.code(), Some(1), "{}", said(&read));
+    let none: &[(&str, &str)] = &[("CUSIM_DEVICES", "0")];
+    let cases: [(&[&str], &[(&str, &str)], &str); 8] = [
+        (&["--device", "cuda"], none, "finds no card"),
+        (&["--device", "cuda:3"], &[], "finds no card 3, only those up to cuda:0"),
+        (&["--device", "cuda:x"], &[], "expected auto, cpu, cuda or cuda:N"),
+        (&["--device", "cuda", "--vram", "257MiB"], &[], "expected at most 268435456 bytes"),
+        (&["--vram", "257MiB"], &[], "expected at most 268435456 bytes"),
+        (&["--device", "cpu", "--vram", "1MiB"], &[], "uses none"),
+        (&["--vram", "0"], &[], "expected bytes such as 6GiB"),
+        (&["--vram", "4 gigs"], &[], "expected bytes such as 6GiB"),
+    ];
+    for (flags, variables, why) in cases {
+        let Some(refused) = with_card(&run(&model, flags), variables) else { return };
+        let error = said(&refused);
+        assert!(refused.status.code() == Some(2) && error.contains(why), "{flags:?}: {error}");
+    }
+    let small = with_card(&run(&model, &["--device", "cuda", "--vram", "100000"]), &[]).unwrap();
+    assert!(small.status.code() == Some(1) && said(&small).contains("raise --vram"), "{}", said(&small));
 }
 
 /// One allocation that is refused leads to a smaller share, all that are refused to the processor.

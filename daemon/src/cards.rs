@@ -43,6 +43,20 @@ impl Device {
         }
     }
 
+    /// How its card is spelled; the processor is none.
+    pub(crate) fn label(self) -> String {
+        self.card().map_or(String::new(), |card| card.label())
+    }
+
+    /// Looks whether its card is there.
+    ///
+    /// # Errors
+    /// Where it is not, or none is meant.
+    pub(crate) fn look(self) -> Result<Seen, NoCard> {
+        let none = || NoCard::Absent("the processor alone computes: models.device is cpu".to_owned());
+        self.card().ok_or_else(none)?.look()
+    }
+
     /// Looks at the card, if it is one, before anything of a model is read.
     ///
     /// # Errors

@@ -330,9 +330,10 @@ impl Engine {
     }
 
     /// Puts as much of the model on a card as `vram` bytes hold, or what is free there; the rest stays with the
-    /// processor, and so does everything where it fails. To be asked right after loading.
+    /// processor, and so does everything where it fails. What stood on a card before leaves it first, and open
+    /// sequences go on: their keys and values move along. Rows of the last step are gone.
     pub fn place(&mut self, cards: &dyn Cards, vram: Option<u64>) -> Result<&Placed, NoCard> {
-        assert!(self.sequences.are_none_open(), "a model is placed before it is used");
+        self.leave_card();
         let first = self.place_within(cards, vram, 1.0);
         // Somebody else may have taken memory meanwhile.
         let placed = match first {
@@ -353,8 +354,20 @@ impl Engine {
         let budget = (wanted.min(free) as f64 * part) as usize;
         let on_card = fitting(&self.plan, budget).ok_or_else(|| too_small(&self.plan, &name, budget))?;
         let placed = Placed::of(&self.plan, &on_card);
-        self.backend.take(&self.plan, found, on_card)?;
+        self.backend.take(&self.plan, found, on_card, &self.sequences.pages())?;
         Ok(Placed { card: [cards.label(), name], bytes: self.backend.card_bytes(), ..placed })
+    }
+
+    /// Takes back what stands on a card, and its memory: the processor goes on with everything. Where the card was lost
+    /// meanwhile, open sequences are to be read again. Rows of the last step are gone.
+    pub fn leave_card(&mut self) {
+        if self.placed.take().is_none() {
+            return;
+        }
+        self.tokens.clear();
+        if self.backend.leave(&self.plan.caches, &self.sequences.pages()).is_err() {
+            self.sequences.lose();
+        }
     }
 
     /// What a card has of the model; nothing once that is lost.

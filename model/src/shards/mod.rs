@@ -9,6 +9,8 @@
 mod fresh;
 mod on_card;
 
+use std::ops::Range;
+
 use bantam_core::arena::disjoint;
 use bantam_core::{
     Activation, Attention, Backend, Batch, CpuBackend, Heads, KvCache, Matrix, Norm, Product, Region, Rope,
@@ -74,6 +76,19 @@ fn scratch(plan: &Plan) -> Slot {
     Slot { region: Region::Work, offset: plan.work_bytes, bytes: 4 * rows * plan.options.chunk }
 }
 
+/// Pages of the caches that stand on a card: where they are here and there.
+fn pieces(on_card: &OnCard, caches: &[KvCache], pages: &[Range<usize>]) -> Vec<(Slot, Slot)> {
+    let there = caches.iter().filter_map(|cache| Some((cache, on_card.cache(cache.slot)?)));
+    let of = |(cache, there): (&KvCache, Slot)| {
+        let part = |slot: Slot, pages: &Range<usize>| {
+            let bytes = cache.page_bytes();
+            Slot { offset: slot.offset + pages.start * bytes, bytes: pages.len() * bytes, ..slot }
+        };
+        pages.iter().map(|pages| (part(cache.slot, pages), part(there, pages))).collect::<Vec<_>>()
+    };
+    there.flat_map(of).collect()
+}
+
 impl Shards {
     pub(crate) fn new(host: CpuBackend<MmapMut, Threads>) -> Self {
         Shards { host, shard: None }
@@ -87,8 +102,14 @@ impl Shards {
         Needs { weights, cache, work, rows, tables, results: RESULTS_BYTES, panels, precision }
     }
 
-    /// Takes memory of a card and puts there what is to stand on it.
-    pub(crate) fn take(&mut self, plan: &Plan, found: Box<dyn Found>, on_card: OnCard) -> Result<(), NoCard> {
+    /// Takes memory of a card and puts there what is to stand on it; of the cache the pages that hold anything.
+    pub(crate) fn take(
+        &mut self,
+        plan: &Plan,
+        found: Box<dyn Found>,
+        on_card: OnCard,
+        pages: &[Range<usize>],
+    ) -> Result<(), NoCard> {
         let needs = Self::needs(plan, on_card.weight_bytes(), on_card.cache_bytes());
         let mut card = found.take(&needs)?;
         let scratch = scratch(plan);
@@ -98,6 +119,9 @@ impl Shards {
         for (from, to) in on_card.copies() {
             card.upload(to, self.host.arena().read(from));
         }
+        for (from, to) in pieces(&on_card, &plan.caches, pages) {
+            card.upload(to, self.host.arena().read(from));
+        }
         if let Some(fault) = card.fault() {
             return Err(NoCard::Failed(fault.to_string()));
         }
@@ -105,6 +129,19 @@ impl Shards {
         let fresh = Fresh::new(&plan.work);
         self.shard = Some(Shard { card, on_card, fresh, scratch, routes_here: false });
         Ok(())
+    }
+
+    /// Brings keys and values of these pages back and lets the card go.
+    pub(crate) fn leave(&mut self, caches: &[KvCache], pages: &[Range<usize>]) -> Result<(), CardFault> {
+        let Some(mut shard) = self.shard.take() else { return Ok(()) };
+        for (to, from) in pieces(&shard.on_card, caches, pages) {
+            let to = self.host.arena_mut().write(to);
+            shard.card.fetch(from, &mut |first, piece| {
+                let piece: &[u8] = bytemuck::cast_slice(piece);
+                to[4 * first..][..piece.len()].copy_from_slice(piece);
+            });
+        }
+        shard.card.fault().map_or(Ok(()), Err)
     }
 
     /// Bytes of a card that were taken.

@@ -2,8 +2,9 @@
 //! (`tests/cusim`), which the built program finds where it would find the driver.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use bantam_cusim::{FOLDER, requires_card};
 use serde_json::Value;
@@ -165,6 +166,81 @@ fn a_card_that_is_lost_ends_the_reply_with_an_error() {
     }
 }
 
+/// Bytes of the card by the daemon's own word: of its models, used, and those that may be.
+fn on_card() -> [u64; 3] {
+    let told = json(&["models", "--json"]);
+    let models = told["models"].as_array().unwrap().iter();
+    let of = |device: &Value| (device["device"] == "cuda:0").then(|| device.clone());
+    let card = told["devices"].as_array().unwrap().iter().find_map(of).unwrap_or_default();
+    let bytes = |value: &Value| value.as_u64().unwrap_or(0);
+    let stands = models.map(|model| bytes(&model["on_cards"]["cuda:0"])).sum();
+    [stands, bytes(&card["used_bytes"]), bytes(&card["budget_bytes"])]
+}
+
+#[test]
+fn a_reply_goes_on_while_its_model_leaves_the_card_and_comes_back() {
+    let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
+    let model = golden("gpt_neox");
+    let mut long = run(&model, &[]);
+    let count = long.iter().position(|flag| *flag == "--max-new-tokens").unwrap();
+    long[count + 1] = "120";
+    let context = long.iter().position(|flag| *flag == "--context").unwrap();
+    long[context + 1] = "128";
+    let wanted = answer(bantam(&long));
+    let _served = Served::start_with(&["--models-device", "cuda"], &[("LD_LIBRARY_PATH", folder)]);
+    let mut reply = program(&long).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut begun = [0];
+    reply.stdout.as_mut().unwrap().read_exact(&mut begun).unwrap();
+    let [whole, used, all] = on_card();
+    assert!(whole > 0 && used == whole && all == 256 << 20, "{whole} {used} {all}");
+    let part = (whole * 3 / 4).to_string();
+    for (budget, [least, most]) in
+        [(part.as_str(), [1, whole * 3 / 4]), ("0", [0, 0]), ("256MiB", [whole, whole])]
+    {
+        let told = json(&["budget", budget, "--device", "cuda:0", "--json"]);
+        let [stands, used, all] = on_card();
+        assert!((least..=most).contains(&stands) && used == stands, "{budget}: {stands}, {told}");
+        assert_eq!(told["devices"][1]["budget_bytes"].as_u64(), Some(all));
+    }
+    assert!(reply.try_wait().unwrap().is_none(), "it had ended before");
+    let reply = reply.wait_with_output().unwrap();
+    assert!(reply.status.success(), "{}", said(&reply));
+    let text = String::from_utf8([&begun[..], &reply.stdout].concat()).unwrap();
+    assert_eq!(text, wanted);
+    for (arguments, why) in [
+        (["budget", "1GiB", "--device", "cuda:0"], "expected at most 268435456, all that cuda:0 has"),
+        (["budget", "1GiB", "--device", "cuda:7"], "expected \"ram\" or \"cuda:0\""),
+        (["budget", "0", "--device", "ram"], "models need some"),
+    ] {
+        let refused = bantam(&arguments);
+        assert!(!refused.status.success() && said(&refused).contains(why), "{}", said(&refused));
+    }
+    answer(bantam(&["unload", &model]));
+    assert_eq!(on_card()[..2], [0, 0], "all is given back");
+}
+
+#[test]
+fn models_share_the_card() {
+    let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
+    let [first, second] = ["gpt_neox", "qwen3"].map(golden);
+    let _served = Served::start_with(&[], &[("LD_LIBRARY_PATH", folder)]);
+    let load = |model: &str| {
+        answer(bantam(&["load", model, "--context", "64"]));
+        on_card()[0]
+    };
+    let one = load(&first);
+    json(&["budget", &(one + one / 4).to_string(), "--device", "cuda:0", "--json"]);
+    // What the first has left does not hold any of the second.
+    assert_eq!(load(&second), one);
+    json(&["budget", "200MiB", "--device", "cuda:0", "--json"]);
+    let both = on_card()[0];
+    assert!(both > one, "{both}");
+    // The last used comes first.
+    answer(bantam(&["load", &first]));
+    json(&["budget", &one.to_string(), "--device", "cuda:0", "--json"]);
+    assert_eq!(on_card()[..2], [one, one]);
+}
+
 #[test]
 fn a_daemon_computes_on_a_card_and_outlives_it() {
     let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
@@ -185,6 +261,7 @@ fn a_daemon_computes_on_a_card_and_outlives_it() {
         let lost = ask();
         assert_eq!(lost.status.code(), Some(1));
         assert!(said(&lost).contains("the card failed at"), "{}", said(&lost));
+        assert_eq!(on_card()[0], 0, "nothing stands on a card that is lost");
         assert_eq!(ids(ask()), wanted, "the next one is the processor's");
     }
     let _served = Served::start_with(&flags, &[("LD_LIBRARY_PATH", folder), ("CUSIM_DEVICES", "0")]);

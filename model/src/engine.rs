@@ -145,7 +145,7 @@ pub struct Placed {
     pub cache_bytes: usize,
     /// Whether the processor has nothing to compute.
     pub is_whole: bool,
-    /// Layers whose attention it computes, and all.
+    /// Key heads of all layers whose attention it computes, and all.
     pub attention: [usize; 2],
     /// Bytes of feed-forward blocks that it computes with, and all.
     pub blocks: [usize; 2],
@@ -489,6 +489,9 @@ impl Engine {
                 is_done
             }
         };
+        if is_done {
+            self.backend.end_step();
+        }
         let sound = self.check();
         if !is_done || sound.is_err() {
             let feeds = self.feeds.iter();

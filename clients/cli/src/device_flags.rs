@@ -115,10 +115,10 @@ pub(crate) fn line(placed: &Placed) -> String {
 
 /// What of a model a card computes.
 pub(crate) fn shares(placed: &Placed) -> String {
-    let [layers, of] = placed.attention;
+    let [heads, of] = placed.attention;
     let [bytes, all] = placed.blocks;
     let percent = 100.0 * bytes as f64 / all.max(1) as f64;
-    format!("attention of {layers} of {of} layers, {percent:.0} % of feed-forward blocks")
+    format!("attention of {heads} of {of} key heads, {percent:.0} % of feed-forward blocks")
 }
 
 /// The same for scripts.
@@ -130,7 +130,7 @@ pub(crate) fn as_json(placed: &Placed) -> Value {
         "weight_bytes": placed.weight_bytes,
         "cache_bytes": placed.cache_bytes,
         "is_whole": placed.is_whole,
-        "attention_layers": placed.attention[0],
+        "attention_heads": placed.attention,
         "block_bytes": placed.blocks[0],
     })
 }

@@ -10,7 +10,7 @@ use bantam_cuda::{Card, CudaBackend, OneOf, Sizes};
 use bantam_cusim::{child, is_child, requires_card};
 use bantam_model::card::NoCard;
 use bantam_model::decoder::Decoder;
-use bantam_model::engine::{Chunk, Engine, Placed, StepError, stored};
+use bantam_model::engine::{Chunk, Engine, ExpertsMet, Placed, StepError, stored};
 use bantam_model::plan::{Options, Plan};
 use bantam_model::{memory, weights};
 use bantam_tests::{MODELS, check_close, floats, ids, model_folder, open, options, repository};
@@ -173,6 +173,57 @@ fn a_model_stands_on_the_card_in_any_part() {
             check_close(&format!("{model} at {part}"), &logits, &wanted);
             assert_eq!(same, tokens, "{model} at {part}");
         }
+    }
+}
+
+/// A card that has room for half of the experts comes to have those that are asked for: few at a time, and with the
+/// processor's results all the while.
+#[test]
+fn experts_that_are_met_often_move_to_the_card() {
+    if !is_child("experts_that_are_met_often_move_to_the_card", &[]) {
+        return;
+    }
+    const STEPS: usize = 40;
+    for model in ["mixtral", "gpt_oss-mxfp4"] {
+        let options = Options { sequences: 1, chunk: 16, context: 128, logits_rows: 1, ..options() };
+        let load = || bantam_tests::load(&model_folder(model), options, Cpu::detect(), 2);
+        let run = |engine: &mut Engine| {
+            let sequence = engine.open().expect("there is room");
+            let mut met = Vec::new();
+            let mut logits = Vec::new();
+            for step in 0..STEPS {
+                // The same few tokens, so the same few experts.
+                engine.step(&[Chunk { sequence, tokens: &[[3, 5][step % 2]] }]).expect("a step as planned");
+                logits.extend_from_slice(engine.try_logits(&[0]).expect("the card is well"));
+                met.push(engine.experts_met());
+            }
+            (logits, met)
+        };
+        let (wanted, none) = run(&mut load());
+        assert!(none.iter().all(Option::is_none), "the processor has all of them");
+        let mut engine = load();
+        let whole = Placed::forecast(engine.plan(), usize::MAX).expect("it fits");
+        // Less and less, until half of the experts have no room.
+        let half = |vram: &usize| {
+            let placed = Placed::forecast(engine.plan(), *vram);
+            placed.is_some_and(|placed| placed.attention[0] > 0 && placed.blocks[0] <= placed.blocks[1] / 2)
+        };
+        let vram = (1..400).rev().map(|part| whole.bytes / 400 * part).find(half).expect("some have");
+        engine.place(&OneOf(0), Some(vram as u64)).expect("the stand-in has room");
+        let (found, met) = run(&mut engine);
+        check_close(model, &found, &wanted);
+        let met: Vec<ExpertsMet> = met.into_iter().map(|met| met.expect("some stand there")).collect();
+        let share = |from: usize, to: usize| {
+            let (a, b) = (met[from], met[to]);
+            (b.on_card - a.on_card) as f64 / (b.places - a.places) as f64
+        };
+        let (early, late) = (share(0, 8), share(STEPS - 9, STEPS - 1));
+        let moved = met[STEPS - 1].moved;
+        println!("{model}: {early:.2} of the places on the card at first, {late:.2} later, {moved} moved");
+        assert!(moved > 0 && moved as f64 <= 1.4 * STEPS as f64 + 4.0, "{model}: {moved} moved");
+        assert!(late >= early && late > 0.5, "{model}: {early:.2}, then {late:.2}");
+        let last_moves = met[STEPS - 1].moved - met[STEPS / 2].moved;
+        assert!(last_moves <= 4, "{model}: {last_moves} still moved for what does not change");
     }
 }
 

@@ -132,6 +132,17 @@ pub struct Engine {
     recorder: Option<Recorder>,
 }
 
+/// Experts that stand on a card one by one, while tokens were made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExpertsMet {
+    /// Rows that were sent to experts, each counted once for each of its experts.
+    pub places: u64,
+    /// Of these, how many found theirs on the card.
+    pub on_card: u64,
+    /// Experts that moved there for others, after it was filled.
+    pub moved: u64,
+}
+
 /// What of a model a card has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
@@ -373,6 +384,11 @@ impl Engine {
     /// What a card has of the model; nothing once that is lost.
     pub fn placed(&self) -> Option<&Placed> {
         self.placed.as_ref()
+    }
+
+    /// How often experts were met on the card; nothing where none stand there one by one.
+    pub fn experts_met(&self) -> Option<ExpertsMet> {
+        self.backend.experts_met()
     }
 
     /// The weights as they lie in memory, as the plan says.

@@ -8,6 +8,7 @@ use bantam_core::{Routed, Slot};
 use super::Host;
 use super::stacks::Stacks;
 use crate::card::Card;
+use crate::engine::ExpertsMet;
 use crate::placement::{Action, Event, Habits, HotExperts};
 
 /// The card's experts, and the places of a layer's rows on both sides.
@@ -24,6 +25,7 @@ pub(super) struct Hot {
     divided: Option<[usize; 2]>,
     experts: Vec<u16>,
     actions: Vec<Action>,
+    pub(super) met: ExpertsMet,
 }
 
 impl Hot {
@@ -38,6 +40,7 @@ impl Hot {
             divided: None,
             experts: Vec::with_capacity(experts),
             actions: Vec::with_capacity(places + 1),
+            met: ExpertsMet::default(),
         }
     }
 
@@ -45,6 +48,7 @@ impl Hot {
     pub(super) fn fill(&mut self, stacks: &Stacks, host: &Host, card: &mut dyn Card) {
         self.policy.fill();
         self.copy(stacks, host, card);
+        self.met = ExpertsMet::default();
     }
 
     /// All layers are through: some experts may take the places of others.
@@ -64,6 +68,7 @@ impl Hot {
             }
             // Copies are queued in front of what the next step computes.
             self.policy.step(Event::Uploaded(ticket));
+            self.met.moved += 1;
         }
     }
 
@@ -102,6 +107,8 @@ impl Hot {
             let words = &self.words[..1 + 4 * choice.experts + on_card];
             card.upload(routed.slot, bytemuck::cast_slice(words));
         }
+        self.met.places += choice.places(rows) as u64;
+        self.met.on_card += on_card as u64;
         *self.divided.insert([on_card, choice.places(rows) - on_card])
     }
 

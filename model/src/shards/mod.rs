@@ -24,6 +24,7 @@ use bantam_core::{
 use memmap2::MmapMut;
 
 use crate::card::{CardFault, Found, Needs, NoCard};
+use crate::engine::ExpertsMet;
 use crate::memory;
 use crate::plan::Plan;
 use crate::pool::Threads;
@@ -131,6 +132,11 @@ impl Shards {
         let fault = self.shard.as_ref()?.card.fault()?;
         self.shard = None;
         Some(fault)
+    }
+
+    /// How often experts were met on the card.
+    pub(crate) fn experts_met(&self) -> Option<ExpertsMet> {
+        self.shard.as_ref()?.hot.as_ref().map(|hot| hot.met)
     }
 
     /// All layers are through.

@@ -191,9 +191,9 @@ fn experts_that_are_met_often_move_to_the_card() {
             let sequence = engine.open().expect("there is room");
             let mut met = Vec::new();
             let mut logits = Vec::new();
-            for step in 0..STEPS {
-                // The same few tokens, so the same few experts.
-                engine.step(&[Chunk { sequence, tokens: &[[3, 5][step % 2]] }]).expect("a step as planned");
+            for _ in 0..STEPS {
+                // The same token, so mostly the same experts.
+                engine.step(&[Chunk { sequence, tokens: &[3] }]).expect("a step as planned");
                 logits.extend_from_slice(engine.try_logits(&[0]).expect("the card is well"));
                 met.push(engine.experts_met());
             }

@@ -70,7 +70,8 @@ impl Device {
         match vram.filter(|&vram| vram > seen.bytes) {
             None => Ok(Some(seen)),
             Some(vram) => Err(NoCard::TooSmall(format!(
-                "expected at most {} bytes, all that {} ({}) has, found {vram}; take less, or leave it out for what is free",
+                "expected at most {} bytes, all that {} ({}) has, found {vram}; take less, or leave it out for \
+                 what is free",
                 seen.bytes,
                 card.label(),
                 seen.name

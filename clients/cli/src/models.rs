@@ -85,7 +85,7 @@ pub(crate) struct Budget {
     /// Bytes, such as 6GiB; without it, shows what holds. Models leave a card of which they may take 0
     #[arg(value_name = "SIZE", value_parser = some_or_no_bytes)]
     size: Option<u64>,
-    /// Whose: ram, or a card such as cuda:0, from which models move to the processor and back without being loaded again
+    /// Whose: ram, or a card such as cuda:0; models move off it and back without being loaded again
     #[arg(long, value_name = "DEVICE", default_value = RAM, requires = "size")]
     device: String,
     /// Writes a JSON object

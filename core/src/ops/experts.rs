@@ -126,11 +126,11 @@ impl<'a> Routing<'a> {
     /// Divides places between two sides, of which each gets its own, counted from 0 and beginning with those of its
     /// first expert: `elsewhere` says which experts the other side has, and as which of its matrices. Here all are
     /// counted on, those of the other side first, and segments are gone. Returns how many these are.
-    pub fn divide(
+    pub fn divide<'b>(
         &mut self,
         elsewhere: impl Fn(usize) -> Option<u32>,
-        there: &mut Routing,
-        here: &mut Routing,
+        there: &mut Routing<'b>,
+        here: &mut Routing<'b>,
     ) -> usize {
         let is_there = |segment: &Segment| elsewhere(segment[0] as usize).is_some();
         let counts = |segment: &&Segment| is_there(segment);

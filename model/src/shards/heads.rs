@@ -1,5 +1,5 @@
-//! Attention of a layer on the card: all of it, or so many key heads with the query heads that ask them and their part of
-//! the cache. Which these are is arithmetic over slots; nothing is repacked, so a part is whole tiles.
+//! Attention of a layer on the card: all of it, or so many key heads with the query heads that ask them and their part
+//! of the cache. Which these are is arithmetic over slots; nothing is repacked, so a part is whole tiles.
 
 use bantam_core::arena::ALIGNMENT;
 use bantam_core::layouts::TILE_ROWS;
@@ -73,8 +73,8 @@ impl<'a> Divided<'a> {
     }
 }
 
-/// How many key heads of every layer have room: all, or as many of each as far as it goes, so that both sides compute at
-/// once in every layer, and a step more of the first ones.
+/// How many key heads of every layer have room: all, or as many of each as far as it goes, so that both sides compute
+/// at once in every layer, and a step more of the first ones.
 pub(super) fn shared(layers: &[Divided], left: usize) -> Vec<usize> {
     let total: usize = layers.iter().map(|layer| layer.bytes(layer.all())).sum();
     let part = (left as f64 / total.max(1) as f64).min(1.0);

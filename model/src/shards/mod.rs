@@ -314,7 +314,9 @@ impl Backend for Shards {
     fn rotate(&mut self, rows: usize, angles: Slot, heads: Heads, x: Slot) {
         let Some(shard) = &mut self.shard else { return self.host.rotate(rows, angles, heads, x) };
         if let Some(Split { there, here, .. }) = shard.fresh.split(x) {
-            [At::Host, At::Card].map(|at| shard.need(&mut self.host, angles, angles.bytes / 4, at));
+            for at in [At::Host, At::Card] {
+                shard.need(&mut self.host, angles, angles.bytes / 4, at);
+            }
             let of = |channels: usize| Heads { count: channels / heads.width, ..heads };
             shard.card.rotate(rows, angles, of(there), x);
             return self.host.rotate(rows, angles, of(here), x);

@@ -329,7 +329,9 @@ impl Pieces {
         let stacks = if self.take(&every, left) { None } else { Stacks::take(self, &mixed, left) };
         if stacks.is_none() {
             // Those that differ stand there by whole layers.
-            mixed.iter().for_each(|layer| drop(self.take(&of(layer), left)));
+            for layer in &mixed {
+                self.take(&of(layer), left);
+            }
         }
         let share = (*left as f64 / total.max(1) as f64).min(1.0);
         for linear in dense().flat_map(linears).flatten() {

@@ -1,6 +1,6 @@
-//! Experts on the card one by one: places of one size for experts of any layer, as many as have room. Each part of an expert
-//! (a matrix, its biases) has a stack of its own there, in which a place is a number: kernels take it as they take an
-//! expert's number in the host's stacks.
+//! Experts on the card one by one: places of one size for experts of any layer, as many as have room. Each part of an
+//! expert (a matrix, its biases) has a stack of its own there, in which a place is a number: kernels take it as they
+//! take an expert's number in the host's stacks.
 
 use bantam_core::{Matrix, Product, Slot};
 

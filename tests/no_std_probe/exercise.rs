@@ -228,7 +228,8 @@ fn experts(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
     }
     let choice = Choice { experts: 2, chosen: 1 };
     let [x, logits, out, routing] = slots.rows;
-    let routed = Routed { choice, slot: routing.first(choice.bytes(2).ok_or("the size of a routing")? / 4) };
+    let slot = routing.first(choice.bytes(2).ok_or("the size of a routing")? / 4);
+    let routed = Routed { choice, slot, part: None };
     probe.arena_mut().floats_mut(x).fill(1.0);
     probe.arena_mut().floats_mut(logits)[..4].copy_from_slice(&[0.0, 1.0, 1.0, 0.0]);
     probe.route(&routed, 2, logits.first(4));

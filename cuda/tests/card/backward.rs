@@ -118,7 +118,7 @@ fn experts_backwards_match_the_processor() {
     let memory = choice.bytes(rows).expect("small") / 4;
     let counts = [rows * choice.experts, memory, places, rows * width, places, rows * choice.experts];
     work(counts, |card, [logits, slot, parts, dy, dparts, dlogits], values| {
-        let routed = Routed { choice, slot };
+        let routed = Routed { choice, slot, part: None };
         card.route(&routed, rows, logits);
         card.combine_back(&routed, [rows, width], [parts, dy], [dparts, dlogits]);
         let [vlogits, mut memory, vparts, vdy, mut vdparts, mut vdlogits] = values;

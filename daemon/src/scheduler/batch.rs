@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bantam_model::engine::{Chunk, StepError};
 
-use super::desk::{Job, Phase, Shared, State};
+use super::desk::{Job, Move, Phase, Shared, State};
 use super::figures::{add, add_time, average, set};
 use super::queue::Wish;
 use super::ring::{Begun, Flow};
@@ -69,6 +69,7 @@ impl<S: Steps> Batch<S> {
         assert!(limits.sequences <= limits.chunk, "a step holds a token of every sequence");
         let sequences = limits.sequences;
         set(&shared.cells.free_positions, steps.free_positions());
+        shared.lock().placed = steps.placed().cloned();
         Batch {
             steps,
             phase: Phase::Serving,
@@ -112,7 +113,13 @@ impl<S: Steps> Batch<S> {
     /// What was said at the desk.
     fn hear(&mut self, now: Duration) {
         if self.shared.is_news.swap(false, Ordering::AcqRel) {
-            self.phase = self.shared.lock().phase;
+            let mut state = self.shared.lock();
+            self.phase = state.phase;
+            let movement = state.movement.take();
+            drop(state);
+            if let Some(movement) = movement {
+                self.place(movement);
+            }
         }
         let is_over = match self.phase {
             Phase::Serving => return,
@@ -123,6 +130,14 @@ impl<S: Steps> Batch<S> {
         if is_over {
             (0..self.runs.len()).rev().for_each(|i| self.end(i, Err(Failure::Draining), now));
         }
+    }
+
+    /// Moves what stands on a card.
+    fn place(&mut self, Move { device, bytes, done }: Move) {
+        let placed = self.steps.place(device, bytes);
+        self.shared.lock().placed = self.steps.placed().cloned();
+        // Who asked may have gone.
+        let _ = done.send(placed);
     }
 
     /// Sends away all who wait.
@@ -315,6 +330,10 @@ impl<S: Steps> Batch<S> {
     /// The engine has failed: so has everybody in it. Where its weights are gone, so has everybody after them.
     fn fail(&mut self, error: StepError, now: Duration) {
         // First, so that whoever hears of the end finds it so.
+        if let StepError::Card(fault) = error {
+            tracing::error!(%fault, "the card is lost: the processor computes");
+            self.shared.lock().placed = None;
+        }
         if error == StepError::Fault {
             self.phase = Phase::Broken(error);
             let mut state = self.shared.lock();
@@ -437,6 +456,7 @@ impl<S: Steps> Drop for Batch<S> {
         if state.phase != Phase::Stopped {
             state.phase = Phase::Gone;
         }
+        (state.movement, state.placed) = (None, None);
         drop(state);
         self.leave_queue(|state| state.waiting.dismissed(), |_| Failure::Gone);
         set(&self.shared.cells.running, 0);

@@ -6,6 +6,9 @@ use std::io::Read;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
+/// Variables of the environment.
+type Pairs<'a> = &'a [(&'a str, &'a str)];
+
 use bantam_cusim::{FOLDER, requires_card};
 use serde_json::Value;
 
@@ -65,7 +68,7 @@ fn replies_are_the_same_on_a_card_and_with_a_part_of_the_model_there() {
 fn without_a_card_the_processor_computes_or_it_is_said_why_not() {
     let model = golden("gpt_neox");
     let wanted = answer(bantam(&run(&model, &["--device", "cpu"])));
-    let cases: [(&[(&str, &str)], &str, i32); 3] = [
+    let cases: [(Pairs, &str, i32); 3] = [
         (&[("CUSIM_DEVICES", "0")], "finds no card", 2),
         (&[("CUSIM_VERSION", "12000")], "is for CUDA 12.0, needed is 12.2", 2),
         (&[("CUSIM_BYTES", "200000")], "lower --chunk", 1),
@@ -117,7 +120,7 @@ fn what_no_card_of_this_machine_can_do_is_refused_before_weights_are_read() {
     let read = bantam(&run(&model, &["--device", "cpu"]));
     assert_eq!(read.status.code(), Some(1), "{}", said(&read));
     let none: &[(&str, &str)] = &[("CUSIM_DEVICES", "0")];
-    let cases: [(&[&str], &[(&str, &str)], &str); 8] = [
+    let cases: [(&[&str], Pairs, &str); 8] = [
         (&["--device", "cuda"], none, "finds no card"),
         (&["--device", "cuda:3"], &[], "finds no card 3, only those up to cuda:0"),
         (&["--device", "cuda:x"], &[], "expected auto, cpu, cuda or cuda:N"),

@@ -257,7 +257,7 @@ fn nothing_is_written_out_for_what_is_refused() {
     for (arguments, word) in [
         (&["--to", "mxfp4"][..], "stacked experts"),
         (&["--to", "nf4", "--ram", "1MiB"], "expected at least"),
-        (&["--to", "gptq", "--group-size", "48"], "48"),
+        (&["--to", "awq", "--method", "nearest", "--group-size", "48"], "divides"),
         (&["--to", "gptq", "--calibration", &short], "at least one sequence"),
         (&["--to", "ternary", "--method", "ptbitnet", "--mean-removal"], "biases"),
         (&["--to", "nf4", "--evaluate", &short], "at least one window"),

@@ -51,6 +51,8 @@ struct Run {
 /// An engine with everybody that it serves.
 pub struct Batch<S: Steps> {
     steps: S,
+    /// Whether something stands on a card, as far as the desk knows.
+    is_placed: bool,
     shared: Arc<Shared>,
     phase: Phase,
     /// In the order of their admission.
@@ -69,9 +71,12 @@ impl<S: Steps> Batch<S> {
         assert!(limits.sequences <= limits.chunk, "a step holds a token of every sequence");
         let sequences = limits.sequences;
         set(&shared.cells.free_positions, steps.free_positions());
-        shared.lock().placed = steps.placed().cloned();
+        let placed = steps.placed().cloned();
+        let is_placed = placed.is_some();
+        shared.lock().placed = placed;
         Batch {
             steps,
+            is_placed,
             phase: Phase::Serving,
             runs: Vec::with_capacity(sequences),
             views: Vec::with_capacity(sequences),
@@ -135,9 +140,16 @@ impl<S: Steps> Batch<S> {
     /// Moves what stands on a card.
     fn place(&mut self, Move { device, bytes, done }: Move) {
         let placed = self.steps.place(device, bytes);
-        self.shared.lock().placed = self.steps.placed().cloned();
+        self.tell_placed();
         // Who asked may have gone.
         let _ = done.send(placed);
+    }
+
+    /// Lets the desk know what stands on a card.
+    fn tell_placed(&mut self) {
+        let placed = self.steps.placed().cloned();
+        self.is_placed = placed.is_some();
+        self.shared.lock().placed = placed;
     }
 
     /// Sends away all who wait.
@@ -298,6 +310,10 @@ impl<S: Steps> Batch<S> {
         self.take_rows();
         let now = self.shared.clock.now();
         let chosen = self.choose(now);
+        // Rows of a request may have met a card that was lost.
+        if self.is_placed && self.steps.placed().is_none() {
+            self.tell_placed();
+        }
         let now = self.shared.clock.now();
         add_time(&self.shared.cells.busy_ns, now.saturating_sub(begun));
         for i in (0..self.runs.len()).rev() {
@@ -332,7 +348,7 @@ impl<S: Steps> Batch<S> {
         // First, so that whoever hears of the end finds it so.
         if let StepError::Card(fault) = error {
             tracing::error!(%fault, "the card is lost: the processor computes");
-            self.shared.lock().placed = None;
+            self.tell_placed();
         }
         if error == StepError::Fault {
             self.phase = Phase::Broken(error);

@@ -181,7 +181,7 @@ fn a_model_stands_on_the_card_in_any_part() {
         }
     }
     println!("{by_heads} families divided by heads, {by_experts} by experts");
-    // A layer of a single key head cannot be; nor one whose heads are too narrow for a tile each.
+    // Where a layer has a single key head, its attention stands on one side.
     assert!(by_heads >= 8 && by_experts == 3, "{by_heads} by heads, {by_experts} by experts");
 }
 

@@ -244,7 +244,7 @@ fn a_killed_preparation_leaves_whole_models_or_none() {
 #[test]
 fn a_killed_preparation_from_a_gguf_file_leaves_whole_models_or_none() {
     let model = repository("tests/goldens/quant/gguf-llama/model-Q8_0.gguf");
-    check_killed(&model, &[&adapter("lora-llama"), "--to", "ternary", "--clean"]);
+    check_killed(&model, &[&adapter("lora-llama"), "--to", "ternary"]);
 }
 
 /// What does not go together is refused before a model is written out.

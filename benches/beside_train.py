@@ -4,7 +4,9 @@
     python benches/beside_train.py --bantam target/release/bantam --model FOLDER --kind lora --threads 2 --rounds 3
 
 Needs torch and transformers, and peft for `--kind lora`. Supervised training of a bf16 checkpoint with gradient
-checkpointing, AdamW, no accumulation. Each program runs in a process of its own, they take turns, and each says
+checkpointing, AdamW, no accumulation. `--rival` says what the other computes in: `bf16` holds weights, gradients and
+means in bfloat16; `autocast` holds all that is trained in float32 and multiplies in bfloat16, as LLaMA-Factory does
+with `bf16: true`; `fp32` is for processors for which PyTorch has no fast product in bfloat16. Each program runs in a process of its own, they take turns, and each says
 how long its steps took after the first, which warms up; memory is the peak of the process as the system counts it.
 Made-up weights tell speeds and memory; that losses and gradients are the same is for the tests.
 """
@@ -84,7 +86,7 @@ def bantam_speed(log):
 def rival(given, data):
     command = [sys.executable, __file__, "--as-rival", "--model", given.model, "--kind", given.kind, "--data", data,
                "--threads", str(given.threads), "--steps", str(given.steps), "--batch", str(given.batch),
-               "--length", str(given.length)]
+               "--length", str(given.length), "--rival", given.rival]
     told = child(command, given.threads)
     return told["peak"], json.loads(told["out"].splitlines()[-1])["tokens_per_s"]
 
@@ -95,7 +97,8 @@ def as_rival(given):
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.bfloat16, attn_implementation="sdpa")
+    dtype = torch.float32 if given.rival == "fp32" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=dtype, attn_implementation="sdpa")
     model.config.use_cache = False
     if given.kind == "lora":
         from peft import LoraConfig, get_peft_model
@@ -105,12 +108,18 @@ def as_rival(given):
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    if given.rival == "autocast":
+        for parameter in trained:
+            parameter.data = parameter.data.float()
+    # What the Trainer of transformers takes with this PyTorch: all of a step in one pass.
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     found = [json.loads(line) for line in open(given.data)]
     began = None
     for step in range(given.steps + 1):
         batch = torch.tensor([row["input_ids"] for row in found[step * given.batch:(step + 1) * given.batch]])
-        model(input_ids=batch, labels=batch).loss.backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=given.rival == "autocast"):
+            loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -128,6 +137,7 @@ def main():
     parser.add_argument("--bantam", default="target/release/bantam")
     parser.add_argument("--model", required=True)
     parser.add_argument("--kind", choices=["lora", "full"], default="lora")
+    parser.add_argument("--rival", choices=["bf16", "autocast", "fp32"], default="bf16")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="that are measured, after the first")
@@ -151,7 +161,7 @@ def main():
             theirs.append((speed, bytes_))
             print(f"round {round_ + 1}: bantam {ours[-1][0]:.2f} tokens/s, {ours[-1][1] / 1e9:.2f} GB; "
                   f"rival {theirs[-1][0]:.2f} tokens/s, {theirs[-1][1] / 1e9:.2f} GB", flush=True)
-    print(f"\n{given.kind}, {given.batch} x {given.length} tokens, {given.threads} threads, {given.rounds} rounds: "
+    print(f"\n{given.kind} beside {given.rival}, {given.batch} x {given.length} tokens, {given.threads} threads, {given.rounds} rounds: "
           "medians, least and most in brackets")
     for name, found in [("bantam", ours), ("transformers", theirs)]:
         print(f"{name:14} tokens/s {spread([one[0] for one in found], 2)}, "

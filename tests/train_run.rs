@@ -11,7 +11,7 @@ use bantam_core::Cpu;
 use bantam_model::engine::Chunk;
 use bantam_model::source::Source;
 use bantam_tests::{model_folder, options, trained};
-use bantam_train::data::prepare;
+use bantam_train::data::{Prepared, prepare};
 use bantam_train::run::{self, Outcome, Progress, RunError, Watch, check as check_settings, prepared, train};
 use bantam_train::settings::Settings;
 use serde_json::Value;
@@ -49,6 +49,14 @@ impl Scratch {
 
     /// The same over the model in a folder.
     fn train_over(&self, model: &Path, output: &str, yaml: &str, end: Option<u64>) -> Result<Run, RunError> {
+        let (settings, source, prepared) = self.begin(model, output, yaml);
+        let mut seen = Seen { losses: Vec::new(), measured: Vec::new(), notes: Vec::new(), end };
+        let outcome = train(&settings, source, &prepared, (Cpu::detect(), 2), &mut seen)?;
+        Ok(Run { outcome, seen, output: self.0.join(output) })
+    }
+
+    /// What such a run begins with.
+    fn begin(&self, model: &Path, output: &str, yaml: &str) -> (Settings, Source, Prepared) {
         let (rows, output) = (self.0.join("rows.jsonl"), self.0.join(output));
         let usual = format!(
             "model_name_or_path: {}\ndataset_path: {}\ndataset_type: tokenized\noutput_dir: {}\n\
@@ -67,9 +75,7 @@ impl Scratch {
         let source = run::open(&settings, model).unwrap();
         let vocab = u32::try_from(source.spec.vocab).unwrap();
         let prepared = prepare(&settings.data, settings.stage, 42, vocab, None).unwrap();
-        let mut seen = Seen { losses: Vec::new(), measured: Vec::new(), notes: Vec::new(), end };
-        let outcome = train(&settings, source, &prepared, (Cpu::detect(), 2), &mut seen)?;
-        Ok(Run { outcome, seen, output })
+        (settings, source, prepared)
     }
 }
 
@@ -183,6 +189,79 @@ fn check(model: &str, label: &str, yaml: &str, weights: &str) {
 #[test]
 fn adapters_are_trained() {
     check("llama-tied", "lora", LORA, "adapter_model.safetensors");
+}
+
+#[test]
+fn smooth_labels_noise_and_the_arguments_of_a_schedule_are_resumed_to_the_bit() {
+    let yaml = format!(
+        "{LORA}label_smoothing_factor: 0.1\nneftune_noise_alpha: 5\nlr_scheduler_type: cosine_with_min_lr\n\
+         lr_scheduler_kwargs: {{min_lr_rate: 0.5}}\n"
+    );
+    check("llama-tied", "smooth", &yaml, "adapter_model.safetensors");
+    let scratch = Scratch::new("plain");
+    let first = |yaml: &str| scratch.train("llama-tied", "run", yaml, None).unwrap();
+    let short = "max_steps: 1\noverwrite_output_dir: true\n";
+    let [plain, smooth, noisy] = ["", "label_smoothing_factor: 0.1\n", "neftune_noise_alpha: 5\n"]
+        .map(|more| first(&format!("{LORA}{short}{more}")).seen.losses[0]);
+    assert!(plain != smooth && plain != noisy, "{plain} {smooth} {noisy}");
+    let run = first(&format!("{yaml}overwrite_output_dir: true\n"));
+    let rates: Vec<f64> = run.log().iter().map(|line| line["lr"].as_f64().unwrap()).collect();
+    assert!(rates.iter().skip(1).all(|rate| *rate > 0.005), "{rates:?}");
+}
+
+/// LLaMA-Factory's rule: the factor is how often the context goes into `cutoff_len`, rounded up.
+#[test]
+fn positions_are_bent_as_the_configuration_would_say() {
+    let scratch = Scratch::new("bent");
+    let folder = scratch.0.join("short");
+    fs::create_dir_all(&folder).unwrap();
+    let place = model_folder("llama-tied");
+    fs::copy(place.join("model.safetensors"), folder.join("model.safetensors")).unwrap();
+    let config: Value = serde_json::from_slice(&fs::read(place.join("config.json")).unwrap()).unwrap();
+    let write = |context: usize, scaling: Value| {
+        let mut config = config.clone();
+        config["max_position_embeddings"] = context.into();
+        config["rope_scaling"] = scaling;
+        fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    };
+    let full = "finetuning_type: full\nmax_steps: 2\noverwrite_output_dir: true\ncutoff_len: 12\n";
+    let run = |yaml: &str| scratch.train_over(&folder, "run", &format!("{full}{yaml}"), None).unwrap();
+    let plain = || {
+        write(5, Value::Null);
+        run("").seen.losses
+    };
+    let unbent = plain();
+    for (kind, more) in [
+        ("linear", serde_json::json!({})),
+        ("dynamic", serde_json::json!({ "original_max_position_embeddings": 5 })),
+        ("yarn", serde_json::json!({ "original_max_position_embeddings": 5 })),
+        (
+            "llama3",
+            serde_json::json!({
+                "original_max_position_embeddings": 5, "low_freq_factor": 1.0, "high_freq_factor": 4.0
+            }),
+        ),
+    ] {
+        let mut told = more;
+        told["rope_type"] = kind.into();
+        told["factor"] = 3.0.into();
+        write(15, told.clone());
+        let wanted = run("").seen.losses;
+        write(5, serde_json::json!({ "type": "linear", "factor": 7.0 }));
+        let found = run(&format!("rope_scaling: {kind}\n"));
+        assert_eq!(found.seen.losses, wanted, "{kind}");
+        assert_eq!(wanted == unbent, kind == "dynamic", "{kind}");
+        let config = found.json("config.json");
+        assert_eq!((&config["rope_scaling"], &config["max_position_embeddings"]), (&told, &15.into()));
+        assert!(
+            found.seen.notes.iter().any(|note| note.contains("new config.json")),
+            "{:?}",
+            found.seen.notes
+        );
+    }
+    write(512, Value::Null);
+    let note = &run("rope_scaling: yarn\n").seen.notes;
+    assert!(note.iter().any(|note| note.contains("rope_scaling changes nothing")), "{note:?}");
 }
 
 #[test]
@@ -344,6 +423,26 @@ fn tensorboard_is_told_of_every_step_once() {
     assert_eq!((told(&files[0], "train/loss"), told(&files[0], "eval/loss")), (2, 1));
     assert_eq!((told(&files[1], "train/loss"), told(&files[1], "eval/loss")), (1, 2));
     assert_eq!((told(&files[0], "train/train_loss"), told(&files[1], "train/train_loss")), (0, 1));
+}
+
+#[test]
+fn what_is_measured_counts_in_the_memory_that_is_said() {
+    let scratch = Scratch::new("said");
+    let said = |yaml: &str| {
+        let yaml = format!("val_size: 5\nper_device_train_batch_size: 1\n{yaml}");
+        let (settings, source, prepared) = scratch.begin(&model_folder("llama-tied"), "said", &yaml);
+        let forecast = run::forecast(&settings, &source, &prepared, (Cpu::detect(), 2)).unwrap();
+        assert_eq!(forecast.bytes(), forecast.parts.iter().map(|(_, bytes)| bytes).sum::<u64>());
+        let part = |name: &str| forecast.parts.iter().find(|(what, _)| *what == name).unwrap().1;
+        ["a layer forward", "a layer backward", "products", "head and loss", "data"].map(part)
+    };
+    let never = said("per_device_eval_batch_size: 5\n");
+    let one = said("per_device_eval_batch_size: 1\ndo_eval: true\n");
+    let all = said("per_device_eval_batch_size: 5\ndo_eval: true\n");
+    // Rows have 9 to 12 tokens.
+    assert!(one[0] >= never[0] && one[0] < 2 * never[0], "{never:?} {one:?}");
+    assert!(all[0] > 3 * never[0] && all[2] > never[2] && all[3] > 2 * never[3], "{never:?} {all:?}");
+    assert_eq!((all[1], all[4] > never[4] / 2), (never[1], true), "nothing goes back through it");
 }
 
 #[test]

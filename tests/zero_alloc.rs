@@ -24,6 +24,7 @@ use bantam_model::engine::{Chunk, Engine, StepError};
 use bantam_model::formats::on_load::way;
 use bantam_model::generate::{Finish, Generation, Turn};
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
+use bantam_model::gguf::restore::Restored;
 use bantam_model::native::{Native, Store};
 use bantam_model::placement::{Action, Event, Habits, HotExperts, Ticket};
 use bantam_model::plan::Options;
@@ -32,10 +33,10 @@ use bantam_model::source::Source;
 use bantam_model::tokenizer::Tokenizer;
 use bantam_tests::{Noise, model_folder, open, repository, trained};
 use bantam_train::optimizer::{AdamW, Group, Muon, Optimizer, Rule, Variant, clip};
-use bantam_train::step::outline::{Load, Outline};
+use bantam_train::step::outline::{Load, Measured, Outline};
 use bantam_train::step::parameters::Parameter;
 use bantam_train::step::{Batch, Training};
-use counting::{ALIVE, counters};
+use counting::{ALIVE, PEAK, counters};
 
 /// Allocations, frees and mappings so far. Reading the mappings allocates, so the counters are read on the inside.
 #[derive(Debug, PartialEq, Eq)]
@@ -341,9 +342,30 @@ fn mapped(options: Options) {
     std::fs::remove_dir_all(&folder).expect("the folder is ours");
 }
 
+/// GGUF files are written out within the memory that is said beforehand.
+fn restoring() {
+    let folder = std::env::temp_dir().join(format!("bantam-restored-{}", std::process::id()));
+    let families = ["gpt_oss", "mixtral", "llama", "phi3", "gpt_neox"];
+    let families = families.map(|family| format!("quant-made/gguf-families/model-{family}.gguf"));
+    let blocks = ["Q4_K", "TQ2_0"].map(|kind| format!("quant/gguf-llama/model-{kind}.gguf"));
+    for file in families.iter().chain(&blocks) {
+        let source = Source::open(&repository(&format!("tests/goldens/{file}"))).expect("the model opens");
+        std::fs::create_dir_all(&folder).expect("a folder of our own");
+        let before = ALIVE.load(SeqCst);
+        PEAK.store(before, SeqCst);
+        let restoring = Restored::new(&source).expect("it can be written out").expect("it is a GGUF file");
+        restoring.write(&folder, 1 << 40, &mut |_| {}).expect("there is room");
+        let (found, said) = (PEAK.load(SeqCst) - before, restoring.memory_bytes() as usize);
+        println!("{file}: at most {found} bytes on the heap while it is written out, {said} were said");
+        assert!(found <= said && said < 3 * found, "{file}: {found}, not {said}");
+        std::fs::remove_dir_all(&folder).expect("it is ours");
+    }
+}
+
 fn main() {
     experts();
     training();
+    restoring();
     let everything = GenerationFlags {
         max_new_tokens: Some(101),
         temperature: Some(1.3),
@@ -411,18 +433,23 @@ fn training_steps(what: &str, outline: &Outline, load: Load, make: impl FnOnce()
         Group { rule, rate: 1e-3, decay: 0.1 }
     };
     let mut optimizer = Optimizer::new(&training, group);
+    // A batch that is only measured may be the larger one.
+    let (tokens, documents) = ((1..151).collect::<Vec<u32>>(), [70, 80]);
+    let labels: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
+    let measured = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
     let mut step = || {
         training.clear();
-        training.loss(&batch).expect("a sound batch");
+        training.loss(&measured).expect("a sound batch");
         training.step(&batch, 0.1).expect("a sound batch");
         clip(&mut training, 1.0);
         optimizer.step(&mut training, 1.0);
     };
     step();
-    let load = Load { tokens: 59, labelled: 59, longest: 39, threads: 3, ..load };
+    let measured = Measured { tokens: 150, labelled: 150, longest: 80 };
+    let load = Load { tokens: 59, labelled: 59, longest: 39, threads: 3, measured, ..load };
     let parts = outline.memory(&load);
     let said: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
-    let optimizer_bytes: u64 = Optimizer::bytes_for(outline.parameters(), Cpu::detect(), group).iter().sum();
+    let optimizer_bytes: u64 = Optimizer::bytes_for(outline.parameters(), 3, group).iter().sum();
     let said = (said + optimizer_bytes) as usize - outline.mapped_bytes();
     let found = ALIVE.load(SeqCst) - before;
     println!("{what}: {found} bytes stay on the heap, {said} were said: {parts:?}");
@@ -450,15 +477,25 @@ fn training() {
             training
         });
     }
+    let source = open("gpt_neox");
+    let outline = Outline::some(&source, &|_| true, cpu).expect("it has a plan");
+    let load = Load { halves: true, short_gradients: true, ..Load::default() };
+    training_steps("gpt_neox with short gradients", &outline, load, || {
+        let mut training = Training::full(&source, cpu, 3).expect("it can be trained");
+        training.in_halves();
+        training.shorten_gradients();
+        training
+    });
     let adapter = repository("tests/goldens/lora/lora-dora-llama");
     let source = open("llama-tied").adapted(&adapter).expect("the adapter opens");
     let nested = way("bnb-4bit");
     let opened = source.adapter.as_deref().expect("it was opened");
-    let outline = Outline::adapter(&source, opened, nested, true, cpu).expect("it has a plan");
+    let outline = Outline::adapter(&source, opened, nested, cpu).expect("it has a plan");
     let load = Load { halves: true, drops: true, ..Load::default() };
     training_steps("lora-dora-llama over four bits", &outline, load, || {
-        let mut training = Training::adapter_in_halves(&source, nested, cpu, 3).expect("it can be trained");
+        let mut training = Training::adapter(&source, nested, cpu, 3).expect("it can be trained");
         training.drop_inputs(0.1, 42);
+        training.in_halves();
         training
     });
 }

@@ -243,6 +243,15 @@ pub struct Routed {
     pub choice: Choice,
     /// In the work region, [`Choice::bytes`].
     pub slot: Slot,
+    /// Places that are computed here, where others are elsewhere: the first so many.
+    pub part: Option<usize>,
+}
+
+impl Routed {
+    /// Places of `rows` rows that are computed here.
+    pub fn places(&self, rows: usize) -> usize {
+        self.part.unwrap_or(self.choice.places(rows))
+    }
 }
 
 /// What the input of [`Backend::matmul_experts`] has rows for.

@@ -57,7 +57,7 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> CpuBackend<M, P> {
     fn products(&mut self, rows: usize, routed: Option<(&Routed, RowPer)>, x: Slot, products: &[Product]) {
         let Arena { weights, work, .. } = &mut self.arena;
         let columns = products[0].matrix.shape.columns;
-        let places = routed.map_or(rows, |(routed, _)| routed.choice.places(rows));
+        let places = routed.map_or(rows, |(routed, _)| routed.places(rows));
         let x_rows = match routed {
             Some((_, RowPer::Place)) => places,
             _ => rows,

@@ -28,6 +28,14 @@ pub enum Absent {
     /// A driver, and nothing to drive.
     #[error("the NVIDIA driver finds no card")]
     NoDevice,
+    /// Cards, and not so many.
+    #[error("the NVIDIA driver finds no card {number}, only those up to cuda:{}", .cards - 1)]
+    NoSuchDevice {
+        /// The one that was asked for, counted from 0.
+        number: usize,
+        /// How many there are.
+        cards: usize,
+    },
     /// A card before Turing.
     #[error("{name} has compute capability {}.{}, needed is {}.{} or later", .found.0, .found.1, OLDEST.0, OLDEST.1)]
     OldDevice {
@@ -133,8 +141,10 @@ pub fn look(number: usize) -> Result<Seen, Absent> {
     if (found as u32) < DRIVER {
         return Err(Absent::OldDriver(found as u32));
     }
-    if result::device::get_count().map_err(failed("counting cards"))? as usize <= number {
-        return Err(Absent::NoDevice);
+    match result::device::get_count().map_err(failed("counting cards"))? as usize {
+        0 => return Err(Absent::NoDevice),
+        cards if cards <= number => return Err(Absent::NoSuchDevice { number, cards }),
+        _ => {}
     }
     let failed = || failed("looking at the card");
     let device = result::device::get(number as i32).map_err(failed())?;

@@ -1,22 +1,23 @@
 //! A card as an engine takes it: one of the machine's, found by its number.
 
 use bantam_core::Slot;
-use bantam_model::card::{CardFault, Cards, Found, Needs, NoCard};
+use bantam_model::card::{CardFault, Cards, Found, Needs, NoCard, Seen};
 
 use crate::backend::{CudaBackend, Sizes};
-use crate::driver::{Absent, Card, Fault};
+use crate::driver::{self, Absent, Card, Fault};
 
 /// The card with this number.
 #[derive(Debug, Clone, Copy)]
 pub struct OneOf(pub usize);
 
 impl Cards for OneOf {
+    fn look(&self) -> Result<Seen, NoCard> {
+        let driver::Seen { name, bytes, .. } = driver::look(self.0).map_err(absent)?;
+        Ok(Seen { name, bytes: bytes as u64 })
+    }
+
     fn find(&self) -> Result<Box<dyn Found>, NoCard> {
-        let card = Card::open(self.0).map_err(|absent| match absent {
-            Absent::Failed(_) => NoCard::Failed(absent.to_string()),
-            _ => NoCard::Absent(absent.to_string()),
-        })?;
-        Ok(Box::new(card))
+        Ok(Box::new(Card::open(self.0).map_err(absent)?))
     }
 
     fn label(&self) -> String {
@@ -38,6 +39,13 @@ impl Found for Card {
         let sizes = Sizes { weights, cache, work, rows, tables, results };
         let backend = CudaBackend::new(*self, precision, sizes, panels).map_err(refused)?;
         Ok(Box::new(backend))
+    }
+}
+
+fn absent(absent: Absent) -> NoCard {
+    match absent {
+        Absent::Failed(_) => NoCard::Failed(absent.to_string()),
+        _ => NoCard::Absent(absent.to_string()),
     }
 }
 

@@ -54,7 +54,7 @@ struct Rows<'a> {
 impl CudaBackend {
     /// What kernels are told of rows and experts.
     pub(crate) fn routed(&self, routed: &Routed, rows: usize, per: RowPer) -> [u64; 3] {
-        let places = routed.choice.places(rows);
+        let places = routed.places(rows);
         let by_token = u64::from(per == RowPer::Token);
         [self.address(routed.slot), pair(routed.choice.experts, places), by_token]
     }
@@ -66,7 +66,7 @@ impl CudaBackend {
         x: Slot,
         products: &[Product],
     ) {
-        let out = routed.map_or(tokens, |(routed, _)| routed.choice.places(tokens));
+        let out = routed.map_or(tokens, |(routed, _)| routed.places(tokens));
         let of_places = matches!(routed, Some((_, RowPer::Place)));
         let rows = Rows { tokens, routed, x: if of_places { out } else { tokens }, out };
         // Queued in order, so what is prepared later may lie where this was.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use bantam_model::card::{Cards, NoCard};
+use bantam_model::card::{Cards, NoCard, Seen};
 use bantam_model::engine::{Engine, Placed};
 
 /// What is to compute.
@@ -34,17 +34,58 @@ impl Device {
         }
     }
 
+    /// The card that it is, there or not.
+    fn card(self) -> Option<Box<dyn Cards>> {
+        match self {
+            Self::Cpu => None,
+            Self::Auto => Some(card(0)),
+            Self::Cuda(number) => Some(card(number)),
+        }
+    }
+
+    /// How its card is spelled; the processor is none.
+    pub(crate) fn label(self) -> String {
+        self.card().map_or(String::new(), |card| card.label())
+    }
+
+    /// Looks whether its card is there.
+    ///
+    /// # Errors
+    /// Where it is not, or none is meant.
+    pub(crate) fn look(self) -> Result<Seen, NoCard> {
+        let none = || NoCard::Absent("the processor alone computes: models.device is cpu".to_owned());
+        self.card().ok_or_else(none)?.look()
+    }
+
+    /// Looks at the card, if it is one, before anything of a model is read.
+    ///
+    /// # Errors
+    /// Where a card that must be there is not, or has less memory than is to be taken of it.
+    pub fn check(self, vram: Option<u64>) -> Result<Option<Seen>, NoCard> {
+        let Some(card) = self.card() else { return Ok(None) };
+        let seen = match card.look() {
+            Err(_) if self == Self::Auto => return Ok(None),
+            seen => seen?,
+        };
+        match vram.filter(|&vram| vram > seen.bytes) {
+            None => Ok(Some(seen)),
+            Some(vram) => Err(NoCard::TooSmall(format!(
+                "expected at most {} bytes, all that {} ({}) has, found {vram}; take less, or leave it out for \
+                 what is free",
+                seen.bytes,
+                card.label(),
+                seen.name
+            ))),
+        }
+    }
+
     /// Puts a model that was just loaded on the card; nothing where none is wanted.
     ///
     /// # Errors
     /// Where no card takes part. The model is computed by the processor then.
     pub fn place(self, engine: &mut Engine, vram: Option<u64>) -> Result<Option<Placed>, NoCard> {
-        let number = match self {
-            Self::Cpu => return Ok(None),
-            Self::Auto => 0,
-            Self::Cuda(number) => number,
-        };
-        engine.place(card(number).as_ref(), vram).map(|placed| Some(placed.clone()))
+        let Some(card) = self.card() else { return Ok(None) };
+        engine.place(card.as_ref(), vram).map(|placed| Some(placed.clone()))
     }
 }
 
@@ -70,15 +111,23 @@ fn card(_: usize) -> Box<dyn Cards> {
 
 #[cfg(not(feature = "cuda"))]
 mod without {
-    use super::{Cards, NoCard};
+    use super::{Cards, NoCard, Seen};
     use bantam_model::card::Found;
 
     #[derive(Debug)]
     pub(super) struct None;
 
+    fn absent() -> NoCard {
+        NoCard::Absent("this program was built without CUDA".to_owned())
+    }
+
     impl Cards for None {
+        fn look(&self) -> Result<Seen, NoCard> {
+            Err(absent())
+        }
+
         fn find(&self) -> Result<Box<dyn Found>, NoCard> {
-            Err(NoCard::Absent("this program was built without CUDA".to_owned()))
+            Err(absent())
         }
 
         fn label(&self) -> String {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bantam_core::layouts::BFLOAT16;
-use bantam_core::ops::backward::halves::{self, Lying};
+use bantam_core::ops::backward::numbers::Lying;
 use bantam_core::{Arena, Cpu};
 use memmap2::MmapMut;
 
@@ -25,13 +25,11 @@ use crate::weights::{self, WeightsError};
 /// A model's memory.
 pub type Memory = Arena<MmapMut>;
 
-/// How matrices are held.
+/// How matrices are held. Those that are not changed and bfloat16 in their files stay there.
 #[derive(Clone, Copy)]
 pub enum Held<'a> {
     /// As they are stored; those of layers that are not quantized are, by a way. Nothing of the adapter is there.
     Stored(Option<&'static OnLoad>),
-    /// The same, but those that are bfloat16 in their files stay there.
-    Lying(Option<&'static OnLoad>),
     /// As they are stored, but for those that will be changed, which are float32: by the names of their tensors.
     Floats(&'a dyn Fn(&str) -> bool),
 }
@@ -67,7 +65,7 @@ impl Place {
 pub type Places = HashMap<usize, Place>;
 
 /// The matrices of a plan that can stay where they are; the table of embeddings, of which rows are read, does not.
-pub fn places(plan: &Plan, checkpoint: &Checkpoint, cpu: Cpu) -> Places {
+pub fn places(plan: &Plan, checkpoint: &Checkpoint) -> Places {
     let find = |fill: &Fill| {
         let Fill::Matrix { matrix, origin: Origin::Tensor(name), cut, encode: None } = fill else {
             return None;
@@ -85,10 +83,7 @@ pub fn places(plan: &Plan, checkpoint: &Checkpoint, cpu: Cpu) -> Places {
         let columns = matrix.shape.columns;
         Some((matrix.slot.offset, Place { shard, start, end, columns, cut: *cut, skip: 0 }))
     };
-    match halves::exist(cpu) {
-        true => plan.fills.iter().filter_map(find).collect(),
-        false => Places::new(),
-    }
+    plan.fills.iter().filter_map(find).collect()
 }
 
 /// Whether a slot of a plan is filled for training.
@@ -127,15 +122,12 @@ impl Bare {
                 let folder = source.folder();
                 (plan.map_err(|plan| SourceError::Plan { folder: folder.into(), source: plan })?, None)
             }
-            Held::Stored(quantization) | Held::Lying(quantization) => {
+            Held::Stored(quantization) => {
                 let options = Options { quantization, ..Options::SMALLEST };
                 (source.plan(options, cpu)?, source.adapter.as_deref())
             }
         };
-        let places = match held {
-            Held::Lying(_) => places(&plan, &checkpoint, cpu),
-            _ => Places::new(),
-        };
+        let places = places(&plan, &checkpoint);
         let system = |what: String, source| LoadError::System { what, source };
         // Pages come when they are first touched: those of slots that stay empty never do, unless they are large.
         let region = if places.is_empty() { memory::region } else { memory::region_of_small_pages };

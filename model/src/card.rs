@@ -84,8 +84,19 @@ pub trait Found {
     fn take(self: Box<Self>, needs: &Needs) -> Result<Box<dyn Card>, NoCard>;
 }
 
+/// A card that was looked at and not touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// What it calls itself.
+    pub name: String,
+    /// Bytes of its memory, whoever has them.
+    pub bytes: u64,
+}
+
 /// One of a machine's cards, which may not be there.
 pub trait Cards: Send + Sync + std::fmt::Debug {
+    /// Looks whether it is there, and takes nothing of it.
+    fn look(&self) -> Result<Seen, NoCard>;
     /// Looks for it and makes it ready.
     fn find(&self) -> Result<Box<dyn Found>, NoCard>;
     /// How it is spelled on a command line, such as `cuda:0`.

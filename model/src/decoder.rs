@@ -298,7 +298,7 @@ fn experts_forward<B: Backend>(
     input: Slot,
     rows: usize,
 ) {
-    let routed = Routed { choice: experts.choice, slot: s.routing };
+    let routed = Routed { choice: experts.choice, slot: s.routing, part: None };
     let places = experts.choice.places(rows);
     multiply(b, s, Reach::Rows(rows), input, [(router, s.router, false)]);
     b.route(&routed, rows, s.router);

@@ -132,6 +132,17 @@ pub struct Engine {
     recorder: Option<Recorder>,
 }
 
+/// Experts that stand on a card one by one, while tokens were made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExpertsMet {
+    /// Rows that were sent to experts, each counted once for each of its experts.
+    pub places: u64,
+    /// Of these, how many found theirs on the card.
+    pub on_card: u64,
+    /// Experts that moved there for others, after it was filled.
+    pub moved: u64,
+}
+
 /// What of a model a card has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
@@ -145,7 +156,7 @@ pub struct Placed {
     pub cache_bytes: usize,
     /// Whether the processor has nothing to compute.
     pub is_whole: bool,
-    /// Layers whose attention it computes, and all.
+    /// Key heads of all layers whose attention it computes, and all.
     pub attention: [usize; 2],
     /// Bytes of feed-forward blocks that it computes with, and all.
     pub blocks: [usize; 2],
@@ -169,6 +180,19 @@ impl Placed {
     pub fn forecast(plan: &Plan, vram: usize) -> Option<Placed> {
         Some(Placed::of(plan, &fitting(plan, vram)?))
     }
+
+    /// Refuses bytes of a card that hold no part of a plan.
+    pub fn check(plan: &Plan, card: &str, vram: usize) -> Result<(), NoCard> {
+        fitting(plan, vram).map(|_| ()).ok_or_else(|| too_small(plan, card, vram))
+    }
+}
+
+fn too_small(plan: &Plan, card: &str, vram: usize) -> NoCard {
+    NoCard::TooSmall(format!(
+        "{card} has {vram} bytes for it, of which activations take {} and the rest holds no part of the model; raise \
+         --vram, or lower --chunk",
+        beside(plan)
+    ))
 }
 
 /// Bytes of a card that are no part of the model.
@@ -317,9 +341,10 @@ impl Engine {
     }
 
     /// Puts as much of the model on a card as `vram` bytes hold, or what is free there; the rest stays with the
-    /// processor, and so does everything where it fails. To be asked right after loading.
+    /// processor, and so does everything where it fails. What stood on a card before leaves it first, and open
+    /// sequences go on: their keys and values move along. Rows of the last step are gone.
     pub fn place(&mut self, cards: &dyn Cards, vram: Option<u64>) -> Result<&Placed, NoCard> {
-        assert!(self.sequences.are_none_open(), "a model is placed before it is used");
+        self.leave_card();
         let first = self.place_within(cards, vram, 1.0);
         // Somebody else may have taken memory meanwhile.
         let placed = match first {
@@ -338,21 +363,32 @@ impl Engine {
         // A card's own bookkeeping needs some of what it calls free.
         let wanted = vram.map_or(free - free / 16, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let budget = (wanted.min(free) as f64 * part) as usize;
-        let on_card = fitting(&self.plan, budget).ok_or_else(|| {
-            let beside = beside(&self.plan);
-            NoCard::TooSmall(format!(
-                "{name} has {budget} bytes for it, of which activations take {beside} and the rest holds no part of \
-                 the model; raise --vram, or lower --chunk"
-            ))
-        })?;
+        let on_card = fitting(&self.plan, budget).ok_or_else(|| too_small(&self.plan, &name, budget))?;
         let placed = Placed::of(&self.plan, &on_card);
-        self.backend.take(&self.plan, found, on_card)?;
+        self.backend.take(&self.plan, found, on_card, &self.sequences.pages())?;
         Ok(Placed { card: [cards.label(), name], bytes: self.backend.card_bytes(), ..placed })
+    }
+
+    /// Takes back what stands on a card, and its memory: the processor goes on with everything. Where the card was lost
+    /// meanwhile, open sequences are to be read again. Rows of the last step are gone.
+    pub fn leave_card(&mut self) {
+        if self.placed.take().is_none() {
+            return;
+        }
+        self.tokens.clear();
+        if self.backend.leave(&self.plan.caches, &self.sequences.pages()).is_err() {
+            self.sequences.lose();
+        }
     }
 
     /// What a card has of the model; nothing once that is lost.
     pub fn placed(&self) -> Option<&Placed> {
         self.placed.as_ref()
+    }
+
+    /// How often experts were met on the card; nothing where none stand there one by one.
+    pub fn experts_met(&self) -> Option<ExpertsMet> {
+        self.backend.experts_met()
     }
 
     /// The weights as they lie in memory, as the plan says.
@@ -469,6 +505,9 @@ impl Engine {
                 is_done
             }
         };
+        if is_done {
+            self.backend.end_step();
+        }
         let sound = self.check();
         if !is_done || sound.is_err() {
             let feeds = self.feeds.iter();

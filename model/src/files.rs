@@ -70,6 +70,8 @@ pub struct ModelFiles {
     /// The folder, or what stands for it in messages.
     folder: PathBuf,
     home: Home,
+    /// What stands for `config.json`, where that is to be another.
+    config: Option<Arc<[u8]>>,
 }
 
 #[derive(Clone, Debug)]
@@ -91,10 +93,10 @@ impl ModelFiles {
         })?;
         if let Some(file) = folder::gguf(path) {
             let home = Home::Gguf(Arc::new(Metadata::open(&file)?));
-            return Ok(Self { folder: file, home });
+            return Ok(Self { folder: file, home, config: None });
         }
         if metadata.is_dir() {
-            return Ok(Self { folder: path.into(), home: Home::Folder });
+            return Ok(Self { folder: path.into(), home: Home::Folder, config: None });
         }
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         if !metadata.is_file()
@@ -103,12 +105,22 @@ impl ModelFiles {
             return Err(FilesError::NotAModel { path: path.into() });
         }
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Ok(Self { folder: folder.into(), home: Home::Folder })
+        Ok(Self { folder: folder.into(), home: Home::Folder, config: None })
     }
 
     /// The files carried in the program; `label` stands for their folder in messages.
     pub fn embedded(label: &str, files: EmbeddedFiles) -> Self {
-        Self { folder: label.into(), home: Home::Program(files) }
+        Self { folder: label.into(), home: Home::Program(files), config: None }
+    }
+
+    /// The same files but for `config.json`, which is this.
+    pub(crate) fn with_config(self, config: Vec<u8>) -> Self {
+        Self { config: Some(config.into()), ..self }
+    }
+
+    /// Whether `config.json` is another than the model's own.
+    pub fn is_edited(&self) -> bool {
+        self.config.is_some()
     }
 
     /// The folder or the GGUF file, or the label of embedded files: for messages.
@@ -130,6 +142,9 @@ impl ModelFiles {
 
     /// `config.json`.
     pub fn config(&self) -> Bytes<'_> {
+        if let Some(config) = &self.config {
+            return Ok(Some(Cow::Borrowed(config)));
+        }
         self.get(CONFIG, |files| files.config, |metadata| metadata.config().map(Some))
     }
 

@@ -117,7 +117,7 @@ impl Prepared {
     pub fn remove_unfinished(&self) {
         for entry in fs::read_dir(&self.folder).into_iter().flatten().filter_map(Result::ok) {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let inner = name.strip_prefix('.').unwrap_or_default();
+            let inner = name.strip_prefix('.').unwrap_or(&name);
             let is_ours = inner.match_indices('.').any(|(at, _)| is_name(&inner[..at]));
             if is_ours && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 let _ = fs::remove_dir_all(entry.path());

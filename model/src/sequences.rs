@@ -1,6 +1,8 @@
 //! The sequences of an engine: how long each one is, how long it may become, and which pages of the cache are its own.
 //! Knows neither weights nor what stands in a page.
 
+use std::ops::Range;
+
 use bantam_core::layouts::page::POSITIONS;
 
 use crate::engine::{Chunk, StepError};
@@ -88,8 +90,22 @@ impl Sequences {
         }
     }
 
-    pub(crate) fn are_none_open(&self) -> bool {
-        self.list.iter().all(Option::is_none)
+    /// Pages that hold anything, as runs of numbers that follow one another.
+    pub(crate) fn pages(&self) -> Vec<Range<usize>> {
+        let tables = self.tables.chunks_exact(self.pages_per_sequence.max(1));
+        let held = self.list.iter().zip(tables).flat_map(|(sequence, table)| {
+            &table[..sequence.map_or(0, |sequence| sequence.length.div_ceil(POSITIONS))]
+        });
+        let mut held: Vec<usize> = held.map(|&page| page as usize).collect();
+        held.sort_unstable();
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for page in held {
+            match runs.last_mut() {
+                Some(run) if run.end == page => run.end += 1,
+                _ => runs.push(page..page + 1),
+            }
+        }
+        runs
     }
 
     /// What all of them hold is gone: each must be read again from its start.

@@ -152,6 +152,24 @@ impl Source {
         Ok(Source { files, spec, checkpoint: Arc::new(Checkpoint::none()), adapter: None })
     }
 
+    /// The same weights by another `config.json`.
+    pub fn with_config(self, config: Vec<u8>) -> Result<Self, SourceError> {
+        let files = self.files.with_config(config);
+        let spec = read_spec(&files)?;
+        Ok(Source { files, spec, ..self })
+    }
+
+    /// A model that is yet to be written, by its configuration and the headers of its weights.
+    pub(crate) fn outlined(
+        files: ModelFiles,
+        config: Vec<u8>,
+        checkpoint: Checkpoint,
+    ) -> Result<Self, SourceError> {
+        let files = files.with_config(config);
+        let spec = read_spec(&files)?;
+        Ok(Source { files, spec, checkpoint: Arc::new(checkpoint), adapter: None })
+    }
+
     /// The same model with the adapter in a folder beside it.
     pub fn adapted(self, folder: &Path) -> Result<Self, SourceError> {
         let adapter = Some(Arc::new(Adapter::open(folder)?));

@@ -14,7 +14,7 @@ use crate::layerwise::Listed;
 use crate::matrix::Dense;
 
 /// The program itself, its tables, headers and buffers.
-const BASE_BYTES: usize = 24 << 20;
+pub(crate) const BASE_BYTES: usize = 24 << 20;
 /// Bytes of what a method makes of a weight, and of the tensors that it is written as, at most.
 const MADE_BYTES: usize = 4;
 /// A vocabulary has too many rows to be in memory together.
@@ -223,9 +223,11 @@ impl<'a> Blueprint<'a> {
 
     /// Bytes of the largest small file, which is copied at once.
     pub fn copied_bytes(&self) -> usize {
-        let bytes =
-            std::fs::metadata(self.source.folder().join("tokenizer.json")).map_or(0, |file| file.len());
-        usize::try_from(bytes).unwrap_or(usize::MAX)
+        match std::fs::metadata(self.source.folder().join("tokenizer.json")) {
+            Ok(file) => usize::try_from(file.len()).unwrap_or(usize::MAX),
+            // One that will be made of a GGUF file's vocabulary.
+            Err(_) => self.source.files.tokenizer().ok().flatten().map_or(0, |bytes| bytes.len()),
+        }
     }
 
     /// About how many bytes the result has.

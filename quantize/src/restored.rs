@@ -8,6 +8,7 @@ use bantam_model::gguf::restore::Restored as Restoring;
 use bantam_model::source::Source;
 use serde_json::{Value, json};
 
+use crate::blueprint::BASE_BYTES;
 use crate::error::{QuantizeError, at, refused};
 use crate::run::{Event, SHARD_BYTES, check_apart, files_of};
 use crate::work::{Begin, Claim};
@@ -33,11 +34,31 @@ pub enum Outcome {
     Ready(Restored),
 }
 
-/// Writes out a model that is in a GGUF file, as far as an earlier start has not.
+/// A model that is in a GGUF file as it will be written out: without numbers, for all that can be refused before.
+#[derive(Debug)]
+pub struct Outlined {
+    /// It.
+    pub source: Source,
+    /// The most memory that writing it out takes at once.
+    pub memory_bytes: u64,
+    /// What is written.
+    pub bytes: u64,
+}
+
+/// Looks at the headers of a GGUF file; `None` for any other model.
+pub fn outline(source: &Source) -> Result<Option<Outlined>, QuantizeError> {
+    let Some(restoring) = Restoring::new(source)? else { return Ok(None) };
+    let (memory_bytes, bytes) = (restoring.memory_bytes(), restoring.bytes());
+    Ok(Some(Outlined { source: restoring.outline()?, memory_bytes: memory_bytes + BASE_BYTES as u64, bytes }))
+}
+
+/// Writes out a model that is in a GGUF file, as far as an earlier start has not. `later` is how many bytes will be
+/// written after it.
 pub fn restore(
     source: &Source,
     output: &Path,
     begin: Begin,
+    later: u64,
     tell: &mut dyn FnMut(Event),
 ) -> Result<Outcome, QuantizeError> {
     let Some(restoring) = Restoring::new(source)? else { return Ok(Outcome::NotNeeded) };
@@ -59,7 +80,7 @@ pub fn restore(
         }
         Err(_) => writer::write_file(&path, format!("{origin:#}\n").as_bytes())?,
     }
-    claim.check_room(restoring.bytes())?;
+    claim.check_room(restoring.bytes() + later)?;
     let all = restoring.bytes();
     restoring.write(&folder, SHARD_BYTES, &mut |done| tell(Event::Writing { bytes: [done, all] }))?;
     Ok(Outcome::Ready(Restored { claim, folder }))

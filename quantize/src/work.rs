@@ -201,10 +201,11 @@ impl Claim {
         self.folder.join("source")
     }
 
-    /// Refuses a disk that has no room for it.
+    /// Refuses a disk that has no room for it, and for what is made of it.
     pub(crate) fn check_room(&self, bytes: u64) -> Result<(), QuantizeError> {
-        let needed = bytes.saturating_sub(folder_bytes(&self.source()));
-        check_free(&self.folder, needed, "the model written out as safetensors")
+        let own = ["source", "parts", "result"].map(|name| folder_bytes(&self.folder.join(name)));
+        let needed = bytes.saturating_sub(own.iter().sum());
+        check_free(&self.folder, needed, "the model written out as safetensors, and the result")
     }
 
     /// Removes everything, now that the output is there; what a kill leaves of it, the next start knows as done.

@@ -8,7 +8,7 @@ use bantam_core::arena::Layouter;
 use bantam_core::layouts::page::PageShape;
 use bantam_core::layouts::{LAYOUTS, Layout, Shape};
 use bantam_core::ops::backward::activation::activate as bend;
-use bantam_core::ops::backward::loss::Entropy;
+use bantam_core::ops::backward::loss::{Entropy, Smooth};
 use bantam_core::ops::backward::norm::norm_row;
 use bantam_core::ops::backward::{attention, products};
 use bantam_core::ops::ceiling;
@@ -228,7 +228,8 @@ fn experts(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
     }
     let choice = Choice { experts: 2, chosen: 1 };
     let [x, logits, out, routing] = slots.rows;
-    let routed = Routed { choice, slot: routing.first(choice.bytes(2).ok_or("the size of a routing")? / 4) };
+    let slot = routing.first(choice.bytes(2).ok_or("the size of a routing")? / 4);
+    let routed = Routed { choice, slot, part: None };
     probe.arena_mut().floats_mut(x).fill(1.0);
     probe.arena_mut().floats_mut(logits)[..4].copy_from_slice(&[0.0, 1.0, 1.0, 0.0]);
     probe.route(&routed, 2, logits.first(4));
@@ -298,9 +299,10 @@ fn backward(cpu: Cpu) -> Result<(), &'static str> {
 
     let (mut entropy, mut logits) = (Entropy::default(), [0.0; 2]);
     entropy.see(cpu, 0, 1, &mut logits);
-    entropy.gradient(cpu, 0, 1, 1.0, &mut logits);
-    near(&logits, |at| [0.5, -0.5][at], "gradients of a loss")?;
-    near(&[entropy.loss() as f32], |_| core::f32::consts::LN_2, "a loss")
+    entropy.add_up(cpu, &logits);
+    entropy.gradient(cpu, (0, 1), Smooth { share: 0.5, vocab: 2 }, 1.0, &mut logits);
+    near(&logits, |at| [0.25, -0.25][at], "gradients of a loss")?;
+    near(&[entropy.loss(Smooth::NONE) as f32], |_| core::f32::consts::LN_2, "a loss")
 }
 
 /// What measures a processor. One round is 24 instructions on 12 sums of 16 lanes.

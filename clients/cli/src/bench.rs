@@ -99,6 +99,7 @@ impl Bench {
         if let Some(names) = self.synthetic.list() {
             return Ok(output::line(&names)?);
         }
+        self.device.check(None)?;
         let cpu = Cpu::detect();
         let threads = self.engine.threads();
         let began = Instant::now();

@@ -182,6 +182,14 @@ impl Calibration {
         Ok(Settings { method, length, squares_bytes: squares as usize, correct: true, threads })
     }
 
+    /// Refuses a text that is too short or no text, where one is given.
+    pub(crate) fn check_text(&self, source: &Source, threads: usize) -> Result<(), Failure> {
+        match &self.text {
+            Some(path) => self.read(source, path, self.written(source, threads)).map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// Reads the text, or lets the model write it.
     pub(crate) fn ready<'s>(&self, source: &'s Source, settings: Settings) -> Result<Ready<'s>, Failure> {
         let written = self.written(source, settings.threads);

@@ -3,6 +3,7 @@
 use bantam_daemon::cards::Device;
 use bantam_model::card::NoCard;
 use bantam_model::engine::{Engine, Placed};
+use bantam_model::plan::Plan;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -44,12 +45,38 @@ impl DeviceFlags {
         }
     }
 
-    /// Puts a model that was just loaded where it is to be.
-    pub(crate) fn place(&self, engine: &mut Engine) -> Result<(), Failure> {
-        let device = self.device.unwrap_or(Device::Auto);
+    fn device(&self) -> Device {
+        self.device.unwrap_or(Device::Auto)
+    }
+
+    /// Refuses what cannot be on this machine, and with a plan what of it no card would compute: before any weight is
+    /// read.
+    pub(crate) fn check(&self, plan: Option<&Plan>) -> Result<(), Failure> {
+        let device = self.device();
         if device == Device::Cpu && self.vram.is_some() {
             return Err(usage("--vram: --device cpu uses none; leave one of them out"));
         }
+        if !self.is_given() {
+            return Ok(());
+        }
+        let seen = match (device.check(self.vram), device) {
+            (Ok(seen), _) => seen,
+            (Err(error @ NoCard::TooSmall(_)), _) => return Err(usage(format!("--vram: {error}"))),
+            (Err(error), _) => return Err(usage(not_by(device, &error))),
+        };
+        match (seen, plan, device) {
+            (Some(seen), Some(plan), Device::Cuda(_)) => {
+                let vram = self.vram.map_or(seen.bytes, |vram| vram.min(seen.bytes));
+                let vram = usize::try_from(vram).unwrap_or(usize::MAX);
+                Placed::check(plan, &seen.name, vram).map_err(|error| refused(not_by(device, &error)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts a model that was just loaded where it is to be.
+    pub(crate) fn place(&self, engine: &mut Engine) -> Result<(), Failure> {
+        let device = self.device();
         match (device.place(engine, self.vram), device) {
             (Ok(None), _) => {}
             (Ok(Some(placed)), _) => {
@@ -57,15 +84,17 @@ impl DeviceFlags {
                     output::say(&line(&placed));
                 }
             }
-            (Err(error), Device::Cuda(_)) => {
-                return Err(refused(format!("--device {device}: {error}; or compute with --device cpu")));
-            }
+            (Err(error), Device::Cuda(_)) => return Err(refused(not_by(device, &error))),
             // Most machines have no card, and `bantam doctor` says why.
             (Err(NoCard::Absent(_)), _) if !self.is_given() => {}
             (Err(error), _) => output::say(&format!("{error}: the processor computes")),
         }
         Ok(())
     }
+}
+
+fn not_by(device: Device, error: &NoCard) -> String {
+    format!("--device {device}: {error}; or compute with --device cpu")
 }
 
 /// What stands on a card, for people.
@@ -86,10 +115,10 @@ pub(crate) fn line(placed: &Placed) -> String {
 
 /// What of a model a card computes.
 pub(crate) fn shares(placed: &Placed) -> String {
-    let [layers, of] = placed.attention;
+    let [heads, of] = placed.attention;
     let [bytes, all] = placed.blocks;
     let percent = 100.0 * bytes as f64 / all.max(1) as f64;
-    format!("attention of {layers} of {of} layers, {percent:.0} % of feed-forward blocks")
+    format!("attention of {heads} of {of} key heads, {percent:.0} % of feed-forward blocks")
 }
 
 /// The same for scripts.
@@ -101,7 +130,7 @@ pub(crate) fn as_json(placed: &Placed) -> Value {
         "weight_bytes": placed.weight_bytes,
         "cache_bytes": placed.cache_bytes,
         "is_whole": placed.is_whole,
-        "attention_layers": placed.attention[0],
+        "attention_heads": placed.attention,
         "block_bytes": placed.blocks[0],
     })
 }

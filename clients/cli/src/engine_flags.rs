@@ -198,6 +198,7 @@ impl EngineFlags {
     ) -> Result<Engine, Failure> {
         let cpu = Cpu::detect();
         let plan = source.plan(options, cpu)?;
+        device.check(Some(&plan))?;
         let native = self.native(source, &plan);
         let shown = source.folder().display();
         let progress = Progress::bytes(format!("loading {shown}"), plan.weight_bytes);

@@ -10,7 +10,7 @@ use bantam_model::merge::{Merge, Place};
 use bantam_model::plan::Plan;
 use bantam_model::pool::Threads;
 use bantam_model::source::Source;
-use bantam_quantize::restored::{Outcome, Restored};
+use bantam_quantize::restored::{Outcome, Restored, outline};
 use bantam_quantize::work::Begin;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -127,6 +127,38 @@ impl MergeFlags {
         })
     }
 
+    fn asked(&self) -> Option<Way> {
+        match self.method {
+            WayName::Auto => None,
+            WayName::Memory => Some(Way::Whole),
+            WayName::Streamed => Some(Way::Rows),
+        }
+    }
+
+    /// What is written once a model that is in a GGUF file is written out. Whatever is wrong with it or the adapter is
+    /// said before that.
+    fn later_bytes(&self, source: &Source, base: &Path, adapter: &Path) -> Result<u64, Failure> {
+        let Some(outlined) = outline(source)? else { return Ok(0) };
+        let free = memory::available();
+        if let Some(free) = free.filter(|free| outlined.memory_bytes > *free) {
+            return Err(refused(format!(
+                "{}: expected at least {} of memory for writing the model out as safetensors, found {}: close other \
+                 programs",
+                base.display(),
+                output::bytes(outlined.memory_bytes),
+                output::bytes(free)
+            )));
+        }
+        let source = outlined.source.adapted(adapter)?;
+        let merge = Merge::new(&source, self.trained(&source)?)?;
+        let needs = merge.needs();
+        // Room on the disk is asked for where what an earlier start has written is known.
+        match decide(Measured { memory: free, disk: None }, needs, self.asked()) {
+            (_, Some(_)) => Ok(needs.disk),
+            (_, None) => Err(unmerged(&source, base, adapter)),
+        }
+    }
+
     /// Merges into a place, telling every decision unless somebody else will.
     pub(crate) fn merge(
         &self,
@@ -142,8 +174,10 @@ impl MergeFlags {
         };
         let mut source = Source::open(base)?;
         let begin = Begin { force: true, restart: false };
-        let restore =
-            || interrupt::without_file_size_signal(|| restored(&source, place.output(), begin, is_quiet));
+        let later = self.later_bytes(&source, base, adapter)?;
+        let restore = || {
+            interrupt::without_file_size_signal(|| restored(&source, place.output(), begin, later, is_quiet))
+        };
         let mut outcome = restore()?;
         if let Outcome::Finished = outcome {
             // It is made again.
@@ -163,12 +197,7 @@ impl MergeFlags {
         let rounded = if merge.rounds() { "; the model's weights are rounded to them first" } else { "" };
         say(&format!("{in_bits}: {}{rounded}", trained.because));
         let measured = Measured { memory: memory::available(), disk: place.free_bytes() };
-        let asked = match self.method {
-            WayName::Auto => None,
-            WayName::Memory => Some(Way::Whole),
-            WayName::Streamed => Some(Way::Rows),
-        };
-        let (steps, way) = decide(measured, merge.needs(), asked);
+        let (steps, way) = decide(measured, merge.needs(), self.asked());
         steps.iter().for_each(|step| say(&told(step)));
         let Some(way) = way else { return Err(unmerged(&source, base, adapter)) };
         let counts = merge.counts();

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::{DaemonPlace, Link, Step};
 use crate::engine_flags::{ContextFlag, EngineFlags};
-use crate::failure::{Failure, refused};
+use crate::failure::{Failure, refused, usage};
 use crate::output;
 
 /// Main memory, as the daemon names it.
@@ -78,11 +78,16 @@ pub(crate) struct Unload {
 
 /// Shows or changes how much memory a daemon's models may take
 #[derive(Args)]
-#[command(after_help = "Examples:\n  bantam budget\n  bantam budget 6GiB")]
+#[command(
+    after_help = "Examples:\n  bantam budget\n  bantam budget 6GiB\n  bantam budget 2GiB --device cuda:0"
+)]
 pub(crate) struct Budget {
-    /// Bytes, such as 6GiB; without it, shows what holds
-    #[arg(value_name = "SIZE", value_parser = bytes)]
+    /// Bytes, such as 6GiB; without it, shows what holds. Models leave a card of which they may take 0
+    #[arg(value_name = "SIZE", value_parser = some_or_no_bytes)]
     size: Option<u64>,
+    /// Whose: ram, or a card such as cuda:0; models move off it and back without being loaded again
+    #[arg(long, value_name = "DEVICE", default_value = RAM, requires = "size")]
+    device: String,
     /// Writes a JSON object
     #[arg(long)]
     json: bool,
@@ -103,6 +108,10 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         settings::Budget::Percent(_) => None,
     });
     told.ok_or_else(|| "expected bytes such as 6GiB".to_owned())
+}
+
+fn some_or_no_bytes(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { bytes(text) }
 }
 
 fn setting(name: &str, text: &str) -> Option<settings::Settings> {
@@ -185,7 +194,10 @@ impl Unload {
 impl Budget {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let link = self.daemon.need()?;
-        let budget = |bytes| v1::DeviceBudget { device: "ram".to_owned(), bytes };
+        if self.size == Some(0) && self.device == RAM {
+            return Err(usage("budget 0: models need some; unload those that are not needed"));
+        }
+        let budget = |bytes| v1::DeviceBudget { device: self.device.clone(), bytes };
         let request = v1::SetBudgetRequest { budgets: self.size.map(budget).into_iter().collect() };
         let mut client = link.models();
         let answer = link.wait(client.set_budget(link.request(request)));

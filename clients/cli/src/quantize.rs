@@ -18,7 +18,7 @@ use bantam_quantize::error::QuantizeError;
 use bantam_quantize::evaluate;
 use bantam_quantize::form::{Fit, Form, Head, NAMES};
 use bantam_quantize::report::{self, Kind, Report};
-use bantam_quantize::restored::Outcome;
+use bantam_quantize::restored::{Outcome, outline};
 use bantam_quantize::run::{Event, Manner, Run, SHARD_BYTES, fingerprint};
 use bantam_quantize::work::Begin;
 use clap::{Args, Command, FromArgMatches, ValueEnum};
@@ -404,10 +404,16 @@ impl Quantize {
     pub(crate) fn check(&self, source: &Source) -> Result<(), Failure> {
         let (form, is_calibrated) = self.chosen()?;
         check_length("--context", self.context, source)?;
-        if is_calibrated {
-            self.calibration.settings(source, form, &self.settings.fit(), self.threads(), None)?;
+        let outlined = outline(source)?;
+        let source = outlined.as_ref().map_or(source, |outlined| &outlined.source);
+        if source.spec.format.is_quantized() {
+            // What becomes of it with an adapter in it is not known yet.
+            if is_calibrated {
+                self.calibration.settings(source, form, &self.settings.fit(), self.threads(), None)?;
+            }
+            return self.text(source).map(drop);
         }
-        self.text(source).map(drop)
+        self.planned(source, (form, is_calibrated), None).map(drop)
     }
 
     /// The form, and whether its method looks at the model at work.
@@ -436,20 +442,26 @@ impl Quantize {
         let (form, is_calibrated) = self.chosen()?;
         let mut source = chosen_model::open(Some(&self.model))?;
         check_length("--context", self.context, &source)?;
-        match restored(&source, &self.output, self.begin(), self.json)? {
-            Outcome::NotNeeded => {}
-            Outcome::Finished => return self.tell_finished(),
-            // Given back at once: the work itself takes the folder again.
-            Outcome::Ready(restored) => source = restored.open()?,
+        let limit = self.ram.or_else(memory::available);
+        let outlined = outline(&source)?;
+        if let Some(outlined) = &outlined {
+            // Whatever is wrong is said before anything is written out.
+            let planned = self.planned(&outlined.source, (form, is_calibrated), limit)?;
+            self.check_memory(&planned, limit, outlined.memory_bytes)?;
+            let bytes = planned.blueprint.output_bytes();
+            let later = bytes + bytes.min(SHARD_BYTES);
+            match restored(&source, &self.output, self.begin(), later, self.json)? {
+                Outcome::NotNeeded => {}
+                Outcome::Finished => return self.tell_finished(),
+                // Given back at once: the work itself takes the folder again.
+                Outcome::Ready(restored) => source = restored.open()?,
+            }
         }
-        let blueprint = self.settings.blueprint(&source, form)?;
-        let text = self.text(&source)?;
-        let (threads, limit) = (self.threads(), self.ram.or_else(memory::available));
-        let settings = match is_calibrated {
-            true => Some(self.calibration.settings(&source, form, &self.settings.fit(), threads, limit)?),
-            false => None,
-        };
-        self.check_memory(&blueprint, settings.as_ref(), limit)?;
+        let planned = self.planned(&source, (form, is_calibrated), limit)?;
+        if outlined.is_none() {
+            self.check_memory(&planned, limit, 0)?;
+        }
+        let Planned { blueprint, text, settings } = planned;
         let manner = Manner { threads: self.threads(), shard_bytes: SHARD_BYTES, begin: self.begin() };
         let mut ready = settings.map(|settings| self.calibration.ready(&source, settings)).transpose()?;
         let told = ready.as_ref().map_or_else(|| self.settings.told(&form), |ready| ready.told.clone());
@@ -486,13 +498,30 @@ impl Quantize {
         self.threads.map_or_else(Threads::available, |threads| threads as usize)
     }
 
-    /// Says what will be taken, and refuses what is too much.
-    fn check_memory(
+    /// What can be said of the work once the model's headers are known.
+    fn planned<'s>(
         &self,
-        blueprint: &Blueprint,
-        settings: Option<&calibrated::Settings>,
+        source: &'s Source,
+        (form, is_calibrated): (Form, bool),
         limit: Option<u64>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Planned<'s>, Failure> {
+        let blueprint = self.settings.blueprint(source, form)?;
+        let (text, threads) = (self.text(source)?, self.threads());
+        let settings = match is_calibrated {
+            true => {
+                let settings =
+                    self.calibration.settings(source, form, &self.settings.fit(), threads, limit)?;
+                self.calibration.check_text(source, threads)?;
+                Some(settings)
+            }
+            false => None,
+        };
+        Ok(Planned { blueprint, text, settings })
+    }
+
+    /// Says what will be taken, and refuses what is too much; `before` is what is taken before the work begins.
+    fn check_memory(&self, planned: &Planned, limit: Option<u64>, before: u64) -> Result<(), Failure> {
+        let Planned { blueprint, settings, .. } = planned;
         let (mut needed, mut what) = (blueprint.memory_bytes() as u64, "the largest matrix");
         if let Some(settings) = settings {
             (needed, what) = self.calibration.memory_bytes(blueprint, settings)?;
@@ -502,6 +531,9 @@ impl Quantize {
             if bytes > needed {
                 (needed, what) = (bytes, "measuring the model as it is, which is done with --evaluate alone");
             }
+        }
+        if before > needed {
+            (needed, what) = (before, "writing the model out as safetensors");
         }
         if let Some(limit) = limit.filter(|limit| needed > *limit) {
             return Err(refused(format!(
@@ -739,6 +771,15 @@ impl Quantize {
         self.line(&format!("{}: {seconds:.1} s{peak}", self.output.display()))?;
         Ok(())
     }
+}
+
+/// The work as far as headers tell.
+struct Planned<'s> {
+    blueprint: Blueprint<'s>,
+    /// Tokens of the text to measure with.
+    text: Option<Vec<u32>>,
+    /// Of a calibrated method.
+    settings: Option<calibrated::Settings>,
 }
 
 /// Refuses windows that are longer than the model's.

@@ -16,6 +16,7 @@ pub(crate) fn restored(
     source: &Source,
     output: &Path,
     begin: Begin,
+    later: u64,
     is_quiet: bool,
 ) -> Result<Outcome, Failure> {
     if !source.spec.format.is_gguf() {
@@ -34,5 +35,5 @@ pub(crate) fn restored(
             progress.at((done as f64 * 1000.0 / all.max(1) as f64) as usize);
         }
     };
-    Ok(restored::restore(source, output, begin, &mut tell)?)
+    Ok(restored::restore(source, output, begin, later, &mut tell)?)
 }

@@ -171,6 +171,12 @@ impl<D: Decode> Float<'_, D> {
         // lies at `w * TILE_ROWS`; the panel holds `columns * G` floats, stored as bits of the same size.
         unsafe {
             let mut acc = [[V::splat(0.0); N]; G];
+            if !D::SCALED && rest == 0 {
+                // One block: nothing stands between the words.
+                let block = self.tile.as_ptr().add(lane);
+                acc = words_of::<V, D, G, N>(words, block, x, &[V::splat(1.0); N], acc);
+                return self.emit_all(first, lane, acc);
+            }
             for b in 0..blocks {
                 let block = self.tile.as_ptr().add(b * stride + lane);
                 let mut scales = [V::splat(1.0); N];
@@ -180,13 +186,7 @@ impl<D: Decode> Float<'_, D> {
                 }
                 let before = b * self.block_words;
                 let whole = self.block_words.min(words - before);
-                for w in 0..whole {
-                    let rows = decode::<V, D, N>(block.add(w * TILE_ROWS), &scales);
-                    let x = x.add((before + w) * D::PER_WORD * G);
-                    unroll!(4: j < D::PER_WORD, {
-                        fma::<V, G, N>(&mut acc, &rows, j, x.add(j * G));
-                    });
-                }
+                acc = words_of::<V, D, G, N>(whole, block, x.add(before * D::PER_WORD * G), &scales, acc);
                 if rest > 0 && b + 1 == blocks {
                     // The last word holds fewer columns than it could.
                     let rows = decode::<V, D, N>(block.add(whole * TILE_ROWS), &scales);
@@ -195,13 +195,53 @@ impl<D: Decode> Float<'_, D> {
                     });
                 }
             }
-            // A copy, so that the loop's changing index does not keep the accumulators out of registers.
-            let done = acc;
-            for (g, rows) in done.into_iter().enumerate() {
-                emit::<V, N>(self.sink, first + g, self.first_row + lane, rows);
-            }
+            self.emit_all(first, lane, acc);
         }
     }
+
+    /// # Safety
+    /// As for [`emit`].
+    #[inline(always)]
+    unsafe fn emit_all<V: Vector, const G: usize, const N: usize>(
+        &self,
+        first: usize,
+        lane: usize,
+        acc: [[V; N]; G],
+    ) {
+        for (g, rows) in acc.into_iter().enumerate() {
+            // SAFETY: passed on.
+            unsafe { emit::<V, N>(self.sink, first + g, self.first_row + lane, rows) };
+        }
+    }
+}
+
+/// Adds up words that lie one after another. A loop with nothing beside it: sums stay in registers, of which eight lanes
+/// have none to spare.
+///
+/// # Safety
+/// `N` vectors of rows from `block` on have so many words, and `x` as many of `G` tokens.
+#[inline(always)]
+unsafe fn words_of<V: Vector, D: Decode, const G: usize, const N: usize>(
+    words: usize,
+    block: *const u32,
+    x: *const f32,
+    scales: &[V; N],
+    mut acc: [[V; N]; G],
+) -> [[V; N]; G] {
+    let (mut block, mut x) = (block, x);
+    // SAFETY: passed on.
+    unsafe {
+        let end = block.add(words * TILE_ROWS);
+        while block < end {
+            let rows = decode::<V, D, N>(block, scales);
+            unroll!(4: j < D::PER_WORD, {
+                fma::<V, G, N>(&mut acc, &rows, j, x.add(j * G));
+            });
+            block = block.add(TILE_ROWS);
+            x = x.add(D::PER_WORD * G);
+        }
+    }
+    acc
 }
 
 #[inline(always)]

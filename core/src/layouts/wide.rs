@@ -34,7 +34,8 @@ pub static BF16: Wide = Wide::Bf16;
 pub static F16: Wide = Wide::F16;
 
 impl Wide {
-    fn per_word(self) -> usize {
+    /// Columns in a word.
+    pub(crate) fn per_word(self) -> usize {
         if self == Wide::F32 { 1 } else { 2 }
     }
 
@@ -69,38 +70,15 @@ impl Wide {
         let words: &[u32] = bytemuck::cast_slice(tile);
         assert!(words.len() == self.words(columns) * TILE_ROWS);
         assert!(out.len() == BF16.words(columns) * TILE_ROWS);
-        if self == Wide::Bf16 {
-            return out.copy_from_slice(words);
-        }
         for (number, out) in out.as_chunks_mut::<TILE_ROWS>().0.iter_mut().enumerate() {
             let low = self.column(words, columns, 2 * number);
             pair(&low, &self.column(words, columns, 2 * number + 1), out);
         }
     }
 
-    /// Turns 32 columns of a tile over: sixteen words, or as many as `out` takes, of pairs of rows in bfloat16, with
-    /// the columns from `32 * piece` on in its lanes. Columns past the end are zero.
-    #[inline(always)]
-    pub fn turn(self, columns: usize, tile: &[u8], piece: usize, out: &mut [u32]) {
-        let words: &[u32] = bytemuck::cast_slice(tile);
-        assert!(words.len() == self.words(columns) * TILE_ROWS && piece * TILE_ROWS < columns);
-        let out = out.as_chunks_mut::<TILE_ROWS>().0;
-        if self == Wide::Bf16 {
-            let words = words.as_chunks::<TILE_ROWS>().0;
-            let words = &words[piece * TILE_ROWS / 2..words.len().min((piece + 1) * TILE_ROWS / 2)];
-            return turn_pairs(words, out);
-        }
-        for lane in 0..TILE_ROWS {
-            let column = self.column(words, columns, piece * TILE_ROWS + lane);
-            for (out, rows) in out.iter_mut().zip(column.as_chunks::<2>().0) {
-                out[lane] = bf16(rows[0]) | bf16(rows[1]) << 16;
-            }
-        }
-    }
-
     /// A column of a tile, zeros past the last.
     #[inline(always)]
-    fn column(self, words: &[u32], columns: usize, column: usize) -> [f32; TILE_ROWS] {
+    pub(crate) fn column(self, words: &[u32], columns: usize, column: usize) -> [f32; TILE_ROWS] {
         if column >= columns {
             return [0.0; TILE_ROWS];
         }
@@ -124,7 +102,7 @@ pub(crate) fn pair(low: &[f32; TILE_ROWS], high: &[f32; TILE_ROWS], out: &mut [u
 /// From words of two columns with rows in lanes to words of two rows with columns in lanes: four values of two rows and
 /// two columns are two words either way, of which those in the middle change places.
 #[inline(always)]
-fn turn_pairs(words: &[[u32; TILE_ROWS]], out: &mut [[u32; TILE_ROWS]]) {
+pub(crate) fn turn_pairs(words: &[[u32; TILE_ROWS]], out: &mut [[u32; TILE_ROWS]]) {
     for (rows, out) in out.iter_mut().enumerate() {
         let (lanes, past) = out.as_chunks_mut::<2>().0.split_at_mut(words.len());
         for (word, lanes) in words.iter().zip(lanes) {

@@ -123,6 +123,45 @@ impl<'a> Routing<'a> {
         }
     }
 
+    /// Divides places between two sides, of which each gets its own, counted from 0 and beginning with those of its
+    /// first expert: `elsewhere` says which experts the other side has, and as which of its matrices. Here all are
+    /// counted on, those of the other side first, and segments are gone. Returns how many these are.
+    pub fn divide<'b>(
+        &mut self,
+        elsewhere: impl Fn(usize) -> Option<u32>,
+        there: &mut Routing<'b>,
+        here: &mut Routing<'b>,
+    ) -> usize {
+        let is_there = |segment: &Segment| elsewhere(segment[0] as usize).is_some();
+        let counts = |segment: &&Segment| is_there(segment);
+        let first_here: u32 = self.segments().iter().filter(counts).map(|segment| segment[2]).sum();
+        (there.counts[0], here.counts[0]) = (0, 0);
+        let mut next = [0, 0];
+        for i in 0..self.counts[0] as usize {
+            let [expert, first, count] = self.segments[i];
+            let found = elsewhere(expert as usize);
+            let (side, next, before) = match found {
+                Some(_) => (&mut *there, &mut next[0], 0),
+                None => (&mut *here, &mut next[1], first_here),
+            };
+            side.segments[side.counts[0] as usize] = [found.unwrap_or(expert), *next, count];
+            side.counts[0] += 1;
+            let (old, new) = (first as usize..(first + count) as usize, *next as usize);
+            side.rows[new..][..old.len()].copy_from_slice(&self.rows[old.clone()]);
+            // The other lists of a side are free: what a place is now.
+            for (place, now) in old.zip(before + *next..) {
+                here.places[place] = now;
+            }
+            *next += count;
+        }
+        self.places.iter_mut().for_each(|place| *place = here.places[*place as usize]);
+        let (of_there, of_here) = self.rows.split_at_mut(first_here as usize);
+        of_there.copy_from_slice(&there.rows[..of_there.len()]);
+        of_here.copy_from_slice(&here.rows[..of_here.len()]);
+        self.counts[0] = 0;
+        first_here as usize
+    }
+
     /// Adds to a row what its places hold in `parts`, each by its share.
     pub fn combine(&self, cpu: Cpu, chosen: usize, row: usize, parts: &[f32], out: &mut [f32]) {
         let width = out.len();
@@ -253,6 +292,48 @@ mod tests {
                         assert!((f64::from(*y) - want).abs() < 1e-5, "{y}, not {want}, {}", cpu.name());
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn divided_places_are_the_same_in_another_order() {
+        for (experts, chosen, rows) in [(4, 2, 1), (8, 4, 13), (32, 4, 3)] {
+            let choice = Choice { experts, chosen };
+            let logits: Vec<f32> = (0..rows * experts).map(noise).collect();
+            let words = choice.bytes(rows).expect("small") / 4;
+            // None, some in another order, all.
+            let sides: [fn(usize) -> bool; 3] = [|_| false, |expert| expert % 3 == 1, |_| true];
+            for has in sides {
+                let [mut whole, mut left, mut right, mut as_it_was] = [(); 4].map(|()| vec![f32::NAN; words]);
+                let mut before = Routing::over(choice, rows, &mut as_it_was);
+                before.route(choice, &logits);
+                let mut all = Routing::over(choice, rows, &mut whole);
+                all.route(choice, &logits);
+                let mut there = Routing::over(choice, rows, &mut left);
+                let mut here = Routing::over(choice, rows, &mut right);
+                let elsewhere = |expert| has(expert).then_some((experts - expert) as u32);
+                let count = all.divide(elsewhere, &mut there, &mut here);
+                // Expert and row of every place, as its side has it.
+                let mut found = vec![];
+                for (side, is_there) in [(&there, true), (&here, false)] {
+                    let mut next = 0;
+                    for &[matrix, first, count] in side.segments() {
+                        assert_eq!(first, next, "segments follow one another");
+                        next += count;
+                        let expert = if is_there { experts - matrix as usize } else { matrix as usize };
+                        assert_eq!(has(expert), is_there);
+                        found.extend((first..next).map(|place| (expert, side.rows()[place as usize])));
+                    }
+                    assert_eq!(found.len(), if is_there { count } else { rows * chosen });
+                }
+                for at in 0..rows * chosen {
+                    let now = found[all.places()[at] as usize];
+                    let was = before.places()[at];
+                    assert_eq!(now, (before.expert_of(was), before.rows()[was as usize]));
+                    assert_eq!(all.rows()[all.places()[at] as usize] as usize, at / chosen);
+                }
+                assert_eq!(all.shares(), before.shares());
             }
         }
     }

@@ -79,6 +79,33 @@ pub fn each_rows<T: Send, P: Pool, const N: usize>(
     if is_alone { (0..tasks).for_each(work) } else { pool.run(tasks, &work) }
 }
 
+/// Calls `work` for every part of `width` elements and the parts of other slices beside it, on all threads. Where a
+/// slice ends within a part, that has fewer elements.
+pub fn each_part<T: Send, P: Pool, const N: usize>(
+    pool: &P,
+    (slice, width): (&mut [T], usize),
+    (others, other_width): ([&mut [T]; N], usize),
+    work: impl Fn(usize, &mut [T], [&mut [T]; N]) + Sync,
+) {
+    let bounds = |number: usize, width: usize, len: usize| {
+        let first = (number * width).min(len);
+        (first, width.min(len - first))
+    };
+    let (len, lens) = (slice.len(), others.each_ref().map(|other| other.len()));
+    let (slice, others) = (Shared::new(slice), others.map(Shared::new));
+    pool.run(len.div_ceil(width), &|number| {
+        let (first, count) = bounds(number, width, len);
+        // SAFETY: parts do not overlap, and each belongs to one task.
+        let part = unsafe { slice.part(first, count) };
+        let beside = core::array::from_fn(|at| {
+            let (first, count) = bounds(number, other_width, lens[at]);
+            // SAFETY: as above.
+            unsafe { others[at].part(first, count) }
+        });
+        work(number, part, beside);
+    });
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -119,6 +146,21 @@ mod tests {
                 assert!(visits.iter().all(|&n| n == 1), "{threads} threads, {rows} rows: {visits:?}");
                 assert!(slice.iter().enumerate().all(|(i, &x)| x == i + 1000));
             }
+        }
+    }
+
+    #[test]
+    fn every_part_is_visited_once_with_those_beside_it() {
+        for (len, width, other_len, other_width) in [(0, 4, 0, 4), (12, 4, 7, 3), (9, 4, 9, 4), (3, 8, 2, 8)]
+        {
+            let (mut slice, mut other) = (vec![0; len], vec![0; other_len]);
+            let beside = ([&mut other[..]], other_width);
+            each_part(&Backwards(2), (&mut slice, width), beside, |number, part, [other]| {
+                part.iter_mut().for_each(|x| *x += number + 1);
+                other.iter_mut().for_each(|x| *x += number + 1);
+            });
+            assert!(slice.iter().enumerate().all(|(i, &x)| x == i / width + 1), "{slice:?}");
+            assert!(other.iter().enumerate().all(|(i, &x)| x == i / other_width + 1), "{other:?}");
         }
     }
 

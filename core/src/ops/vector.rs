@@ -51,6 +51,34 @@ pub trait Vector: Copy {
     unsafe fn load_f16(from: *const u16) -> Self;
     /// Consecutive int8.
     unsafe fn load_i8(from: *const i8) -> Self;
+
+    /// Turns a square of words over: word `i` of the `j`-th pointer becomes lane `j` of the `i`-th stretch of `to`, each
+    /// `stride` words behind the one before. There is a pointer for every lane, to words that need no alignment.
+    #[inline(always)]
+    unsafe fn turn_words(from: &[*const u32], to: *mut u32, stride: usize) {
+        for (lane, from) in from[..Self::LANES].iter().enumerate() {
+            for word in 0..Self::LANES {
+                // SAFETY: the caller's pointers are valid for a word of every lane, and `to` for all of these.
+                unsafe { to.add(word * stride + lane).write(from.add(word).read_unaligned()) };
+            }
+        }
+    }
+    /// Words of consecutive halves: the first operand's low, the second's high. Halves are two bytes, low byte first.
+    #[inline(always)]
+    unsafe fn pair_halves(low: *const u8, high: *const u8, to: *mut u32) {
+        for lane in 0..Self::LANES {
+            // SAFETY: the caller's pointers are valid for a half of every lane, and `to` for a word of each.
+            unsafe {
+                let [low, high] = [low, high]
+                    .map(|from| from.add(2 * lane).cast::<[u8; 2]>().read())
+                    .map(u16::from_le_bytes);
+                to.add(lane).write(u32::from(low) | u32::from(high) << 16);
+            }
+        }
+    }
+    /// A hint that these bytes are read soon.
+    #[inline(always)]
+    fn ask_for(_: &u8) {}
 }
 
 /// A computation that can run with any vector.

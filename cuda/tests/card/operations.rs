@@ -309,7 +309,7 @@ fn experts_match_the_processor() {
             let bias = plan.weights(experts * shape.rows);
             let order = layout.coded().map(|_| plan.weights(experts * shape.columns));
             let routing = plan.work.slot(choice.bytes(rows).expect("small")).expect("small");
-            let routed = Routed { choice, slot: routing };
+            let routed = Routed { choice, slot: routing, part: None };
             let (logits, x) = (plan.work(rows * experts), plan.work(rows * shape.columns));
             let (middle, out) = (plan.work(places * shape.rows), plan.work(places * back.rows));
             let panels = panels(&mut plan, precision, shape.columns, places);

@@ -1,6 +1,8 @@
 //! Who has which model for how long: carries out what the policy in `residency/` decides. One lock around the policy
 //! and its owner's notes, held for no longer than a step of the policy; engines come and go on threads of their own.
 
+mod vram;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -8,6 +10,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use bantam_core::Cpu;
+use bantam_model::engine::Engine;
 use bantam_model::native::Store;
 use bantam_model::plan::Plan;
 use bantam_proto::v1::DeviceBytes;
@@ -28,6 +31,7 @@ use crate::residency::{
 };
 use crate::scheduler::paced::Pace;
 use crate::settings::Settings;
+pub(crate) use vram::{Card, NoBudget};
 
 /// Changes that a watcher may be behind before it loses some.
 const NOTES: usize = 256;
@@ -112,6 +116,8 @@ pub(crate) struct State {
     /// How a model was loaded last: how it is loaded again.
     pub(super) remembered: HashMap<u64, (Recipe, Option<Duration>)>,
     pub(super) last_used: HashMap<u64, SystemTime>,
+    /// The card, once it was found.
+    pub(super) card: Option<Card>,
     waiting: HashMap<Ticket, (ModelId, Waiting)>,
     next: u64,
     sequence: u64,
@@ -136,6 +142,8 @@ struct Budget {
 struct Shared {
     state: Mutex<State>,
     budget: Mutex<Budget>,
+    /// Held while anything is put on the card, or moves there.
+    card_turn: Mutex<()>,
     changes: broadcast::Sender<Change>,
     deadline: watch::Sender<Option<Duration>>,
     began: Instant,
@@ -253,6 +261,7 @@ impl Keeper {
             current: HashMap::new(),
             remembered: HashMap::new(),
             last_used: HashMap::new(),
+            card: None,
             waiting: HashMap::new(),
             next: 0,
             sequence: 0,
@@ -264,6 +273,7 @@ impl Keeper {
         let shared = Arc::new(Shared {
             state,
             budget,
+            card_turn: Mutex::default(),
             changes,
             deadline,
             began,
@@ -413,6 +423,10 @@ impl Keeper {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.card_turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn budget(&self) -> Budget {
@@ -576,9 +590,23 @@ impl Shared {
         };
         let mut tell = |done| progress.store(done, Ordering::Relaxed);
         let options = desk_options(&self.settings);
+        // Until the model is known as resident, nobody else looks what is left of the card.
+        let mut turn = None;
+        let mut place = |engine: &mut Engine| {
+            turn = Some(self.turn());
+            self.place(engine)
+        };
         let loaded = match self.pace.get() {
             Some(pace) => Resident::paced(opened, &recipe, options, pace.clone()),
-            None => Resident::load(opened, &recipe, options, &self.settings, self.store.as_ref(), &mut tell),
+            None => Resident::load(
+                opened,
+                &recipe,
+                options,
+                &self.settings,
+                self.store.as_ref(),
+                &mut tell,
+                &mut place,
+            ),
         };
         loading.2 = true;
         let event = match loaded {
@@ -599,6 +627,7 @@ impl Shared {
                 Event::LoadFailed(id)
             }
         };
+        drop(turn);
         self.act(event);
     }
 

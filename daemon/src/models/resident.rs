@@ -4,15 +4,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bantam_core::Cpu;
-use bantam_model::card::NoCard;
-use bantam_model::engine::{Engine, LoadError, Placed};
+use bantam_model::engine::{Engine, LoadError};
 use bantam_model::native::{Native, Store};
 use bantam_model::plan::Options as PlanOptions;
 use bantam_model::source::SourceError;
 
 use super::opened::{Opened, Unusable};
 use super::recipe::Recipe;
-use crate::cards::Device;
 use crate::scheduler::paced::{Pace, Paced};
 use crate::scheduler::{Desk, Options, StepLimits, Steps, Worker};
 use crate::settings::Settings;
@@ -22,8 +20,6 @@ use crate::settings::Settings;
 pub(crate) struct Resident {
     pub(crate) opened: Arc<Opened>,
     pub(crate) desk: Desk,
-    /// What of it a card has.
-    pub(crate) placed: Option<Placed>,
     /// Whether its weights are a mapped native file.
     pub(crate) is_mapped: bool,
     pub(crate) loaded_at: SystemTime,
@@ -44,29 +40,14 @@ pub(crate) fn desk_options(settings: &Settings) -> Options {
     }
 }
 
-/// Puts a model on the card that the settings name.
-fn place(engine: &mut Engine, settings: &Settings) -> Result<Option<Placed>, Unusable> {
-    let vram = Some(settings.vram.0).filter(|&bytes| bytes > 0);
-    match settings.device.place(engine, vram) {
-        Ok(placed) => {
-            if let Some(Placed { card: [device, name], bytes, is_whole, .. }) = &placed {
-                tracing::info!(device, name, bytes, is_whole, "on a card");
-            }
-            Ok(placed)
-        }
-        Err(error) if settings.device == Device::Auto => {
-            match error {
-                NoCard::Absent(_) => tracing::debug!(%error, "the processor computes"),
-                _ => tracing::warn!(%error, "the processor computes"),
-            }
-            Ok(None)
-        }
-        Err(error) => Err(SourceError::Load(LoadError::Card(error)).into()),
-    }
+/// Bytes of the card that the settings name, where they do.
+fn vram(settings: &Settings) -> Option<u64> {
+    Some(settings.vram.0).filter(|&bytes| bytes > 0)
 }
 
 impl Resident {
-    /// Reads the weights and starts the thread; `tell` hears how many bytes of the weights are there.
+    /// Reads the weights, lets `place` put them on a card, and starts the thread; `tell` hears how many bytes of the
+    /// weights are there.
     pub(crate) fn load(
         opened: Arc<Opened>,
         recipe: &Recipe,
@@ -74,10 +55,12 @@ impl Resident {
         settings: &Settings,
         store: Option<&Store>,
         tell: &mut dyn FnMut(usize),
+        place: &mut dyn FnMut(&mut Engine) -> Result<(), Unusable>,
     ) -> Result<Self, Unusable> {
         let began = Instant::now();
         let (source, cpu) = (&opened.source, Cpu::detect());
         let plan = source.plan(recipe.options, cpu)?;
+        settings.device.check(vram(settings)).map_err(|error| SourceError::Load(LoadError::Card(error)))?;
         let native = store.filter(|_| !recipe.no_cache).and_then(|store| Native::of(source, &plan, store));
         let mut engine = source.load(recipe.options, cpu, recipe.threads, native.as_ref(), tell)?;
         let is_mapped = engine.is_mapped();
@@ -86,8 +69,8 @@ impl Resident {
         {
             tracing::warn!(%error, "the next load repacks the weights again; models.native_files = false: do not try");
         }
-        let placed = place(&mut engine, settings)?;
-        Self::start(opened, engine, options, placed, is_mapped, began)
+        place(&mut engine)?;
+        Self::start(opened, engine, options, is_mapped, began)
     }
 
     /// The same with an engine that computes nothing: what is left is the daemon's own cost.
@@ -102,14 +85,13 @@ impl Resident {
         let PlanOptions { chunk, context, sequences, logits_rows, .. } = recipe.options;
         let (vocab, hidden) = (spec.vocab, spec.hidden);
         let limits = StepLimits { chunk, context, positions, vocab, sequences, logits_rows, hidden };
-        Self::start(opened, Paced::new(limits, pace), options, None, false, began)
+        Self::start(opened, Paced::new(limits, pace), options, false, began)
     }
 
     fn start(
         opened: Arc<Opened>,
         steps: impl Steps,
         options: Options,
-        placed: Option<Placed>,
         is_mapped: bool,
         began: Instant,
     ) -> Result<Self, Unusable> {
@@ -120,7 +102,7 @@ impl Resident {
         })?;
         let (desk, loaded_at) = (worker.desk().clone(), SystemTime::now());
         let (duration, worker) = (began.elapsed(), Mutex::new(Some(worker)));
-        Ok(Resident { opened, desk, placed, is_mapped, loaded_at, duration, worker })
+        Ok(Resident { opened, desk, is_mapped, loaded_at, duration, worker })
     }
 
     /// Sends away who is left, and frees the engine's memory. Waits for the end of a step.

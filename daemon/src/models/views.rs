@@ -125,13 +125,27 @@ pub(crate) fn devices(state: &State) -> Vec<v1::DeviceUse> {
     let snapshot = state.residency.snapshot();
     let referenced: Bytes =
         snapshot.models.iter().filter(|view| view.references > 0).map(|view| view.bytes).sum();
-    vec![v1::DeviceUse {
+    let ram = v1::DeviceUse {
         device: RAM.to_owned(),
         budget_bytes: snapshot.budget.on(Device::Ram),
         used_bytes: snapshot.in_use.on(Device::Ram),
         pinned_bytes: snapshot.pinned.on(Device::Ram),
         referenced_bytes: referenced.on(Device::Ram),
-    }]
+    };
+    let card = state.card.as_ref().map(|card| {
+        let sum = |which: &dyn Fn(&View) -> bool| {
+            let of = |id| snapshot.models.iter().any(|view| view.id == id && which(view));
+            state.on_card().filter(|(id, _)| of(*id)).map(|(_, placed)| placed.bytes as u64).sum()
+        };
+        v1::DeviceUse {
+            device: card.label.clone(),
+            budget_bytes: card.budget.unwrap_or(card.bytes),
+            used_bytes: sum(&|_| true),
+            pinned_bytes: sum(&|view| view.pinned),
+            referenced_bytes: sum(&|view| view.references > 0),
+        }
+    });
+    [ram].into_iter().chain(card).collect()
 }
 
 /// A model as it is now.
@@ -169,7 +183,7 @@ fn variant(state: &State, id: ModelId) -> v1::Model {
     let references = view.map_or(0, |view| view.references) + state.waiting_for(id);
     let (pin, ttl) = view.map_or((false, variant.ttl), |view| (view.pinned, view.ttl));
     let resident = variant.resident.as_deref();
-    let on_card = resident.and_then(|resident| resident.placed.as_ref()).map(card_bytes);
+    let on_card = resident.and_then(|resident| resident.desk.placed()).map(|placed| card_bytes(&placed));
     let can_chat = resident.is_some() && matches!(variant.opened.template(), Ok(Some(_)));
     v1::Model {
         state: is_there.into(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bantam_model::engine::{Chunk, StepError};
 
-use super::desk::{Job, Phase, Shared, State};
+use super::desk::{Job, Move, Phase, Shared, State};
 use super::figures::{add, add_time, average, set};
 use super::queue::Wish;
 use super::ring::{Begun, Flow};
@@ -51,6 +51,8 @@ struct Run {
 /// An engine with everybody that it serves.
 pub struct Batch<S: Steps> {
     steps: S,
+    /// Whether something stands on a card, as far as the desk knows.
+    is_placed: bool,
     shared: Arc<Shared>,
     phase: Phase,
     /// In the order of their admission.
@@ -69,8 +71,12 @@ impl<S: Steps> Batch<S> {
         assert!(limits.sequences <= limits.chunk, "a step holds a token of every sequence");
         let sequences = limits.sequences;
         set(&shared.cells.free_positions, steps.free_positions());
+        let placed = steps.placed().cloned();
+        let is_placed = placed.is_some();
+        shared.lock().placed = placed;
         Batch {
             steps,
+            is_placed,
             phase: Phase::Serving,
             runs: Vec::with_capacity(sequences),
             views: Vec::with_capacity(sequences),
@@ -112,7 +118,13 @@ impl<S: Steps> Batch<S> {
     /// What was said at the desk.
     fn hear(&mut self, now: Duration) {
         if self.shared.is_news.swap(false, Ordering::AcqRel) {
-            self.phase = self.shared.lock().phase;
+            let mut state = self.shared.lock();
+            self.phase = state.phase;
+            let movement = state.movement.take();
+            drop(state);
+            if let Some(movement) = movement {
+                self.place(movement);
+            }
         }
         let is_over = match self.phase {
             Phase::Serving => return,
@@ -123,6 +135,21 @@ impl<S: Steps> Batch<S> {
         if is_over {
             (0..self.runs.len()).rev().for_each(|i| self.end(i, Err(Failure::Draining), now));
         }
+    }
+
+    /// Moves what stands on a card.
+    fn place(&mut self, Move { device, bytes, done }: Move) {
+        let placed = self.steps.place(device, bytes);
+        self.tell_placed();
+        // Who asked may have gone.
+        let _ = done.send(placed);
+    }
+
+    /// Lets the desk know what stands on a card.
+    fn tell_placed(&mut self) {
+        let placed = self.steps.placed().cloned();
+        self.is_placed = placed.is_some();
+        self.shared.lock().placed = placed;
     }
 
     /// Sends away all who wait.
@@ -283,6 +310,10 @@ impl<S: Steps> Batch<S> {
         self.take_rows();
         let now = self.shared.clock.now();
         let chosen = self.choose(now);
+        // Rows of a request may have met a card that was lost.
+        if self.is_placed && self.steps.placed().is_none() {
+            self.tell_placed();
+        }
         let now = self.shared.clock.now();
         add_time(&self.shared.cells.busy_ns, now.saturating_sub(begun));
         for i in (0..self.runs.len()).rev() {
@@ -315,6 +346,10 @@ impl<S: Steps> Batch<S> {
     /// The engine has failed: so has everybody in it. Where its weights are gone, so has everybody after them.
     fn fail(&mut self, error: StepError, now: Duration) {
         // First, so that whoever hears of the end finds it so.
+        if let StepError::Card(fault) = error {
+            tracing::error!(%fault, "the card is lost: the processor computes");
+            self.tell_placed();
+        }
         if error == StepError::Fault {
             self.phase = Phase::Broken(error);
             let mut state = self.shared.lock();
@@ -437,6 +472,7 @@ impl<S: Steps> Drop for Batch<S> {
         if state.phase != Phase::Stopped {
             state.phase = Phase::Gone;
         }
+        (state.movement, state.placed) = (None, None);
         drop(state);
         self.leave_queue(|state| state.waiting.dismissed(), |_| Failure::Gone);
         set(&self.shared.cells.running, 0);

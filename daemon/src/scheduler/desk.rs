@@ -3,11 +3,13 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bantam_model::engine::StepError;
+use bantam_model::card::NoCard;
+use bantam_model::engine::{Placed, StepError};
 
 use super::bell::Bell;
 use super::clock::Clock;
@@ -16,6 +18,7 @@ use super::queue::{ClientId, Full, Waiting, Wish};
 use super::ring::{self, Begun, Ended, Event, Found, Reader, Room, Timings, Writer};
 use super::steps::StepLimits;
 use super::work::{Failure, Work};
+use crate::cards::Device;
 
 /// The bounds of a scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,10 +149,22 @@ impl Job {
     }
 }
 
+/// A word that what stands on a card is to move; whoever waits for it hears what stands there then.
+#[derive(Debug)]
+pub(super) struct Move {
+    pub(super) device: Device,
+    pub(super) bytes: u64,
+    pub(super) done: Sender<Result<(), NoCard>>,
+}
+
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) waiting: Waiting<Job>,
     pub(super) phase: Phase,
+    /// The latest, where the engine has not seen to it.
+    pub(super) movement: Option<Move>,
+    /// What stands on a card.
+    pub(super) placed: Option<Placed>,
     next_id: u64,
 }
 
@@ -170,7 +185,13 @@ impl Shared {
     pub(super) fn new(limits: StepLimits, options: Options, clock: Arc<dyn Clock>) -> Self {
         let waiting = Waiting::new(options.queue, options.queue_per_client);
         Shared {
-            state: Mutex::new(State { waiting, phase: Phase::Serving, next_id: 0 }),
+            state: Mutex::new(State {
+                waiting,
+                phase: Phase::Serving,
+                movement: None,
+                placed: None,
+                next_id: 0,
+            }),
             is_news: AtomicBool::new(false),
             bell: Arc::new(Bell::default()),
             cells: Cells::default(),
@@ -296,6 +317,24 @@ impl Desk {
         }
         drop(state);
         self.shared.tell();
+    }
+
+    /// Asks for so many bytes of a device to be what the model stands on, between two steps. Whoever reads the answer
+    /// waits for it; there is none where the engine ends first.
+    pub(crate) fn place(&self, device: Device, bytes: u64) -> Receiver<Result<(), NoCard>> {
+        let (done, answer) = channel();
+        let mut state = self.shared.lock();
+        if !matches!(state.phase, Phase::Stopped | Phase::Gone) {
+            state.movement = Some(Move { device, bytes, done });
+        }
+        drop(state);
+        self.shared.tell();
+        answer
+    }
+
+    /// What of the model stands on a card.
+    pub(crate) fn placed(&self) -> Option<Placed> {
+        self.shared.lock().placed.clone()
     }
 
     /// Whether the engine has failed for good, or its thread has ended.

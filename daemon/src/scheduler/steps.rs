@@ -1,7 +1,10 @@
 //! What the scheduler needs of an engine.
 
 use bantam_core::layouts::page::POSITIONS;
-use bantam_model::engine::{Chunk, Engine, StepError};
+use bantam_model::card::NoCard;
+use bantam_model::engine::{Chunk, Engine, Placed, StepError};
+
+use crate::cards::Device;
 
 /// The sizes that an engine was planned with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,15 @@ pub trait Steps: Send + 'static {
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], StepError>;
     /// Hidden states, after the last norm, of some rows of the last step; as many at once as logits.
     fn hidden(&mut self, rows: &[usize]) -> Result<&[f32], StepError>;
+    /// Moves what stands on a device to where so many bytes of that hold it: open sequences go on. Where it fails, the
+    /// processor computes.
+    fn place(&mut self, _: Device, _: u64) -> Result<(), NoCard> {
+        Ok(())
+    }
+    /// What stands on a card.
+    fn placed(&self) -> Option<&Placed> {
+        None
+    }
 }
 
 impl Steps for Engine {
@@ -100,5 +112,17 @@ impl Steps for Engine {
 
     fn hidden(&mut self, rows: &[usize]) -> Result<&[f32], StepError> {
         Engine::try_hidden(self, rows)
+    }
+
+    fn place(&mut self, device: Device, bytes: u64) -> Result<(), NoCard> {
+        if bytes == 0 {
+            self.leave_card();
+            return Ok(());
+        }
+        device.place(self, Some(bytes)).map(|_| ())
+    }
+
+    fn placed(&self) -> Option<&Placed> {
+        Engine::placed(self)
     }
 }

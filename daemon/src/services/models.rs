@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Caller, Services, request};
+use crate::models::keeper::NoBudget;
 use crate::models::views::{self, RAM};
 use crate::models::{Asked, Known, Opened, Unusable};
 use crate::status::Trouble;
@@ -137,6 +138,34 @@ impl Services {
             })
         });
         planned.await?
+    }
+
+    async fn budgeted(&self, budgets: Vec<v1::DeviceBudget>) -> Result<v1::SetBudgetResponse, Trouble> {
+        let named =
+            |budget: &v1::DeviceBudget| budgets.iter().filter(|of| of.device == budget.device).count();
+        if budgets.len() > 2 || budgets.iter().any(|budget| named(budget) > 1) {
+            let why = format!("expected each device once, found {} budgets; leave some out", budgets.len());
+            return Err(Trouble::field("budgets", why));
+        }
+        if let Some(at) = budgets.iter().position(|budget| budget.device == RAM && budget.bytes == 0) {
+            let why = "expected 1 or more, found 0; unload models instead";
+            return Err(Trouble::field(format!("budgets[{at}].bytes"), why));
+        }
+        // A card that is refused is, before main memory has changed.
+        let (cards, rams): (Vec<_>, Vec<_>) =
+            budgets.iter().enumerate().partition(|(_, of)| of.device != RAM);
+        for (at, v1::DeviceBudget { device, bytes }) in cards {
+            let (keeper, device, bytes) = (self.keeper.clone(), device.clone(), *bytes);
+            self.work(move || keeper.set_vram(&device, bytes)).await?.map_err(|error| {
+                let field = match error {
+                    NoBudget::Device { .. } => "device",
+                    NoBudget::Bytes { .. } => "bytes",
+                };
+                Trouble::field(format!("budgets[{at}].{field}"), error.to_string())
+            })?;
+        }
+        rams.iter().for_each(|(_, budget)| self.keeper.set_budget(budget.bytes));
+        Ok(v1::SetBudgetResponse { devices: self.keeper.look(views::devices) })
     }
 
     /// Loads, and tells how far it is. Ends with the client.
@@ -361,25 +390,9 @@ impl ModelService for Services {
         &self,
         request: Request<v1::SetBudgetRequest>,
     ) -> Result<Response<v1::SetBudgetResponse>, Status> {
+        let caller = Caller::of(&request);
         let budgets = request.into_inner().budgets;
-        if budgets.len() > 1 {
-            let why =
-                format!("expected each device once, and there is {RAM:?} alone, found {}", budgets.len());
-            return Err(Trouble::field("budgets", why).into());
-        }
-        for budget in &budgets {
-            if budget.device != RAM {
-                let found: String = budget.device.chars().take(40).collect();
-                let why = format!("expected {RAM:?}, the only device here, found {found:?}; correct it");
-                return Err(Trouble::field("budgets[0].device", why).into());
-            }
-            if budget.bytes == 0 {
-                let why = "expected 1 or more, found 0; unload models instead";
-                return Err(Trouble::field("budgets[0].bytes", why).into());
-            }
-            self.keeper.set_budget(budget.bytes);
-        }
-        Ok(Response::new(v1::SetBudgetResponse { devices: self.keeper.look(views::devices) }))
+        Ok(Response::new(caller.within(self.budgeted(budgets)).await?))
     }
 
     type WatchResidencyStream = Answers<v1::WatchResidencyResponse>;

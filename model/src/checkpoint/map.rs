@@ -335,15 +335,47 @@ mod faults {
         failed: AtomicBool,
     }
 
-    /// More models than a process has at once. One too many is not watched.
-    static RANGES: [Range; 64] = [const {
-        Range {
-            taken: AtomicBool::new(false),
-            start: AtomicUsize::new(0),
-            end: AtomicUsize::new(0),
-            failed: AtomicBool::new(false),
+    /// Ranges that are there once and for all, and more of them once those are taken. None is ever given back: the
+    /// handler may look at any of them at any time.
+    #[derive(Debug)]
+    struct Block {
+        ranges: [Range; 64],
+        next: OnceLock<Box<Block>>,
+    }
+
+    static BLOCKS: Block = Block::new();
+
+    impl Block {
+        const fn new() -> Block {
+            let ranges = [const {
+                Range {
+                    taken: AtomicBool::new(false),
+                    start: AtomicUsize::new(0),
+                    end: AtomicUsize::new(0),
+                    failed: AtomicBool::new(false),
+                }
+            }; 64];
+            Block { ranges, next: OnceLock::new() }
         }
-    }; 64];
+
+        /// This block and those behind it. It takes no lock, as a handler may not.
+        fn all(&'static self) -> impl Iterator<Item = &'static Range> {
+            let blocks = std::iter::successors(Some(self), |block| block.next.get().map(|next| &**next));
+            blocks.flat_map(|block| &block.ranges)
+        }
+
+        /// A range that nobody has, from now on taken.
+        fn take(&'static self) -> &'static Range {
+            let mut block = self;
+            loop {
+                let free = |range: &&Range| range.taken.compare_exchange(false, true, SeqCst, SeqCst).is_ok();
+                match block.ranges.iter().find(free) {
+                    Some(range) => return range,
+                    None => block = block.next.get_or_init(|| Box::new(Block::new())),
+                }
+            }
+        }
+    }
 
     /// What was done about the signal before: the standard library tells an overflowing stack by it.
     static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
@@ -361,8 +393,7 @@ mod faults {
 
     pub(super) fn watch(start: usize, bytes: usize) -> Option<&'static Range> {
         let is_there = BEFORE.get().is_some() || install();
-        let free = |range: &&Range| range.taken.compare_exchange(false, true, SeqCst, SeqCst).is_ok();
-        let range = RANGES.iter().filter(|_| is_there).find(free)?;
+        let range = is_there.then(|| BLOCKS.take())?;
         range.failed.store(false, SeqCst);
         range.start.store(start, SeqCst);
         range.end.store(start + bytes, SeqCst);
@@ -395,7 +426,7 @@ mod faults {
     extern "C" fn on_fault(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
         // SAFETY: the system passes a valid `siginfo_t` to a handler with SA_SIGINFO, with an address for SIGBUS.
         let at = unsafe { (*info).si_addr() } as usize;
-        let holding = RANGES.iter().find_map(|range| {
+        let holding = BLOCKS.all().find_map(|range| {
             let (start, end) = (range.start.load(SeqCst), range.end.load(SeqCst));
             (start..end).contains(&at).then_some((range, end))
         });
@@ -423,5 +454,32 @@ mod faults {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             libc::mmap(start as *mut c_void, end - start, protection, flags, -1, 0) != libc::MAP_FAILED
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_many_files_are_watched_a_cut_one_reads_as_zeros() {
+        let path = std::env::temp_dir().join(format!("bantam-watched-{}", std::process::id()));
+        fs::write(&path, vec![7u8; 1 << 20]).expect("it can be written");
+        let all: Vec<(Map, Watch)> = (0..200)
+            .map(|_| {
+                let (map, _) = Map::open(&path).expect("a regular file");
+                let watch = map.watch();
+                (map, watch)
+            })
+            .collect();
+        assert!(all.iter().all(|(map, watch)| map.bytes()[1_000_000] == 7 && !watch.has_failed()));
+        OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(10)).expect("it is ours");
+        for (map, watch) in &all {
+            // A page that is cut off; the optimizer is not to know what stood there.
+            assert_eq!(std::hint::black_box(map.bytes())[1_000_000], 0);
+            assert!(watch.has_failed());
+        }
+        drop(all);
+        fs::remove_file(&path).expect("it is ours");
     }
 }

@@ -28,6 +28,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
+use writer::WriteError;
 
 /// Index and headers of all shards together. Published models of 90,000 tensors stay below 24 MiB.
 const HEADERS_BYTES_MAX: u64 = 32 << 20;
@@ -206,6 +207,8 @@ enum Bytes {
     Carried(PathBuf, &'static [u8]),
     /// A native file that stands alone: tensors are told of, and were somewhere else. As many zeros stand for them.
     Told(Map, MmapMut),
+    /// The same for files that are yet to be written; the path is that of what they will be made of.
+    Outlined(PathBuf, MmapMut),
 }
 
 impl Bytes {
@@ -213,14 +216,14 @@ impl Bytes {
         match self {
             Self::Mapped(map, _) => map.bytes(),
             Self::Carried(_, bytes) => bytes,
-            Self::Told(_, zeros) => zeros,
+            Self::Told(_, zeros) | Self::Outlined(_, zeros) => zeros,
         }
     }
 
     fn path(&self) -> &Path {
         match self {
             Self::Mapped(map, _) | Self::Told(map, _) => map.path(),
-            Self::Carried(label, _) => label,
+            Self::Carried(label, _) | Self::Outlined(label, _) => label,
         }
     }
 }
@@ -275,6 +278,15 @@ impl Checkpoint {
         Self::new(None, Vec::new())
     }
 
+    /// Tensors that are yet to be made of those in `file`: what they are called and how large they will be.
+    pub(crate) fn outlined(file: &Path, tensors: &[writer::Outline<'_>]) -> Result<Self, WriteError> {
+        let (prefix, all) = writer::header_of(file, tensors)?;
+        let header = header::parse(&prefix, all);
+        let header = header.map_err(|source| WriteError::Header { path: file.into(), source })?;
+        let zeros = zeros(all).map_err(|source| WriteError::Io { path: file.into(), source })?;
+        Ok(Self::new(None, vec![Shard { bytes: Bytes::Outlined(file.into(), zeros), header }]))
+    }
+
     /// Takes shards in which no two tensors have one name.
     fn new(index: Option<PathBuf>, shards: Vec<Shard>) -> Self {
         let mut by_name = Vec::new();
@@ -299,7 +311,7 @@ impl Checkpoint {
         let source = match bytes {
             Bytes::Mapped(_, file) => Place::File(file, start),
             Bytes::Carried(..) => Place::Here,
-            Bytes::Told(..) => Place::Gone,
+            Bytes::Told(..) | Bytes::Outlined(..) => Place::Gone,
         };
         // The header was checked against the length of these very bytes, so both ends fit in usize and lie inside.
         TensorView {
@@ -332,7 +344,7 @@ impl Checkpoint {
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let mapped = self.shards.iter().filter_map(|shard| match &shard.bytes {
             Bytes::Mapped(map, _) | Bytes::Told(map, _) => Some(map.path()),
-            Bytes::Carried(..) => None,
+            Bytes::Carried(..) | Bytes::Outlined(..) => None,
         });
         self.index.as_deref().into_iter().chain(mapped)
     }
@@ -359,7 +371,7 @@ impl Checkpoint {
     pub(crate) fn is_unwritten(&self) -> bool {
         self.shards.iter().all(|shard| match &shard.bytes {
             Bytes::Mapped(map, file) => map.is_unwritten(file),
-            Bytes::Carried(..) | Bytes::Told(..) => true,
+            Bytes::Carried(..) | Bytes::Told(..) | Bytes::Outlined(..) => true,
         })
     }
 
@@ -376,7 +388,7 @@ impl Checkpoint {
     pub(crate) fn map(&self, shard: usize) -> Option<&Map> {
         match &self.shards[shard].bytes {
             Bytes::Mapped(map, _) => Some(map),
-            Bytes::Carried(..) | Bytes::Told(..) => None,
+            Bytes::Carried(..) | Bytes::Told(..) | Bytes::Outlined(..) => None,
         }
     }
 
@@ -461,10 +473,15 @@ fn told(path: &Path, shard: Shard, limits: &mut Limits) -> Result<Shard, Checkpo
     };
     let outline = Header::from_text(text.into_bytes(), all, limits.tensors).map_err(header_error)?;
     limits.tensors -= outline.len();
-    // Nobody writes there, so it takes addresses alone.
-    let zeros = memmap2::MmapOptions::new().len(all as usize).no_reserve_swap().map_anon();
+    let zeros = zeros(all);
     let zeros = zeros.map_err(|source| CheckpointError::File(MapError::Io { path: path.into(), source }))?;
     Ok(Shard { bytes: Bytes::Told(map, zeros), header: outline })
+}
+
+/// Nobody writes there, so it takes addresses alone.
+fn zeros(bytes: u64) -> io::Result<MmapMut> {
+    let bytes = usize::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    memmap2::MmapOptions::new().len(bytes).no_reserve_swap().map_anon()
 }
 
 /// How much of a file that is no checkpoint is looked at.

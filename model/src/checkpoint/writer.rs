@@ -76,9 +76,7 @@ pub fn write_streamed(
     mut write: impl FnMut(usize, &mut dyn Write) -> io::Result<()>,
 ) -> Result<(), WriteError> {
     check_place(path)?;
-    // Wide types first, then by name, as the reference implementation does: then every offset is aligned.
-    let mut order: Vec<usize> = (0..tensors.len()).collect();
-    order.sort_by_key(|&index| (std::cmp::Reverse(tensors[index].1.bytes()), tensors[index].0));
+    let order = order(tensors);
     let sorted: Vec<Outline<'_>> = order.iter().map(|&index| tensors[index]).collect();
     let prefix = prefix(path, &sorted, metadata)?;
     let io_error = |source| WriteError::Io { path: path.into(), source };
@@ -94,6 +92,22 @@ pub fn write_streamed(
     let file = out.into_inner().map_err(io::IntoInnerError::into_error).map_err(io_error)?;
     file.sync_all().map_err(io_error)?;
     temporary.rename(path).map_err(io_error)
+}
+
+/// Wide types first, then by name, as the reference implementation does: then every offset is aligned.
+fn order(tensors: &[Outline<'_>]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|&index| (std::cmp::Reverse(tensors[index].1.bytes()), tensors[index].0));
+    order
+}
+
+/// The header of a file of such tensors, and how many bytes the file would have.
+pub(crate) fn header_of(path: &Path, tensors: &[Outline<'_>]) -> Result<(Vec<u8>, u64), WriteError> {
+    let sorted: Vec<Outline<'_>> = order(tensors).into_iter().map(|index| tensors[index]).collect();
+    let prefix = prefix(path, &sorted, &[])?;
+    let data: u64 = sorted.iter().map(|tensor| size_bytes(path, tensor)).sum::<Result<u64, _>>()?;
+    let all = prefix.len() as u64 + data;
+    Ok((prefix, all))
 }
 
 /// Knows how many bytes passed through it.

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bantam_core::Cpu;
 use half::{bf16, f16};
@@ -44,12 +45,44 @@ pub enum RestoreError {
 /// Bytes of a file that are read at once.
 const STEP: usize = 1 << 20;
 
+/// What a tensor's name and place take in lists and plans.
+const LISTED_BYTES: usize = 2048;
+/// What a vocabulary takes of memory while a tokenizer is made of it, for each of its tokens, at most.
+const TOKEN_BYTES: usize = 600;
+
 /// Rows of a tensor of the file that follow one another there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 struct Run {
-    tensor: String,
+    /// Which of the tensors it is.
+    part: usize,
     first: usize,
     rows: usize,
+}
+
+/// The rows of a tensor of the folder. A stack has those of its first matrix as often as it has matrices: a list of all
+/// would be longer than the weights of some models are large.
+#[derive(Debug, Clone)]
+struct Runs {
+    /// Tensors of the file, and how many rows of each belong to a matrix.
+    parts: Vec<(String, usize)>,
+    of_one: Arc<[Run]>,
+    matrices: usize,
+}
+
+impl Runs {
+    fn new(parts: Vec<(String, usize)>, of_one: Vec<Run>, matrices: usize) -> Runs {
+        Runs { parts, of_one: of_one.into(), matrices }
+    }
+
+    /// Each with the name of its tensor.
+    fn all(&self) -> impl Iterator<Item = (&str, Run)> {
+        (0..self.matrices).flat_map(move |matrix| {
+            self.of_one.iter().map(move |run| {
+                let (tensor, rows) = &self.parts[run.part];
+                (tensor.as_str(), Run { first: matrix * rows + run.first, ..*run })
+            })
+        })
+    }
 }
 
 /// What becomes of rows.
@@ -69,7 +102,7 @@ struct Tensor {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
-    runs: Vec<Run>,
+    runs: Runs,
     /// Values of a row; one of a vector.
     columns: usize,
     made: Made,
@@ -125,6 +158,47 @@ impl<'a> Restored<'a> {
     /// Bytes of its tensors.
     pub fn bytes(&self) -> u64 {
         self.tensors.iter().map(Tensor::bytes).sum()
+    }
+
+    /// The folder as far as names and sizes go, for what can be said before it is there. It has no numbers.
+    pub fn outline(&self) -> Result<Source, RestoreError> {
+        let tensors: Vec<Outline<'_>> = self.tensors.iter().map(Tensor::outline).collect();
+        let checkpoint = Checkpoint::outlined(self.source.folder(), &tensors)?;
+        Ok(Source::outlined(self.source.files.clone(), self.config()?, checkpoint)?)
+    }
+
+    /// The most memory that is taken at once, beside what the file's own headers take.
+    pub fn memory_bytes(&self) -> u64 {
+        let lists = |tensor: &Tensor| {
+            let names: usize = tensor.runs.parts.iter().map(|(name, _)| name.len() + 64).sum();
+            LISTED_BYTES + names + size_of_val(&*tensor.runs.of_one)
+        };
+        let lists: usize = self.tensors.iter().map(lists).sum();
+        let writing = self.tensors.iter().map(|tensor| self.writing_bytes(tensor)).max().unwrap_or(0);
+        let tokenizer = TOKEN_BYTES * self.source.spec.vocab;
+        // Beside a tensor, the buffer of its file; before that, what finds out whether numbers lose anything.
+        (lists + (writing + STEP).max(2 * STEP).max(tokenizer)) as u64
+    }
+
+    /// What a tensor takes on its way.
+    fn writing_bytes(&self, tensor: &Tensor) -> usize {
+        let Runs { parts, of_one, .. } = &tensor.runs;
+        let of_part = |(part, (name, _)): (usize, &(String, usize))| {
+            let view = self.source.checkpoint.tensor(name).expect("it was listed from this checkpoint");
+            let row_bytes = row_bytes(&view, tensor.columns);
+            let longest = of_one.iter().filter(|run| run.part == part).map(|run| run.rows).max().unwrap_or(0);
+            // As they are read; as float32, where they become other numbers; and as they are written, in a vector that
+            // grows by doubling.
+            let made = match tensor.made {
+                Made::Numbers(_) if view.dtype == tensor.dtype => 2 * row_bytes,
+                Made::Numbers(_) => tensor.columns * (4 + 2 * tensor.dtype.bytes()),
+                Made::Codes | Made::Exponents => 2 * row_bytes,
+            };
+            (STEP / row_bytes.max(1)).max(1).min(longest) * (row_bytes + made)
+        };
+        let most = parts.iter().enumerate().map(of_part).max().unwrap_or(0);
+        let turned = tensor.turned.map_or(0, |rows| 2 * rows * tensor.columns * tensor.dtype.bytes());
+        most + turned
     }
 
     /// Whether a tokenizer can be made of the file's vocabulary; else, why not.
@@ -216,9 +290,13 @@ impl<'a> Restored<'a> {
         }
         let config = metadata.folder_tokenizer_config().map_err(made)?;
         writer::write_file(&folder.join("tokenizer_config.json"), &config)?;
+        Ok(writer::write_file(&folder.join("config.json"), &self.config()?)?)
+    }
+
+    fn config(&self) -> Result<Vec<u8>, RestoreError> {
         let has_codes = self.tensors.iter().any(|tensor| tensor.made == Made::Codes);
-        let config = settings::folder_config(metadata, self.source, self.dtype(), has_codes).map_err(made)?;
-        Ok(writer::write_file(&folder.join("config.json"), &config)?)
+        settings::folder_config(self.metadata, self.source, self.dtype(), has_codes)
+            .map_err(|error| refused(self.metadata, error))
     }
 
     /// What tools had best compute with: float16 has too small a range for some, so it is chosen where the file did.
@@ -336,13 +414,14 @@ impl<'a> Lister<'a> {
             format!("{prefix}{}.{kind}", part.module.replace("{}", &number))
         };
         let rows = self.rows(parts);
+        let of_one = Runs::new(Vec::new(), runs(&rows), 1);
         for (kind, columns) in [("weight", parts[0].columns), ("bias", 1)] {
             let names: Vec<String> = parts.iter().map(|part| name(part.theirs, kind)).collect();
             if names.iter().any(|name| self.view(name).is_none()) {
                 continue;
             }
             let shape = if kind == "bias" { vec![rows.len()] } else { vec![rows.len(), columns] };
-            let runs = runs(rows.iter().map(|&(part, row)| (names[part].as_str(), row)));
+            let runs = Runs { parts: names.iter().map(|name| (name.clone(), 0)).collect(), ..of_one.clone() };
             let dtype = self.dtype(&names, 0.0);
             let (name, made) = (name(parts[0].ours, kind), Made::Numbers(0.0));
             self.tensors.push(Tensor { name, dtype, shape, runs, columns, made, turned: None });
@@ -361,12 +440,10 @@ impl<'a> Lister<'a> {
         let named = |ending: &str| -> Vec<String> {
             parts.iter().map(|part| format!("{prefix}{}{ending}", part.theirs.module)).collect()
         };
-        let all = |names: &[String]| {
-            let row = |expert: usize| rows.iter().map(move |&(part, row)| (expert, part, row));
-            let place = |(expert, part, row): (usize, usize, usize)| {
-                (names[part].as_str(), expert * files[part] + row)
-            };
-            runs((0..experts).flat_map(row).map(place))
+        let of_one = Runs::new(Vec::new(), runs(&rows), experts);
+        let all = |names: &[String]| Runs {
+            parts: names.iter().cloned().zip(files.iter().copied()).collect(),
+            ..of_one.clone()
         };
         let (names, columns) = (named(of_file), parts[0].columns);
         let runs = all(&names);
@@ -420,7 +497,8 @@ impl<'a> Lister<'a> {
         }
         let columns = if shape.len() > 1 { shape[shape.len() - 1] } else { 1 };
         let [tensor] = names;
-        let runs = vec![Run { tensor, first: 0, rows: shape.iter().product::<usize>() / columns.max(1) }];
+        let run = Run { part: 0, first: 0, rows: shape.iter().product::<usize>() / columns.max(1) };
+        let runs = Runs::new(vec![(tensor, 0)], vec![run], 1);
         let (name, made) = (name.to_owned(), Made::Numbers(shift));
         self.tensors.push(Tensor { name, dtype, shape, runs, columns, made, turned: None });
     }
@@ -490,15 +568,23 @@ fn is_norm(names: &Names, tensor: &str) -> bool {
 }
 
 /// Rows one after another as stretches.
-fn runs<'n>(rows: impl Iterator<Item = (&'n str, usize)>) -> Vec<Run> {
+fn runs(rows: &[(usize, usize)]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for (tensor, row) in rows {
+    for &(part, row) in rows {
         match runs.last_mut() {
-            Some(run) if run.tensor == tensor && run.first + run.rows == row => run.rows += 1,
-            _ => runs.push(Run { tensor: tensor.to_owned(), first: row, rows: 1 }),
+            Some(run) if run.part == part && run.first + run.rows == row => run.rows += 1,
+            _ => runs.push(Run { part, first: row, rows: 1 }),
         }
     }
     runs
+}
+
+/// Bytes of a row of so many values in the file.
+fn row_bytes(view: &TensorView, columns: usize) -> usize {
+    match Kind::of(view.dtype) {
+        Some(kind) => columns / kind.values * kind.bytes,
+        None => columns * view.dtype.bytes(),
+    }
 }
 
 /// Rounds to a type of 16 bits, or leaves 32.
@@ -547,13 +633,9 @@ impl Copying<'_> {
 
     fn rows(&self, out: &mut dyn FnMut(&[u8]) -> Result<(), Failed>) -> Result<(), Failed> {
         let mut made = Vec::new();
-        for run in &self.tensor.runs {
-            let view = self.checkpoint.tensor(&run.tensor).expect("it was listed from this checkpoint");
-            let kind = Kind::of(view.dtype);
-            let row_bytes = match kind {
-                Some(kind) => self.tensor.columns / kind.values * kind.bytes,
-                None => self.tensor.columns * view.dtype.bytes(),
-            };
+        for (name, run) in self.tensor.runs.all() {
+            let view = self.checkpoint.tensor(name).expect("it was listed from this checkpoint");
+            let (kind, row_bytes) = (Kind::of(view.dtype), row_bytes(&view, self.tensor.columns));
             let together = (STEP / row_bytes.max(1)).max(1);
             for first in (run.first..run.first + run.rows).step_by(together) {
                 let rows = together.min(run.first + run.rows - first);

@@ -3,26 +3,36 @@
 //! Every operation runs where its weights or its cache are, and where it has none, where its input is; what the other
 //! side needs is copied first, and nothing else is ([`fresh::Fresh`]). Of a matrix that stands on the card in part both
 //! compute their rows at the same time: the card's work is queued, the processor's is done, then both are put together.
-//! So a model may stand on the card whole, by layers, by parts of layers or by rows, and the decoder knows nothing of
-//! it. Weights are never moved.
+//! Of attention that is divided by heads, and of experts of which the card has some, each side keeps what it made until
+//! somebody needs it together. So a model may stand on the card whole, by heads, by rows or by experts, and the decoder
+//! knows nothing of it. Weights are never moved while a layer waits for them.
 
 mod fresh;
+mod heads;
+mod hot;
 mod on_card;
+mod shard;
+mod stacks;
 
-use bantam_core::arena::disjoint;
+use std::ops::Range;
+
+use bantam_core::arena::ALIGNMENT;
 use bantam_core::{
     Activation, Attention, Backend, Batch, CpuBackend, Heads, KvCache, Matrix, Norm, Product, Region, Rope,
     Routed, RowPer, Slot,
 };
 use memmap2::MmapMut;
 
-use crate::card::{Card, CardFault, Found, Needs, NoCard};
+use crate::card::{CardFault, Found, Needs, NoCard};
+use crate::engine::ExpertsMet;
 use crate::memory;
 use crate::plan::Plan;
 use crate::pool::Threads;
-use fresh::{At, Fresh};
+use fresh::{At, Fresh, Split};
+use hot::Hot;
 pub(crate) use on_card::OnCard;
-use on_card::Side;
+use on_card::behind;
+use shard::{Moves, Shard};
 
 /// Bytes of results that are copied back at a time.
 const RESULTS_BYTES: usize = 1 << 20;
@@ -34,44 +44,19 @@ pub(crate) struct Shards {
     shard: Option<Shard>,
 }
 
-/// What stands on a card.
-#[derive(Debug)]
-struct Shard {
-    card: Box<dyn Card>,
-    on_card: OnCard,
-    fresh: Fresh,
-    /// Where results lie that are yet to be added, on both sides.
-    scratch: Slot,
-    /// Whether somebody looks at who goes where, which is done here then.
-    routes_here: bool,
-}
-
-/// One to three products.
-#[derive(Debug, Clone, Copy)]
-struct Few {
-    list: [Product; 3],
-    count: usize,
-}
-
-impl Few {
-    fn none(like: &Product) -> Self {
-        Few { list: [*like; 3], count: 0 }
-    }
-
-    fn push(&mut self, product: Product) {
-        self.list[self.count] = product;
-        self.count += 1;
-    }
-
-    fn all(&self) -> &[Product] {
-        &self.list[..self.count]
-    }
-}
+type Host = CpuBackend<MmapMut, Threads>;
 
 /// The slot behind the plan's own activations.
 fn scratch(plan: &Plan) -> Slot {
     let rows = plan.weights.layers.iter().map(|layer| layer.down.matrix.shape.rows).max().unwrap_or(0);
-    Slot { region: Region::Work, offset: plan.work_bytes, bytes: 4 * rows * plan.options.chunk }
+    let bytes = (4 * rows * plan.options.chunk).next_multiple_of(ALIGNMENT);
+    Slot { region: Region::Work, offset: plan.work_bytes, bytes }
+}
+
+/// The slot behind that: who goes to the host's experts.
+fn routing(plan: &Plan) -> Slot {
+    let Slot { region, offset, bytes } = scratch(plan);
+    Slot { region, offset: offset + bytes, bytes: plan.work.routing.bytes }
 }
 
 impl Shards {
@@ -87,24 +72,54 @@ impl Shards {
         Needs { weights, cache, work, rows, tables, results: RESULTS_BYTES, panels, precision }
     }
 
-    /// Takes memory of a card and puts there what is to stand on it.
-    pub(crate) fn take(&mut self, plan: &Plan, found: Box<dyn Found>, on_card: OnCard) -> Result<(), NoCard> {
+    /// Takes memory of a card and puts there what is to stand on it; of the cache the pages that hold anything.
+    pub(crate) fn take(
+        &mut self,
+        plan: &Plan,
+        found: Box<dyn Found>,
+        on_card: OnCard,
+        pages: &[Range<usize>],
+    ) -> Result<(), NoCard> {
         let needs = Self::needs(plan, on_card.weight_bytes(), on_card.cache_bytes());
         let mut card = found.take(&needs)?;
-        let scratch = scratch(plan);
-        let work = memory::region(plan.work_bytes + scratch.bytes);
-        let work =
-            work.map_err(|error| NoCard::Memory(format!("{} bytes of memory: {error}", scratch.bytes)))?;
+        let (scratch, mine) = (scratch(plan), routing(plan));
+        let work = memory::region(mine.offset + mine.bytes);
+        let more = mine.offset + mine.bytes - plan.work_bytes;
+        let work = work.map_err(|error| NoCard::Memory(format!("{more} bytes of memory: {error}")))?;
         for (from, to) in on_card.copies() {
             card.upload(to, self.host.arena().read(from));
+        }
+        let moves = Moves::of(&on_card, &plan.caches, pages);
+        for (here, there) in moves.pieces() {
+            card.upload(there, self.host.arena().read(here));
+        }
+        let mut hot = on_card.stacks.as_ref().map(|stacks| Hot::new(stacks, mine));
+        if let (Some(hot), Some(stacks)) = (&mut hot, &on_card.stacks) {
+            hot.fill(stacks, &self.host, card.as_mut());
         }
         if let Some(fault) = card.fault() {
             return Err(NoCard::Failed(fault.to_string()));
         }
+        moves.close_up(&mut self.host.arena_mut().cache);
         self.host.arena_mut().work = work;
         let fresh = Fresh::new(&plan.work);
-        self.shard = Some(Shard { card, on_card, fresh, scratch, routes_here: false });
+        self.shard = Some(Shard { card, on_card, fresh, scratch, hot, routes_here: false });
         Ok(())
+    }
+
+    /// Brings keys and values of these pages back and lets the card go.
+    pub(crate) fn leave(&mut self, caches: &[KvCache], pages: &[Range<usize>]) -> Result<(), CardFault> {
+        let Some(mut shard) = self.shard.take() else { return Ok(()) };
+        let moves = Moves::of(&shard.on_card, caches, pages);
+        moves.open_up(&mut self.host.arena_mut().cache);
+        for (here, there) in moves.pieces() {
+            let to = self.host.arena_mut().write(here);
+            shard.card.fetch(there, &mut |first, piece| {
+                let piece: &[u8] = bytemuck::cast_slice(piece);
+                to[4 * first..][..piece.len()].copy_from_slice(piece);
+            });
+        }
+        shard.card.fault().map_or(Ok(()), Err)
     }
 
     /// Bytes of a card that were taken.
@@ -119,6 +134,19 @@ impl Shards {
         Some(fault)
     }
 
+    /// How often experts were met on the card.
+    pub(crate) fn experts_met(&self) -> Option<ExpertsMet> {
+        self.shard.as_ref()?.hot.as_ref().map(|hot| hot.met)
+    }
+
+    /// All layers are through.
+    pub(crate) fn end_step(&mut self) {
+        let Some(Shard { card, on_card, hot: Some(hot), .. }) = &mut self.shard else { return };
+        if let Some(stacks) = &on_card.stacks {
+            hot.end_step(stacks, &self.host, card.as_mut());
+        }
+    }
+
     /// Somebody will look at who goes where.
     pub(crate) fn route_here(&mut self) {
         if let Some(shard) = &mut self.shard {
@@ -131,127 +159,6 @@ impl Shards {
         if let Some(shard) = &mut self.shard {
             shard.need(&mut self.host, slot, slot.bytes / 4, At::Host);
         }
-    }
-}
-
-type Host = CpuBackend<MmapMut, Threads>;
-
-impl Shard {
-    /// Makes the first values of a slot be there.
-    fn need(&mut self, host: &mut Host, slot: Slot, count: usize, at: At) {
-        if !self.fresh.lacks(slot, count, at) {
-            return;
-        }
-        let slot = slot.first(count);
-        match at {
-            At::Card => self.card.upload(slot, host.arena().read(slot)),
-            At::Host => {
-                let values = host.arena_mut().floats_mut(slot);
-                self.card
-                    .fetch(slot, &mut |first, piece| values[first..][..piece.len()].copy_from_slice(piece));
-            }
-        }
-    }
-
-    /// Products of rows, or of the places that they were sent to.
-    fn products(
-        &mut self,
-        host: &mut Host,
-        rows: usize,
-        routed: Option<(&Routed, RowPer)>,
-        x: Slot,
-        products: &[Product],
-    ) {
-        let places = routed.map_or(rows, |(routed, _)| routed.choice.places(rows));
-        let x_rows = if matches!(routed, Some((_, RowPer::Place))) { places } else { rows };
-        let (mut here, mut there) = (Few::none(&products[0]), Few::none(&products[0]));
-        for product in products {
-            let whole = |shard: &mut Self, host: &mut Host, at| {
-                let count = places * product.matrix.shape.rows;
-                if product.add {
-                    shard.need(host, product.out, count, at);
-                }
-                shard.fresh.set(product.out, count, at);
-            };
-            match self.on_card.side(product) {
-                Side::Host => {
-                    whole(self, host, At::Host);
-                    here.push(*product);
-                }
-                Side::Card(mapped) => {
-                    whole(self, host, At::Card);
-                    there.push(mapped);
-                }
-                Side::Both(mapped, rest) => {
-                    assert!(routed.is_none(), "stacks stand somewhere as a whole");
-                    whole(self, host, At::Host);
-                    let out = if product.add { self.scratch } else { product.out };
-                    there.push(Product { out, add: false, ..mapped });
-                    here.push(Product { out, add: false, ..rest });
-                }
-            }
-        }
-        for (few, at) in [(&here, At::Host), (&there, At::Card)] {
-            if few.count > 0 {
-                self.need(host, x, x_rows * products[0].matrix.shape.columns, at);
-                if let Some((routed, _)) = routed {
-                    self.need_routing(host, routed, rows, at);
-                }
-            }
-        }
-        // Queued first: the card computes while the processor does.
-        send(self.card.as_mut(), rows, routed, x, there.all());
-        send(host, rows, routed, x, here.all());
-        for product in products {
-            if let Side::Both(mapped, _) = self.on_card.side(product) {
-                self.merge(host, rows, product, mapped.matrix.shape.rows);
-            }
-        }
-    }
-
-    /// Puts both parts of a product together, of which the card's has so many channels.
-    fn merge(&mut self, host: &mut Host, rows: usize, product: &Product, there: usize) {
-        let all = product.matrix.shape.rows;
-        let (slot, here) = (product.out.first(rows * all), all - there);
-        let memory = host.arena_mut();
-        if product.add {
-            let [part, out] = disjoint(&mut memory.work, [self.scratch.first(rows * here), slot]);
-            for (out, part) in out.chunks_exact_mut(all).zip(part.chunks_exact(here)) {
-                out[there..].iter_mut().zip(part).for_each(|(out, x)| *out += x);
-            }
-        } else {
-            // The last row first: rows move towards the end.
-            let out = memory.floats_mut(slot);
-            (0..rows).rev().for_each(|row| out.copy_within(row * here..(row + 1) * here, row * all + there));
-        }
-        let (out, add) = (memory.floats_mut(slot), product.add);
-        let part = if add { self.scratch } else { product.out };
-        self.card.fetch(part.first(rows * there), &mut |first, piece| {
-            for (at, &x) in (first..).zip(piece) {
-                let out = &mut out[at / there * all + at % there];
-                *out = if add { *out + x } else { x };
-            }
-        });
-    }
-
-    fn need_routing(&mut self, host: &mut Host, routed: &Routed, rows: usize, at: At) {
-        let bytes = routed.choice.bytes(rows).expect("it was planned");
-        self.need(host, routed.slot, bytes / 4, at);
-    }
-}
-
-/// Hands products to a backend, if there are any.
-fn send(
-    to: &mut (impl Backend + ?Sized),
-    rows: usize,
-    routed: Option<(&Routed, RowPer)>,
-    x: Slot,
-    products: &[Product],
-) {
-    match routed {
-        _ if products.is_empty() => {}
-        None => to.matmul(rows, x, products),
-        Some((routed, per)) => to.matmul_experts(routed, rows, per, x, products),
     }
 }
 
@@ -273,6 +180,12 @@ impl Backend for Shards {
 
     fn norm(&mut self, norm: &Norm, rows: usize, x: Slot, out: Slot) {
         let Some(shard) = &mut self.shard else { return self.host.norm(norm, rows, x, out) };
+        if let Some(split) = shard.fresh.split(x).filter(|_| x.offset == out.offset) {
+            // Heads are rows here, and each side has whole ones.
+            let mapped = shard.on_card.norm(norm).expect("what is small stands there");
+            shard.card.norm(&mapped, split.rows * split.there / norm.width, x, out);
+            return self.host.norm(norm, split.rows * split.here / norm.width, x, out);
+        }
         let count = rows * norm.width;
         let mapped = shard.on_card.norm(norm).filter(|_| shard.fresh.at(x, count) == At::Card);
         match mapped {
@@ -298,7 +211,8 @@ impl Backend for Shards {
     fn route(&mut self, routed: &Routed, rows: usize, logits: Slot) {
         let Some(shard) = &mut self.shard else { return self.host.route(routed, rows, logits) };
         let count = rows * routed.choice.experts;
-        let at = if shard.routes_here { At::Host } else { shard.fresh.at(logits, count) };
+        let is_here = shard.routes_here || shard.hot.is_some();
+        let at = if is_here { At::Host } else { shard.fresh.at(logits, count) };
         shard.need(&mut self.host, logits, count, at);
         match at {
             At::Card => shard.card.route(routed, rows, logits),
@@ -319,7 +233,9 @@ impl Backend for Shards {
         let Some(shard) = &mut self.shard else {
             return self.host.combine(routed, rows, width, places, out);
         };
-        let at = shard.fresh.at(places, routed.choice.places(rows) * width);
+        let count = routed.choice.places(rows) * width;
+        let at = shard.fresh.at(places, count);
+        shard.need(&mut self.host, places, count, at);
         shard.need(&mut self.host, out, rows * width, at);
         shard.need_routing(&mut self.host, routed, rows, at);
         match at {
@@ -397,6 +313,14 @@ impl Backend for Shards {
 
     fn rotate(&mut self, rows: usize, angles: Slot, heads: Heads, x: Slot) {
         let Some(shard) = &mut self.shard else { return self.host.rotate(rows, angles, heads, x) };
+        if let Some(Split { there, here, .. }) = shard.fresh.split(x) {
+            for at in [At::Host, At::Card] {
+                shard.need(&mut self.host, angles, angles.bytes / 4, at);
+            }
+            let of = |channels: usize| Heads { count: channels / heads.width, ..heads };
+            shard.card.rotate(rows, angles, of(there), x);
+            return self.host.rotate(rows, angles, of(here), x);
+        }
         let count = rows * heads.channels();
         let at = shard.fresh.at(x, count);
         shard.need(&mut self.host, angles, angles.bytes / 4, at);
@@ -409,13 +333,19 @@ impl Backend for Shards {
 
     fn store(&mut self, cache: &KvCache, batch: &Batch, keys: Slot, values: Slot) {
         let Some(shard) = &mut self.shard else { return self.host.store(cache, batch, keys, values) };
+        let there = shard.on_card.cache(cache);
+        if let Some(there) = there.filter(|there| there.heads < cache.heads) {
+            assert!(shard.fresh.split(keys).is_some() && shard.fresh.split(values).is_some());
+            shard.card.store(&there, batch, keys, values);
+            let here = KvCache { heads: cache.heads - there.heads, ..*cache };
+            return self.host.store(&here, batch, keys, values);
+        }
         let count = batch.rows() * cache.heads * cache.shape.width;
-        let mapped = shard.on_card.cache(cache.slot);
-        let at = if mapped.is_some() { At::Card } else { At::Host };
+        let at = if there.is_some() { At::Card } else { At::Host };
         shard.need(&mut self.host, keys, count, at);
         shard.need(&mut self.host, values, count, at);
-        match mapped {
-            Some(slot) => shard.card.store(&KvCache { slot, ..*cache }, batch, keys, values),
+        match there {
+            Some(there) => shard.card.store(&there, batch, keys, values),
             None => self.host.store(cache, batch, keys, values),
         }
     }
@@ -424,25 +354,48 @@ impl Backend for Shards {
         let Some(shard) = &mut self.shard else {
             return self.host.attend(attention, cache, batch, queries, out);
         };
-        let count = batch.rows() * attention.heads.channels();
-        let mapped = shard.on_card.cache(cache.slot);
-        let at = if mapped.is_some() { At::Card } else { At::Host };
-        shard.need(&mut self.host, queries, count, at);
-        match mapped {
-            Some(slot) => {
-                let sinks = shard.on_card.optional(attention.sinks).expect("what is small stands there");
-                let attention = Attention { sinks, ..*attention };
-                shard.card.attend(&attention, &KvCache { slot, ..*cache }, batch, queries, out);
-            }
-            None => self.host.attend(attention, cache, batch, queries, out),
+        let Some(there) = shard.on_card.cache(cache) else {
+            let count = batch.rows() * attention.heads.channels();
+            shard.need(&mut self.host, queries, count, At::Host);
+            self.host.attend(attention, cache, batch, queries, out);
+            return shard.fresh.set(out, count, At::Host);
+        };
+        let group = attention.heads.count / cache.heads;
+        let part = |key_heads: usize, sinks: Option<Slot>| {
+            let heads = Heads { count: key_heads * group, ..attention.heads };
+            Attention { heads, sinks, ..*attention }
+        };
+        let sinks = shard.on_card.optional(attention.sinks).expect("what is small stands there");
+        let on_card = part(there.heads, sinks);
+        let split = Split {
+            rows: batch.rows(),
+            there: on_card.heads.channels(),
+            here: attention.heads.channels() - on_card.heads.channels(),
+        };
+        if split.here == 0 {
+            shard.need(&mut self.host, queries, split.rows * split.there, At::Card);
+            shard.card.attend(&on_card, &there, batch, queries, out);
+            return shard.fresh.set(out, split.rows * split.there, At::Card);
         }
-        shard.fresh.set(out, count, at);
+        assert_eq!(shard.fresh.split(queries), Some(split), "queries stand with their keys");
+        shard.card.attend(&on_card, &there, batch, queries, out);
+        let here = KvCache { heads: cache.heads - there.heads, ..*cache };
+        let sinks = attention.sinks.map(|sinks| behind(sinks, 4 * on_card.heads.count));
+        self.host.attend(&part(here.heads, sinks), &here, batch, queries, out);
+        shard.fresh.set_split(out, split);
     }
 
     fn activate(&mut self, activation: Activation, rows: usize, width: usize, gate: Slot, up: Option<Slot>) {
         let Some(shard) = &mut self.shard else {
             return self.host.activate(activation, rows, width, gate, up);
         };
+        if let Some(Split { there, here, .. }) = shard.fresh.split(gate) {
+            assert!(up.is_none_or(|up| shard.fresh.split(up) == shard.fresh.split(gate)));
+            if there > 0 {
+                shard.card.activate(activation, there / width, width, gate, up);
+            }
+            return self.host.activate(activation, here / width, width, gate, up);
+        }
         let count = rows * width;
         let at = shard.fresh.at(gate, count);
         shard.need(&mut self.host, gate, count, at);

@@ -1,13 +1,16 @@
 //! What of a plan stands on a card: arithmetic over slots, before any of its memory is taken.
 //!
-//! What every layer needs comes first, then attention with its keys and values, layer by layer, then the head, then the
-//! feed-forward blocks: of dense ones the same share of every matrix, so that both sides compute on every layer at
-//! once; experts in whole layers. A share is so many tiles of rows from the first on: tiles lie one after another in
-//! every layout, so that nothing is repacked. The host keeps all weights, and so goes on alone where the card fails.
+//! What every layer needs comes first, then attention with its keys and values, where not all has room as many heads of
+//! every layer (`heads.rs`), then the head, then the feed-forward blocks: of dense ones the same share of every matrix,
+//! so that both sides compute on every layer at once; of experts as many as have room (`stacks.rs`). A share is so many
+//! tiles of rows from the first on: tiles lie one after another in every layout, so that nothing is repacked. The host
+//! keeps all weights, and so goes on alone where the card fails.
 
 use bantam_core::arena::Layouter;
-use bantam_core::{Matrix, Norm, Product, Region, Rope, Slot};
+use bantam_core::{KvCache, Matrix, Norm, Product, Region, Rope, Slot};
 
+use super::heads::{Divided, shared};
+use super::stacks::Stacks;
 use crate::plan::{LayerWeights, Linear, Plan};
 
 /// Bytes of a region of the host that stand on the card too.
@@ -20,7 +23,7 @@ struct Piece {
 
 /// Pieces of a region in the host's order.
 #[derive(Debug, Clone)]
-struct Pieces {
+pub(super) struct Pieces {
     region: Region,
     list: Vec<Piece>,
     layouter: Layouter,
@@ -31,8 +34,12 @@ struct Pieces {
 pub(crate) struct OnCard {
     weights: Pieces,
     caches: Pieces,
-    /// Layers whose keys and values it has, and all.
+    /// Key heads of all layers that it has, and all.
     pub(crate) attention: [usize; 2],
+    /// Where matrices begin whose results stay divided by heads, ascending.
+    by_heads: Vec<usize>,
+    /// Where experts stand that are there one by one.
+    pub(super) stacks: Option<Stacks>,
     /// Bytes of feed-forward blocks that it has, and all.
     pub(crate) blocks: [usize; 2],
     is_whole: bool,
@@ -110,32 +117,18 @@ impl OnCard {
         if !weights.take(&small(plan), &mut left) {
             return None;
         }
-        let mut attention = 0;
-        for (layer, cache) in of.layers.iter().zip(&plan.caches) {
-            let slots: Vec<Slot> =
-                [&layer.query, &layer.key, &layer.value, &layer.output].into_iter().flat_map(slots).collect();
-            // Both or neither.
-            let before = left;
-            if caches.take(&[cache.slot], &mut left) {
-                if !weights.take(&slots, &mut left) {
-                    caches.drop_last(cache.slot);
-                    left = before;
-                    break;
-                }
-                attention += 1;
-            }
-        }
+        let (attention, by_heads) = weights.take_attention(&mut caches, plan, &mut left);
         let head: Vec<Slot> = slots(&of.head).collect();
         if !weights.take(&head, &mut left) {
             let share = left as f64 / of.head.matrix.slot.bytes.max(1) as f64;
             weights.take_rows(&of.head, share, &mut left);
         }
-        let blocks = weights.take_blocks(&of.layers, &mut left);
+        let (blocks, stacks) = weights.take_blocks(&of.layers, &mut left);
         weights.take(&[of.embedding.slot], &mut left);
         let has_ends =
             [of.embedding.slot, of.head.matrix.slot].iter().all(|slot| weights.whole(*slot).is_some());
-        let is_whole = has_ends && attention == of.layers.len() && blocks[0] == blocks[1];
-        Some(OnCard { weights, caches, attention: [attention, of.layers.len()], blocks, is_whole })
+        let is_whole = has_ends && attention[0] == attention[1] && blocks[0] == blocks[1];
+        Some(OnCard { weights, caches, attention, by_heads, stacks, blocks, is_whole })
     }
 
     /// Bytes of weights there.
@@ -183,8 +176,15 @@ impl OnCard {
         }
     }
 
-    pub(super) fn cache(&self, slot: Slot) -> Option<Slot> {
-        self.caches.whole(slot)
+    /// The part of a layer's cache that stands there, by its first heads.
+    pub(super) fn cache(&self, cache: &KvCache) -> Option<KvCache> {
+        let slot = self.caches.find(cache.slot)?;
+        Some(KvCache { slot, heads: cache.heads * slot.bytes / cache.slot.bytes, ..*cache })
+    }
+
+    /// Whether each side keeps what it computes with this matrix.
+    pub(super) fn is_by_heads(&self, matrix: &Matrix) -> bool {
+        self.by_heads.binary_search(&matrix.slot.offset).is_ok()
     }
 
     pub(super) fn norm(&self, norm: &Norm) -> Option<Norm> {
@@ -273,16 +273,65 @@ impl Pieces {
         }
     }
 
-    /// Feed-forward blocks: bytes that it has of them, and all.
-    fn take_blocks(&mut self, layers: &[LayerWeights], left: &mut usize) -> [usize; 2] {
+    /// Attention: key heads that it has, and all; where matrices begin that are divided by heads.
+    fn take_attention(
+        &mut self,
+        caches: &mut Pieces,
+        plan: &Plan,
+        left: &mut usize,
+    ) -> ([usize; 2], Vec<usize>) {
+        let layers = plan.weights.layers.iter().zip(&plan.caches);
+        let layers: Vec<Divided> = layers.map(|(layer, cache)| Divided::new(layer, cache)).collect();
+        // Where everything stands there already, this only counts.
+        let is_there = layers.iter().all(|of| caches.whole(of.cache.slot).is_some());
+        let heads = shared(&layers, if is_there { usize::MAX } else { *left });
+        let (mut taken, mut by_heads) = (0, Vec::new());
+        for (of, &heads) in layers.iter().zip(&heads).filter(|(_, heads)| **heads > 0) {
+            let (slots, cache, before) = (of.parts(heads), of.cache_part(heads), *left);
+            // Both or neither.
+            if !caches.take(&[cache], left) {
+                continue;
+            }
+            if !self.take(&slots, left) {
+                caches.drop_last(cache);
+                *left = before;
+                continue;
+            }
+            taken += heads;
+            if heads < of.cache.heads {
+                self.take_rows(&of.layer.output, of.part(heads), left);
+                let inputs = [&of.layer.query, &of.layer.key, &of.layer.value];
+                by_heads.extend(inputs.map(|linear| linear.matrix.slot.offset));
+            }
+        }
+        by_heads.sort_unstable();
+        ([taken, plan.caches.iter().map(|cache| cache.heads).sum()], by_heads)
+    }
+
+    /// Room for what has no place of its own in the host's region.
+    pub(super) fn room(&mut self, bytes: usize, left: &mut usize) -> Option<Slot> {
+        *left = left.checked_sub(bytes.next_multiple_of(bantam_core::arena::ALIGNMENT))?;
+        self.layouter.slot(bytes)
+    }
+
+    /// Feed-forward blocks: bytes that it has of them, and all; experts that stand there one by one.
+    fn take_blocks(&mut self, layers: &[LayerWeights], left: &mut usize) -> ([usize; 2], Option<Stacks>) {
         let linears = |layer: &'_ LayerWeights| [layer.gate, Some(layer.up), Some(layer.down)];
         let bytes = |linear: &Linear| linear.matrix.slot.bytes;
         let all: usize = layers.iter().flat_map(linears).flatten().map(|linear| bytes(&linear)).sum();
         let dense = || layers.iter().filter(|layer| layer.router.is_none());
         let total: usize = dense().flat_map(linears).flatten().map(|linear| bytes(&linear)).sum();
-        for layer in layers.iter().filter(|layer| layer.router.is_some()) {
-            let stacks: Vec<Slot> = linears(layer).into_iter().flatten().flat_map(slots_of).collect();
-            self.take(&stacks, left);
+        let mixed: Vec<&LayerWeights> = layers.iter().filter(|layer| layer.router.is_some()).collect();
+        let of = |layer: &'_ LayerWeights| -> Vec<Slot> {
+            linears(layer).into_iter().flatten().flat_map(slots_of).collect()
+        };
+        let every: Vec<Slot> = mixed.iter().flat_map(|layer| of(layer)).collect();
+        let stacks = if self.take(&every, left) { None } else { Stacks::take(self, &mixed, left) };
+        if stacks.is_none() {
+            // Those that differ stand there by whole layers.
+            for layer in &mixed {
+                self.take(&of(layer), left);
+            }
         }
         let share = (*left as f64 / total.max(1) as f64).min(1.0);
         for linear in dense().flat_map(linears).flatten() {
@@ -292,17 +341,18 @@ impl Pieces {
             }
         }
         let there = |linear: Linear| self.find(linear.matrix.slot).map_or(0, |slot| slot.bytes);
-        [layers.iter().flat_map(linears).flatten().map(there).sum(), all]
+        let there: usize = layers.iter().flat_map(linears).flatten().map(there).sum();
+        ([there + stacks.as_ref().map_or(0, Stacks::matrix_bytes), all], stacks)
     }
 }
 
 /// What stands in a slot from a byte on.
-fn behind(slot: Slot, bytes: usize) -> Slot {
+pub(super) fn behind(slot: Slot, bytes: usize) -> Slot {
     Slot { offset: slot.offset + bytes, bytes: slot.bytes - bytes, ..slot }
 }
 
 /// All slots of a matrix.
-fn slots_of(linear: Linear) -> impl Iterator<Item = Slot> {
+pub(super) fn slots_of(linear: Linear) -> impl Iterator<Item = Slot> {
     let Matrix { slot, order, factors, .. } = linear.matrix;
     let low = linear.low.into_iter().flat_map(|low| {
         [Some(low.down.slot), Some(low.up.slot), low.bias, low.factors].into_iter().flatten()
@@ -331,4 +381,73 @@ fn small(plan: &Plan) -> Vec<Slot> {
     found.sort_by_key(|slot| slot.offset);
     found.dedup();
     found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failure is a failed test.
+mod tests {
+    use bantam_core::{Cpu, KvKind, Precision};
+
+    use super::*;
+    use crate::checkpoint::Dtype;
+    use crate::engine::synthetic_plan;
+    use crate::families::SHAPES;
+    use crate::formats::on_load::way;
+    use crate::plan::Options;
+    use crate::spec::ModelSpec;
+
+    /// Published shapes with any budget: never more than it, never less of anything for more of it, and every matrix
+    /// somewhere as a whole.
+    #[test]
+    fn shares_stay_within_budgets_and_grow_with_them() {
+        for (name, config) in SHAPES {
+            let spec = ModelSpec::parse(config.as_bytes()).unwrap();
+            let (precision, kv, quantization) = (Precision::Fast, KvKind::Int8, way("nf4"));
+            let options =
+                Options { context: 1024, chunk: 64, precision, kv, quantization, ..Options::SMALLEST };
+            let plan = synthetic_plan(&spec, Dtype::Bf16, options, Cpu::detect()).unwrap();
+            let all = plan.weight_bytes + plan.cache_bytes;
+            let (mut before, mut was_divided) = ([0; 2], [false; 2]);
+            for thousandths in (0..=1000).step_by(20) {
+                let budget = (all as f64 * f64::from(thousandths) / 1000.0) as usize;
+                let Some(on_card) = OnCard::fill(&plan, budget) else {
+                    assert_eq!(before, [0; 2], "{name}: {thousandths}");
+                    continue;
+                };
+                let taken = on_card.weight_bytes() + on_card.cache_bytes();
+                assert!(taken <= budget, "{name}: {taken} of {budget}");
+                let now = [on_card.attention[0], on_card.blocks[0]];
+                assert!(now[0] >= before[0], "{name}: {now:?} heads and bytes after {before:?}");
+                // Experts that all fit are no longer one by one.
+                assert!(now[1] + all / 100 >= before[1], "{name}: {now:?} after {before:?}");
+                before = now;
+                was_divided[0] |= !on_card.by_heads.is_empty();
+                was_divided[1] |= on_card.stacks.is_some();
+                for (layer, cache) in plan.weights.layers.iter().zip(&plan.caches) {
+                    let there = on_card.cache(cache).map_or(0, |there| there.heads);
+                    for linear in [&layer.query, &layer.key, &layer.value] {
+                        let Linear { matrix, bias, .. } = *linear;
+                        let product = Product { matrix, bias, out: plan.work.query, add: false };
+                        let rows = match on_card.side(&product) {
+                            Side::Host => 0,
+                            Side::Card(_) => matrix.shape.rows,
+                            Side::Both(mapped, rest) => {
+                                let [there, here] = [mapped, rest].map(|part| part.matrix.shape.rows);
+                                assert_eq!(there + here, matrix.shape.rows, "{name}");
+                                there
+                            }
+                        };
+                        assert_eq!(
+                            rows * cache.heads,
+                            there * matrix.shape.rows,
+                            "{name}: heads with their keys"
+                        );
+                    }
+                }
+            }
+            assert_eq!(before[0], plan.caches.iter().map(|cache| cache.heads).sum::<usize>(), "{name}");
+            let has_experts = plan.weights.layers.iter().any(|layer| layer.router.is_some());
+            assert_eq!(was_divided, [true, has_experts], "{name}");
+        }
+    }
 }

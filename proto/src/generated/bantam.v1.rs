@@ -3337,13 +3337,13 @@ pub struct UnloadResponse {
     #[prost(message, repeated, tag = "2")]
     pub freed: ::prost::alloc::vec::Vec<DeviceBytes>,
 }
-/// How much of one device models may use.
+/// How much of one device models may use. A card's is divided, the last used first; replies go on while models move.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeviceBudget {
     /// `ram`, or a card.
     #[prost(string, tag = "1")]
     pub device: ::prost::alloc::string::String,
-    /// At least 1.
+    /// At least 1; of a card also 0: nothing stands there then. At most what the card has.
     #[prost(uint64, tag = "2")]
     pub bytes: u64,
 }
@@ -3357,7 +3357,7 @@ pub struct SetBudgetRequest {
 /// The budgets that hold now.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetBudgetResponse {
-    /// Every device. More may be used than budgeted until running requests end.
+    /// Every device: `ram`, and the card, once it was found. More may be used than budgeted until running requests end.
     #[prost(message, repeated, tag = "1")]
     pub devices: ::prost::alloc::vec::Vec<DeviceUse>,
 }

@@ -8,8 +8,6 @@ pub mod muon;
 pub mod schedule;
 mod short;
 
-use bantam_core::Cpu;
-
 use crate::step::parameters::Parameter;
 use crate::step::{Training, room};
 use elementwise::{adamw, sgd};
@@ -107,6 +105,7 @@ pub struct Optimizer {
     places: Vec<Place>,
     steps: u64,
     values: Vec<f32>,
+    gradient: Vec<f32>,
     work: muon::Work,
 }
 
@@ -133,23 +132,32 @@ impl Optimizer {
             places,
             steps: 0,
             values: Vec::new(),
+            gradient: Vec::new(),
             work: muon::Work::default(),
         }
     }
 
     /// Bytes of what would be remembered of parameters, and of what a step takes beside it.
-    pub fn bytes_for(parameters: &[Parameter], cpu: Cpu, group: impl Fn(&Parameter) -> Group) -> [u64; 2] {
+    pub fn bytes_for(
+        parameters: &[Parameter],
+        threads: usize,
+        group: impl Fn(&Parameter) -> Group,
+    ) -> [u64; 2] {
         let (mut means, mut largest, mut muon) = (0, 0, 0);
         for parameter in parameters {
             let count = parameter.range().len();
-            largest = largest.max(4 * count);
-            means += match group(parameter).rule {
-                Rule::ShortAdamW(_) => short::bytes(count),
-                Rule::AdamW(_) => 8 * count,
-                Rule::Sgd(_) | Rule::Muon(_) => 4 * count,
+            let (remembered, copies) = match group(parameter).rule {
+                Rule::ShortAdamW(_) => (short::bytes(count), 2),
+                Rule::AdamW(_) if parameter.is_in_place() => (8 * count, 0),
+                Rule::AdamW(_) => (8 * count, 1),
+                Rule::Sgd(_) if parameter.is_in_place() => (4 * count, 0),
+                Rule::Sgd(_) => (4 * count, 1),
+                Rule::Muon(_) => (4 * count, 2),
             };
+            means += remembered;
+            largest = largest.max(4 * copies * count);
             if let (Rule::Muon(_), Some((_, rows, columns))) = (group(parameter).rule, parameter.matrices()) {
-                muon = muon.max(muon::work_bytes(cpu, rows, columns));
+                muon = muon.max(muon::work_bytes(threads, rows, columns));
             }
         }
         [means as u64, (largest + muon) as u64]
@@ -198,43 +206,41 @@ impl Optimizer {
                 (parameter.range(), parameter.matrices())
             };
             let Group { rule, rate, decay } = self.groups[at];
-            let rate = rate * factor;
-            let values = room(&mut self.values, range.len());
-            training.read(at, values);
-            let (gradient, place) = (&training.gradients()[range.clone()], self.places[at]);
-            if let Rule::ShortAdamW(constants) = rule {
-                let steps = self.steps;
-                self.short.step(place.short, &constants, rate, decay, steps, gradient, values);
-                training.write(at, values);
-                continue;
-            }
-            let first = &mut self.first[place.first..][..range.len()];
+            let (rate, place, steps) = (rate * factor, self.places[at], self.steps);
+            let size = range.len();
+            let first = |all| &mut Vec::<f32>::as_mut_slice(all)[place.first..][..size];
             match rule {
-                Rule::ShortAdamW(_) => unreachable!("it has no float32 memory"),
                 Rule::AdamW(constants) => {
-                    let second = &mut self.second[place.second..][..range.len()];
-                    adamw(&constants, rate, decay, self.steps, gradient, first, second, values);
+                    let second = &mut self.second[place.second..][..size];
+                    let memory = [first(&mut self.first), second];
+                    training.update(at, memory, &mut self.values, |gradient, [first, second], values| {
+                        adamw(&constants, rate, decay, steps, gradient, first, second, values);
+                    });
                 }
                 Rule::Sgd(constants) => {
-                    sgd(&constants, rate, decay, self.steps, gradient, first, values);
+                    let memory = [first(&mut self.first)];
+                    training.update(at, memory, &mut self.values, |gradient, [momentum], values| {
+                        sgd(&constants, rate, decay, steps, gradient, momentum, values);
+                    });
                 }
-                Rule::Muon(constants) => {
-                    let matrices = matrices.expect("muon is for matrices");
-                    let machine = training.machine();
-                    muon::step(
-                        machine,
-                        &constants,
-                        rate,
-                        decay,
-                        matrices,
-                        gradient,
-                        first,
-                        values,
-                        &mut self.work,
-                    );
+                Rule::ShortAdamW(_) | Rule::Muon(_) => {
+                    let (values, gradient) = (room(&mut self.values, size), room(&mut self.gradient, size));
+                    training.read(at, values);
+                    training.gradients().read(range, gradient);
+                    if let Rule::ShortAdamW(constants) = rule {
+                        self.short.step(place.short, &constants, rate, decay, steps, gradient, values);
+                    }
+                    if let Rule::Muon(constants) = rule {
+                        let matrices = matrices.expect("muon is for matrices");
+                        let (machine, work) = (training.machine(), &mut self.work);
+                        let momentum = first(&mut self.first);
+                        muon::step(
+                            machine, &constants, rate, decay, matrices, gradient, momentum, values, work,
+                        );
+                    }
+                    training.write(at, values);
                 }
             }
-            training.write(at, values);
         }
         training.settle();
     }
@@ -242,13 +248,7 @@ impl Optimizer {
 
 /// Shortens all gradients together to a length of at most `most`, and says how long they were.
 pub fn clip(training: &mut Training, most: f64) -> f64 {
-    let length = length(training);
-    let factor = (most / (length + 1e-6)).min(1.0) as f32;
-    training.gradients_mut().iter_mut().for_each(|x| *x *= factor);
+    let length = training.length();
+    training.scale((most / (length + 1e-6)).min(1.0) as f32);
     length
-}
-
-/// The length of all gradients together.
-pub fn length(training: &Training) -> f64 {
-    training.gradients().iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
 }

@@ -1,9 +1,11 @@
 //! Muon: momentum whose singular values are made equal by Newton and Schulz, in the two forms that people use.
 
 use bantam_core::Cpu;
-use bantam_core::layouts::{FLOAT32, Precision, Shape};
-use bantam_core::ops::backward::products::{Rows, pack, product, tile_floats, transposed, transposed_floats};
-use bantam_core::ops::matmul::panel_bytes;
+use bantam_core::layouts::Shape;
+use bantam_core::layouts::panels::Form;
+use bantam_core::ops::backward::numbers::{Matrix, Numbers};
+use bantam_core::ops::backward::products::{Part, floats, multiply};
+use bantam_core::ops::crew::Pool;
 use bantam_model::pool::Threads;
 
 /// Which of its forms.
@@ -35,7 +37,6 @@ pub(super) struct Work {
     turned: Vec<f32>,
     square: Vec<f32>,
     fourth: Vec<f32>,
-    tiles: Vec<f32>,
     words: Vec<f32>,
 }
 
@@ -43,14 +44,9 @@ pub(super) struct Work {
 const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
 
 /// Bytes of [`Work`] for matrices of a shape.
-pub(super) fn work_bytes(cpu: Cpu, rows: usize, columns: usize) -> usize {
+pub(super) fn work_bytes(threads: usize, rows: usize, columns: usize) -> usize {
     let (rows, columns) = (rows.min(columns), rows.max(columns));
-    let (whole, square) = (Shape { rows, columns }, Shape { rows, columns: rows });
-    let form = FLOAT32.form(Precision::Exact, cpu);
-    let panels = panel_bytes(form, columns, rows).div_ceil(4);
-    let words = panels.max(transposed_floats(&Rows::Plain(&[]), whole, rows));
-    let tiles = tile_floats(whole).max(tile_floats(square));
-    4 * (2 * rows * columns + 2 * rows * rows + tiles + words)
+    4 * (2 * rows * columns + 2 * rows * rows + floats(Form::Float, columns, rows, threads))
 }
 
 /// One step of all matrices of a parameter: `(how many, rows, columns)`.
@@ -116,7 +112,7 @@ fn orthogonalize(
     let norm = matrix.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() as f32;
     matrix.iter_mut().for_each(|x| *x /= norm + 1e-7);
     // The shorter side as rows: the products are of its square.
-    let Work { turned, square, fourth, tiles, words, .. } = work;
+    let Work { turned, square, fourth, words, .. } = work;
     let (rows, columns, is_tall) = (rows.min(columns), rows.max(columns), rows > columns);
     sized(turned, matrix.len());
     if is_tall {
@@ -127,19 +123,16 @@ fn orthogonalize(
     sized(square, rows * rows);
     sized(fourth, rows * rows);
     for _ in 0..iterations {
-        of_rows(cpu, pool, turned, columns, square, tiles, words);
-        of_rows(cpu, pool, square, rows, fourth, tiles, words);
+        let shape = Shape { rows, columns };
+        product(cpu, pool, turned, as_rows(turned, shape, false), square, words);
+        product(cpu, pool, square, as_rows(square, Shape { rows, columns: rows }, false), fourth, words);
         let [first, third, fifth] = COEFFICIENTS;
         fourth
             .iter_mut()
             .zip(&*square)
             .for_each(|(fourth, square)| *fourth = third * square + fifth * *fourth);
         (0..rows).for_each(|at| fourth[at * rows + at] += first);
-        let shape = Shape { rows, columns };
-        let from = Rows::Plain(turned);
-        sized(words, words.len().max(transposed_floats(&from, shape, rows)));
-        let out = &mut matrix[..];
-        transposed(cpu, pool, &from, shape, fourth, out, false, words);
+        product(cpu, pool, fourth, as_rows(turned, shape, true), matrix, words);
         turned.copy_from_slice(matrix);
     }
     if is_tall {
@@ -155,23 +148,18 @@ fn turn(from: &[f32], width: usize, out: &mut [f32]) {
     }
 }
 
-/// Products of every row with every row.
-fn of_rows(
-    cpu: Cpu,
-    pool: &Threads,
-    matrix: &[f32],
-    columns: usize,
-    out: &mut [f32],
-    tiles: &mut Vec<f32>,
-    words: &mut Vec<f32>,
-) {
-    let shape = Shape { rows: matrix.len() / columns, columns };
-    sized(tiles, tile_floats(shape));
-    pack(matrix, columns, 1.0, tiles);
-    let form = FLOAT32.form(Precision::Exact, cpu);
-    let floats = panel_bytes(form, columns, shape.rows).div_ceil(4);
-    sized(words, words.len().max(floats));
-    product(cpu, pool, matrix, shape, tiles, out, false, words);
+fn as_rows(rows: &[f32], shape: Shape, turned: bool) -> Matrix<'_> {
+    Matrix { shape, numbers: Numbers::Rows(rows), turned }
+}
+
+/// The product of rows with a matrix.
+fn product(cpu: Cpu, pool: &Threads, x: &[f32], matrix: Matrix, out: &mut [f32], words: &mut Vec<f32>) {
+    let Shape { rows, columns } = matrix.shape;
+    let columns = if matrix.turned { rows } else { columns };
+    let needed = floats(Form::Float, columns, x.len() / columns, pool.threads());
+    sized(words, words.len().max(needed));
+    let part = Part { matrix, bias: None, out, add: false };
+    multiply((cpu, Form::Float), pool, x, &mut [part], words);
 }
 
 #[cfg(test)]

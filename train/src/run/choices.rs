@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use bantam_model::formats::on_load::{OnLoad, way};
 
-use super::report;
-use crate::optimizer::schedule::{Schedule, Shape};
+use super::{rates, report};
+use crate::optimizer::schedule::Schedule;
 use crate::optimizer::{AdamW, Group, Muon, Rule, Sgd, Variant, is_decayed, is_shortened};
 use crate::settings::{Settings, SettingsError};
 use crate::step::parameters::{Parameter, Role};
@@ -128,6 +128,10 @@ pub(super) struct Choices<'a> {
     pub(super) measuring: Measuring,
     /// Of the inputs of changes.
     pub(super) dropout: f32,
+    /// On embeddings.
+    pub(super) noise: f32,
+    /// Of labels, what goes to all the vocabulary.
+    pub(super) smoothing: f32,
     /// Bytes that the run may take.
     pub(super) ram: Option<u64>,
 }
@@ -157,6 +161,8 @@ impl<'a> Choices<'a> {
             save_limit: size("save_total_limit"),
             measuring: measuring(settings),
             dropout: settings.number("lora_dropout").unwrap_or_default() as f32,
+            noise: settings.number("neftune_noise_alpha").unwrap_or_default() as f32,
+            smoothing: settings.number("label_smoothing_factor").unwrap_or_default() as f32,
             ram: settings.text("ram_budget").as_deref().and_then(bytes),
         })
     }
@@ -168,6 +174,12 @@ impl<'a> Choices<'a> {
     /// Whether bfloat16 is used where it may be.
     pub(super) fn is_half(&self) -> bool {
         self.flag("bf16") || self.flag("pure_bf16")
+    }
+
+    /// Whether gradients are kept in bfloat16: of all weights, where they are one batch's.
+    pub(super) fn has_short_gradients(&self) -> bool {
+        let is_of_weights = matches!(self.method, Method::Full | Method::Freeze(_));
+        is_of_weights && self.is_half() && self.accumulation == 1
     }
 
     /// Batches and steps of an epoch, and steps of the run, as the Trainer counts them.
@@ -185,21 +197,7 @@ impl<'a> Choices<'a> {
 
     /// How rates change over so many steps.
     pub(super) fn schedule(&self, steps: u64) -> Schedule {
-        let told = self.settings.count("warmup_steps").and_then(|steps| u64::try_from(steps).ok());
-        let share = self.settings.number("warmup_ratio").unwrap_or_default();
-        let warmup = told.filter(|&steps| steps > 0).unwrap_or((steps as f64 * share).ceil() as u64);
-        let of = |shape, warmup| Schedule { shape, warmup, steps };
-        match self.settings.text("lr_scheduler_type").as_deref() {
-            // One restart is none.
-            Some("cosine" | "cosine_with_restarts") => of(Shape::Cosine, warmup),
-            Some("polynomial") => of(Shape::Polynomial { end: 1e-7 / self.rate.max(1e-7) }, warmup),
-            Some("inverse_sqrt") => of(Shape::InverseRoot, warmup),
-            // By that name, transformers warms nothing up.
-            Some("constant") => of(Shape::Constant, 0),
-            Some("constant_with_warmup") => of(Shape::Constant, warmup),
-            Some("warmup_stable_decay") => Schedule::warmup_stable_decay(warmup, steps),
-            _ => of(Shape::Linear, warmup),
-        }
+        rates::schedule(self.settings, steps)
     }
 
     /// How often; shares below 1 are of all steps.
@@ -418,6 +416,7 @@ fn complaints(settings: &Settings) -> Vec<String> {
         let words = "expected finetuning_type: full or freeze beside it; leave it out for adapters";
         say("use_muon", words.to_owned());
     }
+    rates::complaints(settings).into_iter().for_each(|(key, words)| say(key, words));
     report::complaints(settings).into_iter().for_each(|(key, words)| say(key, words));
     measuring_complaints(settings, &mut say);
     found

@@ -20,7 +20,7 @@ use super::{RunError, absolute, check_form, freeze, scratch};
 use crate::data::{Collation, Example, Prepared};
 use crate::optimizer::Optimizer;
 use crate::settings::Settings;
-use crate::step::outline::{Load, Moment, Outline, Part};
+use crate::step::outline::{Load, Measured, Moment, Outline, Part};
 
 /// The memory of a run.
 #[derive(Debug)]
@@ -72,12 +72,15 @@ pub fn forecast(
     let outline = outline(&choices, source, cpu)?;
     let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
     let mut load = load(&prepared.train, choices.batch, &collation);
+    load.measured = measured(&choices, &prepared.eval, &collation);
     (load.halves, load.drops, load.threads) = (choices.is_half(), choices.dropout > 0.0, threads);
     load.layers = choices.flag("disable_gradient_checkpointing");
-    let [means, step] = Optimizer::bytes_for(outline.parameters(), cpu, |parameter| choices.group(parameter));
+    load.short_gradients = choices.has_short_gradients();
+    let [means, step] =
+        Optimizer::bytes_for(outline.parameters(), threads, |parameter| choices.group(parameter));
     let mut parts = outline.memory(&load);
     parts.extend([("optimizer", means), ("optimizer's step", step)]);
-    parts.push(("data", data(prepared, &load)));
+    parts.push(("data", data(&choices, prepared, &collation)));
     Ok(Forecast { load, parts, budget: choices.ram, outline })
 }
 
@@ -98,18 +101,41 @@ fn load(examples: &[Example], batch: usize, collation: &Collation) -> Load {
     Load { tokens: most(&length), labelled: most(&Example::learnt), longest, ..Load::default() }
 }
 
-/// Bytes of all examples, and of a batch of some.
-fn data(prepared: &Prepared, load: &Load) -> u64 {
+/// The largest of the batches that the model is measured with, which come in their order.
+fn measured(choices: &Choices<'_>, examples: &[Example], collation: &Collation) -> Measured {
+    let mut most = Measured::default();
+    if !choices.measuring.at_start && !choices.measuring.at_end {
+        return most;
+    }
+    for batch in examples.chunks(choices.measuring.batch) {
+        let Load { tokens, labelled, longest, .. } = load(batch, batch.len(), collation);
+        most.tokens = most.tokens.max(tokens);
+        most.labelled = most.labelled.max(labelled);
+        most.longest = most.longest.max(longest);
+    }
+    most
+}
+
+/// Bytes of all examples, of their order, and of the batches that are there at once: those of a step, or the one that
+/// the model is measured with.
+fn data(choices: &Choices<'_>, prepared: &Prepared, collation: &Collation) -> u64 {
     let of = |example: &Example| size_of::<Example>() + 8 * example.ids.len() + 4 * example.pieces.len();
     let all: usize = prepared.train.iter().chain(&prepared.eval).map(of).sum();
-    // Ids, labels, positions and pieces of rows, then ids and labels of documents, in vectors that grow by doubling.
-    (all + 32 * load.tokens) as u64
+    let wide = |examples: &[Example], rows: usize| {
+        let longest = examples.iter().map(|example| example.ids.len()).max().unwrap_or_default();
+        longest.next_multiple_of(collation.multiple.max(1)) * rows.min(examples.len())
+    };
+    let together = choices.batch.saturating_mul(choices.accumulation);
+    let [one, step] = [choices.batch, together].map(|rows| wide(&prepared.train, rows));
+    let measured = wide(&prepared.eval, choices.measuring.batch);
+    // Ids, labels, positions and pieces of rows; ids and labels of documents, in vectors that grow by doubling.
+    let batches = 16 * step.max(measured) + 16 * one.max(measured);
+    (all + size_of::<usize>() * prepared.train.len() + batches) as u64
 }
 
 fn outline(choices: &Choices<'_>, source: &Source, cpu: Cpu) -> Result<Outline, RunError> {
     let quantization = choices.quantization.filter(|_| !source.spec.format.is_quantized());
-    let beside =
-        |adapter: &Adapter| Ok(Outline::adapter(source, adapter, quantization, choices.is_half(), cpu)?);
+    let beside = |adapter: &Adapter| Ok(Outline::adapter(source, adapter, quantization, cpu)?);
     match &choices.method {
         Method::Full if choices.flag("train_from_scratch") => {
             let folder = Passing::new()?;

@@ -3,12 +3,14 @@
 //! It knows no terminal: a [`Watch`] is told of every step, and says when to stop. How many steps there are, in which
 //! order examples come, what a loss is a mean of and when rates change is as in the Trainer of transformers 4.57.
 
+mod bend;
 mod choices;
 mod forecast;
 mod freeze;
 mod measure;
 mod output;
 mod picture;
+mod rates;
 mod report;
 mod scratch;
 mod shards;
@@ -33,7 +35,7 @@ use serde_json::{Map, Value, json};
 use crate::data::{
     Batch, Collation, DataError, Example, IGNORED, Prepared, Spoken, epoch_order, grouped, prepare,
 };
-use crate::optimizer::{Optimizer, clip, length, schedule::Schedule};
+use crate::optimizer::{Optimizer, clip, schedule::Schedule};
 use crate::settings::{Settings, SettingsError, Stage};
 use crate::step::{Flat, TrainError, Training};
 use choices::{Choices, Doing, Every, Lora, Method, Start};
@@ -184,10 +186,11 @@ pub fn check(settings: &Settings) -> Result<(), SettingsError> {
 
 /// Opens the model that is trained. Where that begins from nothing, no weights need be there.
 pub fn open(settings: &Settings, path: &Path) -> Result<Source, SourceError> {
-    match settings.flag("train_from_scratch") {
+    let source = match settings.flag("train_from_scratch") {
         true => Source::without_weights(path),
         false => Source::open(path),
-    }
+    };
+    bend::bent(settings, source?)
 }
 
 /// Reads the data of the settings, as a model spells it.
@@ -213,6 +216,7 @@ pub fn train(
 ) -> Result<Outcome, RunError> {
     let choices = Choices::new(settings)?;
     choices::notes(settings).iter().for_each(|words| watch.note(words));
+    bend::notes(settings, &source).iter().for_each(|words| watch.note(words));
     let checkpoint = checkpoint(&choices)?;
     if let Some(checkpoint) = &checkpoint {
         watch.note(&format!("goes on from {}", checkpoint.display()));
@@ -230,8 +234,13 @@ pub fn train(
     }
     let (source, mut training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
     training.drop_inputs(choices.dropout, choices.seed);
+    training.disturb(choices.noise, choices.seed);
+    training.smooth_labels(choices.smoothing);
     if choices.is_half() {
         training.in_halves();
+    }
+    if choices.has_short_gradients() {
+        training.shorten_gradients();
     }
     if choices.flag("disable_gradient_checkpointing") {
         training.keep_layers();
@@ -365,8 +374,7 @@ fn adapted(
 ) -> Result<(Source, Training), RunError> {
     let source = source.adapted(folder)?;
     let quantization = choices.quantization.filter(|_| !source.spec.format.is_quantized());
-    let begin = if choices.is_half() { Training::adapter_in_halves } else { Training::adapter };
-    let training = begin(&source, quantization, cpu, threads)?;
+    let training = Training::adapter(&source, quantization, cpu, threads)?;
     Ok((source, training))
 }
 
@@ -531,22 +539,28 @@ impl Run<'_> {
                 Batch::of(&examples, &self.collation)
             })
             .collect();
-        // The Trainer counts the first label of a row as well, which nothing predicts.
-        let labels = batches.iter().flat_map(|batch| &batch.labels);
-        let learnt = labels.filter(|&&label| label != IGNORED).count().max(1) as f64;
+        let learnt = match self.choices.smoothing > 0.0 {
+            // Its LabelSmoother counts what is predicted; here over all batches of a step.
+            true => batches.iter().map(Batch::learnt).sum(),
+            // The Trainer counts the first label of a row as well, which nothing predicts.
+            false => batches.iter().flat_map(|batch| &batch.labels).filter(|&&of| of != IGNORED).count(),
+        };
+        let learnt = learnt.max(1) as f64;
         self.training.clear();
         let mut loss = 0.0;
         for (at, batch) in batches.iter().enumerate() {
             self.flat.fill(batch);
             let flat = self.flat.batch();
-            self.training.at_moment(self.state.step * accumulation as u64 + at as u64);
+            let moment = self.state.step * accumulation as u64 + at as u64;
+            self.training.at_moment(moment, batch.columns);
             loss += self.training.step(&flat, (1.0 / learnt) as f32)? / learnt;
             self.state.tokens += flat.tokens.len() as u64;
         }
         if !loss.is_finite() {
             return Err(RunError::Loss { step: self.state.step + 1, loss });
         }
-        let gradient = if most > 0.0 { clip(&mut self.training, most) } else { length(&self.training) };
+        let training = &mut self.training;
+        let gradient = if most > 0.0 { clip(training, most) } else { training.length() };
         let factor = schedule.factor(self.state.step);
         self.optimizer.step(&mut self.training, factor);
         self.state.step += 1;

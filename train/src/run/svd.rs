@@ -4,9 +4,11 @@
 //! ones a few directions are followed by powers of the matrix; the small matrix that these leave is then treated so.
 
 use bantam_core::Cpu;
-use bantam_core::layouts::{FLOAT32, Precision, Shape};
-use bantam_core::ops::backward::products::{Rows, pack, product, tile_floats, transposed, transposed_floats};
-use bantam_core::ops::matmul::panel_bytes;
+use bantam_core::layouts::Shape;
+use bantam_core::layouts::panels::Form;
+use bantam_core::ops::backward::numbers::{Matrix as Operand, Numbers};
+use bantam_core::ops::backward::products::{Part, floats, multiply};
+use bantam_core::ops::crew::Pool;
 use bantam_model::pool::Threads;
 
 use crate::data::Twister;
@@ -127,13 +129,10 @@ fn followed(
     let (mut words, mut before) = (Vec::new(), vec![0.0; rank]);
     for power in 0.. {
         // Images of the directions.
-        let tiles_of = Shape { rows: count, columns };
-        let mut tiles = vec![0.0; tile_floats(tiles_of)];
-        pack(&flat(&right), columns, 1.0, &mut tiles);
-        let form = FLOAT32.form(Precision::Exact, cpu);
-        words.resize(words.len().max(panel_bytes(form, columns, rows).div_ceil(4)), 0.0);
+        let (images_of, shape) = (flat(&right), Shape { rows: count, columns });
+        let directions = Operand { shape, numbers: Numbers::Rows(&images_of), turned: false };
         let mut images = vec![0.0; rows * count];
-        product(cpu, pool, values, tiles_of, &tiles, &mut images, false, &mut words);
+        product(cpu, pool, values, directions, &mut images, &mut words);
         let left: Vec<Vec<f64>> = (0..count)
             .map(|at| images[at..].iter().step_by(count).map(|x| f64::from(*x)).collect())
             .collect();
@@ -158,14 +157,22 @@ fn followed(
         }
         let mut left = left;
         upright(&mut left);
-        let (from, shape) = (Rows::Plain(values), Shape { rows, columns });
-        words.resize(words.len().max(transposed_floats(&from, shape, count)), 0.0);
+        let (shape, numbers) = (Shape { rows, columns }, Numbers::Rows(values));
         let mut back = vec![0.0; count * columns];
-        transposed(cpu, pool, &from, shape, &flat(&left), &mut back, false, &mut words);
+        product(cpu, pool, &flat(&left), Operand { shape, numbers, turned: true }, &mut back, &mut words);
         right = back.chunks_exact(columns).map(|row| row.iter().map(|x| f64::from(*x)).collect()).collect();
         upright(&mut right);
     }
     unreachable!("the last power returns")
+}
+
+/// Rows times a matrix.
+fn product(cpu: Cpu, pool: &Threads, x: &[f32], matrix: Operand, out: &mut [f32], words: &mut Vec<f32>) {
+    let Shape { rows, columns } = matrix.shape;
+    let columns = if matrix.turned { rows } else { columns };
+    let needed = floats(Form::Float, columns, x.len() / columns, pool.threads());
+    words.resize(words.len().max(needed), 0.0);
+    multiply((cpu, Form::Float), pool, x, &mut [Part { matrix, bias: None, out, add: false }], words);
 }
 
 fn flat(rows: &[Vec<f64>]) -> Vec<f32> {

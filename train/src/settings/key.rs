@@ -19,6 +19,8 @@ pub enum Kind {
     Text,
     /// Names, as a list or with commas between them.
     Names,
+    /// Names with numbers or words behind them, as a block or as its text.
+    Table,
     /// Whatever it is.
     Anything,
 }
@@ -62,6 +64,8 @@ pub enum Value {
     Text(String),
     /// Names.
     Names(Vec<String>),
+    /// Names with what stands behind them.
+    Table(Vec<(String, String)>),
     /// Something that nobody looks at.
     Other,
 }
@@ -76,6 +80,14 @@ impl Value {
             Value::Number(number) => Some((*number).into()),
             Value::Text(text) => Some(text.as_str().into()),
             Value::Names(names) => Some(names.as_slice().into()),
+            Value::Table(entries) => {
+                let json = |text: &str| match number(text) {
+                    Some(number) => number.into(),
+                    None => text.into(),
+                };
+                let entries = entries.iter().map(|(name, text)| (name.clone(), json(text)));
+                Some(serde_json::Value::Object(entries.collect()))
+            }
         }
     }
 }
@@ -92,6 +104,7 @@ impl Key {
         let (words, is_plain) = match (&node.content, self.kind) {
             (Content::Scalar(words, is_plain), _) => (words.as_str(), *is_plain),
             (Content::List(items), Kind::Names) => return names(items).map(Value::Names),
+            (Content::Map(entries), Kind::Table) => return table(entries).map(Value::Table),
             (_, Kind::Anything) => return Ok(Value::Other),
             // Commands of other tools put a single name into a list.
             (Content::List(items), Kind::Text | Kind::Word(_)) if items.len() == 1 => {
@@ -99,7 +112,7 @@ impl Key {
             }
             _ => return Err(self.kind.expected()),
         };
-        if is_plain && matches!(words, "" | "~" | "null" | "Null" | "NULL") {
+        if is_plain && is_null(words) {
             return Ok(Value::Null);
         }
         let expected = || self.kind.expected();
@@ -124,6 +137,10 @@ impl Key {
             }
             Kind::Text => Ok(Value::Text(words.to_owned())),
             Kind::Names => Ok(Value::Names(words.split(',').map(|name| name.trim().to_owned()).collect())),
+            Kind::Table => match yaml::parse(words).map(|node| node.content) {
+                Ok(Content::Map(entries)) => table(&entries).map(Value::Table),
+                _ => Err(expected()),
+            },
             Kind::Anything => Ok(Value::Other),
         }
     }
@@ -141,6 +158,7 @@ impl Kind {
             Kind::Word(words) => format!("one of {}", words.join(", ")),
             Kind::Text => "text".to_owned(),
             Kind::Names => "names with commas between them".to_owned(),
+            Kind::Table => "names with numbers or words, such as {num_cycles: 2}".to_owned(),
             Kind::Anything => "anything".to_owned(),
         }
     }
@@ -173,10 +191,24 @@ fn whole(words: &str) -> Option<i64> {
 }
 
 /// As YAML 1.2 has them; 1.1 takes `1e-4` for text, which nobody means.
-fn number(words: &str) -> Option<f64> {
+pub(crate) fn number(words: &str) -> Option<f64> {
     let words = words.replace('_', "");
     let is_number = words.starts_with(|first: char| first.is_ascii_digit() || "+-.".contains(first));
     words.parse().ok().filter(|number: &f64| is_number && number.is_finite())
+}
+
+/// Names without a value are left out: null is as if nothing stood there.
+fn table(entries: &[(String, Node)]) -> Result<Vec<(String, String)>, String> {
+    let entry = |(name, node): &(String, Node)| match &node.content {
+        Content::Scalar(words, is_plain) if *is_plain && is_null(words) => None,
+        Content::Scalar(words, _) => Some(Ok((name.clone(), words.clone()))),
+        _ => Some(Err(Kind::Table.expected())),
+    };
+    entries.iter().filter_map(entry).collect()
+}
+
+fn is_null(words: &str) -> bool {
+    matches!(words, "" | "~" | "null" | "Null" | "NULL")
 }
 
 fn names(items: &[Node]) -> Result<Vec<String>, String> {
@@ -219,6 +251,13 @@ mod tests {
         let names = Ok(Value::Names(vec!["a".to_owned(), "b".to_owned()]));
         check(Kind::Names, "a, b", names.clone());
         check(Kind::Names, "[a, b]", names);
+        let table = Value::Table(vec![("a".to_owned(), "1".to_owned()), ("b".to_owned(), "c".to_owned())]);
+        let json = serde_json::json!({ "a": 1.0, "b": "c" });
+        assert_eq!(table.json(), Some(json));
+        check(Kind::Table, "{a: 1, b: c, d: null}", Ok(table.clone()));
+        check(Kind::Table, "'{\"a\": 1, \"b\": \"c\"}'", Ok(table));
+        check(Kind::Table, "{a: [1]}", Err("names with numbers or words, such as {num_cycles: 2}"));
+        check(Kind::Table, "2", Err("names with numbers or words, such as {num_cycles: 2}"));
         check(Kind::Anything, "{a: 1}", Ok(Value::Other));
         check(Kind::Text, "{a: 1}", Err("text"));
     }

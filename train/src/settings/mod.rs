@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use bantam_model::foreign::clipped;
 
+pub(crate) use key::number;
 pub use key::{Fate, Key, Kind, Value};
 pub use table::keys;
 use yaml::{Content, Node};
@@ -244,6 +245,11 @@ impl Settings {
         self.chosen.text(key)
     }
 
+    /// Names with what stands behind them, where there are any.
+    pub(crate) fn table(&self, key: &str) -> Option<Vec<(String, String)>> {
+        self.chosen.table(key)
+    }
+
     /// Names, where there are any.
     pub fn names(&self, key: &str) -> Option<Vec<String>> {
         self.chosen.names(key)
@@ -403,6 +409,13 @@ impl Chosen {
     fn names(&self, name: &str) -> Option<Vec<String>> {
         match self.value(name) {
             Value::Names(names) => Some(names),
+            _ => None,
+        }
+    }
+
+    fn table(&self, name: &str) -> Option<Vec<(String, String)>> {
+        match self.value(name) {
+            Value::Table(entries) => Some(entries),
             _ => None,
         }
     }

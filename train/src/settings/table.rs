@@ -3,7 +3,7 @@
 //! The defaults are theirs. A key that is not here is an error; `mod.rs` names its neighbour.
 
 use super::key::{Fate, Key, Kind};
-use Kind::{Anything, Count, Flag, Names, Number, Text, Word};
+use Kind::{Anything, Count, Flag, Names, Number, Table, Text, Word};
 
 const MANY: i64 = i64::MAX;
 const ANY: Kind = Number(0.0, f64::MAX);
@@ -58,7 +58,7 @@ const MODEL: &[Key] = &[
     refused("add_special_tokens", Names, "null", "add them to the model's files beforehand"),
     idle("model_revision", Text, "main", NO_FETCHING),
     idle("low_cpu_mem_usage", Flag, "true", ONE_WAY),
-    refused("rope_scaling", Word(&["linear", "dynamic", "yarn", "llama3"]), "null", "set it in config.json"),
+    done("rope_scaling", Word(&["linear", "dynamic", "yarn", "llama3"]), "null"),
     idle("flash_attn", Word(&["auto", "disabled", "sdpa", "fa2"]), "auto", ONE_WAY),
     refused("shift_attn", Flag, "false", "lower cutoff_len, or leave it out: memory is planned"),
     refused("mixture_of_depths", Word(&["convert", "load"]), "null", "leave it out"),
@@ -253,6 +253,8 @@ const SCHEDULES: Kind = Word(&[
     "inverse_sqrt",
     "constant",
     "constant_with_warmup",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 ]);
 const OPTIMIZERS: Kind = Word(&[
@@ -284,10 +286,12 @@ const TRAINING: &[Key] = &[
     done("adam_beta2", SHARE, "0.999"),
     done("adam_epsilon", ANY, "1e-8"),
     done("max_grad_norm", ANY, "1.0"),
+    done("label_smoothing_factor", SHARE, "0.0"),
+    done("neftune_noise_alpha", ANY, "null"),
     done("num_train_epochs", ANY, "3.0"),
     done("max_steps", Count(-1, MANY), "-1"),
     done("lr_scheduler_type", SCHEDULES, "linear"),
-    refused("lr_scheduler_kwargs", Anything, "null", "leave it out: schedules have their usual forms"),
+    done("lr_scheduler_kwargs", Table, "null"),
     done("warmup_ratio", SHARE, "0.0"),
     done("warmup_steps", Count(0, MANY), "0"),
     done("logging_strategy", INTERVALS, "steps"),
@@ -327,8 +331,6 @@ const TRAINING: &[Key] = &[
     idle("half_precision_backend", Text, "auto", ONE_WAY),
     idle("bf16_full_eval", Flag, "false", FLOATS),
     idle("tf32", Flag, "null", ONE_WAY),
-    refused("label_smoothing_factor", SHARE, "0.0", "leave it out: the loss is plain cross-entropy"),
-    refused("neftune_noise_alpha", ANY, "null", "use lora_dropout"),
     refused("optim_args", Text, "null", "use the keys adam_beta1, adam_beta2, adam_epsilon, weight_decay"),
     refused("optim_target_modules", Anything, "null", "leave it out"),
     refused("adafactor", Flag, "false", "use optim: adamw_8bit"),

@@ -2,12 +2,13 @@
 
 use bantam_core::ops::activation::cap;
 use bantam_core::ops::backward::activation::cap as cap_backward;
-use bantam_core::ops::backward::loss::Entropy;
+use bantam_core::ops::backward::loss::{Entropy, Smooth};
 use bantam_core::ops::share::each_row;
 use bantam_model::bare::{Bare, Places};
 use bantam_model::plan::{Linear, Plan};
 use bantam_model::spec::ModelSpec;
 
+use super::gradients::Gradients;
 use super::layer::{norm, norm_backward};
 use super::linear::{Products, Scratch, room};
 use super::low::Lows;
@@ -31,6 +32,8 @@ pub(crate) struct Ends {
     logits: Vec<f32>,
     capped: Vec<f32>,
     row: Vec<f32>,
+    /// Of every label, what goes to all the vocabulary.
+    pub(crate) smoothing: f32,
 }
 
 /// The weights at both ends.
@@ -100,15 +103,14 @@ pub(crate) fn embed_backward(
     bare: &Bare,
     to: Option<Target>,
     tokens: &[u32],
-    d: &[f32],
-    gradients: &mut [f32],
+    d: &mut [f32],
+    gradients: &mut Gradients,
 ) {
     let Some(to) = to else { return };
     let scale = bare.spec.embedding_scale;
+    d.iter_mut().for_each(|d| *d *= scale);
     for (d, &token) in d.chunks_exact(bare.spec.hidden).zip(tokens) {
-        let (first, step) = to.of_row(token as usize);
-        let out = gradients[first..].iter_mut().step_by(step);
-        out.zip(d).for_each(|(out, d)| *out += d * scale);
+        gradients.add_rows(&bare.pool, &to.starting_at(token as usize), bare.spec.hidden, d);
     }
 }
 
@@ -128,7 +130,7 @@ impl Ends {
         labels: &[i32],
         scale: f32,
         x: &mut [f32],
-        gradients: Option<&mut [f32]>,
+        gradients: Option<&mut Gradients>,
         s: &mut Scratch,
     ) -> f64 {
         let width = products.bare.spec.hidden;
@@ -147,21 +149,26 @@ impl Ends {
         self.entropies.clear();
         self.entropies.resize(self.rows.len(), Entropy::default());
         self.each_chunk(products, &sites.head, None, scale, s);
-        let loss = self.entropies.iter().map(Entropy::loss).sum();
+        let smooth = self.smooth(&sites.head);
+        let loss = self.entropies.iter().map(|entropy| entropy.loss(smooth)).sum();
         let Some(gradients) = gradients else { return loss };
         x.fill(0.0);
         if self.rows.is_empty() {
             return loss;
         }
         room(&mut self.dnormed, size).fill(0.0);
-        self.each_chunk(products, &sites.head, Some(gradients), scale, s);
+        self.each_chunk(products, &sites.head, Some(&mut *gradients), scale, s);
         let (hidden, dnormed) = (&self.hidden[..size], &self.dnormed[..size]);
         let dhidden = room(&mut self.dhidden, size);
-        norm_backward(products.bare, &sites.final_norm, hidden, dnormed, dhidden, false, gradients);
+        norm_backward(products.bare, &sites.final_norm, hidden, dnormed, dhidden, false, gradients, s);
         for (d, &row) in dhidden.chunks_exact(width).zip(&self.rows) {
             x[row * width..][..width].copy_from_slice(d);
         }
         loss
+    }
+
+    fn smooth(&self, head: &Site) -> Smooth {
+        Smooth { share: self.smoothing, vocab: head.shape().rows }
     }
 
     /// Of the last rows with a label, in their order, which had the likeliest.
@@ -174,12 +181,13 @@ impl Ends {
         &mut self,
         products: &Products,
         head: &Site,
-        mut gradients: Option<&mut [f32]>,
+        mut gradients: Option<&mut Gradients>,
         scale: f32,
         s: &mut Scratch,
     ) {
         let Bare { cpu, pool, spec, .. } = products.bare;
-        let vocab = head.shape().rows;
+        let smooth = self.smooth(head);
+        let vocab = smooth.vocab;
         let normed = &self.normed[..self.rows.len() * spec.hidden];
         for first in (0..vocab).step_by(CHUNK) {
             let site = head.part(first, CHUNK.min(vocab - first));
@@ -196,7 +204,11 @@ impl Ends {
             let Some(gradients) = gradients.as_deref_mut() else {
                 let logits = &*logits;
                 each_row(pool, &mut self.entropies, 1, 4, |row, entropy| {
-                    entropy[0].see(*cpu, first, labels[row], &logits[row * count..][..count]);
+                    let logits = &logits[row * count..][..count];
+                    entropy[0].see(*cpu, first, labels[row], logits);
+                    if smooth.share > 0.0 {
+                        entropy[0].add_up(*cpu, logits);
+                    }
                 });
                 continue;
             };
@@ -204,7 +216,7 @@ impl Ends {
             capped.copy_from_slice(&logits[..capped.len()]);
             let entropies = &self.entropies;
             each_row(pool, logits, count, 4, |row, logits| {
-                entropies[row].gradient(*cpu, first, labels[row], scale, logits);
+                entropies[row].gradient(*cpu, (first, labels[row]), smooth, scale, logits);
             });
             if let Some(limit) = spec.logits_cap {
                 cap_backward(limit, capped, logits);

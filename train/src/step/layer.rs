@@ -1,7 +1,7 @@
 //! A layer, forwards and backwards. Forward does what the decoder does, in its order, and keeps what backward reads;
 //! the decoder itself overwrites that. Nothing is kept beyond the layer but its input: backward begins with forward.
 
-use bantam_core::ops::backward::attention::{self, Gradients, Operands};
+use bantam_core::ops::backward::attention::{self, Operands};
 use bantam_core::ops::backward::norm::norm_row as norm_row_backward;
 use bantam_core::ops::crew::Pool;
 use bantam_core::ops::experts::add;
@@ -11,9 +11,9 @@ use bantam_core::ops::share::each_row;
 use bantam_model::bare::Bare;
 use bantam_model::spec::{AttentionSpec, LayerSpec, Residual};
 
+use super::gradients::Gradients;
 use super::linear::{Products, Scratch, room};
 use super::mixture::{self, Block};
-use super::parameters::Target;
 use super::sites::{LayerSites, NormSite};
 
 /// Rows of all documents of a batch, one after another.
@@ -208,7 +208,7 @@ impl Layer<'_> {
         documents: Documents,
         x: &[f32],
         d: &mut [f32],
-        gradients: &mut [f32],
+        gradients: &mut Gradients,
         k: &mut Kept,
     ) {
         let size = x.len();
@@ -223,26 +223,53 @@ impl Layer<'_> {
             k.dout[..size].copy_from_slice(d);
         }
         let before = if is_parallel { x } else { &k.middle[..size] };
-        norm_backward(self.bare(), &self.sites.mlp_norm, before, &k.dnormed[..size], d, true, gradients);
+        norm_backward(
+            self.bare(),
+            &self.sites.mlp_norm,
+            before,
+            &k.dnormed[..size],
+            d,
+            true,
+            gradients,
+            &mut k.scratch,
+        );
         if !is_parallel {
             k.dout[..size].copy_from_slice(d);
         }
         self.out_of_stream(0, size, gradients, k);
         self.attention_backward(documents, size, gradients, k);
-        norm_backward(self.bare(), &self.sites.attention_norm, x, &k.dnormed[..size], d, true, gradients);
+        norm_backward(
+            self.bare(),
+            &self.sites.attention_norm,
+            x,
+            &k.dnormed[..size],
+            d,
+            true,
+            gradients,
+            &mut k.scratch,
+        );
     }
 
     /// From the gradient of what a block added to the stream to that of its result, in `dout`.
-    fn out_of_stream(&self, block: usize, size: usize, gradients: &mut [f32], k: &mut Kept) {
+    fn out_of_stream(&self, block: usize, size: usize, gradients: &mut Gradients, k: &mut Kept) {
         let Some(norms) = &self.sites.post_norms else { return };
         let dnormed = room(&mut k.dnormed, size);
         dnormed.copy_from_slice(&k.dout[..size]);
         let raw = &k.results[block][..size];
-        norm_backward(self.bare(), &norms[block], raw, dnormed, &mut k.dout[..size], false, gradients);
+        norm_backward(
+            self.bare(),
+            &norms[block],
+            raw,
+            dnormed,
+            &mut k.dout[..size],
+            false,
+            gradients,
+            &mut k.scratch,
+        );
     }
 
     /// From `dout` to `dnormed`.
-    fn attention_backward(&self, documents: Documents, size: usize, gradients: &mut [f32], k: &mut Kept) {
+    fn attention_backward(&self, documents: Documents, size: usize, gradients: &mut Gradients, k: &mut Kept) {
         let a = &self.spec.attention;
         let (rows, bare) = (documents.rows(), self.bare());
         let channels = [a.heads, a.kv_heads, a.kv_heads].map(|heads| heads * a.head_width);
@@ -251,15 +278,13 @@ impl Layer<'_> {
         let (output, dout) = (&self.sites.output, &k.dout[..size]);
         self.products.backward(output, attended, dout, Some((dattended, false)), gradients, &mut k.scratch);
         let shape = self.shape(&documents);
-        let sinks = self.sites.sinks.and_then(|(_, target)| target).map(|target| {
-            let range = target.straight(a.heads).expect("sinks stand as they are");
-            &mut gradients[range]
-        });
-        let d = Gradients {
+        let sinks = self.sites.sinks.and_then(|(_, target)| target);
+        let of_sinks = k.scratch.sums(a.heads);
+        let d = attention::Gradients {
             queries: room(&mut k.dqueries, rows * channels[0]),
             keys: room(&mut k.dkeys, rows * channels[1]),
             values: room(&mut k.dvalues, rows * channels[2]),
-            sinks,
+            sinks: sinks.map(|_| &mut *of_sinks),
         };
         let x = Operands {
             queries: &k.queries[..rows * channels[0]],
@@ -278,6 +303,9 @@ impl Layer<'_> {
             d,
             scores,
         );
+        if let Some(target) = sinks {
+            gradients.add_rows(&bare.pool, &target, 1, of_sinks);
+        }
         let pairs = 2 * bare.plan.weights.ropes[a.rope].pairs();
         for (at, d) in [&mut k.dqueries, &mut k.dkeys].into_iter().enumerate() {
             let d = &mut d[..rows * channels[at]];
@@ -285,7 +313,16 @@ impl Layer<'_> {
             if let Some(norms) = &self.sites.head_norms {
                 let dy = room(&mut k.dattended, d.len());
                 dy.copy_from_slice(d);
-                norm_backward(bare, &norms[at], &k.raw[at][..d.len()], dy, d, false, gradients);
+                norm_backward(
+                    bare,
+                    &norms[at],
+                    &k.raw[at][..d.len()],
+                    dy,
+                    d,
+                    false,
+                    gradients,
+                    &mut k.scratch,
+                );
             }
         }
         let dnormed = room(&mut k.dnormed, size);
@@ -323,6 +360,7 @@ pub(crate) fn norm(bare: &Bare, site: &NormSite, x: &[f32], out: &mut [f32]) {
 }
 
 /// From the gradients of normalized rows to those of the rows `x`.
+#[allow(clippy::too_many_arguments, reason = "a norm with its operands")]
 pub(crate) fn norm_backward(
     bare: &Bare,
     site: &NormSite,
@@ -330,21 +368,23 @@ pub(crate) fn norm_backward(
     dy: &[f32],
     dx: &mut [f32],
     add: bool,
-    gradients: &mut [f32],
+    gradients: &mut Gradients,
+    s: &mut Scratch,
 ) {
     let (of_row, width) = (site.row(&bare.arena), site.norm.width);
-    let range = |target: &Target| target.straight(width).expect("a norm stands as it is");
-    let places = [site.weight_to, site.bias_to].map(|target| target.as_ref().map_or(0..0, range));
     if site.weight_to.is_none() && site.bias_to.is_none() {
         return each_row(&bare.pool, dx, width, 16, |row, dx| {
             let [x, dy] = [x, dy].map(|all| &all[row * width..][..width]);
             norm_row_backward(&of_row, x, dy, dx, add, None, None);
         });
     }
-    let [dweight, dbias] = gradients.get_disjoint_mut(places).expect("weight and bias stand apart");
+    let (dweight, dbias) = s.sums(2 * width).split_at_mut(width);
     for ((dx, x), dy) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width)) {
-        let dweight = site.weight_to.map(|_| &mut *dweight);
-        let dbias = site.bias_to.map(|_| &mut *dbias);
-        norm_row_backward(&of_row, x, dy, dx, add, dweight, dbias);
+        norm_row_backward(&of_row, x, dy, dx, add, Some(&mut *dweight), Some(&mut *dbias));
+    }
+    for (target, sums) in [(site.weight_to, dweight), (site.bias_to, dbias)] {
+        if let Some(target) = target {
+            gradients.add_rows(&bare.pool, &target, 1, sums);
+        }
     }
 }

@@ -1,28 +1,30 @@
 //! A product of the decoder with what an adapter adds, forwards and backwards.
 
-use bantam_core::layouts::{FLOAT32, Precision, Shape};
+use bantam_core::layouts::panels::Form;
+use bantam_core::layouts::{Precision, Shape};
 use bantam_core::ops::activation::scale;
-use bantam_core::ops::backward::halves::{self, Matrix, Numbers, Part};
+use bantam_core::ops::backward::numbers::{Matrix, Numbers};
 use bantam_core::ops::backward::products::{
-    cross, cross_floats, pack, product, sum_rows, tile_floats, transposed, transposed_floats,
+    BLOCK, Part, cross, cross_floats, floats, multiply, sum_rows, transposed, transposed_floats,
 };
 use bantam_core::ops::backward::small::{Left, add_product};
 use bantam_core::ops::crew::Pool;
-use bantam_core::ops::matmul::{Input, Output, multiply, panel_bytes};
+use bantam_core::ops::matmul::{self, Input, Output, panel_bytes};
 use bantam_model::bare::Bare;
 
 use super::dropout::Dropout;
+use super::gradients::Gradients;
 use super::low::{Low, LowSite, Lows};
 use super::outline::Room;
+use super::parameters::Target;
 use super::sites::Site;
 
 /// Memory for products, which grows to what is needed and then stays.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     words: Vec<f32>,
-    /// Of a change: its second matrix, its tiles, what stands between both, its gradient.
+    /// Of a change: its second matrix, what stands between both, its gradient.
     up: Vec<f32>,
-    tiles: Vec<f32>,
     between: Vec<f32>,
     dbetween: Vec<f32>,
     /// Gradients of a part that does not stand as it is in its tensor, and of results with other lengths.
@@ -38,13 +40,21 @@ impl Scratch {
     pub(crate) fn make_room(&mut self, all: &Room) {
         room(&mut self.words, all.words);
         room(&mut self.up, all.up);
-        room(&mut self.tiles, all.tiles);
         room(&mut self.part, all.part);
         room(&mut self.scaled, all.scaled);
         room(&mut self.between, all.between);
-        room(&mut self.dbetween, all.between);
+        room(&mut self.dbetween, all.behind);
         room(&mut self.dropped, all.dropped);
         room(&mut self.ddropped, all.dropped);
+    }
+}
+
+impl Scratch {
+    /// Zeros, for sums of a few numbers.
+    pub(crate) fn sums(&mut self, count: usize) -> &mut [f32] {
+        let sums = room(&mut self.part, count);
+        sums.fill(0.0);
+        sums
     }
 }
 
@@ -65,8 +75,8 @@ pub(crate) struct Products<'a> {
     pub(crate) lows: &'a Lows,
     /// What changes do not see of their inputs, while they are trained.
     pub(crate) dropout: Option<Dropout>,
-    /// Whether the operands of products are rounded to bfloat16 where they can be.
-    pub(crate) halves: bool,
+    /// What products of numbers are made in.
+    pub(crate) form: Form,
 }
 
 /// A product's change: where it is, and the change.
@@ -83,13 +93,13 @@ impl Products<'_> {
         let Some((at, low)) = self.changed(site) else { return self.base(site, x, bias, out, s) };
         let rows = site.shape().rows;
         if let Some(matrix) =
-            self.halved(site, false).filter(|_| !low.has_lengths() && self.dropout.is_none())
+            self.matrix(site, false).filter(|_| !low.has_lengths() && self.dropout.is_none())
         {
             let between = room(&mut s.between, x.len() / low.inputs * low.ranks);
             let of_base = Part { matrix, bias, out: &mut *out, add: false };
             let matrix = as_rows(&low.down, low.down_shape());
             let of_low = Part { matrix, bias: None, out: between, add: false };
-            self.halves(x, &mut [of_base, of_low], &mut s.words);
+            self.multiply(x, &mut [of_base, of_low], &mut s.words);
             return self.raise(at, low, rows, x.len() / low.inputs, false, out, s);
         }
         let mut dropped = std::mem::take(&mut s.dropped);
@@ -126,8 +136,8 @@ impl Products<'_> {
 
     /// The decoder's own product.
     fn base(&self, site: &Site, x: &[f32], bias: Option<&[f32]>, out: &mut [f32], s: &mut Scratch) {
-        if let Some(matrix) = self.halved(site, false) {
-            return self.halves(x, &mut [Part { matrix, bias, out, add: false }], &mut s.words);
+        if let Some(matrix) = self.matrix(site, false) {
+            return self.multiply(x, &mut [Part { matrix, bias, out, add: false }], &mut s.words);
         }
         let Bare { arena, cpu, pool, .. } = self.bare;
         let (shape, layout) = (site.shape(), site.matrix.layout);
@@ -138,49 +148,28 @@ impl Products<'_> {
         let output = Output { layout, shape, tiles, taken, bias, out, add: false };
         let input = Input { x, columns: shape.columns, order: None };
         let segments = [[0, 0, tokens as u32]];
-        multiply(*cpu, Precision::Exact, pool, input, &segments, panels, &mut [output]);
+        matmul::multiply(*cpu, Precision::Exact, pool, input, &segments, panels, &mut [output]);
     }
 
-    /// A matrix as it is multiplied with rounded operands, where it is.
-    fn halved(&self, site: &Site, turned: bool) -> Option<Matrix<'_>> {
-        let numbers = site.numbers(self.halves, self.bare)?;
-        Some(Matrix { shape: site.shape(), numbers, turned })
+    /// A matrix that is not in codes.
+    fn matrix(&self, site: &Site, turned: bool) -> Option<Matrix<'_>> {
+        Some(Matrix { shape: site.shape(), numbers: site.numbers(self.bare)?, turned })
     }
 
-    fn halves(&self, x: &[f32], parts: &mut [Part], words: &mut Vec<f32>) {
+    fn multiply(&self, x: &[f32], parts: &mut [Part], words: &mut Vec<f32>) {
         let Bare { cpu, pool, .. } = self.bare;
         let Shape { rows, columns } = parts[0].matrix.shape;
         let columns = if parts[0].matrix.turned { rows } else { columns };
-        let words = room(words, halves::floats(columns, x.len() / columns, pool.threads()));
-        halves::multiply(*cpu, pool, x, parts, words);
+        let words = room(words, floats(self.form, columns, x.len() / columns, pool.threads()));
+        multiply((*cpu, self.form), pool, x, parts, words);
     }
 
     /// `between = x A^T`.
     fn lower(&self, low: &Low, x: &[f32], s: &mut Scratch) {
         let tokens = x.len() / low.inputs;
         let between = room(&mut s.between, tokens * low.ranks);
-        self.by_rows(x, (&low.down, low.down_shape()), between, &mut s.words, &mut s.tiles);
-    }
-
-    /// `out = x * rows^T`.
-    fn by_rows(
-        &self,
-        x: &[f32],
-        (rows, shape): (&[f32], Shape),
-        out: &mut [f32],
-        words: &mut Vec<f32>,
-        tiles: &mut Vec<f32>,
-    ) {
-        if self.halves {
-            let part = Part { matrix: as_rows(rows, shape), bias: None, out, add: false };
-            return self.halves(x, &mut [part], words);
-        }
-        let Bare { cpu, pool, .. } = self.bare;
-        let tiles = room(tiles, tile_floats(shape));
-        pack(rows, shape.columns, 1.0, tiles);
-        let form = FLOAT32.form(Precision::Exact, *cpu);
-        let panels = room(words, panel_bytes(form, shape.columns, x.len() / shape.columns).div_ceil(4));
-        product(*cpu, pool, x, shape, tiles, out, false, panels);
+        let matrix = as_rows(&low.down, low.down_shape());
+        self.multiply(x, &mut [Part { matrix, bias: None, out: between, add: false }], &mut s.words);
     }
 
     /// Adds the change's products, times factors where `lengthened`.
@@ -218,16 +207,28 @@ impl Products<'_> {
         add_product(*cpu, pool, [tokens, rows, low.ranks], between, up, out);
     }
 
-    /// `dw += dy^T * x`.
-    fn cross(&self, dy: &[f32], x: &[f32], columns: usize, dw: &mut [f32], words: &mut Vec<f32>) {
+    /// The gradient of a matrix, `dy^T * x`, in blocks of rows where it is not summed where it belongs.
+    fn cross(
+        &self,
+        (target, shape): (Target, Shape),
+        dy: &[f32],
+        x: &[f32],
+        gradients: &mut Gradients,
+        s: &mut Scratch,
+    ) {
         let Bare { cpu, pool, .. } = self.bare;
-        let (outputs, tokens) = (dw.len() / columns, x.len() / columns);
-        if self.halves {
-            let words = room(words, halves::cross_floats(outputs, tokens, pool.threads()));
-            return halves::cross(*cpu, pool, dy, x, columns, dw, words);
+        let Shape { rows, columns } = shape;
+        let machine = (*cpu, self.form);
+        let words = room(&mut s.words, cross_floats(self.form, rows, x.len() / columns, pool.threads()));
+        if let Some(sum) = gradients.floats(&target, rows) {
+            return cross(machine, pool, (dy, rows, 0), x, columns, sum, words);
         }
-        let words = room(words, cross_floats(columns, tokens));
-        cross(*cpu, pool, dy, x, columns, dw, words);
+        for first in (0..rows).step_by(BLOCK) {
+            let part = room(&mut s.part, BLOCK.min(rows - first) * columns);
+            part.fill(0.0);
+            cross(machine, pool, (dy, rows, first), x, columns, part, words);
+            gradients.add_rows(pool, &target.starting_at(first), columns, part);
+        }
     }
 
     /// From `dy` to the gradients of everything that is trained here, and, added where `dx` is, of the input.
@@ -237,7 +238,7 @@ impl Products<'_> {
         x: &[f32],
         dy: &[f32],
         dx: Option<(&mut [f32], bool)>,
-        gradients: &mut [f32],
+        gradients: &mut Gradients,
         s: &mut Scratch,
     ) {
         let shape = site.shape();
@@ -246,22 +247,10 @@ impl Products<'_> {
             sums.fill(0.0);
             sum_rows(dy, sums);
             let sums = sums.iter().enumerate();
-            sums.for_each(|(row, sum)| gradients[target.of_element(row)] += sum);
+            sums.for_each(|(row, sum)| gradients.add(target.of_element(row), *sum));
         }
         if let Some(target) = site.weight_to {
-            match target.straight(shape.rows) {
-                Some(range) => self.cross(dy, x, shape.columns, &mut gradients[range], &mut s.words),
-                None => {
-                    let part = room(&mut s.part, shape.rows * shape.columns);
-                    part.fill(0.0);
-                    self.cross(dy, x, shape.columns, part, &mut s.words);
-                    for (row, part) in part.chunks_exact(shape.columns).enumerate() {
-                        let (first, step) = target.of_row(row);
-                        let out = gradients[first..].iter_mut().step_by(step);
-                        out.zip(part).for_each(|(out, x)| *out += x);
-                    }
-                }
-            }
+            self.cross((target, shape), dy, x, gradients, s);
         }
         self.inputs_backward(site, x, dy, dx, gradients, s);
     }
@@ -273,7 +262,7 @@ impl Products<'_> {
         x: &[f32],
         dy: &[f32],
         mut dx: Option<(&mut [f32], bool)>,
-        gradients: &mut [f32],
+        gradients: &mut Gradients,
         s: &mut Scratch,
     ) {
         let rows = site.shape().rows;
@@ -291,7 +280,7 @@ impl Products<'_> {
         }
         match (&mut dx, self.dropout) {
             (Some((dx, add)), None) => {
-                match self.halved(site, true) {
+                match self.matrix(site, true) {
                     Some(matrix) => {
                         let of_base = Part { matrix, bias: None, out: dx, add: *add };
                         self.between_backward(at, low, rows, lengthened, Some(of_base), s);
@@ -326,13 +315,14 @@ impl Products<'_> {
 
     /// `dx = dy * W`, or added to it.
     fn turned(&self, site: &Site, dy: &[f32], dx: &mut [f32], add: bool, s: &mut Scratch) {
-        if let Some(matrix) = self.halved(site, true) {
-            return self.halves(dy, &mut [Part { matrix, bias: None, out: dx, add }], &mut s.words);
+        if let Some(matrix) = self.matrix(site, true) {
+            return self.multiply(dy, &mut [Part { matrix, bias: None, out: dx, add }], &mut s.words);
         }
         let Bare { cpu, pool, .. } = self.bare;
         let (rows, shape) = (site.rows(self.bare), site.shape());
-        let words = room(&mut s.words, transposed_floats(&rows, shape, dx.len() / shape.columns));
-        transposed(*cpu, pool, &rows, shape, dy, dx, add, words);
+        let tokens = dx.len() / shape.columns;
+        let words = transposed_floats(self.form, &rows, shape, tokens, pool.threads());
+        transposed((*cpu, self.form), pool, &rows, shape, dy, dx, add, room(&mut s.words, words));
     }
 
     /// The gradient of what stands between both matrices of a change, with what else comes of `dy`, its products',
@@ -350,12 +340,10 @@ impl Products<'_> {
         raised(at, low, false, low.scale, up);
         let shape = Shape { rows: low.ranks, columns: rows };
         let out = room(&mut s.dbetween, dy.len() / rows * low.ranks);
+        let part = Part { matrix: as_rows(up, shape), bias: None, out, add: false };
         match beside {
-            None => self.by_rows(dy, (up, shape), out, &mut s.words, &mut s.tiles),
-            Some(beside) => {
-                let part = Part { matrix: as_rows(up, shape), bias: None, out, add: false };
-                self.halves(dy, &mut [beside, part], &mut s.words);
-            }
+            None => self.multiply(dy, &mut [part], &mut s.words),
+            Some(beside) => self.multiply(dy, &mut [beside, part], &mut s.words),
         }
     }
 
@@ -369,7 +357,7 @@ impl Products<'_> {
         x: &[f32],
         dy: &[f32],
         dx: Option<&mut [f32]>,
-        gradients: &mut [f32],
+        gradients: &mut Gradients,
         s: &mut Scratch,
     ) {
         let Bare { cpu, pool, .. } = self.bare;
@@ -383,13 +371,12 @@ impl Products<'_> {
         // Scaled when it is put where it belongs.
         for (rank, part) in part.chunks_exact(rows).take(rank).enumerate() {
             let part = part.iter().enumerate();
-            part.for_each(|(row, x)| gradients[low.up_place(at.output(row), rank)] += low.scale * x);
+            part.for_each(|(row, x)| gradients.add(low.up_place(at.output(row), rank), low.scale * x));
         }
         let part = room(&mut s.part, ranks * inputs);
         part.fill(0.0);
         add_product(*cpu, pool, [ranks, inputs, tokens], turned(dbetween), x, part);
-        let down = gradients[low.down_start()..][..rank * inputs].iter_mut();
-        down.zip(&*part).for_each(|(out, x)| *out += x);
+        gradients.add_all(low.down_start(), &part[..rank * inputs]);
         if let Some(dx) = dx {
             let left = Left { x: dbetween, row: ranks, step: 1 };
             add_product(*cpu, pool, [tokens, inputs, ranks], left, &low.down, dx);
@@ -405,7 +392,7 @@ impl Products<'_> {
         low: &Low,
         x: &[f32],
         dy: &[f32],
-        gradients: &mut [f32],
+        gradients: &mut Gradients,
         s: &mut Scratch,
     ) {
         let rows = site.shape().rows;
@@ -417,13 +404,13 @@ impl Products<'_> {
             let pairs = dy[row..].iter().step_by(rows).zip(out[row..].iter().step_by(rows));
             let along: f64 = pairs.map(|(dy, y)| f64::from(*dy) * f64::from(*y)).sum();
             let output = at.output(row);
-            gradients[low.length_place(output)] += (along * f64::from(low.inverse[output])) as f32;
+            gradients.add(low.length_place(output), (along * f64::from(low.inverse[output])) as f32);
         }
         s.part = products;
     }
 }
 
-/// A matrix of a change as products with rounded operands take it.
+/// A matrix of a change.
 fn as_rows(rows: &[f32], shape: Shape) -> Matrix<'_> {
     Matrix { shape, numbers: Numbers::Rows(rows), turned: false }
 }

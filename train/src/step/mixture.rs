@@ -10,6 +10,7 @@ use bantam_core::ops::share::{each_row, each_rows};
 use bantam_model::bare::Bare;
 use bantam_model::spec::{ExpertsSpec, LayerSpec};
 
+use super::gradients::Gradients;
 use super::linear::{Products, Scratch, room};
 use super::sites::LayerSites;
 
@@ -150,7 +151,7 @@ pub(crate) fn backward(
     b: &mut Block,
     dout: &[f32],
     dinput: &mut [f32],
-    gradients: &mut [f32],
+    gradients: &mut Gradients,
     s: &mut Scratch,
 ) {
     let width = sites.up[0].shape().columns;
@@ -190,7 +191,7 @@ fn experts_backward(
     b: Bend,
     dout: &[f32],
     dinput: &mut [f32],
-    gradients: &mut [f32],
+    gradients: &mut Gradients,
     s: &mut Scratch,
 ) {
     let (width, hidden) = (sites.up[0].shape().columns, spec.mlp.width);

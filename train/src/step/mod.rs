@@ -6,18 +6,20 @@
 
 mod dropout;
 mod flat;
+pub mod gradients;
 mod head;
 mod layer;
 mod linear;
 mod low;
 mod mixture;
+mod noise;
 pub mod outline;
 pub mod parameters;
 mod sites;
 mod streams;
 
 use bantam_core::Cpu;
-use bantam_core::ops::backward::halves;
+use bantam_core::ops::backward::products::form;
 use bantam_core::ops::crew::Pool;
 use bantam_model::bare::{Bare, Held};
 use bantam_model::formats::on_load::OnLoad;
@@ -26,13 +28,15 @@ use bantam_model::weights::WeightsError;
 
 use dropout::Dropout;
 pub use flat::Flat;
+use gradients::Gradients;
 use head::{EndSites, Ends, Sites};
 use layer::{Documents, Kept, Layer};
 use linear::Products;
 pub(crate) use linear::room;
 use low::Lows;
+use noise::Noise;
 use outline::{Load, Room};
-use parameters::{Parameter, Parameters};
+use parameters::{Parameter, Parameters, Rule};
 use sites::LayerSites;
 use streams::Streams;
 pub(crate) use streams::rounded;
@@ -126,9 +130,10 @@ pub struct Training {
     /// Layers below this have nothing that is trained.
     lowest: usize,
     dropout: Option<Dropout>,
-    /// Whether products and what layers see are in bfloat16.
+    noise: Option<Noise>,
+    /// Whether what layers see is in bfloat16, and products are where they can be.
     halves: bool,
-    gradients: Vec<f32>,
+    gradients: Gradients,
     buffers: Buffers,
 }
 
@@ -164,32 +169,16 @@ impl Training {
         Ok(Training::new(bare, parameters, Lows::default()))
     }
 
-    /// The adapter beside a model, whose own weights stay as they are, in whatever form; those of layers that are not
-    /// quantized are, by a way.
+    /// The adapter beside a model, whose own weights stay as they are, in whatever form, and in their files where they
+    /// are bfloat16 there; those of layers that are not quantized are, by a way.
     pub fn adapter(
         source: &Source,
         quantization: Option<&'static OnLoad>,
         cpu: Cpu,
         threads: usize,
     ) -> Result<Training, TrainError> {
-        Training::beside(source, Held::Stored(quantization), cpu, threads)
-    }
-
-    /// The same [in bfloat16](Training::in_halves): matrices that are so in their files stay there.
-    pub fn adapter_in_halves(
-        source: &Source,
-        quantization: Option<&'static OnLoad>,
-        cpu: Cpu,
-        threads: usize,
-    ) -> Result<Training, TrainError> {
-        let mut training = Training::beside(source, Held::Lying(quantization), cpu, threads)?;
-        training.in_halves();
-        Ok(training)
-    }
-
-    fn beside(source: &Source, held: Held, cpu: Cpu, threads: usize) -> Result<Training, TrainError> {
         let adapter = source.adapter.as_deref().ok_or(TrainError::NoAdapter)?;
-        let bare = Bare::load(source, held, cpu, threads)?;
+        let bare = Bare::load(source, Held::Stored(quantization), cpu, threads)?;
         let mut parameters = Parameters::of_wholes((&bare.spec, &bare.plan), adapter)?;
         let lows = Lows::of_adapter(&bare.plan, adapter, &mut parameters)?;
         Ok(Training::new(bare, parameters, lows))
@@ -198,11 +187,21 @@ impl Training {
     fn new(bare: Bare, parameters: Parameters, lows: Lows) -> Training {
         let Sites { ends, layers, lowest } =
             Sites::new(&bare.spec, &bare.plan, &bare.places, &parameters, &lows);
-        let gradients = vec![0.0; parameters.count];
+        let gradients = Gradients::new(parameters.count);
         let buffers = Buffers::default();
-        let (dropout, halves) = (None, false);
-        let mut training =
-            Training { bare, parameters, lows, ends, layers, lowest, dropout, halves, gradients, buffers };
+        let mut training = Training {
+            bare,
+            parameters,
+            lows,
+            ends,
+            layers,
+            lowest,
+            dropout: None,
+            noise: None,
+            halves: false,
+            gradients,
+            buffers,
+        };
         training.measure();
         training
     }
@@ -218,18 +217,28 @@ impl Training {
     }
 
     /// The gradients of all parameters, each at its [`Parameter::range`].
-    pub fn gradients(&self) -> &[f32] {
+    pub fn gradients(&self) -> &Gradients {
         &self.gradients
-    }
-
-    /// The same, to be changed.
-    pub fn gradients_mut(&mut self) -> &mut [f32] {
-        &mut self.gradients
     }
 
     /// Forgets all gradients.
     pub fn clear(&mut self) {
-        self.gradients.fill(0.0);
+        self.gradients.clear(&self.bare.pool);
+    }
+
+    /// The length of all gradients together.
+    pub fn length(&mut self) -> f64 {
+        self.gradients.length(&self.bare.pool)
+    }
+
+    /// Multiplies all gradients.
+    pub fn scale(&mut self, factor: f32) {
+        self.gradients.scale(factor);
+    }
+
+    /// Keeps gradients in bfloat16: for steps of one batch, whose products are rounded anyway.
+    pub fn shorten_gradients(&mut self) {
+        self.gradients.halve();
     }
 
     /// Copies a parameter's numbers, in the order of its file.
@@ -240,6 +249,18 @@ impl Training {
     /// Puts other numbers in a parameter's place; [`settle`](Self::settle) comes after the last of them.
     pub fn write(&mut self, parameter: usize, values: &[f32]) {
         self.parameters.write(parameter, &mut self.bare.arena, values);
+    }
+
+    /// Changes a parameter by a rule, of which memory has as many numbers; [`settle`](Self::settle) comes after the last.
+    pub(crate) fn update<const N: usize>(
+        &mut self,
+        parameter: usize,
+        memory: [&mut [f32]; N],
+        buffer: &mut Vec<f32>,
+        rule: impl Rule<N>,
+    ) {
+        let Training { bare, parameters, gradients, .. } = self;
+        parameters.update(parameter, (&mut bare.arena, &bare.pool), gradients, memory, buffer, rule);
     }
 
     /// Makes everything that is computed from parameters follow them.
@@ -261,9 +282,21 @@ impl Training {
         self.dropout = Dropout::new(share, seed);
     }
 
-    /// Names the step that comes, by which it is chosen what is dropped: none may have another's.
-    pub fn at_moment(&mut self, moment: u64) {
+    /// Adds noise to embeddings, in steps alone: up to `alpha` over the root of how many numbers a row of a batch has.
+    pub fn disturb(&mut self, alpha: f32, seed: u64) {
+        self.noise = Noise::new(alpha, seed);
+    }
+
+    /// Has so large a share of every label go to all the vocabulary, in steps and where the model is measured.
+    pub fn smooth_labels(&mut self, share: f32) {
+        self.buffers.ends.smoothing = share;
+    }
+
+    /// Names the batch that comes, by which chance is chosen (none may have another's), and how wide its rows are, what
+    /// fills them included.
+    pub fn at_moment(&mut self, moment: u64, columns: usize) {
         self.dropout = self.dropout.map(|dropout| dropout.at(moment));
+        self.noise = self.noise.map(|noise| noise.at(moment, columns));
     }
 
     /// Takes every change as it is now off its matrix: the model as it is is what training begins with (PiSSA).
@@ -277,7 +310,7 @@ impl Training {
         self.lows.held(parameter)
     }
 
-    /// Keeps what layers see in bfloat16, and multiplies in it where the processor does and no codes are.
+    /// Keeps what layers see in bfloat16, and multiplies in it where the processor does.
     pub fn in_halves(&mut self) {
         self.halves = true;
         self.buffers.streams = Streams::Halves(Vec::new());
@@ -286,10 +319,6 @@ impl Training {
     /// Keeps what every layer computes until backward has read it: nothing is computed twice.
     pub fn keep_layers(&mut self) {
         self.buffers.layers.resize_with(self.layers.len() - self.lowest, Kept::default);
-    }
-
-    fn halves(&self) -> bool {
-        self.halves && halves::exist(self.bare.cpu)
     }
 
     /// Who computes.
@@ -337,11 +366,11 @@ impl Training {
 
     /// Leaves the gradient of the last hidden states in the stream, if it is wanted.
     fn forward(&mut self, batch: &Batch, scale: f32, with_gradients: bool) -> f64 {
-        let halves = self.halves();
+        let form = form(self.bare.cpu, self.halves);
         let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
         let Buffers { streams, stream, kept, layers: all, ends: loss, .. } = buffers;
         let dropout = self.dropout.filter(|_| with_gradients);
-        let products = Products { bare, lows, dropout, halves };
+        let products = Products { bare, lows, dropout, form };
         let size = batch.tokens.len() * bare.spec.hidden;
         let stream = room(stream, size);
         if with_gradients {
@@ -353,6 +382,9 @@ impl Training {
             kept.scratch().make_room(&Room::of_step(bare.cpu, lows, sites, &load));
         }
         loss.embed(bare, &ends.embedding, batch.tokens, stream);
+        if let Some(noise) = self.noise.filter(|_| with_gradients) {
+            noise.apply(bare.spec.hidden, stream);
+        }
         let documents = batch.layout();
         for (number, (spec, sites)) in bare.spec.layers.iter().zip(&*layers).enumerate() {
             streams.round(stream);
@@ -373,15 +405,15 @@ impl Training {
             }
             sites.forget(bare);
         }
-        let gradients = with_gradients.then_some(&mut gradients[..]);
+        let gradients = with_gradients.then_some(gradients);
         loss.loss(&products, ends, batch.labels, scale, stream, gradients, kept.scratch())
     }
 
     fn backward(&mut self, batch: &Batch) {
-        let halves = self.halves();
+        let form = form(self.bare.cpu, self.halves);
         let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
         let Buffers { streams, stream, kept, layers: all, input, .. } = buffers;
-        let products = Products { bare, lows, dropout: self.dropout, halves };
+        let products = Products { bare, lows, dropout: self.dropout, form };
         let size = batch.tokens.len() * bare.spec.hidden;
         let documents = batch.layout();
         let d = &mut stream[..size];

@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bantam_core::arena::ALIGNMENT;
 use bantam_core::layouts::panels::Taken;
-use bantam_core::layouts::{FLOAT32, Layout, Precision, Shape};
+use bantam_core::layouts::{Precision, Shape};
+use bantam_core::ops::backward::attention;
 use bantam_core::ops::backward::loss::Entropy;
-use bantam_core::ops::backward::products::{Rows, cross_floats, tile_floats, transposed_floats};
-use bantam_core::ops::backward::{attention, halves};
+use bantam_core::ops::backward::numbers::Rows;
+use bantam_core::ops::backward::products::{BLOCK, cross_floats, floats, form, transposed_floats};
 use bantam_core::ops::matmul::panel_bytes;
 use bantam_core::{Cpu, Norm, Slot};
 use bantam_model::adapter::Adapter;
-use bantam_model::bare::{Places, is_filled, places};
+use bantam_model::bare::{is_filled, places};
 use bantam_model::engine::stored;
 use bantam_model::formats::on_load::OnLoad;
 use bantam_model::plan::{Options, Plan};
@@ -22,6 +23,7 @@ use bantam_model::source::{Source, SourceError};
 use bantam_model::spec::{LayerSpec, ModelSpec};
 
 use super::TrainError;
+use super::gradients::Gradients;
 use super::head::{CHUNK, EndSites, Sites};
 use super::low::Lows;
 use super::parameters::{Parameter, Parameters};
@@ -40,10 +42,44 @@ pub struct Load {
     pub halves: bool,
     /// Whether what layers compute is kept until backward has read it.
     pub layers: bool,
+    /// Whether gradients are kept in bfloat16.
+    pub short_gradients: bool,
     /// Threads that compute.
     pub threads: usize,
     /// Whether changes see less than all of their inputs.
     pub drops: bool,
+    /// The largest batch that the model is measured with.
+    pub measured: Measured,
+}
+
+/// A batch that nothing is learnt from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Tokens of all its documents; 0 where nothing is measured.
+    pub tokens: usize,
+    /// Tokens that are to predict something.
+    pub labelled: usize,
+    /// Tokens of its longest document.
+    pub longest: usize,
+}
+
+impl Load {
+    /// A step that goes forward only, over the batch that is measured.
+    fn measuring(&self) -> Load {
+        let Measured { tokens, labelled, longest } = self.measured;
+        Load { tokens, labelled, longest, drops: false, ..*self }
+    }
+
+    /// What has to have room forwards.
+    fn forward(&self) -> Load {
+        let Measured { tokens, labelled, longest } = self.measured;
+        Load {
+            tokens: self.tokens.max(tokens),
+            labelled: self.labelled.max(labelled),
+            longest: self.longest.max(longest),
+            ..*self
+        }
+    }
 }
 
 /// Bytes of one thing.
@@ -67,8 +103,9 @@ pub struct Outline {
 pub(super) struct Room {
     pub(super) words: usize,
     pub(super) up: usize,
-    pub(super) tiles: usize,
     pub(super) between: usize,
+    /// Gradients of that.
+    pub(super) behind: usize,
     pub(super) part: usize,
     pub(super) scaled: usize,
     pub(super) dropped: usize,
@@ -79,8 +116,8 @@ impl Room {
         Room {
             words: self.words.max(other.words),
             up: self.up.max(other.up),
-            tiles: self.tiles.max(other.tiles),
             between: self.between.max(other.between),
+            behind: self.behind.max(other.behind),
             part: self.part.max(other.part),
             scaled: self.scaled.max(other.scaled),
             dropped: self.dropped.max(other.dropped),
@@ -91,33 +128,42 @@ impl Room {
     pub(super) fn of_step(
         cpu: Cpu,
         lows: &Lows,
+        sites: (&EndSites, &[LayerSites], usize),
+        load: &Load,
+    ) -> Room {
+        Room::of_way(cpu, lows, sites, load, true)
+    }
+
+    /// The same of a way through the layers, forth and back or forth only.
+    fn of_way(
+        cpu: Cpu,
+        lows: &Lows,
         (ends, layers, lowest): (&EndSites, &[LayerSites], usize),
         load: &Load,
+        and_back: bool,
     ) -> Room {
         let of =
             |site: &Site, tokens, is_backward| Room::of_product(cpu, lows, site, tokens, is_backward, load);
         let of = &of;
         let of_layers = layers.iter().enumerate().flat_map(|(number, layer)| {
-            layer.sites().map(move |site| of(site, load.tokens, number >= lowest))
+            layer.sites().map(move |site| of(site, load.tokens, and_back && number >= lowest))
         });
         let head = ends.head.part(0, CHUNK.min(ends.head.shape().rows));
-        let head = of(&head, load.labelled, true);
-        of_layers.fold(head, Room::with)
+        let head = of(&head, load.labelled, and_back);
+        // Sums of a norm's weight and bias; sinks are fewer.
+        let sums = if and_back { 2 * ends.final_norm.norm.width } else { 0 };
+        let sums = Room { part: sums, ..Room::default() };
+        of_layers.fold(head.with(sums), Room::with)
     }
 
     fn of_product(cpu: Cpu, lows: &Lows, site: &Site, tokens: usize, is_backward: bool, load: &Load) -> Room {
-        let halves = load.halves && halves::exist(cpu);
-        let halved = site.halved(halves).is_some();
+        let form = form(cpu, load.halves);
+        let is_wide = site.wide().is_some();
         let (Shape { rows, columns }, matrix) = (site.shape(), &site.matrix);
-        let panels = |layout: &dyn Layout, columns| {
-            panel_bytes(layout.form(Precision::Exact, cpu), columns, tokens).div_ceil(4)
-        };
-        let rounded = |columns| halves::floats(columns, tokens, load.threads);
-        let crossed = |outputs, columns| match halves {
-            true => halves::cross_floats(outputs, tokens, load.threads),
-            false => cross_floats(columns, tokens),
-        };
-        let words = if halved { rounded(columns) } else { panels(matrix.layout, matrix.width()) };
+        let multiplied = |columns| floats(form, columns, tokens, load.threads);
+        let panels =
+            || panel_bytes(matrix.layout.form(Precision::Exact, cpu), matrix.width(), tokens).div_ceil(4);
+        let words = if is_wide { multiplied(columns) } else { panels() };
         let mut room = Room { words, ..Room::default() };
         if is_backward {
             let taken = Taken {
@@ -126,29 +172,37 @@ impl Room {
                 times: matrix.times,
             };
             let tiles = Rows::Tiles { layout: matrix.layout, tiles: &[], taken };
-            let turned = if halved { rounded(rows) } else { transposed_floats(&tiles, site.shape(), tokens) };
+            let turned = match is_wide {
+                true => multiplied(rows),
+                false => transposed_floats(form, &tiles, site.shape(), tokens, load.threads),
+            };
             room.words = room.words.max(turned);
             room.part = if site.bias_to.is_some() { rows } else { 0 };
             if let Some(target) = site.weight_to {
-                room.words = room.words.max(crossed(rows, columns));
-                let part = if target.straight(rows).is_some() { 0 } else { rows * columns };
+                room.words = room.words.max(cross_floats(form, rows, tokens, load.threads));
+                let is_summed_there = target.straight(rows).is_some() && !load.short_gradients;
+                let part = if is_summed_there { 0 } else { BLOCK.min(rows) * columns };
                 room.part = room.part.max(part);
             }
         }
         let Some(at) = site.low else { return room };
         let low = &lows.list[at.low];
-        let (down, up) = (low.down_shape(), Shape { rows: low.ranks, columns: rows });
-        let words = [low.inputs, rows].map(|columns| match halves {
-            true => rounded(columns),
-            false => panels(FLOAT32, columns),
-        });
-        let words = words[0].max(words[1]);
+        let between = tokens * low.ranks;
+        if !is_backward {
+            return room.with(Room {
+                words: multiplied(low.inputs),
+                up: rows * low.ranks,
+                between,
+                part: if low.has_lengths() { rows } else { 0 },
+                ..Room::default()
+            });
+        }
         let lengths = if low.has_lengths() { tokens * rows } else { 0 };
         room.with(Room {
-            words,
+            words: multiplied(low.inputs).max(multiplied(rows)),
             up: rows * low.ranks,
-            tiles: if halves { 0 } else { tile_floats(down).max(tile_floats(up)) },
-            between: tokens * low.ranks,
+            between,
+            behind: between,
             part: (rows * low.ranks).max(low.ranks * low.inputs).max(lengths),
             scaled: lengths,
             dropped: if load.drops { tokens * columns } else { 0 },
@@ -157,7 +211,8 @@ impl Room {
 
     fn floats(&self) -> usize {
         // What stands between both matrices of a change has a gradient, and so have inputs of which some are dropped.
-        self.words + self.up + self.tiles + 2 * self.between + self.part + self.scaled + 2 * self.dropped
+        let between = self.between + self.behind;
+        self.words + self.up + between + self.part + self.scaled + 2 * self.dropped
     }
 }
 
@@ -203,17 +258,14 @@ impl Outline {
         let plan = Plan::in_floats(&source.spec, known, is_trained, Options::SMALLEST, cpu);
         let plan = plan.map_err(|plan| SourceError::Plan { folder: source.folder().into(), source: plan })?;
         let parameters = Parameters::of_model((&source.spec, &plan), &source.checkpoint, is_trained)?;
-        Ok(Outline::new(source, plan, &Places::new(), cpu, parameters, Lows::default()))
+        Ok(Outline::new(source, plan, cpu, parameters, Lows::default()))
     }
 
-    /// As [`Training::adapter`](super::Training::adapter), or
-    /// [`Training::adapter_in_halves`](super::Training::adapter_in_halves), with an adapter whose numbers nobody asks
-    /// for.
+    /// As [`Training::adapter`](super::Training::adapter), with an adapter whose numbers nobody asks for.
     pub fn adapter(
         source: &Source,
         adapter: &Adapter,
         quantization: Option<&'static OnLoad>,
-        halves: bool,
         cpu: Cpu,
     ) -> Result<Outline, TrainError> {
         let options = Options { quantization, ..Options::SMALLEST };
@@ -221,20 +273,13 @@ impl Outline {
         let plan = plan.map_err(|plan| SourceError::Plan { folder: source.folder().into(), source: plan })?;
         let mut parameters = Parameters::of_wholes((&source.spec, &plan), adapter)?;
         let lows = Lows::of_adapter(&plan, adapter, &mut parameters)?;
-        let places = if halves { places(&plan, &source.checkpoint, cpu) } else { Places::new() };
-        Ok(Outline::new(source, plan, &places, cpu, parameters, lows))
+        Ok(Outline::new(source, plan, cpu, parameters, lows))
     }
 
-    fn new(
-        source: &Source,
-        plan: Plan,
-        places: &Places,
-        cpu: Cpu,
-        parameters: Parameters,
-        lows: Lows,
-    ) -> Outline {
-        let sites = Sites::new(&source.spec, &plan, places, &parameters, &lows);
-        let filled = plan.fills.iter().filter(|fill| !is_filled(fill, places));
+    fn new(source: &Source, plan: Plan, cpu: Cpu, parameters: Parameters, lows: Lows) -> Outline {
+        let places = places(&plan, &source.checkpoint);
+        let sites = Sites::new(&source.spec, &plan, &places, &parameters, &lows);
+        let filled = plan.fills.iter().filter(|fill| !is_filled(fill, &places));
         let empty: usize = filled.map(|fill| fill.slot().bytes.next_multiple_of(ALIGNMENT)).sum();
         let filled_bytes = plan.weight_bytes - empty;
         Outline { spec: source.spec.clone(), plan, filled_bytes, cpu, parameters, lows, sites }
@@ -272,7 +317,7 @@ impl Outline {
             ("weights", self.filled_bytes),
             ("weights in files, at once", self.lying_bytes()),
             ("adapter", own),
-            ("gradients", 4 * self.parameters.count),
+            ("gradients", Gradients::bytes(self.parameters.count, load.short_gradients)),
             ("inputs of layers", load.tokens * hidden * layers * number),
             (if load.layers { "layers forward" } else { "a layer forward" }, 4 * kept.forward),
             ("a layer backward", 4 * kept.backward),
@@ -284,20 +329,21 @@ impl Outline {
 
     /// The stream and its copies, and a layer's buffers, which all layers share.
     fn kept(&self, load: &Load) -> Kept {
-        let size = load.tokens * self.spec.hidden;
+        let (all, size) = (load.forward(), load.tokens * self.spec.hidden);
         let layers = self.spec.layers.iter().zip(&self.sites.layers);
-        let all = layers.map(|(spec, sites)| self.kept_of(spec, sites, load));
-        let mut layer = all.clone().fold(Kept::default(), Kept::most);
+        let of = |load: Load| layers.clone().map(move |(spec, sites)| self.kept_of(spec, sites, &load));
+        let mut layer = of(all).fold(Kept::default(), Kept::most);
+        layer.backward = of(*load).fold(Kept::default(), Kept::most).backward;
         if load.layers {
             // Layers below have one set of buffers, and all have when the model is measured.
-            layer.forward += all.skip(self.sites.lowest).map(|of| of.forward).sum::<usize>();
+            layer.forward += of(*load).skip(self.sites.lowest).map(|of| of.forward).sum::<usize>();
         }
         let has_lengths = |site: &&Site| site.low.is_some_and(|at| self.lows.list[at.low].has_lengths());
         let sites = self.sites.layers.iter().flat_map(LayerSites::sites).filter(has_lengths);
         let rows = sites.map(row_floats).max().unwrap_or(0);
         // Stream; its copy before a layer, and that which the layer is run with once more.
         let again = if load.layers { rows } else { size.max(rows) };
-        let forward = size + layer.passing + layer.forward;
+        let forward = all.tokens * self.spec.hidden + layer.passing + layer.forward;
         Kept { forward, passing: 0, backward: size + again + layer.backward }
     }
 
@@ -340,17 +386,23 @@ impl Outline {
 
     fn room(&self, load: &Load) -> Room {
         let Sites { ends, layers, lowest } = &self.sites;
-        Room::of_step(self.cpu, &self.lows, (ends, layers, *lowest), load)
+        let of = |load: &Load, and_back| {
+            Room::of_way(self.cpu, &self.lows, (ends, layers, *lowest), load, and_back)
+        };
+        match load.measured.tokens {
+            0 => of(load, true),
+            _ => of(load, true).with(of(&load.measuring(), false)),
+        }
     }
 
     /// Bytes of the loss.
     fn ends(&self, load: &Load) -> usize {
-        let (rows, ends) = (load.labelled, &self.sites.ends);
-        let chunks = if self.spec.logits_cap.is_some() { 2 } else { 1 };
-        let logits = rows * CHUNK.min(self.spec.vocab) * chunks;
-        let row = (1 + ends.embedding.matrix.times) * self.spec.hidden;
-        rows * (2 * size_of::<usize>() + size_of::<Entropy>())
-            + 4 * (4 * rows * self.spec.hidden + logits + row)
+        let (rows, most, ends) = (load.labelled, load.forward().labelled, &self.sites.ends);
+        let (hidden, chunk) = (self.spec.hidden, CHUNK.min(self.spec.vocab));
+        let capped = if self.spec.logits_cap.is_some() { rows * chunk } else { 0 };
+        let row = (1 + ends.embedding.matrix.times) * hidden;
+        let floats = 2 * (most + rows) * hidden + most * chunk + capped + row;
+        most * (2 * size_of::<usize>() + size_of::<Entropy>()) + 4 * floats
     }
 }
 
@@ -386,6 +438,7 @@ impl Outline {
     /// What would stand in a card's memory of so many bytes at every moment of a step: weights in as many slots as
     /// have room (two at least) while inputs of layers, gradients, the adapter and the optimizer stay in main memory.
     pub fn on_card(&self, load: &Load, bytes: u64) -> (usize, Vec<Moment>) {
+        let load = &Load { measured: Measured::default(), ..*load };
         let most = self.sites.layers.len().clamp(1, SLOTS);
         let fits = |slots: &usize| {
             self.moments(load, *slots).iter().map(Moment::bytes).max().is_none_or(|most| most <= bytes)

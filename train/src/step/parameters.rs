@@ -8,14 +8,18 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use bantam_core::layouts::{FLOAT32, TILE_ROWS};
+use bantam_core::ops::share::each_part;
 use bantam_core::{Matrix, Slot};
 use bantam_model::adapter::Adapter;
 use bantam_model::bare::Memory;
 use bantam_model::checkpoint::{Checkpoint, TensorView};
 use bantam_model::plan::{Cut, Fill, Origin, Plan};
+use bantam_model::pool::Threads;
 use bantam_model::spec::ModelSpec;
 
 use super::TrainError;
+use super::gradients::Gradients;
+use super::room;
 
 /// What a tensor is to those who choose rates and decay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -285,6 +289,123 @@ impl Parameters {
                     each_element(matrix, cut, |tile, place| tiles[tile] = values[place]);
                 }
             }
+        }
+    }
+}
+
+/// Numbers that a rule is given at once.
+const RUN: usize = 256;
+/// Numbers of a tensor that lie one after another and are one thread's task.
+const PART: usize = 1 << 14;
+
+/// What a rule changes: the gradient, what is remembered of the same numbers, the numbers.
+pub(crate) trait Rule<const N: usize>: Fn(&[f32], [&mut [f32]; N], &mut [f32]) + Sync {}
+impl<const N: usize, F: Fn(&[f32], [&mut [f32]; N], &mut [f32]) + Sync> Rule<N> for F {}
+
+impl Parameter {
+    /// Whether its numbers can be changed where they lie; where not, all are copied.
+    pub(crate) fn is_in_place(&self) -> bool {
+        let is_straight = |piece: &Piece| match piece {
+            Piece::Matrix(matrix, cut) => stretch(matrix, cut).is_some(),
+            Piece::Vector(..) => false,
+        };
+        match &self.home {
+            Home::Own(_) => true,
+            Home::Decoder(pieces) => pieces.iter().all(is_straight),
+        }
+    }
+}
+
+/// Where all rows of a matrix lie in its tensor, if they do one after another.
+fn stretch(matrix: &Matrix, cut: &Cut) -> Option<Range<usize>> {
+    let columns = matrix.shape.columns;
+    Target { start: 0, cut: *cut, columns, first: 0 }.straight(matrix.shape.rows)
+}
+
+impl Parameters {
+    /// Changes a tensor by a rule, part by part on all threads.
+    pub(crate) fn update<const N: usize>(
+        &mut self,
+        at: usize,
+        (arena, pool): (&mut Memory, &Threads),
+        gradients: &Gradients,
+        mut memory: [&mut [f32]; N],
+        buffer: &mut Vec<f32>,
+        rule: impl Rule<N>,
+    ) {
+        let parameter = &mut self.list[at];
+        let (start, is_in_place) = (parameter.range.start, parameter.is_in_place());
+        let in_parts = |values: &mut [f32], memory| {
+            each_part(pool, (values, PART), (memory, PART), |number, values, memory| {
+                in_runs(gradients, start + number * PART, memory, values, &rule);
+            });
+        };
+        match &mut parameter.home {
+            Home::Own(values) => in_parts(values, memory),
+            Home::Decoder(_) if !is_in_place => {
+                let values = room(buffer, parameter.range.len());
+                self.read(at, arena, values);
+                in_parts(values, memory);
+                self.write(at, arena, values);
+            }
+            Home::Decoder(pieces) => {
+                for piece in pieces {
+                    let Piece::Matrix(matrix, cut) = piece else { unreachable!("vectors are copied") };
+                    let range = stretch(matrix, cut).expect("its rows lie one after another");
+                    let memory = memory.each_mut().map(|all| &mut all[range.clone()]);
+                    let (columns, tiles) = (matrix.shape.columns, arena.floats_mut(matrix.slot));
+                    let width = TILE_ROWS * columns;
+                    each_part(pool, (tiles, width), (memory, width), |number, tile, memory| {
+                        let first = start + range.start + number * width;
+                        of_tile(gradients, (first, columns), memory, tile, &rule);
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn in_runs<const N: usize>(
+    gradients: &Gradients,
+    start: usize,
+    mut memory: [&mut [f32]; N],
+    values: &mut [f32],
+    rule: &impl Rule<N>,
+) {
+    let mut gradient = [0.0; RUN];
+    for (number, values) in values.chunks_mut(RUN).enumerate() {
+        let (first, gradient) = (number * RUN, &mut gradient[..values.len()]);
+        gradients.read(start + first..start + first + values.len(), gradient);
+        rule(gradient, memory.each_mut().map(|all| &mut all[first..][..values.len()]), values);
+    }
+}
+
+/// The same of a float32 tile, whose rows are turned over for it.
+fn of_tile<const N: usize>(
+    gradients: &Gradients,
+    (start, columns): (usize, usize),
+    mut memory: [&mut [f32]; N],
+    tile: &mut [f32],
+    rule: &impl Rule<N>,
+) {
+    let mut rows = [[0.0; RUN]; TILE_ROWS];
+    for (number, words) in tile.chunks_mut(RUN * TILE_ROWS).enumerate() {
+        let words = words.as_chunks_mut::<TILE_ROWS>().0;
+        for (column, word) in words.iter().enumerate() {
+            rows.iter_mut().zip(word).for_each(|(row, x)| row[column] = *x);
+        }
+        // Of the last tile of a matrix not all rows are there.
+        for (row, values) in rows.iter_mut().enumerate() {
+            let first = row * columns + number * RUN;
+            let memory = memory.each_mut().map(|all| all.get_mut(first..first + words.len()));
+            if memory.iter().any(Option::is_none) {
+                break;
+            }
+            let memory = memory.map(|part| part.expect("it is there"));
+            in_runs(gradients, start + first, memory, &mut values[..words.len()], rule);
+        }
+        for (column, word) in words.iter_mut().enumerate() {
+            word.iter_mut().zip(&rows).for_each(|(x, row)| *x = row[column]);
         }
     }
 }

@@ -6,8 +6,7 @@ use std::collections::HashMap;
 use bantam_core::layouts::panels::Taken;
 use bantam_core::layouts::wide::Wide;
 use bantam_core::layouts::{Shape, TILE_ROWS};
-use bantam_core::ops::backward::halves::Numbers;
-use bantam_core::ops::backward::products::Rows;
+use bantam_core::ops::backward::numbers::{Numbers, Rows};
 use bantam_core::ops::norm::RowNorm;
 use bantam_core::{Matrix, Norm, Slot};
 use bantam_model::bare::{Bare, Memory, Place, Places};
@@ -44,9 +43,9 @@ impl Site {
         }
     }
 
-    /// Its numbers as products with rounded operands take them, if there are `halves` and it is not quantized.
-    pub(crate) fn numbers<'a>(&self, halves: bool, bare: &'a Bare) -> Option<Numbers<'a>> {
-        let layout = self.halved(halves)?;
+    /// Its numbers, if it is not in codes and takes its input as it is.
+    pub(crate) fn numbers<'a>(&self, bare: &'a Bare) -> Option<Numbers<'a>> {
+        let layout = self.wide()?;
         Some(match self.place {
             Some(place) => Numbers::Lying(bare.lying(place)),
             None => Numbers::Tiles(layout, bare.arena.read(self.matrix.slot)),
@@ -59,11 +58,11 @@ impl Site {
         Taken { order, factors: factors.map(|slot| arena.floats(slot)), times }
     }
 
-    /// How it lies, where its products are made with rounded operands if there are `halves`.
-    pub(crate) fn halved(&self, halves: bool) -> Option<Wide> {
+    /// How its numbers lie, if it has some.
+    pub(crate) fn wide(&self) -> Option<Wide> {
         let Matrix { layout, order, factors, times, .. } = self.matrix;
         let is_plain = order.is_none() && factors.is_none() && times == 1;
-        layout.wide().filter(|_| halves && is_plain)
+        layout.wide().filter(|_| is_plain)
     }
 
     /// The part of it from a row on, which begins a tile.

@@ -60,7 +60,7 @@ fn grow<T: Clone>(all: &mut Vec<T>, count: usize, zero: T) {
     all.resize(all.len() + more, zero);
 }
 
-fn widened(bits: u16) -> f32 {
+pub(crate) fn widened(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 

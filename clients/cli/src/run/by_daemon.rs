@@ -56,7 +56,7 @@ impl Run {
         if self.json {
             let here = loaded.bytes.iter().filter(|of| of.device == models::RAM);
             let bytes = here.map(|of| of.weight_bytes + of.cache_bytes + of.work_bytes);
-            output::json(&story.json(bytes.sum(), None))?;
+            output::json(&story.json(bytes.sum(), None, None))?;
         }
         self.sum_up(&story);
         Ok(None)

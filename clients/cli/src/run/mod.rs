@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bantam_core::Cpu;
 use bantam_model::checkpoint::writer;
-use bantam_model::engine::{Engine, Placed};
+use bantam_model::engine::{Engine, ExpertsMet, Placed};
 use bantam_model::generate::{Finish, Generation};
 use bantam_model::generation::{EosSources, GenerationSettings};
 use bantam_model::inspect::Inspection;
@@ -121,7 +121,8 @@ impl Run {
             writer::write_file(file, &trace.to_bytes())?;
         }
         if self.json {
-            output::json(&story.json(engine.memory_bytes() as u64, engine.placed()))?;
+            let (bytes, met) = (engine.memory_bytes() as u64, engine.experts_met());
+            output::json(&story.json(bytes, engine.placed(), met))?;
         }
         self.sum_up(&story);
         Ok(())
@@ -372,7 +373,10 @@ impl Story {
         self.ids.len().saturating_sub(1) as f64 / self.decode_seconds
     }
 
-    fn json(&self, memory_bytes: u64, placed: Option<&Placed>) -> Value {
+    fn json(&self, memory_bytes: u64, placed: Option<&Placed>, met: Option<ExpertsMet>) -> Value {
+        let met = met.map(|ExpertsMet { places, on_card, moved }| {
+            json!({ "places": places, "on_card": on_card, "moved": moved })
+        });
         json!({
             "ids": self.ids,
             "text": self.text,
@@ -381,6 +385,7 @@ impl Story {
             "seed": self.seed,
             "memory_bytes": memory_bytes,
             "on_card": placed.map(device_flags::as_json),
+            "experts_met": met,
             "timings": {
                 "prefill_seconds": self.prefill_seconds,
                 "decode_seconds": self.decode_seconds,

@@ -1,11 +1,13 @@
 //! Adapters as scripts use them: beside a model, merged into it, prepared and kept.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::process::Output;
-use std::time::Duration;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 use bantam_model::checkpoint::Checkpoint;
+use bantam_model::prepared::NOTE;
 use bantam_model::source::Source;
 
 use crate::{Folder, answer, bantam, golden, json, list, program, repository};
@@ -162,6 +164,118 @@ fn a_killed_merge_leaves_nothing_under_its_name() {
         }
     }
     answer_of_last(&folder, &output);
+}
+
+/// Every file below a folder; of notes, nothing that tells the time.
+fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let mut bytes = fs::read(&path).unwrap();
+            if path.ends_with(NOTE) {
+                let mut note: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+                note["made"] = 0.into();
+                bytes = note.to_string().into_bytes();
+            }
+            all.insert(path.strip_prefix(folder).unwrap().display().to_string(), bytes);
+        }
+    }
+    all
+}
+
+/// Kills preparations at random moments of what one takes until `BANTAM_KILLS` of them are dead; each is taken up again
+/// until one comes through. What stands under its name is whole, and in the end nothing else is there.
+fn check_killed(model: &str, more: &[&str]) {
+    let kills = std::env::var("BANTAM_KILLS").map_or(8, |kills| kills.parse().unwrap());
+    let cache = Folder::new();
+    let prepared = cache.0.join("bantam/prepared");
+    let start = || {
+        let mut command = program(&[&["prepare", model][..], more].concat());
+        command.env("XDG_CACHE_HOME", &cache.0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let began = Instant::now();
+    assert!(start().wait().unwrap().success());
+    let (wanted, whole_run) = (tree(&prepared), began.elapsed().as_micros() as u64);
+    let names = |all: &BTreeMap<String, Vec<u8>>| -> BTreeSet<String> {
+        all.keys().filter_map(|path| Some(path.split_once('/')?.0.to_owned())).collect()
+    };
+    fs::remove_dir_all(&prepared).unwrap();
+    let (mut killed, mut runs, mut state) = (0, 0, 7u64);
+    while killed < kills {
+        loop {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let mut child = start();
+            std::thread::sleep(Duration::from_micros((state >> 33) % (whole_run + whole_run / 4)));
+            let _ = child.kill();
+            let status = child.wait().unwrap();
+            let found = tree(&prepared);
+            for name in names(&wanted) {
+                let of = |all: &BTreeMap<String, Vec<u8>>| -> Vec<(String, Vec<u8>)> {
+                    let below = format!("{name}/");
+                    all.clone().into_iter().filter(|(path, _)| path.starts_with(&below)).collect()
+                };
+                let found = of(&found);
+                assert!(found.is_empty() || found == of(&wanted), "run {runs}: {name} is not whole");
+            }
+            if status.success() {
+                assert_eq!(names(&found), names(&wanted), "run {runs}: something is left");
+                assert!(found == wanted, "run {runs}: other bytes");
+                break;
+            }
+            killed += 1;
+        }
+        fs::remove_dir_all(&prepared).unwrap();
+        runs += 1;
+    }
+    println!("{model}: {killed} killed, {runs} came through");
+}
+
+#[test]
+fn a_killed_preparation_leaves_whole_models_or_none() {
+    check_killed(&golden("llama-tied"), &[&adapter("lora-llama"), "--to", "nf4"]);
+}
+
+#[test]
+fn a_killed_preparation_from_a_gguf_file_leaves_whole_models_or_none() {
+    let model = repository("tests/goldens/quant/gguf-llama/model-Q8_0.gguf");
+    check_killed(&model, &[&adapter("lora-llama"), "--to", "ternary", "--clean"]);
+}
+
+/// What does not go together is refused before a model is written out.
+#[test]
+fn nothing_is_written_out_for_what_is_refused() {
+    let (folder, text) = (Folder::new(), Folder::new());
+    let model = repository("tests/goldens/quant/gguf-llama/model-Q8_0.gguf");
+    let short = text.write("short.txt", "Three words here");
+    let output = folder.path("made");
+    for (arguments, word) in [
+        (&["--to", "mxfp4"][..], "stacked experts"),
+        (&["--to", "nf4", "--ram", "1MiB"], "expected at least"),
+        (&["--to", "awq", "--method", "nearest", "--group-size", "48"], "divides"),
+        (&["--to", "gptq", "--calibration", &short], "at least one sequence"),
+        (&["--to", "ternary", "--method", "ptbitnet", "--mean-removal"], "biases"),
+        (&["--to", "nf4", "--evaluate", &short], "at least one window"),
+    ] {
+        refused(&bantam(&[&["quantize", &model, "--output", &output][..], arguments].concat()), word);
+    }
+    let wrong = adapter("lora-gpt_neox");
+    refused(&bantam(&["merge", &model, &wrong, "--output", &output]), "query_key_value");
+    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0, "nothing was begun");
+    let cache = Folder::new();
+    let prepare = |arguments: &[&str]| {
+        let arguments = [&["prepare", &model][..], arguments].concat();
+        program(&arguments).env("XDG_CACHE_HOME", &cache.0).output().unwrap()
+    };
+    refused(&prepare(&[&adapter("lora-llama"), "--to", "mxfp4"]), "stacked experts");
+    refused(&prepare(&[&wrong]), "query_key_value");
+    let weights = tree(&cache.0).into_keys().filter(|path| path.ends_with(".safetensors"));
+    assert_eq!(weights.count(), 0, "nothing was made");
 }
 
 /// The next run removes what killed ones have left.

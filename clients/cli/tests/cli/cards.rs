@@ -1,7 +1,13 @@
 //! A card beside the processor: the same answers, and what is said where there is none. The card is a stand-in
 //! (`tests/cusim`), which the built program finds where it would find the driver.
 
-use std::process::Output;
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+/// Variables of the environment.
+type Pairs<'a> = &'a [(&'a str, &'a str)];
 
 use bantam_cusim::{FOLDER, requires_card};
 use serde_json::Value;
@@ -62,14 +68,14 @@ fn replies_are_the_same_on_a_card_and_with_a_part_of_the_model_there() {
 fn without_a_card_the_processor_computes_or_it_is_said_why_not() {
     let model = golden("gpt_neox");
     let wanted = answer(bantam(&run(&model, &["--device", "cpu"])));
-    let cases: [(&[(&str, &str)], &str); 3] = [
-        (&[("CUSIM_DEVICES", "0")], "finds no card"),
-        (&[("CUSIM_VERSION", "12000")], "is for CUDA 12.0, needed is 12.2"),
-        (&[("CUSIM_BYTES", "200000")], "lower --chunk"),
+    let cases: [(Pairs, &str, i32); 3] = [
+        (&[("CUSIM_DEVICES", "0")], "finds no card", 2),
+        (&[("CUSIM_VERSION", "12000")], "is for CUDA 12.0, needed is 12.2", 2),
+        (&[("CUSIM_BYTES", "200000")], "lower --chunk", 1),
     ];
-    for (variables, why) in cases {
+    for (variables, why, code) in cases {
         let Some(refused) = with_card(&run(&model, &["--device", "cuda:0"]), variables) else { return };
-        assert_eq!(refused.status.code(), Some(1));
+        assert_eq!(refused.status.code(), Some(code));
         assert!(
             said(&refused).contains(why) && said(&refused).contains("--device cpu"),
             "{}",
@@ -90,6 +96,47 @@ fn without_a_card_the_processor_computes_or_it_is_said_why_not() {
         let refused = bantam(&run(&model, flags));
         assert!(refused.status.code() == Some(2) && said(&refused).contains(why), "{}", said(&refused));
     }
+}
+
+/// A folder with a golden's model whose weights nobody may read: they are no numbers.
+fn unreadable() -> String {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cards-unreadable");
+    fs::create_dir_all(&folder).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        let from = Path::new(&golden("gpt_neox")).join(name);
+        let mut bytes = fs::read(from).unwrap();
+        if name == "model.safetensors" {
+            let header = 8 + usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+            bytes[header..].fill(0xff);
+        }
+        fs::write(folder.join(name), bytes).unwrap();
+    }
+    folder.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_no_card_of_this_machine_can_do_is_refused_before_weights_are_read() {
+    let model = unreadable();
+    let read = bantam(&run(&model, &["--device", "cpu"]));
+    assert_eq!(read.status.code(), Some(1), "{}", said(&read));
+    let none: &[(&str, &str)] = &[("CUSIM_DEVICES", "0")];
+    let cases: [(&[&str], Pairs, &str); 8] = [
+        (&["--device", "cuda"], none, "finds no card"),
+        (&["--device", "cuda:3"], &[], "finds no card 3, only those up to cuda:0"),
+        (&["--device", "cuda:x"], &[], "expected auto, cpu, cuda or cuda:N"),
+        (&["--device", "cuda", "--vram", "257MiB"], &[], "expected at most 268435456 bytes"),
+        (&["--vram", "257MiB"], &[], "expected at most 268435456 bytes"),
+        (&["--device", "cpu", "--vram", "1MiB"], &[], "uses none"),
+        (&["--vram", "0"], &[], "expected bytes such as 6GiB"),
+        (&["--vram", "4 gigs"], &[], "expected bytes such as 6GiB"),
+    ];
+    for (flags, variables, why) in cases {
+        let Some(refused) = with_card(&run(&model, flags), variables) else { return };
+        let error = said(&refused);
+        assert!(refused.status.code() == Some(2) && error.contains(why), "{flags:?}: {error}");
+    }
+    let small = with_card(&run(&model, &["--device", "cuda", "--vram", "100000"]), &[]).unwrap();
+    assert!(small.status.code() == Some(1) && said(&small).contains("raise --vram"), "{}", said(&small));
 }
 
 /// One allocation that is refused leads to a smaller share, all that are refused to the processor.
@@ -122,6 +169,82 @@ fn a_card_that_is_lost_ends_the_reply_with_an_error() {
     }
 }
 
+/// Bytes of the card by the daemon's own word: of its models, used, and those that may be.
+fn on_card() -> [u64; 3] {
+    let told = json(&["models", "--json"]);
+    let models = told["models"].as_array().unwrap().iter();
+    let of = |device: &Value| (device["device"] == "cuda:0").then(|| device.clone());
+    let card = told["devices"].as_array().unwrap().iter().find_map(of).unwrap_or_default();
+    let bytes = |value: &Value| value.as_u64().unwrap_or(0);
+    let stands = models.map(|model| bytes(&model["on_cards"]["cuda:0"])).sum();
+    [stands, bytes(&card["used_bytes"]), bytes(&card["budget_bytes"])]
+}
+
+#[test]
+fn a_reply_goes_on_while_its_model_leaves_the_card_and_comes_back() {
+    let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
+    let model = golden("gpt_neox");
+    let mut long = run(&model, &[]);
+    let count = long.iter().position(|flag| *flag == "--max-new-tokens").unwrap();
+    long[count + 1] = "400";
+    let context = long.iter().position(|flag| *flag == "--context").unwrap();
+    long[context + 1] = "512";
+    let wanted = answer(bantam(&long));
+    let _served = Served::start_with(&["--models-device", "cuda"], &[("LD_LIBRARY_PATH", folder)]);
+    let mut reply = program(&long).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut begun = [0];
+    reply.stdout.as_mut().unwrap().read_exact(&mut begun).unwrap();
+    let [whole, used, all] = on_card();
+    assert!(whole > 0 && used == whole && all == 256 << 20, "{whole} {used} {all}");
+    let part = (whole * 3 / 4).to_string();
+    let mut was_running = false;
+    for (budget, [least, most]) in
+        [(part.as_str(), [1, whole * 3 / 4]), ("0", [0, 0]), ("256MiB", [whole, whole])]
+    {
+        let told = json(&["budget", budget, "--device", "cuda:0", "--json"]);
+        was_running |= reply.try_wait().unwrap().is_none();
+        let [stands, used, all] = on_card();
+        assert!((least..=most).contains(&stands) && used == stands, "{budget}: {stands}, {told}");
+        assert_eq!(told["devices"][1]["budget_bytes"].as_u64(), Some(all));
+    }
+    assert!(was_running, "it had ended before its model moved");
+    let reply = reply.wait_with_output().unwrap();
+    assert!(reply.status.success(), "{}", said(&reply));
+    let text = String::from_utf8([&begun[..], &reply.stdout].concat()).unwrap();
+    assert_eq!(text, wanted);
+    for (arguments, why) in [
+        (["budget", "1GiB", "--device", "cuda:0"], "expected at most 268435456, all that cuda:0 has"),
+        (["budget", "1GiB", "--device", "cuda:7"], "expected \"ram\" or \"cuda:0\""),
+        (["budget", "0", "--device", "ram"], "models need some"),
+    ] {
+        let refused = bantam(&arguments);
+        assert!(!refused.status.success() && said(&refused).contains(why), "{}", said(&refused));
+    }
+    answer(bantam(&["unload", &model]));
+    assert_eq!(on_card()[..2], [0, 0], "all is given back");
+}
+
+#[test]
+fn models_share_the_card() {
+    let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
+    let [first, second] = ["gpt_neox", "qwen3"].map(golden);
+    let _served = Served::start_with(&[], &[("LD_LIBRARY_PATH", folder)]);
+    let load = |model: &str| {
+        answer(bantam(&["load", model, "--context", "64"]));
+        on_card()[0]
+    };
+    let one = load(&first);
+    json(&["budget", &one.to_string(), "--device", "cuda:0", "--json"]);
+    assert_eq!(load(&second), one, "the first has left nothing");
+    json(&["budget", "200MiB", "--device", "cuda:0", "--json"]);
+    let both = on_card()[0];
+    assert!(both > one, "{both}");
+    // The last used comes first.
+    answer(bantam(&["load", &first]));
+    json(&["budget", &one.to_string(), "--device", "cuda:0", "--json"]);
+    assert_eq!(on_card()[..2], [one, one]);
+}
+
 #[test]
 fn a_daemon_computes_on_a_card_and_outlives_it() {
     let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
@@ -142,6 +265,7 @@ fn a_daemon_computes_on_a_card_and_outlives_it() {
         let lost = ask();
         assert_eq!(lost.status.code(), Some(1));
         assert!(said(&lost).contains("the card failed at"), "{}", said(&lost));
+        assert_eq!(on_card()[0], 0, "nothing stands on a card that is lost");
         assert_eq!(ids(ask()), wanted, "the next one is the processor's");
     }
     let _served = Served::start_with(&flags, &[("LD_LIBRARY_PATH", folder), ("CUSIM_DEVICES", "0")]);

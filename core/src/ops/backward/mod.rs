@@ -7,9 +7,9 @@
 pub mod activation;
 pub mod attention;
 pub mod experts;
-pub mod halves;
 pub mod loss;
 pub mod norm;
+pub mod numbers;
 pub mod products;
 pub mod small;
 

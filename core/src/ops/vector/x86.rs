@@ -4,7 +4,7 @@
 //! the pointers are valid for all lanes; that is the trait's contract, and these bodies add no other obligation.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-use super::{Kernel, Vector};
+use super::{Kernel, Vector, unroll};
 use core::arch::x86_64::*;
 
 /// Runs a kernel with AVX2.
@@ -140,6 +140,44 @@ impl Vector for Avx2 {
     unsafe fn load_i8(from: *const i8) -> Self {
         unsafe { Avx2(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))) }
     }
+    #[inline(always)]
+    unsafe fn turn_words(from: &[*const u32], to: *mut u32, stride: usize) {
+        let from: &[*const u32; 8] = from.first_chunk().expect("a pointer for every lane");
+        unsafe {
+            let mut x = [_mm256_setzero_si256(); 8];
+            unroll!(8: i < 8, { x[i] = _mm256_loadu_si256(from[i].cast()); });
+            // Words of neighbours, then pairs of words, then halves of a register.
+            let mut y = x;
+            unroll!(4: i < 4, {
+                y[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+                y[2 * i + 1] = _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+            });
+            unroll!(2: i < 2, {
+                x[4 * i] = _mm256_unpacklo_epi64(y[4 * i], y[4 * i + 2]);
+                x[4 * i + 1] = _mm256_unpackhi_epi64(y[4 * i], y[4 * i + 2]);
+                x[4 * i + 2] = _mm256_unpacklo_epi64(y[4 * i + 1], y[4 * i + 3]);
+                x[4 * i + 3] = _mm256_unpackhi_epi64(y[4 * i + 1], y[4 * i + 3]);
+            });
+            unroll!(4: i < 4, {
+                let low = _mm256_permute2x128_si256::<0x20>(x[i], x[4 + i]);
+                let high = _mm256_permute2x128_si256::<0x31>(x[i], x[4 + i]);
+                _mm256_storeu_si256(to.add(i * stride).cast(), low);
+                _mm256_storeu_si256(to.add((4 + i) * stride).cast(), high);
+            });
+        }
+    }
+    #[inline(always)]
+    unsafe fn pair_halves(low: *const u8, high: *const u8, to: *mut u32) {
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(low.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(high.cast()));
+            _mm256_storeu_si256(to.cast(), _mm256_or_si256(low, _mm256_slli_epi32::<16>(high)));
+        }
+    }
+    #[inline(always)]
+    fn ask_for(byte: &u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(core::ptr::from_ref(byte).cast()) }
+    }
 }
 
 /// Sixteen lanes.
@@ -254,5 +292,55 @@ impl Vector for Avx512 {
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         unsafe { Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn turn_words(from: &[*const u32], to: *mut u32, stride: usize) {
+        let from: &[*const u32; 16] = from.first_chunk().expect("a pointer for every lane");
+        unsafe {
+            let mut x = [_mm512_setzero_si512(); 16];
+            unroll!(8: i < 8, {
+                x[2 * i] = _mm512_loadu_si512(from[2 * i].cast());
+                x[2 * i + 1] = _mm512_loadu_si512(from[2 * i + 1].cast());
+            });
+            // Words of neighbours, then pairs of words, then quarters of a register.
+            let mut y = x;
+            unroll!(8: i < 8, {
+                y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+                y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+            });
+            unroll!(4: i < 4, {
+                x[4 * i] = _mm512_unpacklo_epi64(y[4 * i], y[4 * i + 2]);
+                x[4 * i + 1] = _mm512_unpackhi_epi64(y[4 * i], y[4 * i + 2]);
+                x[4 * i + 2] = _mm512_unpacklo_epi64(y[4 * i + 1], y[4 * i + 3]);
+                x[4 * i + 3] = _mm512_unpackhi_epi64(y[4 * i + 1], y[4 * i + 3]);
+            });
+            // Now quarter `q` of `x[4 * i + j]` has word `4 * q + j` of rows `4 * i` to `4 * i + 3`.
+            unroll!(4: j < 4, {
+                let low = _mm512_shuffle_i32x4::<0b10_00_10_00>(x[j], x[4 + j]);
+                let high = _mm512_shuffle_i32x4::<0b11_01_11_01>(x[j], x[4 + j]);
+                let later_low = _mm512_shuffle_i32x4::<0b10_00_10_00>(x[8 + j], x[12 + j]);
+                let later_high = _mm512_shuffle_i32x4::<0b11_01_11_01>(x[8 + j], x[12 + j]);
+                y[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, later_low);
+                y[8 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, later_low);
+                y[4 + j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(high, later_high);
+                y[12 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(high, later_high);
+            });
+            unroll!(8: i < 8, {
+                _mm512_storeu_si512(to.add(2 * i * stride).cast(), y[2 * i]);
+                _mm512_storeu_si512(to.add((2 * i + 1) * stride).cast(), y[2 * i + 1]);
+            });
+        }
+    }
+    #[inline(always)]
+    unsafe fn pair_halves(low: *const u8, high: *const u8, to: *mut u32) {
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.cast()));
+            _mm512_storeu_si512(to.cast(), _mm512_or_si512(low, _mm512_slli_epi32::<16>(high)));
+        }
+    }
+    #[inline(always)]
+    fn ask_for(byte: &u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(core::ptr::from_ref(byte).cast()) }
     }
 }

@@ -1,7 +1,10 @@
 //! Who is told of a run besides its own files: TensorBoard, Weights & Biases (a folder to send later), MLflow. Each is
-//! files in the form of that program; only where the user names an MLflow server, that is told (`server.rs`).
+//! files in the form of that program; only where the user names an MLflow server (`server.rs`) or wants a run of
+//! Weights & Biases to be online (`online.rs`), a server is told.
 
+mod line;
 mod mlflow;
+mod online;
 mod server;
 mod tensorboard;
 mod wandb;
@@ -76,6 +79,11 @@ impl Reports {
                     reports.notes.push("report_to: wandb is off by WANDB_DISABLED or WANDB_MODE".to_owned());
                     continue;
                 }
+                _ if online::is_asked() => {
+                    let (address, key) = (online::address(), online::key().unwrap_or_default());
+                    let made = online::Online::new(&address, &key, &begin).map(|made| Box::new(made) as _);
+                    (line::shown(&address).into(), made)
+                }
                 _ => {
                     let folder = settings.root().join(wandb::folder());
                     (folder.clone(), wandb::Offline::new(&folder, &begin).map(|made| Box::new(made) as _))
@@ -84,7 +92,9 @@ impl Reports {
             let made = made.map_err(|error| failed(&folder, error))?;
             let place = made.folder().display();
             reports.notes.push(match name.as_str() {
-                "wandb" => format!("wandb: nothing is sent; afterwards, `wandb sync {place}` does that"),
+                "wandb" if !online::is_asked() => {
+                    format!("wandb: nothing is sent; afterwards, `wandb sync {place}` does that")
+                }
                 _ => format!("{name}: {place}"),
             });
             reports.list.push(made);
@@ -151,6 +161,10 @@ pub(super) fn complaints(settings: &Settings) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
     for name in names(settings) {
         let instead = match name.as_str() {
+            "wandb" if online::is_asked() && !wandb::is_disabled() && online::key().is_none() => {
+                "WANDB_MODE=online without WANDB_API_KEY; set it, or leave WANDB_MODE out, which sends nothing"
+                    .to_owned()
+            }
             "tensorboard" | "wandb" => continue,
             "mlflow" if mlflow::folder().is_some() || server::address().is_some() => continue,
             "mlflow" => {

@@ -5,21 +5,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bantam_model::foreign::clipped;
 use serde_json::{Value, json};
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, http};
 
+use super::line::{PAUSE, agent, in_64, percented, read, shown};
 use super::{Begin, Reporter, now, variable};
 
-/// A server that says nothing for so long is not there.
-const SILENCE: Duration = Duration::from_secs(10);
-/// When one that failed is asked again.
-const PAUSE: Duration = Duration::from_secs(30);
-const ANSWER_BYTES_MAX: u64 = 1 << 20;
 /// What the server takes at once, and what is kept for it.
 const METRICS_MAX: usize = 1000;
 const PARAMETERS_MAX: usize = 100;
@@ -31,16 +24,6 @@ const PARAMETER_MAX: usize = 500;
 pub(super) fn address() -> Option<String> {
     variable("MLFLOW_TRACKING_URI")
         .filter(|place| place.starts_with("http://") || place.starts_with("https://"))
-}
-
-/// An address without the name and password that may stand in it.
-fn shown(address: &str) -> String {
-    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
-    let host = rest.split('/').next().unwrap_or(rest);
-    match host.rsplit_once('@') {
-        Some((own, _)) => format!("{scheme}://{}", &rest[own.len() + 1..]),
-        None => address.to_owned(),
-    }
 }
 
 /// A run there.
@@ -179,28 +162,9 @@ impl Reporter for Server {
     }
 }
 
-/// An answer as JSON, or what the server says against it.
-fn read(mut answer: http::Response<ureq::Body>) -> io::Result<Value> {
-    let status = answer.status().as_u16();
-    let text =
-        answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string().map_err(io::Error::other)?;
-    match status {
-        200 => {
-            serde_json::from_str(&text).map_err(|_| io::Error::other("expected JSON, found something else"))
-        }
-        _ => Err(io::Error::other(format!("expected status 200, found {status}: {}", clipped(text.trim())))),
-    }
-}
-
 /// A request for something by its name.
 fn named(mut request: http::Request<()>, name: &str) -> io::Result<http::Request<()>> {
-    let mut query = format!("{}?experiment_name=", request.uri());
-    for byte in name.bytes() {
-        match byte.is_ascii_alphanumeric() {
-            true => query.push(char::from(byte)),
-            false => query += &format!("%{byte:02X}"),
-        }
-    }
+    let query = format!("{}?experiment_name={}", request.uri(), percented(name));
     *request.uri_mut() = query.parse().map_err(io::Error::other)?;
     Ok(request)
 }
@@ -215,93 +179,26 @@ fn pass() -> Option<String> {
     user.or(token)
 }
 
-/// Three bytes in four letters.
-fn in_64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let four = |three: &[u8]| {
-        let bits = (0..3).fold(0, |bits, at| bits << 8 | u32::from(three.get(at).copied().unwrap_or(0)));
-        (0..4)
-            .map(move |at| match at <= three.len() {
-                true => char::from(LETTERS[(bits >> (18 - 6 * at) & 63) as usize]),
-                false => '=',
-            })
-            .collect::<String>()
-    };
-    bytes.chunks(3).map(four).collect()
-}
-
-/// Asks one server, by a proxy where the environment names one; never one on this machine.
-fn agent(address: &str) -> Agent {
-    let known = rustls_native_certs::load_native_certs().certs;
-    let known =
-        known.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect::<Vec<_>>();
-    let tls = TlsConfig::builder()
-        .root_certs(RootCerts::Specific(Arc::new(known)))
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()));
-    let config = Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .timeout_global(Some(SILENCE))
-        .tls_config(tls.build());
-    let is_here =
-        ["http://127.0.0.1", "http://localhost", "http://[::1]"].iter().any(|own| address.starts_with(own));
-    let config = if is_here { config.proxy(None) } else { config };
-    config.build().new_agent()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failing unwrap fails the test")]
 mod tests {
-    use std::io::{BufRead, BufReader, Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::sync::Mutex;
-    use std::thread;
-
+    use super::super::line::stand_in::{Heard, answering};
     use super::*;
     use crate::settings::Settings;
 
-    /// What came, line by line.
-    type Heard = Arc<Mutex<Vec<(String, Value)>>>;
-
-    fn answered(stream: TcpStream, heard: &Heard) -> Option<()> {
-        let mut reader = BufReader::new(stream.try_clone().ok()?);
-        loop {
-            let mut first = String::new();
-            reader.read_line(&mut first).ok()?;
-            let (mut length, mut line) = (0, String::new());
-            while reader.read_line(&mut line).ok()? > 2 {
-                let lower = line.to_ascii_lowercase();
-                length =
-                    lower.strip_prefix("content-length:").map_or(length, |text| text.trim().parse().unwrap());
-                line.clear();
-            }
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).ok()?;
-            let what = first.split(' ').nth(1)?.trim_start_matches("/api/2.0/mlflow/").to_owned();
-            let (status, answer) = match what.split('?').next()? {
-                "experiments/get-by-name" => ("404 Not Found", json!({})),
-                "experiments/create" => ("200 OK", json!({ "experiment_id": "7" })),
-                "runs/create" => ("200 OK", json!({ "run": { "info": { "run_id": "r1" } } })),
-                _ => ("200 OK", json!({})),
-            };
-            heard.lock().unwrap().push((what, serde_json::from_slice(&body).unwrap_or_default()));
-            let answer = answer.to_string();
-            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", answer.len());
-            (&stream).write_all(format!("{head}{answer}").as_bytes()).ok()?;
+    fn answer(what: &str) -> (&'static str, Value) {
+        match what.trim_start_matches("/api/2.0/mlflow/").split('?').next() {
+            Some("experiments/get-by-name") => ("404 Not Found", json!({})),
+            Some("experiments/create") => ("200 OK", json!({ "experiment_id": "7" })),
+            Some("runs/create") => ("200 OK", json!({ "run": { "info": { "run_id": "r1" } } })),
+            _ => ("200 OK", json!({})),
         }
     }
 
     #[test]
     fn a_run_is_told_and_outlives_its_server() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
         let heard = Heard::default();
-        let also = heard.clone();
-        let served = thread::spawn(move || {
-            let (stream, _) = listener.accept().unwrap();
-            answered(stream, &also);
-        });
+        let (address, served) = answering(&heard, answer);
         let settings = "model_name_or_path: m\ndataset_path: d\nlora_rank: 4\nhf_hub_token: secret\n";
         let settings = Settings::of_text("x", settings, &[]).unwrap();
         let begin = Begin { name: "a run".to_owned(), settings: &settings, step: 0 };
@@ -309,7 +206,12 @@ mod tests {
         server.log(1, &[("loss", 2.5), ("learning_rate", 0.1)]).unwrap();
         server.end(true).unwrap();
         assert_eq!(server.trouble(), None);
-        let all = heard.lock().unwrap().clone();
+        let all: Vec<(String, Value)> = heard
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(what, body)| (what.replace("/api/2.0/mlflow/", ""), body.clone()))
+            .collect();
         let told =
             |what: &str| all.iter().find(|(known, _)| known == what).map(|(_, body)| body.clone()).unwrap();
         assert_eq!(told("experiments/get-by-name?experiment_name=Default"), Value::Null);
@@ -330,12 +232,5 @@ mod tests {
         server.end(false).unwrap();
         assert!(server.trouble().unwrap().contains("1 figures were not sent"));
         assert!(Server::new(&address, &begin).is_err());
-    }
-
-    #[test]
-    fn letters_are_those_of_base64() {
-        for (bytes, expected) in [("", ""), ("M", "TQ=="), ("Ma", "TWE="), ("Man", "TWFu"), ("a:b", "YTpi")] {
-            assert_eq!(in_64(bytes.as_bytes()), expected);
-        }
     }
 }

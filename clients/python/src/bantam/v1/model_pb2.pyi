@@ -3,7 +3,7 @@
 isort:skip_file
 What a model is to the daemon: how it was loaded, where its bytes lie, what it is made of.
 
-Bytes are bytes, never multiples of them. "RAM" is the device `ram`; cards will be `gpu0`, `gpu1` and so on.
+Bytes are bytes, never multiples of them. "RAM" is the device `ram`; cards are `cuda:0`, `cuda:1` and so on.
 """
 
 from collections import abc as _abc

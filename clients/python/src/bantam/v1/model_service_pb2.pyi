@@ -504,7 +504,7 @@ Global___UnloadResponse: _TypeAlias = UnloadResponse  # noqa: Y015
 
 @_typing.final
 class DeviceBudget(_message.Message):
-    """How much of one device models may use."""
+    """How much of one device models may use. A card's is divided, the last used first; replies go on while models move."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -513,7 +513,7 @@ class DeviceBudget(_message.Message):
     device: _builtins.str
     """`ram`, or a card."""
     bytes: _builtins.int
-    """At least 1."""
+    """At least 1; of a card also 0: nothing stands there then. At most what the card has."""
     def __init__(
         self,
         *,
@@ -561,7 +561,7 @@ class SetBudgetResponse(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.DeviceUse]:
-        """Every device. More may be used than budgeted until running requests end."""
+        """Every device: `ram`, and the card, once it was found. More may be used than budgeted until running requests end."""
 
     def __init__(
         self,

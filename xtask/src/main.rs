@@ -23,8 +23,8 @@ const USAGE: &str = "\
 cargo xtask VERB
 
   carried [--quick]     the model that the program carries, trained anew by model/carried/recipe; --quick: two steps
-                        of each part, and the model stays as it is; --documents: its recipe takes over this project's
-                        documents as they are now
+                        of each part, and the model stays as it is; --ask: how much of its lessons it knows;
+                        --documents: its recipe takes over this project's documents as they are now
   ci                    all that a change must pass: format, lints, documentation, fuzz seeds, tests
   fuzz [--seconds 60]   every target of tests/fuzz, that many seconds each
   goldens PATH          tests/goldens anew from a folder of reference files; says what changed
@@ -64,6 +64,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
     match arguments {
         ["carried"] => carried::run(&root, false),
         ["carried", "--quick"] => carried::run(&root, true),
+        ["carried", "--ask"] => carried::ask(&root),
         ["carried", "--documents"] => carried::documents(&root),
         ["ci"] => ci::run(&root),
         ["fuzz"] => fuzz::run(&root, 60),

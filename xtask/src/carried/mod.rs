@@ -2,16 +2,25 @@
 //! What it is made of stands in `model/carried/recipe`; this puts it together and calls the program for the rest.
 
 mod bytepairs;
+mod chance;
+mod heart;
+mod lessons;
+mod school;
+mod ways;
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::steps::{self, cargo, command};
+use heart::Pair;
+use lessons::Lesson;
+use ways::Ways;
 
 const PLACE: &str = "model/carried";
 const RECIPE: &str = "model/carried/recipe";
@@ -35,28 +44,10 @@ const SPECIALS: &[&str] = &[
     "<think>",
     "</think>",
 ];
-/// Of the questions with so many phrasings or more, the last is asked at the end and never learnt.
-const PHRASINGS: usize = 5;
-/// Which of them: every so many.
-const ASKED: usize = 4;
-
-/// Turns of a conversation at most.
-const TURNS: usize = 3;
-
-/// A question in several words, and its answer.
-struct Lesson {
-    questions: Vec<String>,
-    answer: String,
-}
 
 pub(crate) fn run(root: &Path, quick: bool) -> Result<()> {
     let (recipe, work) = (root.join(RECIPE), root.join("target/carried"));
-    let lessons = lessons(&recipe.join("questions.jsonl"))?;
-    let texts = texts(&recipe)?;
-    let base = work.join("base");
-    fs::create_dir_all(&base)?;
-    let asked = write_data(&work, &lessons, &texts)?;
-    write_base(root, &recipe, &base, &lessons, &texts)?;
+    let lessons = begin(root, &recipe, &work)?;
     steps::run(&mut cargo(root, &["build", "--release", "--locked", "--quiet", "--package", "bantam"]))?;
     let bantam = program(root)?;
     let folder = |name: &str| work.join(name).display().to_string();
@@ -70,39 +61,56 @@ pub(crate) fn run(root: &Path, quick: bool) -> Result<()> {
         steps::run(&mut command(root, &bantam, &arguments))
     };
     train("words.yaml", "base", "words", &[])?;
-    train("answers.yaml", "words", "answers", &[])?;
+    train("heart.yaml", "words", "heart", &[])?;
     // Once more from a high rate: more questions find their answers than in one long fall.
-    train("answers.yaml", "answers", "again", &["num_train_epochs=6"])?;
-    let (answers, small) = (folder("again"), folder("small"));
+    train("heart.yaml", "heart", "heart-again", &["num_train_epochs=6"])?;
+    train("answers.yaml", "heart-again", "answers", &[])?;
+    train("again.yaml", "answers", "again", &[])?;
+    let (again, small) = (folder("again"), folder("small"));
     steps::run(&mut command(
         root,
         &bantam,
-        &["quantize", &answers, "--to", "nf4", "--output", &small, "--force"],
+        &["quantize", &again, "--to", "nf4", "--output", &small, "--force"],
     ))?;
-    report(root, &bantam, &small, &asked)?;
+    report(root, &bantam, &small, &lessons)?;
     if !quick {
         take(&work.join("small"), &root.join(PLACE))?;
     }
     Ok(())
 }
 
+/// All that the runs of `bantam train` begin with.
+fn begin(root: &Path, recipe: &Path, work: &Path) -> Result<Vec<Lesson>> {
+    let (lessons, ways) = read(recipe)?;
+    let (pairs, texts) = (heart::read(&recipe.join("questions.jsonl"))?, texts(recipe)?);
+    let base = work.join("base");
+    fs::create_dir_all(&base)?;
+    let asked = school::questions(&lessons, &ways)?;
+    write_data(work, &pairs, &asked, &texts)?;
+    write_base(root, recipe, &base, &pairs, &texts)?;
+    Ok(lessons)
+}
+
+fn read(recipe: &Path) -> Result<(Vec<Lesson>, Ways)> {
+    let text = |name: &str| {
+        let path = recipe.join(name);
+        fs::read_to_string(&path).with_context(|| path.display().to_string())
+    };
+    let lessons = lessons::read(&text("lessons.txt")?).context("lessons.txt")?;
+    Ok((lessons, Ways::read(&text("ways.txt")?).context("ways.txt")?))
+}
+
+/// What the carried model that is there knows.
+pub(crate) fn ask(root: &Path) -> Result<()> {
+    let (lessons, _) = read(&root.join(RECIPE))?;
+    steps::run(&mut cargo(root, &["build", "--release", "--locked", "--quiet", "--package", "bantam"]))?;
+    report(root, &program(root)?, &root.join(PLACE).display().to_string(), &lessons)
+}
+
 /// The program that was just built.
 fn program(root: &Path) -> Result<String> {
     let folder = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     Ok(folder.join("release/bantam").display().to_string())
-}
-
-fn lessons(path: &Path) -> Result<Vec<Lesson>> {
-    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let lesson = |(number, line): (usize, &str)| {
-        let row: Value = serde_json::from_str(line)?;
-        let questions = row["questions"].as_array().into_iter().flatten();
-        let questions: Vec<String> = questions.filter_map(Value::as_str).map(str::to_owned).collect();
-        let answer = row["answer"].as_str().unwrap_or_default().to_owned();
-        ensure!(!questions.is_empty() && !answer.is_empty(), "line {}: a question or its answer", number + 1);
-        Ok(Lesson { questions, answer })
-    };
-    text.lines().enumerate().map(lesson).collect::<Result<_>>().with_context(|| path.display().to_string())
 }
 
 /// Prose and documents, a piece an entry.
@@ -145,58 +153,33 @@ fn plain(text: &str) -> String {
     text.chars().map(sign).collect()
 }
 
-/// Writes what is learnt; gives back what is asked in the end: a question and its answer each.
-fn write_data(work: &Path, lessons: &[Lesson], texts: &[String]) -> Result<Vec<(String, String)>> {
-    let (mut turns, mut asked) = (Vec::new(), Vec::new());
-    for (number, lesson) in lessons.iter().enumerate() {
-        let is_asked = number % ASKED == 0 && lesson.questions.len() >= PHRASINGS;
-        let (learnt, kept) = lesson.questions.split_at(lesson.questions.len() - usize::from(is_asked));
-        turns.extend(learnt.iter().map(|question| (question.as_str(), lesson.answer.as_str())));
-        asked.extend(kept.iter().map(|question| (question.clone(), lesson.answer.clone())));
-    }
-    fs::write(work.join("answers.jsonl"), conversations(turns))?;
-    let answers = lessons.iter().map(|lesson| lesson.answer.as_str());
-    let words = texts.iter().map(String::as_str).chain(answers);
+/// Writes what is learnt.
+fn write_data(work: &Path, pairs: &[Pair], asked: &[(String, &str)], texts: &[String]) -> Result<()> {
+    let (answers, rest) = asked.split_at(school::LEARNT);
+    let again = &rest[..school::LEARNT];
+    fs::write(work.join("heart.jsonl"), heart::conversations(pairs))?;
+    fs::write(work.join("answers.jsonl"), school::conversations(answers))?;
+    fs::write(work.join("again.jsonl"), school::conversations(again))?;
+    let words = texts.iter().map(String::as_str).chain(pairs.iter().map(|pair| pair.answer.as_str()));
     let words: String = words.map(|text| format!("{}\n", json!({ "text": text }))).collect();
     fs::write(work.join("words.jsonl"), words)?;
     let columns = json!({ "prompt": "instruction", "response": "output", "history": "history" });
-    let info = json!({
-        "words": { "file_name": "words.jsonl", "columns": { "prompt": "text" } },
-        "answers": { "file_name": "answers.jsonl", "columns": columns },
-    });
+    let mut info = json!({ "words": { "file_name": "words.jsonl", "columns": { "prompt": "text" } } });
+    for name in ["heart", "answers", "again"] {
+        info[name] = json!({ "file_name": format!("{name}.jsonl"), "columns": columns });
+    }
     fs::write(work.join("dataset_info.json"), format!("{info:#}\n"))?;
-    Ok(asked)
-}
-
-/// Questions and answers in any order, one to [`TURNS`] to a conversation.
-fn conversations(mut turns: Vec<(&str, &str)>) -> String {
-    // Knuth's linear congruence: the same order everywhere.
-    let mut state = 1u64;
-    let mut below = |most: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % most
-    };
-    for at in (1..turns.len()).rev() {
-        turns.swap(at, below(at + 1));
-    }
-    let (mut rows, mut rest) = (String::new(), turns.as_slice());
-    while !rest.is_empty() {
-        let (these, others) = rest.split_at((1 + below(TURNS)).min(rest.len()));
-        let (last, history) = these.split_last().expect("one turn at least");
-        rows += &format!("{}\n", json!({ "instruction": last.0, "output": last.1, "history": history }));
-        rest = others;
-    }
-    rows
+    Ok(())
 }
 
 /// The model before its weights: shape, tokenizer, template.
-fn write_base(root: &Path, recipe: &Path, base: &Path, lessons: &[Lesson], texts: &[String]) -> Result<()> {
+fn write_base(root: &Path, recipe: &Path, base: &Path, pairs: &[Pair], texts: &[String]) -> Result<()> {
     let config: Value = serde_json::from_slice(&fs::read(recipe.join("config.json"))?)?;
     let size = config["vocab_size"].as_u64().context("config.json: vocab_size")? as usize;
     let mut all = texts.to_vec();
-    for lesson in lessons {
-        all.extend(lesson.questions.iter().map(|question| plain(question)));
-        all.push(plain(&lesson.answer));
+    for pair in pairs {
+        all.extend(pair.questions.iter().map(|question| plain(question)));
+        all.push(plain(&pair.answer));
     }
     let tokenizer = bytepairs::tokenizer(&all, SPECIALS, size);
     let added = SPECIALS.iter().enumerate().map(|(id, content)| {
@@ -229,23 +212,47 @@ fn write_base(root: &Path, recipe: &Path, base: &Path, lessons: &[Lesson], texts
     Ok(())
 }
 
-/// Asks what was never learnt in these words, and says how often the answer was the written one.
-fn report(root: &Path, bantam: &str, model: &str, asked: &[(String, String)]) -> Result<()> {
-    let mut right = 0;
-    for (question, answer) in asked {
-        let mut chat = command(root, bantam, &["chat", "--model", model, "--greedy", "--no-history"]);
-        let mut chat = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        writeln!(chat.stdin.take().context("a pipe")?, "{question}")?;
-        let output = chat.wait_with_output()?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let is_right = said.trim() == answer.trim();
-        right += usize::from(is_right);
-        if !is_right {
-            println!("asked: {question}\n said: {}\n  not: {answer}", said.trim());
+/// Asks every lesson's first question, and those in words that were never learnt; says how often the answer was the
+/// written one.
+fn report(root: &Path, bantam: &str, model: &str, lessons: &[Lesson]) -> Result<()> {
+    let first: Vec<_> = lessons.iter().map(|lesson| (lesson.patterns[0].first(), &lesson.answer)).collect();
+    let kept: Vec<_> = lessons
+        .iter()
+        .flat_map(|lesson| lesson.kept.iter().map(|kept| (kept.clone(), &lesson.answer)))
+        .collect();
+    for (asked, name) in [(first, "first questions"), (kept, "questions in words that were not learnt")] {
+        let questions: Vec<&str> = asked.iter().map(|(question, _)| question.as_str()).collect();
+        let said = answers(root, bantam, model, &questions)?;
+        let mut right = 0;
+        for ((question, answer), said) in asked.iter().zip(&said) {
+            right += usize::from(said == *answer);
+            if said != *answer {
+                println!("asked: {question}\n said: {said}\n  not: {answer}");
+            }
         }
+        println!("of {} {name}, {right} were answered as written", asked.len());
     }
-    println!("of {} questions in words that were not learnt, {right} were answered as written", asked.len());
     Ok(())
+}
+
+/// What the model says to each of these, every one the first of a conversation.
+fn answers(root: &Path, bantam: &str, model: &str, questions: &[&str]) -> Result<Vec<String>> {
+    let mut chat =
+        command(root, bantam, &["chat", "--model", model, "--greedy", "--no-history", "--json", "--local"]);
+    let mut chat = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut input = chat.stdin.take().context("a pipe")?;
+    let lines: String = questions.iter().map(|question| format!("{question}\n/clear\n")).collect();
+    // Questions go in while answers come out: neither pipe holds all of them.
+    let writer = thread::spawn(move || input.write_all(lines.as_bytes()));
+    let output = chat.wait_with_output()?;
+    writer.join().expect("writing does not panic")?;
+    let answer = |line: &str| -> Result<String> {
+        let object: Value = serde_json::from_str(line)?;
+        Ok(object["content"].as_str().context("expected `content` in an answer")?.trim().to_owned())
+    };
+    let said: Vec<String> = String::from_utf8(output.stdout)?.lines().map(answer).collect::<Result<_>>()?;
+    ensure!(said.len() == questions.len(), "expected {} answers, found {}", questions.len(), said.len());
+    Ok(said)
 }
 
 /// Puts the finished model in the place of the one before.

@@ -8,9 +8,11 @@ use bantam_core::arena::Layouter;
 use bantam_core::layouts::page::PageShape;
 use bantam_core::layouts::{LAYOUTS, Layout, Shape};
 use bantam_core::ops::backward::activation::activate as bend;
+use bantam_core::ops::backward::attention;
 use bantam_core::ops::backward::loss::{Entropy, Smooth};
 use bantam_core::ops::backward::norm::norm_row;
-use bantam_core::ops::backward::{attention, products};
+use bantam_core::ops::backward::numbers::{Lying, Matrix, Numbers, Rows};
+use bantam_core::ops::backward::products::{self, Part};
 use bantam_core::ops::ceiling;
 use bantam_core::ops::crew::Crew;
 use bantam_core::ops::matmul::panel_bytes;
@@ -256,15 +258,25 @@ fn experts(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
 fn backward(cpu: Cpu) -> Result<(), &'static str> {
     let shape = Shape { rows: 2, columns: 3 };
     let (mut scratch, mut out) = ([0.0f32; 16 * 1024], [0.0f32; 6]);
-    let matrix = products::Rows::Plain(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-    let enough = products::transposed_floats(&matrix, shape, 1).max(products::cross_floats(3, 1));
+    // One to six in bfloat16.
+    let bytes = [0x80, 0x3f, 0x00, 0x40, 0x40, 0x40, 0x80, 0x40, 0xa0, 0x40, 0xc0, 0x40];
+    let lying = Lying { bytes: &bytes, columns: 3, first: 0, skip: 0, run: 2, every: 2 };
+    let (rows, form) = (Rows::Lying(lying), products::form(cpu, true));
+    let enough = products::transposed_floats(form, &rows, shape, 1, 1)
+        .max(products::cross_floats(form, 2, 1, 1))
+        .max(products::floats(form, 2, 1, 1));
     if enough > scratch.len() {
         return Err("scratch of a small product");
     }
-    products::transposed(cpu, &Serial, &matrix, shape, &[1.0, 1.0], &mut out[..3], false, &mut scratch);
+    let machine = (cpu, form);
+    products::transposed(machine, &Serial, &rows, shape, &[1.0, 1.0], &mut out[..3], false, &mut scratch);
     near(&out[..3], |column| [5.0, 7.0, 9.0][column], "gradients of inputs")?;
+    let matrix = Matrix { shape, numbers: Numbers::Lying(lying), turned: true };
+    let part = Part { matrix, bias: None, out: &mut out[..3], add: true };
+    products::multiply(machine, &Serial, &[1.0, 1.0], &mut [part], &mut scratch);
+    near(&out[..3], |column| [10.0, 14.0, 18.0][column], "gradients of inputs by tiles")?;
     out.fill(0.0);
-    products::cross(cpu, &Serial, &[1.0, 2.0], &[1.0; 3], 3, &mut out, &mut scratch);
+    products::cross(machine, &Serial, (&[1.0, 2.0], 2, 0), &[1.0; 3], 3, &mut out, &mut scratch);
     near(&out, |at| [1.0, 2.0][at / 3], "gradients of weights")?;
     products::sum_rows(&[1.0, 2.0, 3.0, 4.0], &mut out[..2]);
     near(&out[..2], |at| [5.0, 7.0][at], "gradients of biases")?;

@@ -215,8 +215,8 @@ impl<D: Decode> Float<'_, D> {
     }
 }
 
-/// Adds up words that lie one after another. A loop with nothing beside it: sums stay in registers, of which eight lanes
-/// have none to spare.
+/// Adds up words that lie one after another. A loop with nothing beside it: sums stay in registers, of which none are
+/// to spare with eight lanes.
 ///
 /// # Safety
 /// `N` vectors of rows from `block` on have so many words, and `x` as many of `G` tokens.

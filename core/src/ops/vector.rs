@@ -52,8 +52,8 @@ pub trait Vector: Copy {
     /// Consecutive int8.
     unsafe fn load_i8(from: *const i8) -> Self;
 
-    /// Turns a square of words over: word `i` of the `j`-th pointer becomes lane `j` of the `i`-th stretch of `to`, each
-    /// `stride` words behind the one before. There is a pointer for every lane, to words that need no alignment.
+    /// Turns a square of words over: word `i` of the `j`-th pointer becomes lane `j` of the `i`-th stretch of `to`,
+    /// each `stride` words behind the one before. There is a pointer for every lane, to words that need no alignment.
     #[inline(always)]
     unsafe fn turn_words(from: &[*const u32], to: *mut u32, stride: usize) {
         for (lane, from) in from[..Self::LANES].iter().enumerate() {

@@ -251,7 +251,7 @@ impl Training {
         self.parameters.write(parameter, &mut self.bare.arena, values);
     }
 
-    /// Changes a parameter by a rule, of which memory has as many numbers; [`settle`](Self::settle) comes after the last.
+    /// Changes a parameter by a rule; memory has as many numbers. [`settle`](Self::settle) comes after the last.
     pub(crate) fn update<const N: usize>(
         &mut self,
         parameter: usize,

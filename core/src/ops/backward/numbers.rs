@@ -257,7 +257,7 @@ fn turned_tile<V: Vector>(
     side_by_side::<V>(&lanes, layout, out);
 }
 
-/// Rows in lanes: word `w` has their numbers `w`, or in bfloat16 `2 * w` and the next. Past a row's end there are zeros.
+/// Rows in lanes: word `w` has their numbers `w`, or in bfloat16 `2 * w` and the next. Past a row's end are zeros.
 #[inline(always)]
 fn side_by_side<V: Vector>(lanes: &[&[f32]; TILE_ROWS], layout: Wide, out: &mut [u32]) {
     let columns = out.len() / TILE_ROWS * layout.per_word();

@@ -201,7 +201,7 @@ fn check_killed(model: &str, more: &[&str]) {
     };
     let began = Instant::now();
     assert!(start().wait().unwrap().success());
-    let (wanted, whole_run) = (tree(&prepared), began.elapsed().as_micros() as u64);
+    let (wanted, mut whole_run) = (tree(&prepared), began.elapsed().as_micros() as u64);
     let names = |all: &BTreeMap<String, Vec<u8>>| -> BTreeSet<String> {
         all.keys().filter_map(|path| Some(path.split_once('/')?.0.to_owned())).collect()
     };
@@ -210,8 +210,12 @@ fn check_killed(model: &str, more: &[&str]) {
     while killed < kills {
         loop {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let mut child = start();
-            std::thread::sleep(Duration::from_micros((state >> 33) % (whole_run + whole_run / 4)));
+            let (mut child, began) = (start(), Instant::now());
+            let wait = Duration::from_micros((state >> 33) % (whole_run + whole_run / 4));
+            while began.elapsed() < wait && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            let took = began.elapsed().as_micros() as u64;
             let _ = child.kill();
             let status = child.wait().unwrap();
             let found = tree(&prepared);
@@ -226,9 +230,12 @@ fn check_killed(model: &str, more: &[&str]) {
             if status.success() {
                 assert_eq!(names(&found), names(&wanted), "run {runs}: something is left");
                 assert!(found == wanted, "run {runs}: other bytes");
+                whole_run = took.max(1000);
                 break;
             }
             killed += 1;
+            // Going on may take longer than a run that nobody disturbed: it gets there in the end.
+            whole_run += whole_run / 8;
         }
         fs::remove_dir_all(&prepared).unwrap();
         runs += 1;
@@ -265,7 +272,7 @@ fn nothing_is_written_out_for_what_is_refused() {
         refused(&bantam(&[&["quantize", &model, "--output", &output][..], arguments].concat()), word);
     }
     let wrong = adapter("lora-gpt_neox");
-    refused(&bantam(&["merge", &model, &wrong, "--output", &output]), "query_key_value");
+    refused(&bantam(&["merge", &model, &wrong, "--output", &output]), "gpt_neox.layers");
     assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0, "nothing was begun");
     let cache = Folder::new();
     let prepare = |arguments: &[&str]| {
@@ -273,7 +280,7 @@ fn nothing_is_written_out_for_what_is_refused() {
         program(&arguments).env("XDG_CACHE_HOME", &cache.0).output().unwrap()
     };
     refused(&prepare(&[&adapter("lora-llama"), "--to", "mxfp4"]), "stacked experts");
-    refused(&prepare(&[&wrong]), "query_key_value");
+    refused(&prepare(&[&wrong]), "gpt_neox.layers");
     let weights = tree(&cache.0).into_keys().filter(|path| path.ends_with(".safetensors"));
     assert_eq!(weights.count(), 0, "nothing was made");
 }

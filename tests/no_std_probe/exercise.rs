@@ -11,7 +11,7 @@ use bantam_core::ops::backward::activation::activate as bend;
 use bantam_core::ops::backward::attention;
 use bantam_core::ops::backward::loss::{Entropy, Smooth};
 use bantam_core::ops::backward::norm::norm_row;
-use bantam_core::ops::backward::numbers::{Lying, Matrix, Numbers, Rows};
+use bantam_core::ops::backward::numbers::{self, Lying, Numbers, Rows};
 use bantam_core::ops::backward::products::{self, Part};
 use bantam_core::ops::ceiling;
 use bantam_core::ops::crew::Crew;
@@ -230,8 +230,8 @@ fn experts(cpu: Cpu, precision: Precision) -> Result<(), &'static str> {
     }
     let choice = Choice { experts: 2, chosen: 1 };
     let [x, logits, out, routing] = slots.rows;
-    let slot = routing.first(choice.bytes(2).ok_or("the size of a routing")? / 4);
-    let routed = Routed { choice, slot, part: None };
+    let places = routing.first(choice.bytes(2).ok_or("the size of a routing")? / 4);
+    let routed = Routed { choice, slot: places, part: None };
     probe.arena_mut().floats_mut(x).fill(1.0);
     probe.arena_mut().floats_mut(logits)[..4].copy_from_slice(&[0.0, 1.0, 1.0, 0.0]);
     probe.route(&routed, 2, logits.first(4));
@@ -271,7 +271,7 @@ fn backward(cpu: Cpu) -> Result<(), &'static str> {
     let machine = (cpu, form);
     products::transposed(machine, &Serial, &rows, shape, &[1.0, 1.0], &mut out[..3], false, &mut scratch);
     near(&out[..3], |column| [5.0, 7.0, 9.0][column], "gradients of inputs")?;
-    let matrix = Matrix { shape, numbers: Numbers::Lying(lying), turned: true };
+    let matrix = numbers::Matrix { shape, numbers: Numbers::Lying(lying), turned: true };
     let part = Part { matrix, bias: None, out: &mut out[..3], add: true };
     products::multiply(machine, &Serial, &[1.0, 1.0], &mut [part], &mut scratch);
     near(&out[..3], |column| [10.0, 14.0, 18.0][column], "gradients of inputs by tiles")?;

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::adapter::{CONFIG, WEIGHTS};
 use crate::checkpoint::map;
-use crate::checkpoint::writer::write_file;
+use crate::checkpoint::writer::{left_of, write_file};
 use crate::source::Source;
 
 /// To be raised when the same recipe makes something else.
@@ -123,6 +123,7 @@ impl Prepared {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
+        Sums::sweep(&self.folder);
     }
 
     /// Every kept model, by name.
@@ -224,11 +225,21 @@ impl Sums {
         Sums { path: path.into(), known, is_new: false }
     }
 
+    /// Removes what was begun of it and not finished. Whoever is at it right now fails, and nothing is lost.
+    fn sweep(folder: &Path) {
+        for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+            if entry.file_name().to_str().and_then(left_of) == Some(SUMS) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     fn write(&mut self) {
         if self.known.len() > SUMS_MAX {
             self.known.clear();
         }
         if self.is_new {
+            self.path.parent().into_iter().for_each(Sums::sweep);
             // Without it, the next time takes longer.
             let _ = write_file(&self.path, &serde_json::to_vec(&self.known).expect("text"));
         }

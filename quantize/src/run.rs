@@ -19,7 +19,7 @@ use crate::matrix::{Dense, Quantized};
 use crate::nearest;
 use crate::parts::{self, Loss, Part};
 use crate::share::share;
-use crate::work::{Begin, Work};
+use crate::work::{Begin, STATE_ASIDE, Work};
 use crate::writers::{self, Piece};
 
 /// How the work is done; none of it changes a byte of the result but the size of shards.
@@ -196,7 +196,7 @@ impl<'a> Run<'a> {
     /// The state of a method: the number of layers that are done, then what it wrote itself.
     fn save(&self, method: &dyn Layerwise, layers: usize) -> Result<(), QuantizeError> {
         let path = self.work.state();
-        let aside = path.with_file_name(".state.tmp");
+        let aside = path.with_file_name(STATE_ASIDE);
         let write = || {
             let mut out = BufWriter::with_capacity(1 << 20, fs::File::create(&aside)?);
             out.write_all(&(layers as u64).to_le_bytes())?;

@@ -23,6 +23,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{QuantizeError, at, refused};
 
+/// The state while it is written.
+pub(crate) const STATE_ASIDE: &str = ".state.tmp";
+
 /// What a start does with what an earlier one left.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Begin {
@@ -226,6 +229,15 @@ fn partial(output: &Path) -> Result<PathBuf, QuantizeError> {
     Ok(output.with_file_name(partial))
 }
 
+/// Removes what a killed process has left of its work on a model that is there whole, and known to be.
+pub fn discard(output: &Path) -> Result<(), QuantizeError> {
+    let folder = partial(output)?;
+    match folder.is_dir() {
+        true => tidy(&folder),
+        false => Ok(()),
+    }
+}
+
 /// Ends what was cut short after everything was done.
 fn tidy(folder: &Path) -> Result<(), QuantizeError> {
     check_ours(folder)?;
@@ -367,13 +379,14 @@ fn check_model_alone(output: &Path) -> Result<(), QuantizeError> {
 
 /// Whether everything in a folder is what work leaves there.
 fn check_ours(folder: &Path) -> Result<(), QuantizeError> {
-    const OURS: [&str; 11] = [
+    const OURS: [&str; 12] = [
         "settings.json",
         "lock",
         "source",
         "source.gone",
         "parts",
         "state",
+        STATE_ASIDE,
         "result",
         "result.old",
         "native",
@@ -383,7 +396,7 @@ fn check_ours(folder: &Path) -> Result<(), QuantizeError> {
     for entry in fs::read_dir(folder).map_err(at(folder))? {
         let name = entry.map_err(at(folder))?.file_name();
         let name = name.to_string_lossy();
-        let is_ours = OURS.contains(&&*name) || name.starts_with('.') && name.ends_with(".tmp");
+        let is_ours = OURS.contains(&writer::left_of(&name).unwrap_or(&name));
         if !is_ours {
             return Err(refused(format!(
                 "{}: expected a folder of unfinished work, found {name:?} in it: move it away, or give another \
@@ -412,8 +425,7 @@ fn lock(folder: &Path) -> Result<File, QuantizeError> {
 fn remove_leftovers(folder: &Path) -> Result<(), QuantizeError> {
     for entry in fs::read_dir(folder).map_err(at(folder))? {
         let path = entry.map_err(at(folder))?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        if name.starts_with('.') && name.ends_with(".tmp") {
+        if path.file_name().and_then(|name| name.to_str()).and_then(writer::left_of).is_some() {
             fs::remove_file(&path).map_err(at(&path))?;
         }
     }

@@ -8,6 +8,7 @@ use bantam_model::merge::Place;
 use bantam_model::prepared::{self, NOTE, Note, Prepared};
 use bantam_model::source::Source;
 use bantam_quantize::form::NAMES;
+use bantam_quantize::work;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -128,6 +129,10 @@ impl Prepare {
             output::warning(&format!("{}: damaged, so it is made anew: {reason}", path.display()));
             fs::remove_dir_all(path).map_err(|error| failed(path, &error))?;
             return Ok(false);
+        }
+        if !self.force {
+            // Where another process is about to do so, it does.
+            let _ = work::discard(path);
         }
         Ok(!self.force)
     }

@@ -197,7 +197,15 @@ pub(crate) fn json(text: &str) -> String {
     out
 }
 
-/// A file under a name nobody looks for; removed unless it is renamed.
+/// Of the name of what a killed process left beside a file that it was writing, that file's name.
+pub fn left_of(name: &str) -> Option<&str> {
+    let inner = name.strip_prefix('.')?.strip_suffix(".tmp")?;
+    let (inner, number) = inner.rsplit_once('.')?;
+    let (name, process) = inner.rsplit_once('.')?;
+    [process, number].iter().all(|part| part.parse::<u32>().is_ok()).then_some(name)
+}
+
+/// A file under a name nobody looks for, `.NAME.PROCESS.NUMBER.tmp`; removed unless it is renamed.
 pub(crate) struct Temporary {
     path: Option<PathBuf>,
 }
@@ -347,8 +355,14 @@ mod tests {
             fs::write(folder.join(format!(".w.safetensors.{}.{number}.tmp", std::process::id())), "half")
                 .unwrap();
         }
+        let all =
+            || fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert!(all().all(|name| left_of(&name) == Some("w.safetensors")));
         write_safetensors(&path, &[], &[]).unwrap();
         assert!(Checkpoint::open(&folder).is_ok(), "leftovers are not taken for checkpoints");
+        for other in ["w.safetensors", ".w.tmp", ".w.1.tmp", "w.1.2.tmp", ".w.1.x.tmp"] {
+            assert_eq!(left_of(other), None, "{other}");
+        }
         fs::remove_dir_all(folder).unwrap();
     }
 

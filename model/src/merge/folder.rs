@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::MergeError;
 use crate::checkpoint::index::INDEX_NAME;
-use crate::checkpoint::writer::write_file;
+use crate::checkpoint::writer::{left_of, write_file};
 use crate::prepared::NOTE;
 use crate::source::Source;
 
@@ -90,6 +90,11 @@ const KNOWN_ENDS: [&str; 6] =
 /// Folders that models have, with templates.
 const KNOWN_FOLDER: &str = "additional_chat_templates";
 
+/// Whether models have such a file.
+fn is_known(name: &str) -> bool {
+    name == NOTE || KNOWN.contains(&name) || KNOWN_ENDS.iter().any(|end| name.ends_with(end))
+}
+
 /// Something in a folder that no model has: who replaces the model would lose it.
 pub fn stranger(folder: &Path) -> io::Result<Option<String>> {
     for entry in fs::read_dir(folder)? {
@@ -101,8 +106,7 @@ pub fn stranger(folder: &Path) -> io::Result<Option<String>> {
                 Some(inner) => return Ok(Some(format!("{name}/{inner}"))),
             },
             true => false,
-            false if name == NOTE => true,
-            false => KNOWN.contains(&name.as_str()) || KNOWN_ENDS.iter().any(|end| name.ends_with(end)),
+            false => is_known(left_of(&name).unwrap_or(&name)),
         };
         if !is_known {
             return Ok(Some(name));

@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::form::{self, FORMAT, Origins};
 use super::{NativeError, STEP_BYTES, VERSION, is_unchanged, sum_of};
 use crate::checkpoint::map::read_regular;
+use crate::checkpoint::writer::left_of;
 use crate::checkpoint::{Checkpoint, TensorView};
 
 const SUFFIX: &str = ".safetensors";
@@ -89,12 +90,9 @@ fn native_name(name: &str) -> Option<&str> {
     (is_key && !name.starts_with('.')).then_some(name)
 }
 
-/// Whether a name is what a native file is written under: `.NAME.PROCESS.NUMBER.tmp`.
+/// Whether a name is what a native file is written under.
 fn is_temporary(name: &str) -> bool {
-    let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
-    let mut parts = inner.unwrap_or_default().rsplitn(3, '.');
-    let mut is_number = || parts.next().is_some_and(|part| part.parse::<u32>().is_ok());
-    is_number() && is_number() && parts.next().is_some_and(|name| native_name(name).is_some())
+    left_of(name).is_some_and(|name| native_name(name).is_some())
 }
 
 impl Store {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bantam_model::adapter::{CONFIG, WEIGHTS};
-use bantam_model::checkpoint::writer::{Outline, write_file, write_streamed};
+use bantam_model::checkpoint::writer::{Outline, left_of, write_file, write_streamed};
 use bantam_model::checkpoint::{Checkpoint, Dtype, TensorView};
 use bantam_model::source::Source;
 use serde_json::{Map, Value, json};
@@ -300,7 +300,7 @@ impl Output {
 fn sweep(folder: &Path) {
     let is_left = |name: &str| {
         let is_half = name.starts_with(PREFIX) && (name.ends_with(".partial") || name.ends_with(".old"));
-        is_half || name.starts_with('.') && name.ends_with(".tmp")
+        is_half || left_of(name).is_some()
     };
     for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
         if entry.file_name().to_str().is_some_and(is_left) {

@@ -363,8 +363,9 @@ fn load(tensor: &TensorView<'_>, memory: MemoryMut<'_>) -> io::Result<()> {
     const STEP: usize = 1 << 18;
     match memory {
         MemoryMut::Floats(_, values) => {
-            let (mut scratch, parts) = (Vec::new(), values.chunks_mut(STEP).enumerate());
-            parts.map(|(at, part)| tensor.load_f32(at * STEP, part, &mut scratch)).collect()
+            let mut scratch = Vec::new();
+            let mut parts = values.chunks_mut(STEP).enumerate();
+            parts.try_for_each(|(at, part)| tensor.load_f32(at * STEP, part, &mut scratch))
         }
         MemoryMut::Halves(_, values) => values.chunks_mut(STEP).enumerate().try_for_each(|(at, part)| {
             let bytes = tensor.load(2 * at * STEP..2 * (at * STEP + part.len()))?;

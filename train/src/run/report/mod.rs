@@ -9,6 +9,7 @@ mod online;
 mod server;
 mod swanlab;
 mod tensorboard;
+mod waiting;
 mod wandb;
 mod wire;
 

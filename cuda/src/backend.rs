@@ -15,6 +15,7 @@ use bantam_core::{
 use bytemuck::Pod;
 
 use crate::driver::{Argument, Card, Fault, Memory, Pinned, Shape};
+use crate::ring::Ring;
 use crate::steps::Steps;
 
 /// Bytes of a backend's memory.
@@ -52,6 +53,8 @@ pub struct CudaBackend {
     pub(crate) panels: Slot,
     steps: Steps,
     results: Pinned,
+    /// Where weights pass that do not stand here.
+    pub(crate) ring: Option<Ring>,
     fault: Cell<Option<Fault>>,
 }
 
@@ -68,7 +71,8 @@ impl CudaBackend {
             }
         };
         let regions = <[Memory; 3]>::try_from(taken).expect("three regions were taken");
-        Ok(CudaBackend { card, precision, regions, panels, steps, results, fault: Cell::new(None) })
+        let (ring, fault) = (None, Cell::new(None));
+        Ok(CudaBackend { card, precision, regions, panels, steps, results, ring, fault })
     }
 
     fn take(card: &Card, sizes: Sizes, taken: &mut Vec<Memory>) -> Result<(Steps, Pinned), Fault> {
@@ -86,7 +90,8 @@ impl CudaBackend {
 
     /// Bytes that it holds on the card.
     pub fn memory_bytes(&self) -> usize {
-        self.regions.iter().map(Memory::bytes).sum::<usize>() + self.steps.memory().bytes()
+        let ring = self.ring.as_ref().map_or(0, Ring::bytes);
+        self.regions.iter().map(Memory::bytes).sum::<usize>() + self.steps.memory().bytes() + ring
     }
 
     /// The card.
@@ -132,8 +137,13 @@ impl CudaBackend {
         }
     }
 
+    /// Whether nothing has gone wrong so far, as far as anybody has noticed.
+    pub(crate) fn is_well(&self) -> bool {
+        self.fault.get().is_none()
+    }
+
     /// Takes the value of what may have gone wrong.
-    fn noted<T>(&self, done: Result<T, Fault>) -> Option<T> {
+    pub(crate) fn noted<T>(&self, done: Result<T, Fault>) -> Option<T> {
         done.map_err(|fault| self.note(Err(fault))).ok()
     }
 
@@ -398,6 +408,7 @@ impl Backend for CudaBackend {
 
 impl Drop for CudaBackend {
     fn drop(&mut self) {
+        self.drop_ring();
         self.regions.iter().chain([self.steps.memory()]).for_each(|memory| self.card.free(memory));
         self.card.unpin(&self.results);
     }

@@ -14,6 +14,7 @@ mod backward;
 mod driver;
 mod one_of;
 mod product;
+mod ring;
 mod steps;
 mod texts;
 

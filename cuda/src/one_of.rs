@@ -1,7 +1,7 @@
 //! A card as an engine takes it: one of the machine's, found by its number.
 
 use bantam_core::Slot;
-use bantam_model::card::{CardFault, Cards, Found, Needs, NoCard, Seen};
+use bantam_model::card::{CardFault, Cards, Fill, Found, Needs, NoCard, Passing, Seen};
 
 use crate::backend::{CudaBackend, Sizes};
 use crate::driver::{self, Absent, Card, Fault};
@@ -78,5 +78,17 @@ impl bantam_model::card::Card for CudaBackend {
 
     fn bytes(&self) -> usize {
         self.memory_bytes()
+    }
+
+    fn take_ring(&mut self, slot_bytes: usize) -> bool {
+        CudaBackend::take_ring(self, slot_bytes)
+    }
+
+    fn drop_ring(&mut self) {
+        CudaBackend::drop_ring(self);
+    }
+
+    fn pass(&mut self, rows: usize, x: Slot, products: &[Passing], fill: Fill) {
+        CudaBackend::pass(self, rows, x, products, fill);
     }
 }

@@ -28,7 +28,7 @@ enum Form {
 
 /// Prepared input.
 #[derive(Clone, Copy, Debug)]
-struct Taken {
+pub(crate) struct Taken {
     form: Form,
     /// How the matrix takes it: what other matrices must have in common to share it.
     order: Option<Slot>,
@@ -42,13 +42,38 @@ struct Taken {
 
 /// The rows of a product.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
+pub(crate) struct Rows<'a> {
     tokens: usize,
     routed: Option<(&'a Routed, RowPer)>,
     /// Rows of the input.
     x: usize,
     /// Rows of the result.
     out: usize,
+}
+
+impl Rows<'_> {
+    /// So many rows that are not routed.
+    pub(crate) fn plain(tokens: usize) -> Self {
+        Rows { tokens, routed: None, x: tokens, out: tokens }
+    }
+
+    /// Rows of the result.
+    pub(crate) fn count(&self) -> usize {
+        self.out
+    }
+}
+
+/// Tiles of a matrix, and where their results go.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    /// Addresses: of the first tile, of its first row's bias or zero, and of the result.
+    pub(crate) tiles: u64,
+    pub(crate) bias: u64,
+    pub(crate) out: u64,
+    /// How many tiles.
+    pub(crate) count: usize,
+    /// Values from one row of the result to the next.
+    pub(crate) width: usize,
 }
 
 impl CudaBackend {
@@ -72,16 +97,20 @@ impl CudaBackend {
         // Queued in order, so what is prepared later may lie where this was.
         let mut last: Option<Taken> = None;
         for product in products {
-            let matrix = &product.matrix;
-            let form = self.form(matrix);
-            let shared = last.filter(|taken| {
-                let same = (matrix.order, matrix.factors, matrix.times);
-                taken.form == form && (taken.order, taken.factors, taken.times) == same
-            });
-            let taken = shared.unwrap_or_else(|| self.prepare(form, matrix, &rows, x));
+            let taken = self.taken(&product.matrix, last, &rows, x);
             self.multiply(product, &taken, &rows);
             last = Some(taken);
         }
+    }
+
+    /// The input as a matrix wants it: as the last one did, or prepared anew.
+    pub(crate) fn taken(&mut self, matrix: &Matrix, last: Option<Taken>, rows: &Rows, x: Slot) -> Taken {
+        let form = self.form(matrix);
+        let shared = last.filter(|taken| {
+            let same = (matrix.order, matrix.factors, matrix.times);
+            taken.form == form && (taken.order, taken.factors, taken.times) == same
+        });
+        shared.unwrap_or_else(|| self.prepare(form, matrix, rows, x))
     }
 
     /// What a matrix wants its input prepared as.
@@ -143,13 +172,26 @@ impl CudaBackend {
 
     fn multiply(&mut self, product: &Product, taken: &Taken, rows: &Rows) {
         let matrix = &product.matrix;
-        let out = self.floats(product.out, rows.out * matrix.shape.rows);
-        let sink = [out, self.optional(product.bias), u64::from(product.add)];
-        let stack = self.stack(matrix);
+        let target = Target {
+            tiles: self.address(matrix.slot),
+            bias: self.optional(product.bias),
+            out: self.floats(product.out, rows.out * matrix.shape.rows),
+            count: matrix.shape.tiles(),
+            width: matrix.shape.rows,
+        };
+        self.multiply_to(product, target, taken, rows);
+    }
+
+    /// The same of some of its tiles.
+    pub(crate) fn multiply_to(&mut self, product: &Product, target: Target, taken: &Taken, rows: &Rows) {
+        let matrix = &product.matrix;
+        let sink = [target.out, target.bias, u64::from(product.add)];
+        let words = matrix.layout.tile_bytes(matrix.width()) / 4;
+        let stack = [target.tiles, pair(words, target.count), pair(target.width, matrix.width())];
         let many = rows.routed.is_none() && rows.out > 1;
         let at_once = if many { MANY } else { 1 };
         // Tiles are the second dimension of a launch, which has an end; a vocabulary has some thousand.
-        let (blocks, tiles) = (rows.out.div_ceil(at_once), matrix.shape.tiles());
+        let (blocks, tiles) = (rows.out.div_ceil(at_once), target.count);
         assert!(tiles <= GRID_MOST, "{} rows in one matrix", matrix.shape.rows);
         let which = |kernels: Pair| kernels[usize::from(many)];
         let shape = Shape { grid: (blocks, tiles), threads: THREADS, shared: SHARED };

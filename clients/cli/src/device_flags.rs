@@ -109,8 +109,19 @@ pub(crate) fn line(placed: &Placed) -> String {
     );
     match placed.is_whole {
         true => format!("{on_card}; it computes everything"),
-        false => format!("{on_card}; {}; the processor computes the rest", shares(placed)),
+        false => format!("{on_card}; {}; the processor computes the rest{}", shares(placed), passage(placed)),
     }
+}
+
+/// What is different where prompts are read.
+fn passage(placed: &Placed) -> String {
+    let ring = output::bytes(placed.ring_bytes as u64);
+    let told = |tokens| {
+        format!(
+            "; from {tokens} tokens at once on, its weights pass through {ring} of the card, which computes all"
+        )
+    };
+    placed.passes_from.map_or(String::new(), told)
 }
 
 /// What of a model a card computes.
@@ -129,6 +140,8 @@ pub(crate) fn as_json(placed: &Placed) -> Value {
         "bytes": placed.bytes,
         "weight_bytes": placed.weight_bytes,
         "cache_bytes": placed.cache_bytes,
+        "ring_bytes": placed.ring_bytes,
+        "passes_from_tokens": placed.passes_from,
         "is_whole": placed.is_whole,
         "attention_heads": placed.attention,
         "block_bytes": placed.blocks[0],

@@ -11,6 +11,7 @@ mod fresh;
 mod heads;
 mod hot;
 mod on_card;
+mod passing;
 mod shard;
 mod stacks;
 
@@ -23,7 +24,7 @@ use bantam_core::{
 };
 use memmap2::MmapMut;
 
-use crate::card::{CardFault, Found, Needs, NoCard};
+use crate::card::{CardFault, Found, Needs, NoCard, Passage, RING_SLOTS};
 use crate::engine::ExpertsMet;
 use crate::memory;
 use crate::plan::Plan;
@@ -32,6 +33,7 @@ use fresh::{At, Fresh, Split};
 use hot::Hot;
 pub(crate) use on_card::OnCard;
 use on_card::behind;
+use passing::Ring;
 use shard::{Moves, Shard};
 
 /// Bytes of results that are copied back at a time.
@@ -78,6 +80,7 @@ impl Shards {
         plan: &Plan,
         found: Box<dyn Found>,
         on_card: OnCard,
+        passage: Passage,
         pages: &[Range<usize>],
     ) -> Result<(), NoCard> {
         let needs = Self::needs(plan, on_card.weight_bytes(), on_card.cache_bytes());
@@ -97,13 +100,18 @@ impl Shards {
         if let (Some(hot), Some(stacks)) = (&mut hot, &on_card.stacks) {
             hot.fill(stacks, &self.host, card.as_mut());
         }
-        if let Some(fault) = card.fault() {
+        // Without memory for it, all else goes on.
+        let ring = on_card.ring.filter(|&bytes| card.take_ring(bytes));
+        let ring = ring.map(|bytes| Ring::new(plan, &on_card, bytes));
+        let fresh = Fresh::new(&plan.work);
+        let mut shard = Shard { card, on_card, fresh, scratch, hot, routes_here: false, ring };
+        shard.choose(&mut self.host, plan, passage);
+        if let Some(fault) = shard.card.fault() {
             return Err(NoCard::Failed(fault.to_string()));
         }
         moves.close_up(&mut self.host.arena_mut().cache);
         self.host.arena_mut().work = work;
-        let fresh = Fresh::new(&plan.work);
-        self.shard = Some(Shard { card, on_card, fresh, scratch, hot, routes_here: false });
+        self.shard = Some(shard);
         Ok(())
     }
 
@@ -125,6 +133,12 @@ impl Shards {
     /// Bytes of a card that were taken.
     pub(crate) fn card_bytes(&self) -> usize {
         self.shard.as_ref().map_or(0, |shard| shard.card.bytes())
+    }
+
+    /// Bytes of the card that weights pass through, and from how many rows of a step on they do.
+    pub(crate) fn ring(&self) -> Option<(usize, usize)> {
+        let ring = self.shard.as_ref()?.ring.as_ref()?;
+        Some((RING_SLOTS * ring.slot_bytes, ring.from))
     }
 
     /// Whether the card has failed; if so it is let go, and the processor has all work from now on.
@@ -211,7 +225,7 @@ impl Backend for Shards {
     fn route(&mut self, routed: &Routed, rows: usize, logits: Slot) {
         let Some(shard) = &mut self.shard else { return self.host.route(routed, rows, logits) };
         let count = rows * routed.choice.experts;
-        let is_here = shard.routes_here || shard.hot.is_some();
+        let is_here = shard.routes_here || shard.hot.is_some() || shard.passes(rows);
         let at = if is_here { At::Host } else { shard.fresh.at(logits, count) };
         shard.need(&mut self.host, logits, count, at);
         match at {

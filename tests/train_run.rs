@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bantam_core::Cpu;
+use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::Chunk;
 use bantam_model::source::Source;
 use bantam_tests::{model_folder, options, trained};
@@ -632,6 +633,32 @@ fn a_new_adapter_begins_where_others_ended_that_become_part_of_the_model() {
     assert!(new.checkpoints().iter().all(|name| !name.starts_with('.')), "{:?}", new.checkpoints());
     let base = new.json("adapter_config.json")["base_model_name_or_path"].as_str().unwrap().to_owned();
     assert!(base.ends_with("llama-tied"), "{base}");
+}
+
+/// What is saved is never what no gradient led to.
+#[test]
+fn a_step_whose_gradients_are_no_numbers_changes_nothing() {
+    let scratch = Scratch::new("far");
+    let yaml = "finetuning_type: full\noptim: sgd\nlearning_rate: 1.0e+37\nlr_scheduler_type: constant\n\
+                max_grad_norm: 0\nmax_steps: 6\nsave_steps: 1\n";
+    let error = scratch.train("llama-tied", "out", yaml, None).unwrap_err().to_string();
+    assert!(error.contains("expected gradients") || error.contains("expected a loss"), "{error}");
+    for entry in fs::read_dir(scratch.0.join("out")).unwrap() {
+        let path = entry.unwrap().path().join("model.safetensors");
+        let Ok(checkpoint) = Checkpoint::open(&path) else { continue };
+        for tensor in checkpoint.tensors() {
+            let mut values = vec![0.0f32; tensor.elements()];
+            tensor.read_f32(0, &mut values);
+            assert!(
+                values.iter().all(|x| x.is_finite()),
+                "{}: {} after {error}",
+                path.display(),
+                tensor.name
+            );
+        }
+    }
+    let found = scratch.refused("adam_beta1: 1.0");
+    assert!(found.contains("adam_beta1") && found.contains("from 0 to 0.999999"), "{found}");
 }
 
 #[test]

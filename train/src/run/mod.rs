@@ -117,6 +117,11 @@ pub enum RunError {
         "step {step}: expected a loss, found {loss}; lower learning_rate, or look at the data of that step"
     )]
     Loss { step: u64, loss: f64 },
+    #[error(
+        "step {step}: expected gradients, found a length of {length}; nothing was changed by them: lower learning_rate, or \
+         look at the data of that step"
+    )]
+    Gradient { step: u64, length: f64 },
 }
 
 impl From<SourceError> for RunError {
@@ -561,6 +566,9 @@ impl Run<'_> {
         }
         let training = &mut self.training;
         let gradient = if most > 0.0 { clip(training, most) } else { training.length() };
+        if !gradient.is_finite() {
+            return Err(RunError::Gradient { step: self.state.step + 1, length: gradient });
+        }
         let factor = schedule.factor(self.state.step);
         self.optimizer.step(&mut self.training, factor);
         self.state.step += 1;

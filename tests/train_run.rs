@@ -635,6 +635,42 @@ fn a_new_adapter_begins_where_others_ended_that_become_part_of_the_model() {
     assert!(base.ends_with("llama-tied"), "{base}");
 }
 
+/// Of PEFT 0.18.1 over transformers 4.57.6, after `set_seed(42)`: modules in the order in which they are made.
+#[test]
+fn the_first_numbers_of_an_adapter_of_experts_are_those_of_peft() {
+    const FIRST: [(&str, [f32; 2]); 6] = [
+        ("layers.0.self_attn.q_proj", [0.049_230_795, -0.013_198_064]),
+        ("layers.0.block_sparse_moe.gate", [0.009_372_331, -0.017_922_336]),
+        ("layers.0.block_sparse_moe.experts.0.w2", [-0.077_863_24, -0.030_830_398]),
+        ("layers.0.block_sparse_moe.experts.0.w3", [0.082_054_146, 0.019_120_233]),
+        ("layers.0.block_sparse_moe.experts.3.w3", [0.037_723_284, -0.087_123_67]),
+        ("layers.1.self_attn.q_proj", [0.014_355_143, 0.030_420_119]),
+    ];
+    let scratch = Scratch::new("first");
+    let yaml =
+        "finetuning_type: lora\nlora_rank: 4\nlora_target: all\nseed: 42\nlearning_rate: 0.0\nmax_steps: 1\n";
+    let run = scratch.train("mixtral", "out", yaml, None).unwrap_or_else(|error| panic!("{error}"));
+    let adapter = Checkpoint::open(&run.output.join("adapter_model.safetensors")).unwrap();
+    for (module, wanted) in FIRST {
+        let name = format!("base_model.model.model.{module}.lora_A.weight");
+        let mut found = [0.0; 2];
+        adapter.tensor(&name).unwrap_or_else(|| panic!("no {name}")).read_f32(0, &mut found);
+        assert!(found.iter().zip(wanted).all(|(x, y)| (x - y).abs() < 1e-7), "{module}: {found:?}");
+    }
+}
+
+/// An earlier run of the folder may have gone further.
+#[test]
+fn a_run_goes_on_from_its_own_last_checkpoint() {
+    let scratch = Scratch::new("again");
+    let yaml = |more: &str| format!("{LORA}save_steps: 1\noverwrite_output_dir: true\n{more}");
+    scratch.train("llama-tied", "out", &yaml("max_steps: 4\n"), None).unwrap();
+    scratch.train("llama-tied", "out", &yaml("max_steps: 3\n"), Some(2)).unwrap();
+    let again = yaml("max_steps: 3\nresume_from_checkpoint: true\n");
+    let run = scratch.train("llama-tied", "out", &again, None).unwrap();
+    assert_eq!(run.seen.losses.len(), 1, "one step was left: {:?}", run.seen.losses);
+}
+
 /// What is saved is never what no gradient led to.
 #[test]
 fn a_step_whose_gradients_are_no_numbers_changes_nothing() {

@@ -281,8 +281,7 @@ pub fn train(
 
 /// The checkpoint to go on from.
 fn checkpoint(choices: &Choices<'_>) -> Result<Option<PathBuf>, RunError> {
-    let whole =
-        || output::checkpoints(&choices.output).into_iter().rev().find(|(_, path)| output::is_whole(path));
+    let whole = || output::by_age(&choices.output).into_iter().rev().find(|(_, path)| output::is_whole(path));
     match &choices.start {
         Start::Anew => Ok(None),
         Start::Named(folder) if output::is_whole(folder) => Ok(Some(folder.clone())),

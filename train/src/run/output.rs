@@ -216,10 +216,7 @@ impl Output {
     /// Removes the oldest checkpoints above `limit`, but neither that of this step nor the best, which may make it two
     /// where one was asked for.
     pub(super) fn forget(&self, state: &State, limit: Option<usize>) -> Result<(), RunError> {
-        let mut known = checkpoints(&self.folder);
-        // The oldest by time: higher numbers may be of an earlier run.
-        let written = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-        known.sort_by_cached_key(|(_, path)| written(path));
+        let known = by_age(&self.folder);
         let more = limit.map_or(0, |limit| known.len().saturating_sub(limit.max(1)));
         let best = state.best.map(|best| best.step);
         let removable = known.iter().filter(|(step, _)| *step != state.step && Some(*step) != best);
@@ -318,6 +315,14 @@ pub(super) fn checkpoints(folder: &Path) -> Vec<(u64, PathBuf)> {
         entries.map(|entry| entry.path()).filter_map(|path| Some((step(&path)?, path))).collect();
     found.sort();
     found
+}
+
+/// The same, the oldest by time first: higher numbers may be of an earlier run.
+pub(super) fn by_age(folder: &Path) -> Vec<(u64, PathBuf)> {
+    let written = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let mut known = checkpoints(folder);
+    known.sort_by_cached_key(|(_, path)| written(path));
+    known
 }
 
 /// Whether a run can go on from a checkpoint.

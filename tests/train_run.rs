@@ -638,12 +638,10 @@ fn a_new_adapter_begins_where_others_ended_that_become_part_of_the_model() {
 /// Of PEFT 0.18.1 over transformers 4.57.6, after `set_seed(42)`: modules in the order in which they are made.
 #[test]
 fn the_first_numbers_of_an_adapter_of_experts_are_those_of_peft() {
-    const FIRST: [(&str, [f32; 2]); 6] = [
-        ("layers.0.self_attn.q_proj", [0.049_230_795, -0.013_198_064]),
+    const FIRST: [(&str, [f32; 2]); 4] = [
         ("layers.0.block_sparse_moe.gate", [0.009_372_331, -0.017_922_336]),
         ("layers.0.block_sparse_moe.experts.0.w2", [-0.077_863_24, -0.030_830_398]),
         ("layers.0.block_sparse_moe.experts.0.w3", [0.082_054_146, 0.019_120_233]),
-        ("layers.0.block_sparse_moe.experts.3.w3", [0.037_723_284, -0.087_123_67]),
         ("layers.1.self_attn.q_proj", [0.014_355_143, 0.030_420_119]),
     ];
     let scratch = Scratch::new("first");
@@ -659,7 +657,6 @@ fn the_first_numbers_of_an_adapter_of_experts_are_those_of_peft() {
     }
 }
 
-/// An earlier run of the folder may have gone further.
 #[test]
 fn a_run_goes_on_from_its_own_last_checkpoint() {
     let scratch = Scratch::new("again");
@@ -671,7 +668,6 @@ fn a_run_goes_on_from_its_own_last_checkpoint() {
     assert_eq!(run.seen.losses.len(), 1, "one step was left: {:?}", run.seen.losses);
 }
 
-/// What is saved is never what no gradient led to.
 #[test]
 fn a_step_whose_gradients_are_no_numbers_changes_nothing() {
     let scratch = Scratch::new("far");
@@ -685,12 +681,7 @@ fn a_step_whose_gradients_are_no_numbers_changes_nothing() {
         for tensor in checkpoint.tensors() {
             let mut values = vec![0.0f32; tensor.elements()];
             tensor.read_f32(0, &mut values);
-            assert!(
-                values.iter().all(|x| x.is_finite()),
-                "{}: {} after {error}",
-                path.display(),
-                tensor.name
-            );
+            assert!(values.iter().all(|x| x.is_finite()), "{}: {}", path.display(), tensor.name);
         }
     }
     let found = scratch.refused("adam_beta1: 1.0");

@@ -253,7 +253,7 @@ pub fn train(
     let mut optimizer = Optimizer::new(&training, |parameter| choices.group(parameter));
     let state = match &checkpoint {
         Some(checkpoint) => output::resume(checkpoint, &mut optimizer)?,
-        None => State::default(),
+        None => State::new(),
     };
     let output = Output::new(source, &choices)?;
     // What the run began with is in nobody's way, but of no use either.
@@ -281,7 +281,6 @@ pub fn train(
 
 /// The checkpoint to go on from.
 fn checkpoint(choices: &Choices<'_>) -> Result<Option<PathBuf>, RunError> {
-    let whole = || output::by_age(&choices.output).into_iter().rev().find(|(_, path)| output::is_whole(path));
     match &choices.start {
         Start::Anew => Ok(None),
         Start::Named(folder) if output::is_whole(folder) => Ok(Some(folder.clone())),
@@ -290,8 +289,8 @@ fn checkpoint(choices: &Choices<'_>) -> Result<Option<PathBuf>, RunError> {
                 "no optimizer.safetensors and bantam_state.json (save_only_model writes none)".to_owned();
             Err(RunError::Checkpoint { checkpoint: folder.clone(), found })
         }
-        Start::Found => match whole() {
-            Some((_, path)) => Ok(Some(path)),
+        Start::Found => match output::latest(&choices.output) {
+            Some(path) => Ok(Some(path)),
             None if output::is_taken(&choices.output) => {
                 Err(RunError::Taken { folder: choices.output.clone() })
             }

@@ -277,6 +277,7 @@ fn what_passes_through_the_card_is_computed_as_what_stands_there() {
     let least = Options { sequences: 2, chunk: 16, context: 64, logits_rows: 2, ..options() };
     let (exact, fast) = (Precision::Exact, Precision::Fast);
     let mut cases = vec![("gpt_neox", None, exact), ("qwen3", None, fast), ("llama-untied", None, exact)];
+    cases.extend([("mixtral", None, exact), ("gpt_oss", None, fast)]);
     cases.extend(WAYS.iter().map(|way| ("llama-untied", Some(way), fast)));
     for (model, quantization, precision) in cases {
         let options = Options { quantization, precision, ..least };
@@ -327,6 +328,7 @@ fn without_memory_for_a_ring_all_else_goes_on() {
     let (mut engine, wanted, tokens) = placed_with(0.75, Passage::From(3));
     let placed = engine.placed().cloned().expect("it stands there");
     assert_eq!((placed.ring_bytes, placed.passes_from), (0, None));
+    assert!(placed.ring_refused > 0, "{placed:?}");
     assert_eq!(before - free(), placed.bytes, "nothing of the ring is kept");
     let (logits, same) = replies(&mut engine, PROMPTS, 4);
     check_close("without a ring", &logits, &wanted);
@@ -355,6 +357,8 @@ fn whether_weights_pass_is_measured() {
         let placed = engine.place(&OneOf(0), Some(vram as u64)).cloned().expect("it is there");
         println!("{model}: weights pass from {:?} on", placed.passes_from);
         assert_eq!(placed.ring_bytes, placed.passes_from.map_or(0, |_| planned.ring_bytes));
+        let most = engine.plan().bytes() + Placed::host_bytes(engine.plan(), vram);
+        assert!(placed.ring_refused == 0 && engine.memory_bytes() <= most, "{} of {most}", engine.memory_bytes());
         assert!(requires_card() || before - free() == placed.bytes, "{placed:?}");
         let (logits, same) = replies(&mut engine, PROMPTS, 3);
         check_close(model, &logits, &wanted);

@@ -84,7 +84,7 @@ impl CudaBackend {
             let slot = &mut ring.slots[ring.next];
             ring.next = (ring.next + 1) % RING_SLOTS;
             let sent = self.send(slot, count * tile_bytes, &ring.copies, &mut |to| fill(at, to));
-            let Some(address) = sent.filter(|_| self.is_well()) else { break };
+            let Some(address) = sent else { break };
             self.pass_tiles(passing, taken, rows, first, Some((address, count)));
             let marked = self.card.sent_is_used(slot);
             self.note(marked);

@@ -159,6 +159,8 @@ pub struct Placed {
     pub ring_bytes: usize,
     /// From how many tokens of a step on they do; nothing where they never do, or nobody has measured it.
     pub passes_from: Option<usize>,
+    /// What there was no memory for on either side, so that they never do.
+    pub ring_refused: usize,
     /// Whether the processor has nothing to compute.
     pub is_whole: bool,
     /// Key heads of all layers whose attention it computes, and all.
@@ -177,6 +179,7 @@ impl Placed {
             cache_bytes,
             ring_bytes: on_card.ring_bytes(),
             passes_from: None,
+            ring_refused: 0,
             is_whole: on_card.is_whole(),
             attention: on_card.attention,
             blocks: on_card.blocks,
@@ -186,6 +189,11 @@ impl Placed {
     /// What of a plan would stand on some card with so many bytes for it; nothing where they hold no part of the model.
     pub fn forecast(plan: &Plan, vram: usize) -> Option<Placed> {
         Some(Placed::of(plan, &fitting(plan, vram, Passage::Measured)?))
+    }
+
+    /// Bytes of this machine's own memory that a card of so many takes beside the plan, at most.
+    pub fn host_bytes(plan: &Plan, vram: usize) -> usize {
+        Shards::host_bytes(plan, vram)
     }
 
     /// Refuses bytes of a card that hold no part of a plan.
@@ -338,9 +346,9 @@ impl Engine {
         Limits { context: self.plan.options.context, vocab: self.spec().vocab }
     }
 
-    /// Bytes of the memory that was taken.
+    /// Bytes of the memory that was taken, with what is pinned for a card.
     pub fn memory_bytes(&self) -> usize {
-        self.backend.host.arena().bytes()
+        self.backend.bytes()
     }
 
     /// Whether the weights are a native file's, and nothing was repacked.
@@ -374,13 +382,15 @@ impl Engine {
         let on_card = fitting(&self.plan, budget, self.passage);
         let on_card = on_card.ok_or_else(|| too_small(&self.plan, &name, budget))?;
         let placed = Placed::of(&self.plan, &on_card);
-        self.backend.take(&self.plan, found, on_card, self.passage, &self.sequences.pages())?;
+        let pages = self.sequences.pages();
+        let ring_refused = self.backend.take(&self.plan, found, on_card, self.passage, &pages)?;
         let (ring_bytes, passes_from) = self.backend.ring().unzip();
         Ok(Placed {
             card: [cards.label(), name],
             bytes: self.backend.card_bytes(),
             ring_bytes: ring_bytes.unwrap_or(0),
             passes_from,
+            ring_refused,
             ..placed
         })
     }

@@ -115,13 +115,18 @@ pub(crate) fn line(placed: &Placed) -> String {
 
 /// What is different where prompts are read.
 fn passage(placed: &Placed) -> String {
-    let ring = output::bytes(placed.ring_bytes as u64);
-    let told = |tokens| {
-        format!(
-            "; from {tokens} tokens at once on, its weights pass through {ring} of the card, which computes all"
-        )
-    };
-    placed.passes_from.map_or(String::new(), told)
+    let bytes = |bytes: usize| output::bytes(bytes as u64);
+    match (placed.passes_from, placed.ring_refused) {
+        (Some(tokens), _) => format!(
+            "; from {tokens} tokens at once on, its weights pass through {} of the card, which multiplies them",
+            bytes(placed.ring_bytes)
+        ),
+        (None, 0) => String::new(),
+        (None, refused) => format!(
+            "; of prompts too, since there are no {} here and on the card that weights could pass through",
+            bytes(refused)
+        ),
+    }
 }
 
 /// What of a model a card computes.
@@ -142,6 +147,7 @@ pub(crate) fn as_json(placed: &Placed) -> Value {
         "cache_bytes": placed.cache_bytes,
         "ring_bytes": placed.ring_bytes,
         "passes_from_tokens": placed.passes_from,
+        "ring_refused_bytes": placed.ring_refused,
         "is_whole": placed.is_whole,
         "attention_heads": placed.attention,
         "block_bytes": placed.blocks[0],

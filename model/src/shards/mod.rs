@@ -5,7 +5,7 @@
 //! compute their rows at the same time: the card's work is queued, the processor's is done, then both are put together.
 //! Of attention that is divided by heads, and of experts of which the card has some, each side keeps what it made until
 //! somebody needs it together. So a model may stand on the card whole, by heads, by rows or by experts, and the decoder
-//! knows nothing of it. Weights are never moved while a layer waits for them.
+//! knows nothing of it. Weights are moved while a layer waits for them only where many rows are read at once ([`passing`]).
 
 mod fresh;
 mod heads;
@@ -74,7 +74,21 @@ impl Shards {
         Needs { weights, cache, work, rows, tables, results: RESULTS_BYTES, panels, precision }
     }
 
-    /// Takes memory of a card and puts there what is to stand on it; of the cache the pages that hold anything.
+    /// Bytes of this machine that a card of so many takes for a plan, at most: activations on the way between both,
+    /// results and the ring, which are pinned.
+    pub(crate) fn host_bytes(plan: &Plan, vram: usize) -> usize {
+        let ring = passing::slot_bytes(plan, vram, Passage::Measured).map_or(0, |bytes| RING_SLOTS * bytes);
+        scratch(plan).bytes + routing(plan).bytes + RESULTS_BYTES + ring
+    }
+
+    /// Bytes of this machine that are taken.
+    pub(crate) fn bytes(&self) -> usize {
+        let pinned = self.shard.as_ref().map_or(0, |_| RESULTS_BYTES);
+        self.host.arena().bytes() + pinned + self.ring().map_or(0, |(bytes, _)| bytes)
+    }
+
+    /// Takes memory of a card and puts there what is to stand on it; of the cache the pages that hold anything. Returns
+    /// the bytes of a ring that there is no memory for.
     pub(crate) fn take(
         &mut self,
         plan: &Plan,
@@ -82,7 +96,7 @@ impl Shards {
         on_card: OnCard,
         passage: Passage,
         pages: &[Range<usize>],
-    ) -> Result<(), NoCard> {
+    ) -> Result<usize, NoCard> {
         let needs = Self::needs(plan, on_card.weight_bytes(), on_card.cache_bytes());
         let mut card = found.take(&needs)?;
         let (scratch, mine) = (scratch(plan), routing(plan));
@@ -101,8 +115,10 @@ impl Shards {
             hot.fill(stacks, &self.host, card.as_mut());
         }
         // Without memory for it, all else goes on.
-        let ring = on_card.ring.filter(|&bytes| card.take_ring(bytes));
-        let ring = ring.map(|bytes| Ring::new(plan, &on_card, bytes));
+        let has_room = memory::available().is_none_or(|free| on_card.ring_bytes() as u64 <= free);
+        let slot_bytes = on_card.ring.filter(|&bytes| has_room && card.take_ring(bytes));
+        let refused = if slot_bytes.is_none() { on_card.ring_bytes() } else { 0 };
+        let ring = slot_bytes.map(|bytes| Ring::new(plan, &on_card, bytes));
         let fresh = Fresh::new(&plan.work);
         let mut shard = Shard { card, on_card, fresh, scratch, hot, routes_here: false, ring };
         shard.choose(&mut self.host, plan, passage);
@@ -112,7 +128,7 @@ impl Shards {
         moves.close_up(&mut self.host.arena_mut().cache);
         self.host.arena_mut().work = work;
         self.shard = Some(shard);
-        Ok(())
+        Ok(refused)
     }
 
     /// Brings keys and values of these pages back and lets the card go.

@@ -77,10 +77,7 @@ impl Ring {
     pub(super) fn new(plan: &Plan, on_card: &OnCard, slot_bytes: usize) -> Ring {
         let mixed = plan.weights.layers.iter().filter(|layer| layer.router.is_some());
         let has_experts = mixed.flat_map(experts).all(|Linear { matrix, bias, .. }| {
-            let product = Product { matrix, bias, out: matrix.slot, add: false };
-            let found = on_card.of_expert(&product, 0);
-            let passing = found.map(|product| Passing { stands: false, ..Passing::plain(&product) });
-            passing.is_some_and(|passing| passing.fits(slot_bytes))
+            on_card.can_pass_expert(&Product { matrix, bias, out: matrix.slot, add: false }, slot_bytes)
         });
         Ring { slot_bytes, from: usize::MAX, has_experts, rows: Vec::with_capacity(plan.options.chunk) }
     }
@@ -130,6 +127,12 @@ impl OnCard {
         let bias = of(self.optional(product.bias)?, matrix.shape.rows);
         let matrix = Matrix { slot: nth(matrix.slot, bytes), order, factors, ..matrix };
         Some(Product { matrix, bias, ..*product })
+    }
+
+    /// Whether each matrix of a host's stack can pass.
+    pub(super) fn can_pass_expert(&self, product: &Product, slot_bytes: usize) -> bool {
+        let one = self.of_expert(product, 0).map(|one| Passing { stands: false, ..Passing::plain(&one) });
+        one.is_some_and(|one| one.fits(slot_bytes))
     }
 }
 
@@ -192,7 +195,8 @@ impl Shard {
         let choice = routed.choice;
         let words = routed.slot.first(choice.bytes(rows).expect("it was planned") / 4);
         let columns = products[0].matrix.shape.columns;
-        let Shard { card, on_card, ring: Some(ring), scratch, .. } = self else { return };
+        let Shard { card, on_card, ring, scratch, .. } = self;
+        let ring = ring.as_mut().expect("experts pass through a ring");
         for at in 0.. {
             let [memory] = disjoint(&mut host.arena_mut().work, [words]);
             let routing = Routing::over(choice, rows, memory);
@@ -277,7 +281,7 @@ impl Shard {
         layer.gate.iter().for_each(|gate| first.push(product(gate, work.gate)));
         first.push(up);
         self.fresh.set_both(work.normed, rows * layer.up.matrix.shape.columns);
-        let routed = spread(host, plan, layer, rows);
+        let routed = by_chance(host, plan, layer, rows);
         if let (Some(routed), false) = (&routed, through) {
             return Some(seconds(|| {
                 host.matmul_experts(routed, rows, RowPer::Token, work.normed, first.all());
@@ -306,7 +310,7 @@ impl Shard {
 }
 
 /// Rows sent to a layer's experts as by chance.
-fn spread(host: &mut Host, plan: &Plan, layer: &LayerWeights, rows: usize) -> Option<Routed> {
+fn by_chance(host: &mut Host, plan: &Plan, layer: &LayerWeights, rows: usize) -> Option<Routed> {
     let (work, experts) = (&plan.work, layer.router?.matrix.shape.rows);
     // As many of each row as the plan has room for.
     let mut choices = (1..=CHOSEN_MAX.min(experts)).rev().map(|chosen| Choice { experts, chosen });

@@ -159,8 +159,12 @@ impl Shard {
 
     /// Whether all of these are experts of the host's that pass.
     fn all_pass(&self, rows: usize, products: &[Product]) -> bool {
-        let is_host = |product: &Product| matches!(self.on_card.side(product), Side::Host);
-        self.experts_pass(rows) && products.iter().all(is_host)
+        let Some(ring) = self.ring.as_ref().filter(|_| self.passes(rows)) else { return false };
+        let passes = |product: &Product| {
+            matches!(self.on_card.side(product), Side::Host)
+                && self.on_card.can_pass_expert(product, ring.slot_bytes)
+        };
+        products.iter().all(passes)
     }
 
     /// Products with experts that all pass.

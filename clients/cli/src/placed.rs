@@ -202,7 +202,10 @@ impl Placed {
             Some(placed) => {
                 let ring = match placed.ring_bytes {
                     0 => String::new(),
-                    bytes => format!("; up to {} on either side for weights that pass through", output::bytes(bytes as u64)),
+                    bytes => format!(
+                        "; up to {} on either side for weights that pass through",
+                        output::bytes(bytes as u64)
+                    ),
                 };
                 format!("`--device cuda` computes on the card: {}{ring}\n", device_flags::shares(&placed))
             }

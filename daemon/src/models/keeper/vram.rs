@@ -144,7 +144,10 @@ impl Shared {
                 if let Some(Placed { card: [device, name], bytes, is_whole, ring_refused, .. }) = &placed {
                     tracing::info!(device, name, bytes, is_whole, "on a card");
                     if *ring_refused > 0 {
-                        tracing::warn!(bytes = ring_refused, "no memory for weights to pass through the card");
+                        tracing::warn!(
+                            bytes = ring_refused,
+                            "no memory for weights to pass through the card"
+                        );
                     }
                 }
                 Ok(())

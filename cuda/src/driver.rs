@@ -425,7 +425,7 @@ impl Card {
         self.enter()?;
         let Pinned { address, bytes, .. } = staging.pinned;
         // SAFETY: the event is the staging's own. The memory has so many bytes, which were written when it was pinned;
-        // `send` alone lets the driver read them, and that has been waited for.
+        // `send_staged` alone lets the driver read them, and that has been waited for.
         unsafe {
             result::event::synchronize(staging.copied).map_err(|error| fault("waiting for a copy", error))?;
             Ok(std::slice::from_raw_parts_mut(address.as_ptr(), bytes))
@@ -434,7 +434,7 @@ impl Card {
 
     /// Queues the copy of the first bytes to the card's side, behind whatever still reads that; what is queued from now
     /// on comes after it. Returns their address.
-    pub(crate) fn send(&self, staging: &mut Staging, bytes: usize, copies: &Stream) -> Result<u64, Fault> {
+    pub(crate) fn send_staged(&self, staging: &mut Staging, bytes: usize, copies: &Stream) -> Result<u64, Fault> {
         let to = staging.memory.at(0, bytes);
         assert!(bytes <= staging.pinned.bytes, "{bytes} bytes of {}", staging.pinned.bytes);
         self.enter()?;

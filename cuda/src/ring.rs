@@ -104,7 +104,7 @@ impl CudaBackend {
             return None;
         }
         fill(&mut self.noted(self.card.room(slot))?[..bytes]);
-        self.noted(self.card.send(slot, bytes, copies))
+        self.noted(self.card.send_staged(slot, bytes, copies))
     }
 
     /// Queues the product of tiles from a number on: so many at an address, or all where they stand.

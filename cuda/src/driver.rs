@@ -434,7 +434,12 @@ impl Card {
 
     /// Queues the copy of the first bytes to the card's side, behind whatever still reads that; what is queued from now
     /// on comes after it. Returns their address.
-    pub(crate) fn send_staged(&self, staging: &mut Staging, bytes: usize, copies: &Stream) -> Result<u64, Fault> {
+    pub(crate) fn send_staged(
+        &self,
+        staging: &mut Staging,
+        bytes: usize,
+        copies: &Stream,
+    ) -> Result<u64, Fault> {
         let to = staging.memory.at(0, bytes);
         assert!(bytes <= staging.pinned.bytes, "{bytes} bytes of {}", staging.pinned.bytes);
         self.enter()?;

@@ -86,7 +86,7 @@ pub(crate) struct Variant {
     pub(super) recipe: Recipe,
     pub(super) plan: Arc<Plan>,
     /// See [`Keeper::beside`].
-    beside: u64,
+    pub(super) beside: u64,
     bytes: Bytes,
     pub(super) ttl: Option<Duration>,
     pub(super) progress: Arc<AtomicUsize>,

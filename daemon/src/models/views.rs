@@ -197,7 +197,7 @@ fn variant(state: &State, id: ModelId) -> v1::Model {
     v1::Model {
         state: is_there.into(),
         options: Some(options(&variant.recipe, pin, ttl)),
-        bytes: view.map(|_| bytes(&variant.plan)).into_iter().chain(on_card).collect(),
+        bytes: view.map(|_| bytes(&variant.plan, variant.beside)).into_iter().chain(on_card).collect(),
         references: u32::try_from(references).unwrap_or(u32::MAX),
         loaded_at: resident.map(|resident| timestamp(resident.loaded_at)),
         native: resident.is_some_and(|resident| resident.is_mapped),
@@ -252,7 +252,7 @@ pub(super) fn told(state: &State, note: Note) -> Vec<Told> {
     let handle =
         |id: ModelId| state.variants.get(&id).map_or(String::new(), |variant| variant.known.handle());
     let freed =
-        |id: ModelId| state.variants.get(&id).map(|variant| bytes(&variant.plan)).into_iter().collect();
+        |id: ModelId| state.variants.get(&id).map(|of| bytes(&of.plan, of.beside)).into_iter().collect();
     match note {
         Note::Hit(id) => vec![Told::Hit(v1::ModelHit { model_id: handle(id), resident: true })],
         Note::Miss(id) => vec![Told::Hit(v1::ModelHit { model_id: handle(id), resident: false })],

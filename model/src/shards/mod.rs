@@ -5,7 +5,8 @@
 //! compute their rows at the same time: the card's work is queued, the processor's is done, then both are put together.
 //! Of attention that is divided by heads, and of experts of which the card has some, each side keeps what it made until
 //! somebody needs it together. So a model may stand on the card whole, by heads, by rows or by experts, and the decoder
-//! knows nothing of it. Weights are moved while a layer waits for them only where many rows are read at once ([`passing`]).
+//! knows nothing of it. Weights are moved while a layer waits for them only where many rows are read at once
+//! ([`passing`]).
 
 mod fresh;
 mod heads;

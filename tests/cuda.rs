@@ -37,10 +37,9 @@ fn logits<B: Backend>(decoder: &Decoder, plan: &Plan, backend: &mut B, tokens: &
 /// Tokens of a prompt that are read.
 const TOKENS: usize = 16;
 
-/// The logits of a golden's first prompt, on the processor and on the card.
-fn both(model: &str, options: Options, cpu: Cpu) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-    let folder = model_folder(model);
-    let (spec, checkpoint) = open(&folder);
+/// A golden's decoder and plan, the processor with all of it, and a card with all of it.
+fn on_card(model: &str, options: Options, cpu: Cpu) -> (Decoder, Plan, impl Backend, CudaBackend) {
+    let (spec, checkpoint) = open(&model_folder(model));
     let plan = Plan::new(&spec, stored(&checkpoint), options, cpu).expect("the golden has a plan");
     let weights = memory::region(plan.weight_bytes).expect("memory");
     let mut arena = memory::arena(weights, plan.cache_bytes, plan.work_bytes).expect("memory");
@@ -57,10 +56,15 @@ fn both(model: &str, options: Options, cpu: Cpu) -> (Vec<f32>, Vec<f32>, Vec<f32
     let mut card =
         CudaBackend::new(card, options.precision, sizes, plan.work.panels).expect("a card with room");
     card.upload(Region::Weights, 0, &arena.weights[..plan.weight_bytes]);
-    let mut processor = CpuBackend::new(cpu, options.precision, Serial, arena, plan.work.panels);
-    let decoder = Decoder::new(spec, &plan);
-    let golden =
-        bantam_model::checkpoint::Checkpoint::open(&folder.join("golden.safetensors")).expect("it is sound");
+    let processor = CpuBackend::new(cpu, options.precision, Serial, arena, plan.work.panels);
+    (Decoder::new(spec, &plan), plan, processor, card)
+}
+
+/// The logits of a golden's first prompt, on the processor and on the card.
+fn both(model: &str, options: Options, cpu: Cpu) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let (decoder, plan, mut processor, mut card) = on_card(model, options, cpu);
+    let golden = model_folder(model).join("golden.safetensors");
+    let golden = bantam_model::checkpoint::Checkpoint::open(&golden).expect("it is sound");
     // Fibers take their time; what comes later changes nothing about the first positions.
     let mut tokens = ids(&golden, "prompt0.input_ids");
     tokens.truncate(TOKENS);
@@ -81,6 +85,48 @@ fn goldens_of_every_family_are_met_on_the_card() {
         let (_, found, golden) = both(model, options(), Cpu::detect());
         check_close(&format!("{model} on the card"), &found, &golden);
     }
+}
+
+/// What the stand-in was asked since its log had so many lines; and how many it has now.
+fn calls_since(log: &Path, first: usize) -> (Vec<String>, usize) {
+    let text = fs::read_to_string(log).expect("the stand-in writes it");
+    let calls: Vec<String> = text.lines().skip(first).map(str::to_owned).collect();
+    let lines = first + calls.len();
+    (calls, lines)
+}
+
+/// Whatever takes the same input and lies alike: queries with keys and values, gates with what they open.
+#[test]
+fn products_of_one_input_are_one_launch() {
+    const TEST: &str = "products_of_one_input_are_one_launch";
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("launches.log");
+    if requires_card() || !is_child(TEST, &[("CUSIM_CALLS", path.to_str().expect("the path is UTF-8"))]) {
+        return;
+    }
+    const PRODUCTS: [&str; 6] = ["wide", "rows8", "coded", "table4", "count", "trits"];
+    for model in MODELS {
+        let (decoder, plan, _, mut card) = on_card(model, options(), Cpu::detect());
+        let mut seen = calls_since(&path, 0).1;
+        let tables: Vec<u32> = (0..plan.pages_per_sequence as u32).collect();
+        for position in 0..2 {
+            let feed = Feed { first_row: 0, rows: 1, first_position: position, sequence: 0, length: 2 };
+            let batch =
+                Batch { feeds: &[feed], tables: &tables, pages_per_sequence: plan.pages_per_sequence };
+            assert!(decoder.forward(&mut card, &batch, &[1], &|| false));
+            let slot = decoder.logits(&mut card, &[0]);
+            assert!(card.read(slot).iter().all(|x| x.is_finite()));
+            let (calls, lines) = calls_since(&path, seen);
+            seen = lines;
+            let launched = calls.iter().filter_map(|call| call.strip_prefix("cuLaunchKernel "));
+            let products = launched.filter(|kernel| PRODUCTS.iter().any(|name| kernel.starts_with(name)));
+            // Of every layer: what attention takes and gives, the first half of the block and the second, and who
+            // goes to which expert; then the head.
+            let of_layer = |layer: &bantam_model::plan::LayerWeights| 4 + usize::from(layer.router.is_some());
+            let wanted = plan.weights.layers.iter().map(of_layer).sum::<usize>() + 1;
+            assert_eq!(products.count(), wanted, "{model}");
+        }
+    }
+    fs::remove_file(&path).expect("it is there");
 }
 
 /// The length of a difference, as a part of the first.

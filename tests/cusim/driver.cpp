@@ -46,6 +46,8 @@ struct Settings {
     unsigned long long lost = number("CUSIM_LOST", ~0ull);
     // A file that gets a line for every allocation.
     const char* log = getenv("CUSIM_LOG");
+    // A file that gets a line for every call of a function that a step may need: its name, and the kernel's.
+    const char* calls = getenv("CUSIM_CALLS");
 };
 
 const Settings& settings() {
@@ -166,8 +168,16 @@ bool is_refused(const char* what, size_t bytes) {
     return allocations == settings().refused || allocations >= settings().full;
 }
 
+static void note(const char* call, const char* kernel = "") {
+    static FILE* file = settings().calls ? fopen(settings().calls, "a") : nullptr;
+    if (!file) return;
+    fprintf(file, "%s %s\n", call, kernel);
+    fflush(file);
+}
+
 #define ENTER                                           \
     std::lock_guard<std::recursive_mutex> guard(lock); \
+    note(__func__);                                     \
     if (broken != OK) return broken;
 
 extern "C" {
@@ -192,7 +202,7 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
 }
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = reinterpret_cast<void*>(16), OK; }
 int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
-int cuCtxSetCurrent(void*) { return OK; }
+int cuCtxSetCurrent(void*) { return note(__func__), OK; }
 int cuCtxGetCurrent(void** context) { return *context = reinterpret_cast<void*>(16), OK; }
 int cuCtxSynchronize() { ENTER return run_all(); }
 
@@ -358,8 +368,10 @@ int cuFuncSetAttribute(void* function, int attribute, int value) {
 }
 int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned bytes, void* stream, void** parameters, void**) {
-    ENTER
     auto* function = static_cast<Function*>(handle);
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    note(__func__, function->entry->name);
+    if (broken != OK) return broken;
     if (bytes > function->most || !gx || !gy || !gz || gy > 65535 || gz > 65535) return INVALID_VALUE;
     // Parameters are taken now, the launch comes later.
     std::vector<std::vector<char>> kept;

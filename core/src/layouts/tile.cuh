@@ -22,8 +22,19 @@ struct Sink {
     unsigned add;
 };
 
+// A product of a launch; those of one launch share input and layout, and the tiles of each follow those before it.
+struct Part {
+    Stack stack;
+    Sink sink;
+};
+struct Parts {
+    Part first, second, third;
+};
+
 // What a block computes.
 struct Job {
+    Stack stack;
+    Sink sink;
     const unsigned* tile;
     unsigned matrix, first_row;
     // The first of its tokens, and how many there are in all.
@@ -31,11 +42,23 @@ struct Job {
 };
 
 // Blocks of one tile follow one another, so that what the first of them read is still near for the others.
-DEVICE Job job_of(const Stack& stack, const Routed& routed, unsigned tokens, unsigned at_once) {
+DEVICE Job job_of(const Parts& parts, const Routed& routed, unsigned tokens, unsigned at_once) {
+    Part part = parts.first;
+    unsigned tile = blockIdx.y;
+    if (tile >= part.stack.count) {
+        tile -= part.stack.count;
+        part = parts.second;
+        if (tile >= part.stack.count) {
+            tile -= part.stack.count;
+            part = parts.third;
+        }
+    }
     Job job;
+    job.stack = part.stack;
+    job.sink = part.sink;
     job.matrix = routed.memory ? expert_of(routed, blockIdx.x) : 0;
-    job.tile = stack.tiles + ((size_t)job.matrix * stack.count + blockIdx.y) * stack.tile_words;
-    job.first_row = blockIdx.y * LANES;
+    job.tile = part.stack.tiles + ((size_t)job.matrix * part.stack.count + tile) * part.stack.tile_words;
+    job.first_row = tile * LANES;
     job.first = blockIdx.x * at_once;
     job.tokens = tokens;
     return job;
@@ -47,12 +70,12 @@ DEVICE size_t input_row(const Job& job, const Routed& routed, unsigned token) {
     return token < job.tokens ? token : job.tokens - 1;
 }
 
-DEVICE void emit(const Stack& stack, const Sink& sink, const Job& job, unsigned token, float y) {
-    unsigned row = job.first_row + lane();
-    if (row >= stack.rows || token >= job.tokens) return;
-    float* out = sink.out + (size_t)token * stack.rows + row;
-    if (sink.bias) y += sink.bias[(size_t)job.matrix * stack.rows + row];
-    *out = sink.add ? *out + y : y;
+DEVICE void emit(const Job& job, unsigned token, float y) {
+    unsigned row = job.first_row + lane(), rows = job.stack.rows;
+    if (row >= rows || token >= job.tokens) return;
+    float* out = job.sink.out + (size_t)token * rows + row;
+    if (job.sink.bias) y += job.sink.bias[(size_t)job.matrix * rows + row];
+    *out = job.sink.add ? *out + y : y;
 }
 
 // The sums of all warps in their order; warp `g` gets those of the block's token `g`. `room` holds a word for every

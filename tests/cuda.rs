@@ -49,7 +49,7 @@ fn on_card(model: &str, options: Options, cpu: Cpu) -> (Decoder, Plan, impl Back
         cache: plan.cache_bytes,
         work: plan.work_bytes,
         rows: options.chunk,
-        tables: plan.pages_per_sequence,
+        tables: options.sequences * plan.pages_per_sequence,
         results: plan.work.logits.bytes + 64,
     };
     let card = Card::open(0).expect("the driver that this test was started with");
@@ -156,6 +156,164 @@ fn fast_precision_is_the_processors_up_to_rounding() {
 }
 
 const PROMPTS: [&[u32]; 2] = [&[5, 9, 2, 7, 1, 3], &[8, 4, 6]];
+
+/// Sequences side by side, a prompt each and then greedy tokens: the logits of every step. `step` is given what they
+/// are to read.
+fn greedy(sequences: usize, count: usize, mut step: impl FnMut(&[Vec<u32>]) -> Vec<f32>) -> Vec<f32> {
+    let mut next: Vec<Vec<u32>> = PROMPTS[..sequences].iter().map(|prompt| prompt.to_vec()).collect();
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let logits = step(&next);
+        for (next, logits) in next.iter_mut().zip(logits.chunks_exact(logits.len() / sequences)) {
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+            *next = vec![best.expect("a vocabulary") as u32];
+        }
+        all.extend(logits);
+    }
+    all
+}
+
+/// The last row of each sequence.
+fn last_rows(next: &[Vec<u32>]) -> Vec<usize> {
+    let ends = next.iter().scan(0, |end, tokens| {
+        *end += tokens.len();
+        Some(*end - 1)
+    });
+    ends.collect()
+}
+
+/// The same by a backend that is asked for one operation after another, in sequences that nobody read.
+fn greedy_by_operations(
+    (decoder, plan): (&Decoder, &Plan),
+    backend: &mut impl Backend,
+    sequences: usize,
+    count: usize,
+) -> Vec<f32> {
+    let pages_per_sequence = plan.pages_per_sequence;
+    let tables: Vec<u32> = (0..(sequences * pages_per_sequence) as u32).rev().collect();
+    let mut lengths = vec![0; sequences];
+    greedy(sequences, count, |next| {
+        let (mut feeds, mut first_row) = (Vec::new(), 0);
+        for (sequence, (tokens, length)) in next.iter().zip(&mut lengths).enumerate() {
+            let (rows, first_position) = (tokens.len(), *length);
+            *length += rows;
+            feeds.push(Feed { first_row, rows, first_position, sequence, length: *length });
+            first_row += rows;
+        }
+        let batch = Batch { feeds: &feeds, tables: &tables, pages_per_sequence };
+        assert!(decoder.forward(backend, &batch, &next.concat(), &|| false));
+        let slot = decoder.logits(backend, &last_rows(next));
+        backend.read(slot).to_vec()
+    })
+}
+
+/// The same by an engine; `after` is called after each step.
+fn greedy_by_engine(
+    engine: &mut Engine,
+    sequences: usize,
+    count: usize,
+    mut after: impl FnMut(),
+) -> Vec<f32> {
+    let open: Vec<usize> = (0..sequences).map(|_| engine.open().expect("there is room")).collect();
+    let logits = greedy(sequences, count, |next| {
+        let chunks = open.iter().zip(next).map(|(&sequence, tokens)| Chunk { sequence, tokens });
+        engine.step(&chunks.collect::<Vec<_>>()).expect("a step as planned");
+        let logits = engine.try_logits(&last_rows(next)).expect("the card is well").to_vec();
+        after();
+        logits
+    });
+    open.iter().for_each(|&sequence| engine.close(sequence));
+    logits
+}
+
+/// An engine whose card has all of a golden, with room for two sequences.
+fn whole_on_card(model: &str, options: Options) -> Engine {
+    let mut engine = bantam_tests::load(&model_folder(model), options, Cpu::detect(), 2);
+    let placed = engine.place(&OneOf(0), None).expect("it has room");
+    assert!(placed.is_whole, "{model}: {placed:?}");
+    engine
+}
+
+fn for_two() -> Options {
+    Options { sequences: 2, chunk: 16, context: 64, logits_rows: 2, ..options() }
+}
+
+/// A card that has all of a model keeps the steps of its replies, of one sequence and of both: they give the bits of
+/// the same operations asked one by one.
+#[test]
+fn steps_that_a_card_keeps_give_the_same_bits() {
+    if !is_child("steps_that_a_card_keeps_give_the_same_bits", &[]) {
+        return;
+    }
+    for model in MODELS {
+        let mut engine = whole_on_card(model, for_two());
+        assert_eq!(engine.placed().and_then(|placed| placed.not_kept), None, "{model}");
+        let (decoder, plan, _, mut card) = on_card(model, for_two(), Cpu::detect());
+        for sequences in [1, 2, 1] {
+            let wanted = greedy_by_operations((&decoder, &plan), &mut card, sequences, 5);
+            let found = greedy_by_engine(&mut engine, sequences, 5, || {});
+            assert_eq!(card.fault(), None, "{model}");
+            let same = wanted.iter().map(|x| x.to_bits()).eq(found.iter().map(|x| x.to_bits()));
+            assert!(same && wanted.iter().any(|&x| x != 0.0), "{model}, {sequences} side by side");
+        }
+    }
+}
+
+/// Whatever the model: its layers are one call, and so are its logits.
+#[test]
+fn a_step_is_a_few_calls_of_the_driver() {
+    const TEST: &str = "a_step_is_a_few_calls_of_the_driver";
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("calls.log");
+    if requires_card() || !is_child(TEST, &[("CUSIM_CALLS", path.to_str().expect("the path is UTF-8"))]) {
+        return;
+    }
+    for model in MODELS {
+        let mut engine = whole_on_card(model, for_two());
+        for sequences in [1, 2] {
+            let mut seen = calls_since(&path, 0).1;
+            let mut steps = Vec::new();
+            greedy_by_engine(&mut engine, sequences, 6, || {
+                let (calls, lines) = calls_since(&path, seen);
+                seen = lines;
+                steps.push(calls);
+            });
+            let is = |name: &'static str| move |call: &&String| call.starts_with(name);
+            // Prompts are of more rows than are kept.
+            assert!(steps[0].iter().any(|call| is("cuLaunchKernel")(&call)), "{model}: {:?}", steps[0]);
+            for calls in &steps[1..] {
+                let count = |name| calls.iter().filter(is(name)).count();
+                let found = [count("cuGraphLaunch"), count("cuLaunchKernel"), count("cuMemcpyDtoH")];
+                assert_eq!((found, calls.len()), ([2, 0, 1], 12), "{model}: {calls:?}");
+            }
+        }
+    }
+    fs::remove_file(&path).expect("it is there");
+}
+
+/// A driver that makes no graphs is said to, and the card computes as it would.
+#[test]
+fn a_card_that_keeps_no_steps_computes_them() {
+    const TEST: &str = "a_card_that_keeps_no_steps_computes_them";
+    if requires_card() {
+        return;
+    }
+    let Ok(case) = std::env::var("CUSIM_NO_GRAPH") else {
+        for case in ["1", "2", "3"] {
+            let done = child(TEST, &[("CUSIM_NO_GRAPH", case)]);
+            assert!(done.as_ref().is_none_or(|(passed, _)| *passed), "{case}: {done:?}");
+        }
+        return;
+    };
+    let mut engine = whole_on_card("gpt_neox", for_two());
+    let why = engine.placed().and_then(|placed| placed.not_kept).expect("it says so").code;
+    let codes = ["STREAM_CAPTURE_UNSUPPORTED", "STREAM_CAPTURE_INVALIDATED", "OUT_OF_MEMORY"];
+    assert_eq!(why, format!("CUDA_ERROR_{}", codes[case.parse::<usize>().expect("a number") - 1]));
+    let (decoder, plan, _, mut card) = on_card("gpt_neox", for_two(), Cpu::detect());
+    for sequences in [1, 2] {
+        let wanted = greedy_by_operations((&decoder, &plan), &mut card, sequences, 5);
+        assert!(greedy_by_engine(&mut engine, sequences, 5, || {}) == wanted);
+    }
+}
 
 /// Steps of two sequences side by side, a prompt each and then greedy tokens: logits of the prompts, and the tokens.
 fn replies(engine: &mut Engine, prompts: [&[u32]; 2], count: usize) -> (Vec<f32>, Vec<u32>) {
@@ -335,9 +493,9 @@ fn a_move_that_fails_leaves_the_processor() {
         return;
     }
     let Ok(case) = std::env::var("CUSIM_CASE") else {
-        // Allocations of the first placement are five; the first of the second is refused, or all from there on.
+        // Allocations of the first placement are six; the first of the second is refused, or all from there on.
         for (case, variable, value) in
-            [("smaller", "CUSIM_REFUSED", "6"), ("none", "CUSIM_FULL", "6"), ("lost", "CUSIM_LOST", "200")]
+            [("smaller", "CUSIM_REFUSED", "7"), ("none", "CUSIM_FULL", "7"), ("lost", "CUSIM_LOST", "200")]
         {
             let done = child(TEST, &[("CUSIM_CASE", case), (variable, value)]);
             assert!(done.as_ref().is_none_or(|(passed, _)| *passed), "{case}: {done:?}");
@@ -403,7 +561,7 @@ fn nothing_is_allocated_on_the_card_after_loading() {
         let before = allocations();
         let (mut engine, ..) = placed(part);
         let loaded = allocations();
-        assert!(loaded >= before + 5, "{loaded} allocations after loading, {before} before");
+        assert!(loaded >= before + 6, "{loaded} allocations after loading, {before} before");
         let (_, tokens) = replies(&mut engine, PROMPTS, 8);
         assert_eq!((tokens.len(), allocations()), (16, loaded), "at {part}");
     }

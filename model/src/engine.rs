@@ -160,6 +160,8 @@ pub struct Placed {
     pub attention: [usize; 2],
     /// Bytes of feed-forward blocks that it computes with, and all.
     pub blocks: [usize; 2],
+    /// Why it does not keep the steps of replies, where it has all of the model: they are queued kernel by kernel then.
+    pub not_kept: Option<CardFault>,
 }
 
 impl Placed {
@@ -173,6 +175,7 @@ impl Placed {
             is_whole: on_card.is_whole(),
             attention: on_card.attention,
             blocks: on_card.blocks,
+            not_kept: None,
         }
     }
 
@@ -366,7 +369,9 @@ impl Engine {
         let on_card = fitting(&self.plan, budget).ok_or_else(|| too_small(&self.plan, &name, budget))?;
         let placed = Placed::of(&self.plan, &on_card);
         self.backend.take(&self.plan, found, on_card, &self.sequences.pages())?;
-        Ok(Placed { card: [cards.label(), name], bytes: self.backend.card_bytes(), ..placed })
+        let tables = self.sequences.tables();
+        let not_kept = self.backend.keep_steps(&self.decoder, &self.plan.options, tables).err();
+        Ok(Placed { card: [cards.label(), name], bytes: self.backend.card_bytes(), not_kept, ..placed })
     }
 
     /// Takes back what stands on a card, and its memory: the processor goes on with everything. Where the card was lost
@@ -497,7 +502,7 @@ impl Engine {
         let batch = Batch { feeds: &self.feeds, tables: self.sequences.tables(), pages_per_sequence };
         let (decoder, backend, tokens) = (&self.decoder, &mut self.backend, &self.tokens);
         let is_done = match &mut self.recorder {
-            None => decoder.forward(backend, &batch, tokens, is_stopped),
+            None => backend.forward(decoder, &batch, tokens, is_stopped),
             Some(recorder) => {
                 let mut tapped = Tapped::at_routing(backend, recorder);
                 let is_done = decoder.forward(&mut tapped, &batch, tokens, is_stopped);
@@ -587,7 +592,7 @@ impl Engine {
     /// caller's to overwrite: the next call computes them anew. Zeros where a card has failed meanwhile.
     pub fn logits(&mut self, rows: &[usize]) -> &mut [f32] {
         self.check_rows(rows);
-        let slot = self.decoder.logits(&mut self.backend, rows);
+        let slot = self.backend.logits(&self.decoder, rows);
         self.backend.bring(slot);
         self.backend.host.arena_mut().floats_mut(slot)
     }
@@ -596,7 +601,7 @@ impl Engine {
     pub fn try_logits(&mut self, rows: &[usize]) -> Result<&mut [f32], StepError> {
         self.rows_lost.map_or(Ok(()), |fault| Err(StepError::Card(fault)))?;
         self.check_rows(rows);
-        let slot = self.decoder.logits(&mut self.backend, rows);
+        let slot = self.backend.logits(&self.decoder, rows);
         self.backend.bring(slot);
         self.check()?;
         Ok(self.backend.host.arena_mut().floats_mut(slot))

@@ -144,7 +144,7 @@ fn what_no_card_of_this_machine_can_do_is_refused_before_weights_are_read() {
 fn memory_that_is_refused_leaves_the_processor() {
     let model = golden("gpt_neox");
     let wanted = answer(bantam(&run(&model, &["--device", "cpu"])));
-    for n in ["1", "2", "3", "4", "5"] {
+    for n in ["1", "2", "3", "4", "5", "6"] {
         for (variable, who) in [("CUSIM_REFUSED", "cuda:0 (cusim)"), ("CUSIM_FULL", "the processor computes")]
         {
             let Some(run) = with_card(&run(&model, &["--device", "auto"]), &[(variable, n)]) else { return };
@@ -152,6 +152,18 @@ fn memory_that_is_refused_leaves_the_processor() {
             assert!(said(&run).contains(who), "{variable} {n}: {}", said(&run));
         }
     }
+}
+
+/// What the driver does not do is said once, and costs nothing but time.
+#[test]
+fn a_driver_without_graphs_is_told_of_once() {
+    let model = golden("gpt_neox");
+    let flags = ["--device", "cuda"];
+    let Some(usual) = with_card(&run(&model, &flags), &[]) else { return };
+    let without = with_card(&run(&model, &flags), &[("CUSIM_NO_GRAPH", "1")]).unwrap();
+    assert_eq!(answer(without.clone()), answer(usual.clone()));
+    let [usual, without] = [usual, without].map(|output| said(&output).matches("kernel by kernel").count());
+    assert_eq!([usual, without], [0, 1]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::source::Source;
 use bantam_tests::{floats, options, repository};
 use bantam_train::optimizer::schedule::{Schedule, Shape};
-use bantam_train::optimizer::{AdamW, Group, Muon, Optimizer, Rule, Variant, clip, is_decayed};
+use bantam_train::optimizer::{AdamW, Group, Memory, Muon, Optimizer, Rule, Variant, clip, is_decayed};
 use bantam_train::step::outline::Outline;
 use bantam_train::step::parameters::{Parameter, Role};
 use bantam_train::step::{Batch, IGNORED, TrainError, Training};
@@ -387,7 +387,7 @@ fn gradients_that_are_kept_in_bfloat16_are_rounded() {
     let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
     let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
     let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
-    let rule = Rule::AdamW(AdamW { betas: [0.9, 0.999], epsilon: 1e-8 });
+    let constants = AdamW { betas: [0.9, 0.999], epsilon: 1e-8 };
     for model in ["mixtral", "gpt_neox", "gpt_oss-bf16", "llama-tied"] {
         let source = open(&format!("models/{model}"), None);
         let run = |threads: usize, are_short: bool| {
@@ -396,6 +396,7 @@ fn gradients_that_are_kept_in_bfloat16_are_rounded() {
             if are_short {
                 training.shorten_gradients();
             }
+            let rule = if are_short { Rule::HalfAdamW(constants) } else { Rule::AdamW(constants) };
             let mut optimizer = Optimizer::new(&training, |_| Group { rule, rate: 1e-3, decay: 0.1 });
             let (_, gradients) = loss_and_gradients(&mut training, &batch);
             let length = clip(&mut training, 0.5);
@@ -423,6 +424,60 @@ fn gradients_that_are_kept_in_bfloat16_are_rounded() {
         for (found, wanted) in one.2.iter().flatten().zip(exact.2.iter().flatten()) {
             assert!((found - wanted).abs() <= 2.1e-3, "{model}: {found}, not {wanted}");
         }
+    }
+}
+
+/// The first mean comes back from bfloat16 in every step; nothing else is less than float32.
+#[test]
+fn first_means_in_bfloat16_are_rounded_between_steps() {
+    let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
+    let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
+    let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
+    let constants = AdamW { betas: [0.9, 0.999], epsilon: 1e-8 };
+    let [follow, take] = constants.betas.map(|beta| (1.0 - beta) as f32);
+    for model in ["gpt_neox", "llama-tied"] {
+        let source = open(&format!("models/{model}"), None);
+        let mut training = Training::full(&source, Cpu::detect(), 2).expect("it can be trained");
+        let group = Group { rule: Rule::HalfAdamW(constants), rate: 1e-2, decay: 0.0 };
+        let mut optimizer = Optimizer::new(&training, |_| group);
+        let weights = |training: &Training| -> Vec<f32> {
+            let all = training.parameters().iter().enumerate().map(|(at, parameter)| {
+                let mut values = vec![0.0; parameter.range().len()];
+                training.read(at, &mut values);
+                values
+            });
+            all.collect::<Vec<_>>().concat()
+        };
+        let mut wanted = weights(&training);
+        let mut means = vec![[0.0f32; 2]; wanted.len()];
+        for step in 1..=3 {
+            let (_, gradients) = loss_and_gradients(&mut training, &batch);
+            optimizer.step(&mut training, 1.0);
+            let rate = (1e-2 / (1.0 - constants.betas[0].powi(step))) as f32;
+            let root = (1.0 - constants.betas[1].powi(step)).sqrt() as f32;
+            for ((value, [first, second]), gradient) in wanted.iter_mut().zip(&mut means).zip(&gradients) {
+                *first += follow * (gradient - *first);
+                *second = *second * 0.999 + take * gradient * gradient;
+                *value -= rate * (*first / (second.sqrt() / root + 1e-8));
+                *first = half::bf16::from_f32(*first).to_f32();
+            }
+        }
+        assert_eq!(weights(&training), wanted, "{model}");
+        let mut kept = 0;
+        for memory in optimizer.memory() {
+            match memory {
+                Memory::Halves(_, found) => {
+                    let mut pairs = found.iter().zip(&means);
+                    assert!(
+                        pairs.all(|(found, [first, _])| half::bf16::from_bits(*found).to_f32() == *first)
+                    );
+                    kept += 2 * found.len();
+                }
+                Memory::Floats(_, found) => kept += 4 * found.len(),
+                Memory::Codes(_, found) => kept += found.len(),
+            }
+        }
+        assert_eq!(kept, 6 * wanted.len(), "{model}: bytes that are remembered");
     }
 }
 

@@ -18,6 +18,7 @@ pub mod formats;
 pub mod generate;
 pub mod generation;
 pub mod gguf;
+pub mod hub;
 pub mod inspect;
 pub mod inventory;
 pub mod likelihood;

@@ -6,6 +6,7 @@
 
 pub mod data;
 pub mod optimizer;
+mod product;
 pub mod run;
 pub mod settings;
 pub mod step;

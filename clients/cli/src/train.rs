@@ -170,7 +170,8 @@ impl Watch for Screen {
 
     fn step(&mut self, at: &run::Progress) {
         let run::Progress { step, steps, loss, rate, tokens_per_second, .. } = *at;
-        let words = format!("loss {loss:.4}, rate {rate:.2e}, {tokens_per_second:.0} tokens/s");
+        let digits = if tokens_per_second < 10.0 { 2 } else { 0 };
+        let words = format!("loss {loss:.4}, rate {rate:.2e}, {tokens_per_second:.digits$} tokens/s");
         if output::is_watched() {
             let bar =
                 self.bar.get_or_insert_with(|| Progress::counting("training".to_owned(), steps as usize));

@@ -31,6 +31,17 @@ impl<'a, T> Shared<'a, T> {
         Shared { start: unsafe { self.start.add(from) }, len, slice: PhantomData }
     }
 
+    /// The part of this number where parts have `width` elements, as far as they are there.
+    ///
+    /// # Safety
+    /// As for [`part`](Self::part).
+    #[allow(clippy::mut_from_ref)] // As there.
+    unsafe fn number(&self, number: usize, width: usize) -> &mut [T] {
+        let first = (number * width).min(self.len);
+        // SAFETY: the caller's promise.
+        unsafe { self.part(first, width.min(self.len - first)) }
+    }
+
     /// The elements from `from`, `len` of them. Panics outside the slice.
     ///
     /// # Safety
@@ -79,30 +90,34 @@ pub fn each_rows<T: Send, P: Pool, const N: usize>(
     if is_alone { (0..tasks).for_each(work) } else { pool.run(tasks, &work) }
 }
 
-/// Calls `work` for every part of `width` elements and the parts of other slices beside it, on all threads. Where a
-/// slice ends within a part, that has fewer elements.
-pub fn each_part<T: Send, P: Pool, const N: usize>(
+/// Calls `work` for every part of `width` elements, on all threads. The last one may have fewer.
+pub fn each_part<T: Send, P: Pool>(
     pool: &P,
     (slice, width): (&mut [T], usize),
-    (others, other_width): ([&mut [T]; N], usize),
-    work: impl Fn(usize, &mut [T], [&mut [T]; N]) + Sync,
+    work: impl Fn(usize, &mut [T]) + Sync,
 ) {
-    let bounds = |number: usize, width: usize, len: usize| {
-        let first = (number * width).min(len);
-        (first, width.min(len - first))
-    };
-    let (len, lens) = (slice.len(), others.each_ref().map(|other| other.len()));
-    let (slice, others) = (Shared::new(slice), others.map(Shared::new));
-    pool.run(len.div_ceil(width), &|number| {
-        let (first, count) = bounds(number, width, len);
+    each_part_beside(pool, (slice, width), ([], [], 0), |number, part, [], []: [&mut [u8]; 0]| {
+        work(number, part);
+    });
+}
+
+/// The same with parts of other slices beside it, of the same kind and of another. Where one ends within a part, that
+/// has fewer elements.
+pub fn each_part_beside<T: Send, U: Send, P: Pool, const N: usize, const M: usize>(
+    pool: &P,
+    (slice, width): (&mut [T], usize),
+    (others, more, other_width): ([&mut [T]; N], [&mut [U]; M], usize),
+    work: impl Fn(usize, &mut [T], [&mut [T]; N], [&mut [U]; M]) + Sync,
+) {
+    let tasks = slice.len().div_ceil(width);
+    let (slice, others, more) = (Shared::new(slice), others.map(Shared::new), more.map(Shared::new));
+    pool.run(tasks, &|number| {
         // SAFETY: parts do not overlap, and each belongs to one task.
-        let part = unsafe { slice.part(first, count) };
-        let beside = core::array::from_fn(|at| {
-            let (first, count) = bounds(number, other_width, lens[at]);
-            // SAFETY: as above.
-            unsafe { others[at].part(first, count) }
-        });
-        work(number, part, beside);
+        unsafe {
+            let beside = others.each_ref().map(|other| other.number(number, other_width));
+            let more = more.each_ref().map(|other| other.number(number, other_width));
+            work(number, slice.number(number, width), beside, more);
+        }
     });
 }
 
@@ -153,13 +168,19 @@ mod tests {
     fn every_part_is_visited_once_with_those_beside_it() {
         for (len, width, other_len, other_width) in [(0, 4, 0, 4), (12, 4, 7, 3), (9, 4, 9, 4), (3, 8, 2, 8)]
         {
-            let (mut slice, mut other) = (vec![0; len], vec![0; other_len]);
-            let beside = ([&mut other[..]], other_width);
-            each_part(&Backwards(2), (&mut slice, width), beside, |number, part, [other]| {
+            let (mut slice, mut other, mut bytes) = (vec![0; len], vec![0; other_len], vec![0u8; other_len]);
+            let beside = ([&mut other[..]], [&mut bytes[..]], other_width);
+            each_part_beside(&Backwards(2), (&mut slice, width), beside, |number, part, [other], [bytes]| {
                 part.iter_mut().for_each(|x| *x += number + 1);
                 other.iter_mut().for_each(|x| *x += number + 1);
+                bytes.iter_mut().for_each(|x| *x += number as u8 + 1);
             });
+            assert!(bytes.iter().zip(&other).all(|(&byte, &x)| usize::from(byte) == x), "{bytes:?}");
             assert!(slice.iter().enumerate().all(|(i, &x)| x == i / width + 1), "{slice:?}");
+            each_part(&Backwards(2), (&mut slice, width), |number, part| {
+                part.iter_mut().for_each(|x| *x -= number + 1);
+            });
+            assert!(slice.iter().all(|&x| x == 0), "{slice:?}");
             assert!(other.iter().enumerate().all(|(i, &x)| x == i / other_width + 1), "{other:?}");
         }
     }

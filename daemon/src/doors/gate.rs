@@ -21,11 +21,12 @@ use tower::{Layer, Service};
 use tracing::Instrument;
 
 use super::connection::{Arrival, Claim, Door, Peer, Who};
+use super::timeout;
 use super::tokens::Tokens;
 use crate::metrics::{ByCode, ByReason, Meters};
 use crate::server::Drain;
 use crate::settings::Settings;
-use crate::status::{Refusal, unread};
+use crate::status::{Refusal, Trouble, unread};
 
 /// Counts requests since the start; in the extensions of every request, and in its log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,17 +211,33 @@ where
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         let over = rules.drain.over();
+        let late = late(request.headers());
         let answer = async move {
             let response = tokio::select! {
+                biased;
+                () = over.cancelled() => Refusal::Draining.status().into_http(),
                 response = inner.call(request) => {
                     let response = response?;
                     unread(response.headers()).map_or(response, Status::into_http)
                 }
-                () = over.cancelled() => Refusal::Draining.status().into_http(),
+                () = late => Status::from(Trouble::Deadline).into_http(),
             };
             Ok(Held::around(response, place, over))
         };
         Box::pin(answer.instrument(span))
+    }
+}
+
+/// Ends when the client's time is over, at once where there is less of it than a timer counts in.
+fn late(headers: &HeaderMap) -> impl Future<Output = ()> + Send + 'static {
+    let left = headers.get(timeout::HEADER).and_then(|value| timeout::of_gate(value.as_bytes()));
+    let timer = left.filter(|left| left.as_millis() > 0).map(tokio::time::sleep);
+    async move {
+        match (left, timer) {
+            (None, _) => std::future::pending().await,
+            (Some(_), None) => {}
+            (Some(_), Some(timer)) => timer.await,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod folder;
 mod gate;
 mod porter;
 mod systemd;
+pub(crate) mod timeout;
 mod tls;
 mod tokens;
 mod unix;

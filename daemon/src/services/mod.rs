@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bantam_proto::v1;
 use tonic::service::Routes;
 
-use crate::doors::{Door, Peer};
+use crate::doors::{Door, Peer, timeout};
 use crate::hands::Hands;
 use crate::jobs::Jobs;
 use crate::metrics::Meters;
@@ -84,9 +84,6 @@ struct Caller {
     timeout: Option<Duration>,
 }
 
-/// The transport's own timer, which knows nothing of codes, must not come first.
-const MARGIN: Duration = Duration::from_millis(5);
-
 impl Caller {
     fn of<T>(request: &tonic::Request<T>) -> Self {
         let peer = request.extensions().get::<Peer>();
@@ -94,8 +91,8 @@ impl Caller {
         peer.map(|peer| &peer.who).hash(&mut hasher);
         // A request without a peer came by no door: the gate refuses it.
         let door = peer.map_or(Door::Tcp, |peer| peer.door);
-        let timeout = request.metadata().get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
-        let timeout = timeout.map(|timeout| timeout.saturating_sub(MARGIN.min(timeout / 10)));
+        let value = request.metadata().get(timeout::HEADER).map(|value| value.as_bytes());
+        let timeout = value.and_then(timeout::of_service);
         Caller { client: ClientId(hasher.finish()), door, arrived: Instant::now(), timeout }
     }
 
@@ -111,49 +108,5 @@ impl Caller {
     fn submit(&self, desk: &Desk, work: Work) -> Result<Answer, Trouble> {
         let timeout = self.timeout.map(|timeout| timeout.saturating_sub(self.arrived.elapsed()));
         Ok(desk.submit(Request { client: self.client, work, timeout })?)
-    }
-}
-
-/// `grpc-timeout`: up to eight digits and a unit.
-fn timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
-        return None;
-    }
-    let number: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(number * 3600)),
-        "M" => Some(Duration::from_secs(number * 60)),
-        "S" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_millis(number)),
-        "u" => Some(Duration::from_micros(number)),
-        "n" => Some(Duration::from_nanos(number)),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_are_read_as_grpc_writes_them() {
-        let ms = Duration::from_millis;
-        for (text, expected) in [
-            ("1S", Some(ms(1000))),
-            ("250m", Some(ms(250))),
-            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
-            ("2M", Some(ms(120_000))),
-            ("5u", Some(Duration::from_micros(5))),
-            ("7n", Some(Duration::from_nanos(7))),
-            ("", None),
-            ("S", None),
-            ("-1S", None),
-            ("1", None),
-            ("1é", None),
-            ("123456789S", None),
-        ] {
-            assert_eq!(timeout(text), expected, "{text}");
-        }
     }
 }

@@ -6,11 +6,11 @@
 //! all.
 
 use std::env;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use bantam_model::foreign::clipped;
+use bantam_model::hub;
 
 use super::error::DataError;
 use crate::settings::yaml::{self, Content, Node};
@@ -43,7 +43,7 @@ pub(super) struct Hub {
 impl Hub {
     /// The files with the rows.
     pub(super) fn files(&self, name: &str) -> Result<Vec<PathBuf>, DataError> {
-        let cache = cache(&|name| env::var_os(name));
+        let cache = hub::cache(&|name| env::var_os(name));
         self.files_in(name, &cache.unwrap_or_default())
     }
 
@@ -169,23 +169,6 @@ impl Hub {
         }
         if self.split == "train" { all.to_vec() } else { Vec::new() }
     }
-}
-
-/// The folder `hub` of the cache, where some variable says where that is.
-fn cache(variable: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let home = || variable("HOME").map(PathBuf::from);
-    let folder = |name: &str| {
-        let given = PathBuf::from(variable(name).filter(|value| !value.is_empty())?);
-        match given.strip_prefix("~") {
-            Ok(rest) => Some(home()?.join(rest)),
-            Err(_) => Some(given),
-        }
-    };
-    let main = || {
-        let main = folder("HF_HOME").or_else(|| Some(folder("XDG_CACHE_HOME")?.join("huggingface")));
-        main.or_else(|| Some(home()?.join(".cache/huggingface")))
-    };
-    folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE")).or_else(|| Some(main()?.join("hub")))
 }
 
 /// Files of rows below a folder, by their paths from the snapshot. Links lead to the cache's blobs.
@@ -402,18 +385,5 @@ mod tests {
         assert!(hub("a/b").to_string().contains("hf download --repo-type dataset a/b"));
         hub("../../etc");
         hub("a/b/c");
-    }
-
-    #[test]
-    fn the_cache_lies_where_huggingface_hub_has_it() {
-        let found = |pairs: &[(&str, &str)]| {
-            let pairs: Vec<(String, String)> =
-                pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
-            cache(&move |name| pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.into()))
-        };
-        assert_eq!(found(&[("HOME", "/h")]), Some("/h/.cache/huggingface/hub".into()));
-        assert_eq!(found(&[("HOME", "/h"), ("HF_HOME", "~/a")]), Some("/h/a/hub".into()));
-        assert_eq!(found(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/a")]), Some("/c".into()));
-        assert_eq!(found(&[]), None);
     }
 }

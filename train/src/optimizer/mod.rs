@@ -8,8 +8,8 @@ pub mod muon;
 pub mod schedule;
 mod short;
 
-use crate::step::parameters::Parameter;
-use crate::step::{Training, room};
+use crate::step::parameters::{Parameter, RUN, Remembered};
+use crate::step::{Training, room, rounded, widened};
 use elementwise::{adamw, sgd};
 pub use muon::{Muon, Variant};
 
@@ -36,6 +36,8 @@ pub struct Sgd {
 pub enum Rule {
     /// Adam with decay apart from the gradient.
     AdamW(AdamW),
+    /// The same, of whose first mean bfloat16 is kept, in which gradients come there.
+    HalfAdamW(AdamW),
     /// The same, of whose memory eight bits are kept.
     ShortAdamW(AdamW),
     /// The gradient, with momentum.
@@ -73,6 +75,8 @@ pub fn is_shortened(parameter: &Parameter) -> bool {
 pub enum Memory<'a> {
     /// Numbers.
     Floats(&'static str, &'a [f32]),
+    /// The same in bfloat16.
+    Halves(&'static str, &'a [u16]),
     /// Codes of numbers.
     Codes(&'static str, &'a [u8]),
 }
@@ -82,6 +86,8 @@ pub enum Memory<'a> {
 pub enum MemoryMut<'a> {
     /// Numbers.
     Floats(&'static str, &'a mut [f32]),
+    /// The same in bfloat16.
+    Halves(&'static str, &'a mut [u16]),
     /// Codes of numbers.
     Codes(&'static str, &'a mut [u8]),
 }
@@ -90,6 +96,7 @@ pub enum MemoryMut<'a> {
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
     first: usize,
+    half: usize,
     second: usize,
     short: short::Place,
 }
@@ -100,6 +107,8 @@ pub struct Optimizer {
     groups: Vec<Group>,
     /// Means of gradients, or momentum; then means of squares, of those that have them.
     first: Vec<f32>,
+    /// The first of them where they are bfloat16.
+    halves: Vec<u16>,
     second: Vec<f32>,
     short: short::Means,
     places: Vec<Place>,
@@ -113,10 +122,13 @@ impl Optimizer {
     /// Chooses for every parameter.
     pub fn new(training: &Training, group: impl Fn(&Parameter) -> Group) -> Optimizer {
         let groups: Vec<Group> = training.parameters().iter().map(group).collect();
-        let (mut first, mut second, mut short, mut places) = (0, 0, short::Means::new(), Vec::new());
+        let (mut first, mut half, mut second) = (0, 0, 0);
+        let (mut short, mut places) = (short::Means::new(), Vec::new());
         for (parameter, group) in training.parameters().iter().zip(&groups) {
-            let (mut place, count) = (Place { first, second, ..Place::default() }, parameter.range().len());
+            let mut place = Place { first, half, second, ..Place::default() };
+            let count = parameter.range().len();
             match group.rule {
+                Rule::HalfAdamW(_) => (half, second) = (half + count, second + count),
                 Rule::ShortAdamW(_) => place.short = short.place(count),
                 Rule::AdamW(_) => (first, second) = (first + count, second + count),
                 Rule::Sgd(_) | Rule::Muon(_) => first += count,
@@ -127,6 +139,7 @@ impl Optimizer {
         Optimizer {
             groups,
             first: vec![0.0; first],
+            halves: vec![0; half],
             second: vec![0.0; second],
             short,
             places,
@@ -148,6 +161,7 @@ impl Optimizer {
             let count = parameter.range().len();
             let (remembered, copies) = match group(parameter).rule {
                 Rule::ShortAdamW(_) => (short::bytes(count), 2),
+                Rule::HalfAdamW(_) => (6 * count, usize::from(!parameter.is_in_place())),
                 Rule::AdamW(_) if parameter.is_in_place() => (8 * count, 0),
                 Rule::AdamW(_) => (8 * count, 1),
                 Rule::Sgd(_) if parameter.is_in_place() => (4 * count, 0),
@@ -174,6 +188,7 @@ impl Optimizer {
         let [first_scales, second_scales] = &self.short.scales;
         vec![
             Memory::Floats("first", &self.first),
+            Memory::Halves("first_halves", &self.halves),
             Memory::Floats("second", &self.second),
             Memory::Codes("first_codes", first),
             Memory::Codes("second_codes", second),
@@ -189,6 +204,7 @@ impl Optimizer {
         let [first_scales, second_scales] = &mut self.short.scales;
         vec![
             MemoryMut::Floats("first", &mut self.first),
+            MemoryMut::Halves("first_halves", &mut self.halves),
             MemoryMut::Floats("second", &mut self.second),
             MemoryMut::Codes("first_codes", first),
             MemoryMut::Codes("second_codes", second),
@@ -212,14 +228,28 @@ impl Optimizer {
             match rule {
                 Rule::AdamW(constants) => {
                     let second = &mut self.second[place.second..][..size];
-                    let memory = [first(&mut self.first), second];
-                    training.update(at, memory, &mut self.values, |gradient, [first, second], values| {
+                    let memory = Remembered { floats: [first(&mut self.first), second], halves: [] };
+                    training.update(at, memory, &mut self.values, |gradient, memory, values| {
+                        let [first, second] = memory.floats;
                         adamw(&constants, rate, decay, steps, gradient, first, second, values);
                     });
                 }
+                Rule::HalfAdamW(constants) => {
+                    let second = &mut self.second[place.second..][..size];
+                    let halves = [&mut self.halves[place.half..][..size]];
+                    let memory = Remembered { floats: [second], halves };
+                    training.update(at, memory, &mut self.values, |gradient, memory, values| {
+                        let ([second], [halves]) = (memory.floats, memory.halves);
+                        let first = &mut [0.0; RUN][..values.len()];
+                        first.iter_mut().zip(&*halves).for_each(|(first, half)| *first = widened(*half));
+                        adamw(&constants, rate, decay, steps, gradient, first, second, values);
+                        halves.iter_mut().zip(first).for_each(|(half, first)| *half = rounded(*first));
+                    });
+                }
                 Rule::Sgd(constants) => {
-                    let memory = [first(&mut self.first)];
-                    training.update(at, memory, &mut self.values, |gradient, [momentum], values| {
+                    let memory = Remembered { floats: [first(&mut self.first)], halves: [] };
+                    training.update(at, memory, &mut self.values, |gradient, memory, values| {
+                        let [momentum] = memory.floats;
                         sgd(&constants, rate, decay, steps, gradient, momentum, values);
                     });
                 }

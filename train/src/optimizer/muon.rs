@@ -4,9 +4,10 @@ use bantam_core::Cpu;
 use bantam_core::layouts::Shape;
 use bantam_core::layouts::panels::Form;
 use bantam_core::ops::backward::numbers::{Matrix, Numbers};
-use bantam_core::ops::backward::products::{Part, floats, multiply};
-use bantam_core::ops::crew::Pool;
+use bantam_core::ops::backward::products::floats;
 use bantam_model::pool::Threads;
+
+use crate::product::{product, sized};
 
 /// Which of its forms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,12 +94,6 @@ pub(super) fn step(
     }
 }
 
-/// Gives a buffer a length, and no more memory than that takes.
-fn sized(buffer: &mut Vec<f32>, floats: usize) {
-    buffer.reserve_exact(floats.saturating_sub(buffer.len()));
-    buffer.resize(floats, 0.0);
-}
-
 /// Makes the singular values of a matrix nearly equal to one.
 fn orthogonalize(
     cpu: Cpu,
@@ -150,16 +145,6 @@ fn turn(from: &[f32], width: usize, out: &mut [f32]) {
 
 fn as_rows(rows: &[f32], shape: Shape, turned: bool) -> Matrix<'_> {
     Matrix { shape, numbers: Numbers::Rows(rows), turned }
-}
-
-/// The product of rows with a matrix.
-fn product(cpu: Cpu, pool: &Threads, x: &[f32], matrix: Matrix, out: &mut [f32], words: &mut Vec<f32>) {
-    let Shape { rows, columns } = matrix.shape;
-    let columns = if matrix.turned { rows } else { columns };
-    let needed = floats(Form::Float, columns, x.len() / columns, pool.threads());
-    sized(words, words.len().max(needed));
-    let part = Part { matrix, bias: None, out, add: false };
-    multiply((cpu, Form::Float), pool, x, &mut [part], words);
 }
 
 #[cfg(test)]

@@ -233,6 +233,7 @@ impl<'a> Choices<'a> {
                 let constants = AdamW { betas, epsilon: number("adam_epsilon", 1e-8) };
                 match is_short && !is_muon && is_shortened(parameter) {
                     true => Rule::ShortAdamW(constants),
+                    false if self.has_short_gradients() => Rule::HalfAdamW(constants),
                     false => Rule::AdamW(constants),
                 }
             }

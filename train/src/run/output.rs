@@ -345,6 +345,7 @@ pub(super) fn resume(checkpoint: &Path, optimizer: &mut Optimizer) -> Result<Sta
     for memory in optimizer.resume(state.step) {
         let (name, count, dtype) = match &memory {
             MemoryMut::Floats(name, values) => (*name, values.len(), Dtype::F32),
+            MemoryMut::Halves(name, values) => (*name, values.len(), Dtype::Bf16),
             MemoryMut::Codes(name, codes) => (*name, codes.len(), Dtype::U8),
         };
         if count == 0 {
@@ -352,19 +353,38 @@ pub(super) fn resume(checkpoint: &Path, optimizer: &mut Optimizer) -> Result<Sta
         }
         let tensor = tensors.tensor(name).filter(|tensor| tensor.dtype == dtype && tensor.shape == [count]);
         let tensor = tensor.ok_or_else(|| refused(format!("no {count} numbers called {name}")))?;
-        let loaded = match memory {
-            MemoryMut::Floats(_, values) => tensor.load_f32(0, values, &mut Vec::new()),
-            MemoryMut::Codes(_, codes) => tensor.load(0..count).map(|bytes| codes.copy_from_slice(&bytes)),
-        };
-        loaded.map_err(|error| failed(checkpoint, error))?;
+        load(&tensor, memory).map_err(|error| failed(checkpoint, error))?;
     }
     Ok(state)
+}
+
+/// Fills a part of what is remembered, some of it at a time.
+fn load(tensor: &TensorView<'_>, memory: MemoryMut<'_>) -> io::Result<()> {
+    const STEP: usize = 1 << 18;
+    match memory {
+        MemoryMut::Floats(_, values) => {
+            let mut scratch = Vec::new();
+            let mut parts = values.chunks_mut(STEP).enumerate();
+            parts.try_for_each(|(at, part)| tensor.load_f32(at * STEP, part, &mut scratch))
+        }
+        MemoryMut::Halves(_, values) => values.chunks_mut(STEP).enumerate().try_for_each(|(at, part)| {
+            let bytes = tensor.load(2 * at * STEP..2 * (at * STEP + part.len()))?;
+            let pairs = bytes.as_chunks().0.iter();
+            part.iter_mut().zip(pairs).for_each(|(value, pair)| *value = u16::from_le_bytes(*pair));
+            Ok(())
+        }),
+        MemoryMut::Codes(_, codes) => codes.chunks_mut(STEP).enumerate().try_for_each(|(at, part)| {
+            part.copy_from_slice(&tensor.load(at * STEP..at * STEP + part.len())?);
+            Ok(())
+        }),
+    }
 }
 
 /// What an optimizer remembers.
 fn write_memory(path: &Path, memory: &[Memory<'_>]) -> Result<(), RunError> {
     let known = memory.iter().map(|memory| match memory {
         Memory::Floats(name, values) => (*name, Dtype::F32, [values.len()]),
+        Memory::Halves(name, values) => (*name, Dtype::Bf16, [values.len()]),
         Memory::Codes(name, codes) => (*name, Dtype::U8, [codes.len()]),
     });
     let known: Vec<(&str, Dtype, [usize; 1])> = known.collect();
@@ -375,6 +395,7 @@ fn write_memory(path: &Path, memory: &[Memory<'_>]) -> Result<(), RunError> {
     let outlines: Vec<Outline<'_>> = places.iter().map(outline).collect();
     Ok(write_streamed(path, &outlines, &[], |at, out| match &memory[places[at]] {
         Memory::Floats(_, values) => put(values, Dtype::F32, out),
+        Memory::Halves(_, values) => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes())),
         Memory::Codes(_, codes) => out.write_all(codes),
     })?)
 }

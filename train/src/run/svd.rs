@@ -5,13 +5,11 @@
 
 use bantam_core::Cpu;
 use bantam_core::layouts::Shape;
-use bantam_core::layouts::panels::Form;
 use bantam_core::ops::backward::numbers::{Matrix as Operand, Numbers};
-use bantam_core::ops::backward::products::{Part, floats, multiply};
-use bantam_core::ops::crew::Pool;
 use bantam_model::pool::Threads;
 
 use crate::data::Twister;
+use crate::product::product;
 
 /// The shorter side of a matrix that rotations take seconds for.
 const SMALL: usize = 384;
@@ -164,15 +162,6 @@ fn followed(
         upright(&mut right);
     }
     unreachable!("the last power returns")
-}
-
-/// Rows times a matrix.
-fn product(cpu: Cpu, pool: &Threads, x: &[f32], matrix: Operand, out: &mut [f32], words: &mut Vec<f32>) {
-    let Shape { rows, columns } = matrix.shape;
-    let columns = if matrix.turned { rows } else { columns };
-    let needed = floats(Form::Float, columns, x.len() / columns, pool.threads());
-    words.resize(words.len().max(needed), 0.0);
-    multiply((cpu, Form::Float), pool, x, &mut [Part { matrix, bias: None, out, add: false }], words);
 }
 
 fn flat(rows: &[Vec<f64>]) -> Vec<f32> {

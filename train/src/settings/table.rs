@@ -36,7 +36,6 @@ const GENERATES: &str = "it belongs to predicting, which no training does";
 const DECIDED: &str = "it says how other programs use their devices and threads";
 const NO_GALORE: &str = "train an adapter (finetuning_type: lora), which needs less memory still";
 const NO_HUB: &str = "upload the folder yourself; this program sends nothing";
-const NO_SWANLAB: &str = "it belongs to SwanLab, whose form nothing here writes";
 const FLOATS: &str = "sums, norms and losses are float32 in any case";
 const BF16: &str = "use bf16: true; float16 is not trained in";
 
@@ -184,12 +183,13 @@ const METHOD: &[Key] = &[
     done("plot_loss", Flag, "false"),
     done("include_effective_tokens_per_second", Flag, "false"),
     done("use_swanlab", Flag, "false"),
-    idle("swanlab_project", Text, "llamafactory", NO_SWANLAB),
-    idle("swanlab_workspace", Text, "null", NO_SWANLAB),
-    idle("swanlab_run_name", Text, "null", NO_SWANLAB),
-    idle("swanlab_mode", Word(&["cloud", "local"]), "cloud", NO_SWANLAB),
-    idle("swanlab_api_key", Text, "null", NO_SWANLAB),
-    idle("swanlab_logdir", Text, "null", NO_SWANLAB),
+    done("swanlab_project", Text, "llamafactory"),
+    done("swanlab_workspace", Text, "null"),
+    done("swanlab_run_name", Text, "null"),
+    // Where nobody says anything a folder is written, as by local: who asks for the cloud is refused.
+    done("swanlab_mode", Word(&["cloud", "local"]), "cloud"),
+    idle("swanlab_api_key", Text, "null", "nothing is sent: `swanlab sync` asks for the key"),
+    done("swanlab_logdir", Text, "null"),
     refused("swanlab_lark_webhook_url", Text, "null", "leave it out: no chat is written to"),
     refused("swanlab_lark_secret", Text, "null", "leave it out: no chat is written to"),
     refused("use_llama_pro", Flag, "false", "use finetuning_type: freeze with freeze_trainable_layers"),

@@ -56,8 +56,8 @@ impl Gradients {
     pub(crate) fn clear(&mut self, pool: &Threads) {
         self.factor = 1.0;
         match &mut self.store {
-            Store::Floats(all) => each_part(pool, (all, BLOCK), ([], 0), |_, part, []| part.fill(0.0)),
-            Store::Halves(all) => each_part(pool, (all, BLOCK), ([], 0), |_, part, []| part.fill(0)),
+            Store::Floats(all) => each_part(pool, (all, BLOCK), |_, part| part.fill(0.0)),
+            Store::Halves(all) => each_part(pool, (all, BLOCK), |_, part| part.fill(0)),
         }
     }
 

@@ -36,10 +36,10 @@ pub(crate) use linear::room;
 use low::Lows;
 use noise::Noise;
 use outline::{Load, Room};
-use parameters::{Parameter, Parameters, Rule};
+use parameters::{Parameter, Parameters, Remembered, Rule};
 use sites::LayerSites;
 use streams::Streams;
-pub(crate) use streams::rounded;
+pub(crate) use streams::{rounded, widened};
 
 /// Why a model cannot be trained, or a batch not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -252,12 +252,12 @@ impl Training {
     }
 
     /// Changes a parameter by a rule; memory has as many numbers. [`settle`](Self::settle) comes after the last.
-    pub(crate) fn update<const N: usize>(
+    pub(crate) fn update<const N: usize, const M: usize>(
         &mut self,
         parameter: usize,
-        memory: [&mut [f32]; N],
+        memory: Remembered<'_, N, M>,
         buffer: &mut Vec<f32>,
-        rule: impl Rule<N>,
+        rule: impl Rule<N, M>,
     ) {
         let Training { bare, parameters, gradients, .. } = self;
         parameters.update(parameter, (&mut bare.arena, &bare.pool), gradients, memory, buffer, rule);

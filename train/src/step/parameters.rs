@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use bantam_core::layouts::{FLOAT32, TILE_ROWS};
-use bantam_core::ops::share::each_part;
+use bantam_core::ops::share::each_part_beside;
 use bantam_core::{Matrix, Slot};
 use bantam_model::adapter::Adapter;
 use bantam_model::bare::Memory;
@@ -294,13 +294,40 @@ impl Parameters {
 }
 
 /// Numbers that a rule is given at once.
-const RUN: usize = 256;
+pub(crate) const RUN: usize = 256;
 /// Numbers of a tensor that lie one after another and are one thread's task.
 const PART: usize = 1 << 14;
 
-/// What a rule changes: the gradient, what is remembered of the same numbers, the numbers.
-pub(crate) trait Rule<const N: usize>: Fn(&[f32], [&mut [f32]; N], &mut [f32]) + Sync {}
-impl<const N: usize, F: Fn(&[f32], [&mut [f32]; N], &mut [f32]) + Sync> Rule<N> for F {}
+/// What is remembered of some numbers, in float32 and in bfloat16.
+pub(crate) struct Remembered<'a, const N: usize, const M: usize> {
+    pub(crate) floats: [&'a mut [f32]; N],
+    pub(crate) halves: [&'a mut [u16]; M],
+}
+
+impl<const N: usize, const M: usize> Remembered<'_, N, M> {
+    fn part(&mut self, range: Range<usize>) -> Remembered<'_, N, M> {
+        Remembered {
+            floats: self.floats.each_mut().map(|all| &mut all[range.clone()]),
+            halves: self.halves.each_mut().map(|all| &mut all[range.clone()]),
+        }
+    }
+
+    /// Of how many numbers, at least.
+    fn count(&self) -> usize {
+        let floats = self.floats.iter().map(|all| all.len());
+        floats.chain(self.halves.iter().map(|all| all.len())).min().unwrap_or(0)
+    }
+}
+
+/// What a rule changes by the gradient: what is remembered, and the numbers.
+pub(crate) trait Rule<const N: usize, const M: usize>:
+    Fn(&[f32], Remembered<'_, N, M>, &mut [f32]) + Sync
+{
+}
+impl<const N: usize, const M: usize, F: Fn(&[f32], Remembered<'_, N, M>, &mut [f32]) + Sync> Rule<N, M>
+    for F
+{
+}
 
 impl Parameter {
     /// Whether its numbers can be changed where they lie; where not, all are copied.
@@ -324,19 +351,21 @@ fn stretch(matrix: &Matrix, cut: &Cut) -> Option<Range<usize>> {
 
 impl Parameters {
     /// Changes a tensor by a rule, part by part on all threads.
-    pub(crate) fn update<const N: usize>(
+    pub(crate) fn update<const N: usize, const M: usize>(
         &mut self,
         at: usize,
         (arena, pool): (&mut Memory, &Threads),
         gradients: &Gradients,
-        mut memory: [&mut [f32]; N],
+        mut memory: Remembered<'_, N, M>,
         buffer: &mut Vec<f32>,
-        rule: impl Rule<N>,
+        rule: impl Rule<N, M>,
     ) {
         let parameter = &mut self.list[at];
         let (start, is_in_place) = (parameter.range.start, parameter.is_in_place());
-        let in_parts = |values: &mut [f32], memory| {
-            each_part(pool, (values, PART), (memory, PART), |number, values, memory| {
+        let in_parts = |values: &mut [f32], memory: Remembered<'_, N, M>| {
+            let beside = (memory.floats, memory.halves, PART);
+            each_part_beside(pool, (values, PART), beside, |number, values, floats, halves| {
+                let memory = Remembered { floats, halves };
                 in_runs(gradients, start + number * PART, memory, values, &rule);
             });
         };
@@ -352,11 +381,13 @@ impl Parameters {
                 for piece in pieces {
                     let Piece::Matrix(matrix, cut) = piece else { unreachable!("vectors are copied") };
                     let range = stretch(matrix, cut).expect("its rows lie one after another");
-                    let memory = memory.each_mut().map(|all| &mut all[range.clone()]);
+                    let memory = memory.part(range.clone());
                     let (columns, tiles) = (matrix.shape.columns, arena.floats_mut(matrix.slot));
                     let width = TILE_ROWS * columns;
-                    each_part(pool, (tiles, width), (memory, width), |number, tile, memory| {
+                    let beside = (memory.floats, memory.halves, width);
+                    each_part_beside(pool, (tiles, width), beside, |number, tile, floats, halves| {
                         let first = start + range.start + number * width;
+                        let memory = Remembered { floats, halves };
                         of_tile(gradients, (first, columns), memory, tile, &rule);
                     });
                 }
@@ -365,29 +396,30 @@ impl Parameters {
     }
 }
 
-fn in_runs<const N: usize>(
+fn in_runs<const N: usize, const M: usize>(
     gradients: &Gradients,
     start: usize,
-    mut memory: [&mut [f32]; N],
+    mut memory: Remembered<'_, N, M>,
     values: &mut [f32],
-    rule: &impl Rule<N>,
+    rule: &impl Rule<N, M>,
 ) {
     let mut gradient = [0.0; RUN];
     for (number, values) in values.chunks_mut(RUN).enumerate() {
         let (first, gradient) = (number * RUN, &mut gradient[..values.len()]);
         gradients.read(start + first..start + first + values.len(), gradient);
-        rule(gradient, memory.each_mut().map(|all| &mut all[first..][..values.len()]), values);
+        rule(gradient, memory.part(first..first + values.len()), values);
     }
 }
 
 /// The same of a float32 tile, whose rows are turned over for it.
-fn of_tile<const N: usize>(
+fn of_tile<const N: usize, const M: usize>(
     gradients: &Gradients,
     (start, columns): (usize, usize),
-    mut memory: [&mut [f32]; N],
+    mut memory: Remembered<'_, N, M>,
     tile: &mut [f32],
-    rule: &impl Rule<N>,
+    rule: &impl Rule<N, M>,
 ) {
+    let count = memory.count();
     let mut rows = [[0.0; RUN]; TILE_ROWS];
     for (number, words) in tile.chunks_mut(RUN * TILE_ROWS).enumerate() {
         let words = words.as_chunks_mut::<TILE_ROWS>().0;
@@ -397,11 +429,10 @@ fn of_tile<const N: usize>(
         // Of the last tile of a matrix not all rows are there.
         for (row, values) in rows.iter_mut().enumerate() {
             let first = row * columns + number * RUN;
-            let memory = memory.each_mut().map(|all| all.get_mut(first..first + words.len()));
-            if memory.iter().any(Option::is_none) {
+            if first + words.len() > count {
                 break;
             }
-            let memory = memory.map(|part| part.expect("it is there"));
+            let memory = memory.part(first..first + words.len());
             in_runs(gradients, start + first, memory, &mut values[..words.len()], rule);
         }
         for (column, word) in words.iter_mut().enumerate() {

@@ -6,6 +6,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bantam_model::hub;
+
 use super::error::PullError;
 
 const ENDPOINT: &str = "https://huggingface.co";
@@ -64,19 +66,7 @@ impl Hub {
 
 /// The folder `hub` of huggingface_hub's cache; nothing where no variable says where that is.
 pub(crate) fn cache(variable: Variable<'_>) -> Option<PathBuf> {
-    let folder = |name| path(variable, name);
-    let folder = folder("HF_HUB_CACHE")
-        .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
-        .or_else(|| Some(home(variable)?.join("hub")))?;
-    std::path::absolute(folder).ok()
-}
-
-/// `HF_HOME`.
-fn home(variable: Variable<'_>) -> Option<PathBuf> {
-    let folder = |name| path(variable, name);
-    folder("HF_HOME")
-        .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("huggingface")))
-        .or_else(|| Some(folder("HOME")?.join(".cache/huggingface")))
+    std::path::absolute(hub::cache(variable)?).ok()
 }
 
 fn token(variable: Variable<'_>) -> Result<Option<Token>, PullError> {
@@ -86,7 +76,8 @@ fn token(variable: Variable<'_>) -> Result<Option<Token>, PullError> {
     let named = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
     let named = named.into_iter().find_map(|name| Some((name.to_owned(), text(variable, name)?)));
     let file = || {
-        let place = path(variable, "HF_TOKEN_PATH").or_else(|| Some(home(variable)?.join("token")))?;
+        let token = || Some(hub::home(variable)?.join("token"));
+        let place = hub::path(variable, "HF_TOKEN_PATH").or_else(token)?;
         Some((place.display().to_string(), short_text(&place)?))
     };
     let Some((origin, text)) = named.or_else(file) else { return Ok(None) };
@@ -110,15 +101,6 @@ fn text(variable: Variable<'_>, name: &str) -> Option<String> {
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// A folder or file; `~` is the home.
-fn path(variable: Variable<'_>, name: &str) -> Option<PathBuf> {
-    let given = PathBuf::from(variable(name).filter(|value| !value.is_empty())?);
-    match given.strip_prefix("~") {
-        Ok(rest) => Some(PathBuf::from(variable("HOME")?).join(rest)),
-        Err(_) => Some(given),
-    }
-}
-
 fn is_true(variable: Variable<'_>, name: &str) -> bool {
     text(variable, name)
         .is_some_and(|text| ["1", "on", "yes", "true"].contains(&text.to_lowercase().as_str()))
@@ -133,21 +115,6 @@ mod tests {
         let pairs: Vec<(String, OsString)> =
             pairs.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
         move |name| pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
-    }
-
-    #[test]
-    fn the_cache_lies_where_huggingface_hub_has_it() {
-        for (pairs, expected) in [
-            (&[("HOME", "/h")][..], "/h/.cache/huggingface/hub"),
-            (&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")], "/x/huggingface/hub"),
-            (&[("HOME", "/h"), ("HF_HOME", "~/models")], "/h/models/hub"),
-            (&[("HF_HOME", "/a"), ("HF_HUB_CACHE", "/b")], "/b"),
-            (&[("HF_HOME", "/a"), ("HUGGINGFACE_HUB_CACHE", "/c")], "/c"),
-            (&[("HF_HOME", ""), ("HOME", "/h")], "/h/.cache/huggingface/hub"),
-        ] {
-            assert_eq!(cache(&with(pairs)).unwrap(), Path::new(expected), "{pairs:?}");
-        }
-        assert_eq!(cache(&with(&[])), None);
     }
 
     #[test]

@@ -11,9 +11,41 @@ use ureq::{Agent, http};
 
 /// A server that says nothing for so long is not there.
 const SILENCE: Duration = Duration::from_secs(10);
-/// When one that failed is asked again.
-pub(super) const PAUSE: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
+
+/// A way to one server.
+#[derive(Debug)]
+pub(super) struct Line {
+    agent: Agent,
+    /// Who asks, as a header says it.
+    pass: Option<String>,
+}
+
+impl Line {
+    pub(super) fn new(address: &str, pass: Option<String>) -> Line {
+        Line { agent: agent(address), pass }
+    }
+
+    /// Asks for something.
+    pub(super) fn get(&self, address: &str) -> io::Result<http::Response<ureq::Body>> {
+        let request = self.signed(http::Request::get(address)).body(()).map_err(io::Error::other)?;
+        self.agent.run(request).map_err(io::Error::other)
+    }
+
+    /// Posts something, and reads the answer.
+    pub(super) fn post(&self, address: &str, body: &Value) -> io::Result<Value> {
+        let request = http::Request::post(address).header("content-type", "application/json");
+        let request = self.signed(request).body(body.to_string()).map_err(io::Error::other)?;
+        read(self.agent.run(request).map_err(io::Error::other)?)
+    }
+
+    fn signed(&self, request: http::request::Builder) -> http::request::Builder {
+        match &self.pass {
+            Some(pass) => request.header("authorization", pass),
+            None => request,
+        }
+    }
+}
 
 /// An address without the name and password that may stand in it.
 pub(super) fn shown(address: &str) -> String {
@@ -63,7 +95,7 @@ pub(super) fn in_64(bytes: &[u8]) -> String {
 }
 
 /// Asks one server, by a proxy where the environment names one; never one on this machine.
-pub(super) fn agent(address: &str) -> Agent {
+fn agent(address: &str) -> Agent {
     let known = rustls_native_certs::load_native_certs().certs;
     let known =
         known.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect::<Vec<_>>();

@@ -1,12 +1,15 @@
-//! Who is told of a run besides its own files: TensorBoard, Weights & Biases (a folder to send later), MLflow. Each is
-//! files in the form of that program; only where the user names an MLflow server (`server.rs`) or wants a run of
-//! Weights & Biases to be online (`online.rs`), a server is told.
+//! Who is told of a run besides its own files: TensorBoard, Weights & Biases and SwanLab (folders to send later),
+//! MLflow. Each is files in the form of that program; only where the user names an MLflow server (`server.rs`) or wants
+//! a run of Weights & Biases to be online (`online.rs`), a server is told.
 
+mod frames;
 mod line;
 mod mlflow;
 mod online;
 mod server;
+mod swanlab;
 mod tensorboard;
+mod waiting;
 mod wandb;
 mod wire;
 
@@ -75,6 +78,14 @@ impl Reports {
                     let folder = settings.root().join(mlflow::folder().unwrap_or_default());
                     (folder.clone(), mlflow::Store::new(&folder, &begin).map(|made| Box::new(made) as _))
                 }
+                "swanlab" if swanlab::is_disabled() => {
+                    reports.notes.push("report_to: swanlab is off by SWANLAB_MODE".to_owned());
+                    continue;
+                }
+                "swanlab" => {
+                    let folder = swanlab::folder(settings);
+                    (folder.clone(), swanlab::Offline::new(&folder, &begin).map(|made| Box::new(made) as _))
+                }
                 _ if wandb::is_disabled() => {
                     reports.notes.push("report_to: wandb is off by WANDB_DISABLED or WANDB_MODE".to_owned());
                     continue;
@@ -94,6 +105,9 @@ impl Reports {
             reports.notes.push(match name.as_str() {
                 "wandb" if !online::is_asked() => {
                     format!("wandb: nothing is sent; afterwards, `wandb sync {place}` does that")
+                }
+                "swanlab" => {
+                    format!("swanlab: nothing is sent; afterwards, `swanlab sync {place}` does that (0.8 or newer)")
                 }
                 _ => format!("{name}: {place}"),
             });
@@ -152,7 +166,11 @@ fn grouped(name: &str) -> String {
 fn names(settings: &Settings) -> Vec<String> {
     let mut names = settings.names("report_to").unwrap_or_default();
     names.retain(|name| !matches!(name.as_str(), "none" | "null" | ""));
-    names.dedup();
+    if settings.flag("use_swanlab") {
+        names.push("swanlab".to_owned());
+    }
+    let mut known = std::collections::BTreeSet::new();
+    names.retain(|name| known.insert(name.clone()));
     names
 }
 
@@ -165,7 +183,7 @@ pub(super) fn complaints(settings: &Settings) -> Vec<(&'static str, String)> {
                 "WANDB_MODE=online without WANDB_API_KEY; set it, or leave WANDB_MODE out, which sends nothing"
                     .to_owned()
             }
-            "tensorboard" | "wandb" => continue,
+            "tensorboard" | "wandb" | "swanlab" => continue,
             "mlflow" if mlflow::folder().is_some() || server::address().is_some() => continue,
             "mlflow" => {
                 "an MLFLOW_TRACKING_URI that is neither http nor a folder; leave it out, which writes ./mlruns"
@@ -174,11 +192,18 @@ pub(super) fn complaints(settings: &Settings) -> Vec<(&'static str, String)> {
             "all" => "all: name those that are to be told".to_owned(),
             other => format!("{}: none writes its form", bantam_model::foreign::clipped(other)),
         };
-        found.push(("report_to", format!("expected tensorboard, wandb, mlflow or none, found {instead}")));
+        found.push((
+            "report_to",
+            format!("expected tensorboard, wandb, swanlab, mlflow or none, found {instead}"),
+        ));
     }
-    if settings.flag("use_swanlab") {
-        let words = "none writes SwanLab's form; use report_to: tensorboard, which `swanlab convert` reads";
-        found.push(("use_swanlab", words.to_owned()));
+    let is_swanlab = names(settings).iter().any(|name| name == "swanlab") && !swanlab::is_disabled();
+    let is_cloud =
+        settings.is_given("swanlab_mode") && settings.text("swanlab_mode").as_deref() == Some("cloud");
+    if is_swanlab && is_cloud {
+        let words =
+            "expected local, found cloud: SwanLab's own is not told; `swanlab sync` sends the run's folder";
+        found.push(("swanlab_mode", words.to_owned()));
     }
     found
 }

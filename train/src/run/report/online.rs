@@ -1,26 +1,22 @@
 //! A run told to a server of Weights & Biases, where `WANDB_MODE` is `online`: what its own client sends, which is a
 //! question of GraphQL that makes the run, and then lines of its history.
 //!
-//! At the beginning the server must answer. A run does not end because of a server that is gone later: lines wait and
-//! are sent with the next ones, and what could not be sent at the end is said.
+//! At the beginning the server must answer. A run does not end because of a server that is gone later (`waiting.rs`).
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use ureq::{Agent, http};
 
-use super::line::{PAUSE, agent, in_64, percented, read, shown};
+use super::line::{Line, in_64, percented, shown};
+use super::waiting::Waiting;
 use super::{Begin, Reporter, grouped, host, now, unique, variable};
 
 /// The server that the client asks where no other is named.
 const SERVER: &str = "https://api.wandb.ai";
 /// Lines come no more often than this: the server counts its questions.
 const OFTEN: Duration = Duration::from_secs(5);
-/// What is sent at once, and what is kept.
-const LINES_MAX: usize = 1000;
-const WAITING_MAX: usize = 1_000_000;
 
 const UPSERT: &str = "mutation UpsertBucket($name: String, $project: String, $entity: String, $displayName: String, \
     $config: JSONString, $host: String) { upsertBucket(input: {name: $name, modelName: $project, entityName: $entity, \
@@ -45,34 +41,28 @@ pub(super) fn address() -> String {
 /// A run there.
 #[derive(Debug)]
 pub(super) struct Online {
-    agent: Agent,
+    line: Line,
     place: PathBuf,
-    pass: String,
     /// Where its lines go.
     stream: String,
     /// Lines of its history that are sent, and those that are not.
     sent: usize,
-    waiting: Vec<String>,
+    waiting: Waiting<String>,
     summary: Map<String, Value>,
     begun: f64,
-    last: Option<Instant>,
-    failed: Option<(Instant, String)>,
 }
 
 impl Online {
     pub(super) fn new(address: &str, key: &str, begin: &Begin<'_>) -> io::Result<Online> {
         let base = address.trim_end_matches('/');
         let mut run = Online {
-            agent: agent(address),
+            line: Line::new(address, Some(format!("Basic {}", in_64(format!("api:{key}").as_bytes())))),
             place: PathBuf::new(),
-            pass: format!("Basic {}", in_64(format!("api:{key}").as_bytes())),
             stream: String::new(),
             sent: 0,
-            waiting: Vec::new(),
+            waiting: Waiting::new(OFTEN),
             summary: Map::new(),
             begun: now().as_secs_f64(),
-            last: None,
-            failed: None,
         };
         let config: Map<String, Value> =
             begin.settings.given().map(|(key, value)| (key.to_owned(), json!({ "value": value }))).collect();
@@ -85,7 +75,7 @@ impl Online {
             "host": host(),
         });
         let question = json!({ "query": UPSERT, "variables": variables });
-        let answer = run.told(&format!("{base}/graphql"), &question)?;
+        let answer = run.line.post(&format!("{base}/graphql"), &question)?;
         let bucket = &answer["data"]["upsertBucket"]["bucket"];
         let names = [&bucket["project"]["entity"]["name"], &bucket["project"]["name"], &bucket["name"]];
         let [Some(entity), Some(project), Some(name)] = names.map(Value::as_str) else {
@@ -101,40 +91,18 @@ impl Online {
         Ok(run)
     }
 
-    /// Posts something, and reads the answer.
-    fn told(&self, address: &str, body: &Value) -> io::Result<Value> {
-        let request = http::Request::post(address).header("content-type", "application/json");
-        let request = request.header("authorization", &self.pass).body(body.to_string());
-        read(self.agent.run(request.map_err(io::Error::other)?).map_err(io::Error::other)?)
-    }
-
-    /// Sends what waits, unless that was done or failed a moment ago.
     fn send(&mut self, is_last: bool) {
-        let is_early = self.last.is_some_and(|at| at.elapsed() < OFTEN)
-            || self.failed.as_ref().is_some_and(|(at, _)| at.elapsed() < PAUSE);
-        if is_early && !is_last {
-            return;
-        }
-        self.last = Some(Instant::now());
-        while !self.waiting.is_empty() {
-            let count = self.waiting.len().min(LINES_MAX);
-            let summary = Value::Object(self.summary.clone()).to_string();
+        let Online { line, stream, sent, waiting, summary, .. } = self;
+        waiting.send(is_last, |lines| {
+            let summary = Value::Object(summary.clone()).to_string();
             let told = json!({ "files": {
-                "wandb-history.jsonl": { "offset": self.sent, "content": self.waiting[..count] },
+                "wandb-history.jsonl": { "offset": *sent, "content": lines },
                 "wandb-summary.json": { "offset": 0, "content": [summary] },
             } });
-            match self.told(&self.stream, &told) {
-                Ok(_) => {
-                    self.sent += count;
-                    self.waiting.drain(..count);
-                }
-                Err(error) => {
-                    self.failed = Some((Instant::now(), error.to_string()));
-                    return;
-                }
-            }
-        }
-        self.failed = None;
+            line.post(stream, &told)?;
+            *sent += lines.len();
+            Ok(())
+        });
     }
 }
 
@@ -149,9 +117,7 @@ impl Reporter for Online {
         line.insert("_runtime".to_owned(), (now - self.begun).into());
         line.insert("_timestamp".to_owned(), now.into());
         self.summary.extend(line.clone());
-        if self.waiting.len() < WAITING_MAX {
-            self.waiting.push(Value::Object(line).to_string());
-        }
+        self.waiting.push([Value::Object(line).to_string()]);
         self.send(false);
         Ok(())
     }
@@ -170,10 +136,9 @@ impl Reporter for Online {
             "complete": true,
             "exitcode": if is_done { 0 } else { 255 },
         });
-        if self.failed.is_none()
-            && let Err(error) = self.told(&self.stream, &told)
-        {
-            self.failed = Some((Instant::now(), error.to_string()));
+        if !self.waiting.has_failed() {
+            let told = self.line.post(&self.stream, &told);
+            self.waiting.note(told);
         }
         Ok(())
     }
@@ -183,9 +148,7 @@ impl Reporter for Online {
     }
 
     fn trouble(&self) -> Option<String> {
-        let (_, why) = self.failed.as_ref()?;
-        let (count, place) = (self.waiting.len(), self.place.display());
-        Some(format!("wandb: {place}: {why}; {count} lines were not sent, trainer_log.jsonl has them"))
+        self.waiting.trouble("wandb", &self.place, "lines")
     }
 }
 
@@ -242,7 +205,7 @@ mod tests {
         assert_eq!((&summary["train_loss"], &summary["train/loss"]), (&json!(2.25), &json!(2.0)));
         assert_eq!((&all[3].1["complete"], &all[3].1["exitcode"]), (&json!(true), &json!(0)));
         // The agent lets go of its connection, and nobody is there for another.
-        run.agent = agent(&address);
+        run.line = Line::new(&address, None);
         served.join().unwrap();
         run.log(3, &[("loss", 1.0)]).unwrap();
         run.end(false).unwrap();

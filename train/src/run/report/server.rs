@@ -1,22 +1,19 @@
 //! A run told to MLflow's server by its REST interface, where `MLFLOW_TRACKING_URI` names one.
 //!
-//! At the beginning the server must answer. A run does not end because of a server that is gone later: figures wait and
-//! are sent with the next ones, and what could not be sent at the end is said.
+//! At the beginning the server must answer. A run does not end because of a server that is gone later (`waiting.rs`).
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use ureq::{Agent, http};
 
-use super::line::{PAUSE, agent, in_64, percented, read, shown};
+use super::line::{Line, in_64, percented, read, shown};
+use super::waiting::Waiting;
 use super::{Begin, Reporter, now, variable};
 
-/// What the server takes at once, and what is kept for it.
-const METRICS_MAX: usize = 1000;
+/// What the server takes at once.
 const PARAMETERS_MAX: usize = 100;
-const WAITING_MAX: usize = 1_000_000;
 /// What a parameter may be long.
 const PARAMETER_MAX: usize = 500;
 
@@ -29,26 +26,22 @@ pub(super) fn address() -> Option<String> {
 /// A run there.
 #[derive(Debug)]
 pub(super) struct Server {
-    agent: Agent,
+    line: Line,
     address: PathBuf,
     base: String,
-    pass: Option<String>,
     run: String,
     /// Figures that are not sent yet.
-    waiting: Vec<Value>,
-    failed: Option<(Instant, String)>,
+    waiting: Waiting<Value>,
 }
 
 impl Server {
     pub(super) fn new(address: &str, begin: &Begin<'_>) -> io::Result<Server> {
         let mut server = Server {
-            agent: agent(address),
+            line: Line::new(address, pass()),
             address: shown(address).into(),
             base: format!("{}/api/2.0/mlflow", address.trim_end_matches('/')),
-            pass: pass(),
             run: String::new(),
-            waiting: Vec::new(),
-            failed: None,
+            waiting: Waiting::new(Duration::ZERO),
         };
         let experiment = server.experiment()?;
         let user = variable("USER").unwrap_or_else(|| "unknown".to_owned());
@@ -73,10 +66,9 @@ impl Server {
     /// The experiment that the environment names, made where it is not there.
     fn experiment(&self) -> io::Result<String> {
         let name = variable("MLFLOW_EXPERIMENT_NAME").unwrap_or_else(|| "Default".to_owned());
-        let query = format!("{}/experiments/get-by-name", self.base);
-        let request = self.signed(http::Request::get(query)).body(()).map_err(io::Error::other)?;
         // Names may have any letters: the client writes them as an address has them.
-        let answer = self.agent.run(named(request, &name)?).map_err(io::Error::other)?;
+        let query = format!("{}/experiments/get-by-name?experiment_name={}", self.base, percented(&name));
+        let answer = self.line.get(&query)?;
         let told = match answer.status().as_u16() {
             404 => {
                 // To the end, or the next question needs another connection.
@@ -89,39 +81,16 @@ impl Server {
         found.ok_or_else(|| io::Error::other("expected the id of an experiment, found none"))
     }
 
-    fn signed(&self, request: http::request::Builder) -> http::request::Builder {
-        match &self.pass {
-            Some(pass) => request.header("authorization", pass),
-            None => request,
-        }
-    }
-
     /// Posts something, and reads the answer.
     fn told(&self, what: &str, body: &Value) -> io::Result<Value> {
-        let request =
-            http::Request::post(format!("{}/{what}", self.base)).header("content-type", "application/json");
-        let request = self.signed(request).body(body.to_string()).map_err(io::Error::other)?;
-        read(self.agent.run(request).map_err(io::Error::other)?)
+        self.line.post(&format!("{}/{what}", self.base), body)
     }
 
-    /// Sends what waits, unless the server failed a moment ago.
     fn send(&mut self, is_last: bool) {
-        let is_early = self.failed.as_ref().is_some_and(|(at, _)| at.elapsed() < PAUSE);
-        if is_early && !is_last {
-            return;
-        }
-        while !self.waiting.is_empty() {
-            let count = self.waiting.len().min(METRICS_MAX);
-            let told = json!({ "run_id": self.run, "metrics": self.waiting[..count] });
-            match self.told("runs/log-batch", &told) {
-                Ok(_) => drop(self.waiting.drain(..count)),
-                Err(error) => {
-                    self.failed = Some((Instant::now(), error.to_string()));
-                    return;
-                }
-            }
-        }
-        self.failed = None;
+        let (line, address) = (&self.line, format!("{}/runs/log-batch", self.base));
+        self.waiting.send(is_last, |metrics| {
+            line.post(&address, &json!({ "run_id": self.run, "metrics": metrics })).map(drop)
+        });
     }
 }
 
@@ -131,8 +100,7 @@ impl Reporter for Server {
         let told = figures
             .iter()
             .map(|(name, value)| json!({ "key": name, "value": value, "timestamp": time, "step": step }));
-        self.waiting.extend(told);
-        self.waiting.truncate(WAITING_MAX);
+        self.waiting.push(told);
         self.send(false);
         Ok(())
     }
@@ -145,9 +113,8 @@ impl Reporter for Server {
         self.send(true);
         let status = if is_done { "FINISHED" } else { "KILLED" };
         let told = json!({ "run_id": self.run, "status": status, "end_time": now().as_millis() as u64 });
-        if let Err(error) = self.told("runs/update", &told) {
-            self.failed = Some((Instant::now(), error.to_string()));
-        }
+        let told = self.told("runs/update", &told);
+        self.waiting.note(told);
         Ok(())
     }
 
@@ -156,17 +123,8 @@ impl Reporter for Server {
     }
 
     fn trouble(&self) -> Option<String> {
-        let (_, why) = self.failed.as_ref()?;
-        let (count, place) = (self.waiting.len(), self.address.display());
-        Some(format!("mlflow: {place}: {why}; {count} figures were not sent, trainer_log.jsonl has them"))
+        self.waiting.trouble("mlflow", &self.address, "figures")
     }
-}
-
-/// A request for something by its name.
-fn named(mut request: http::Request<()>, name: &str) -> io::Result<http::Request<()>> {
-    let query = format!("{}?experiment_name={}", request.uri(), percented(name));
-    *request.uri_mut() = query.parse().map_err(io::Error::other)?;
-    Ok(request)
 }
 
 /// Who asks, as MLflow's own client says it.
@@ -226,7 +184,7 @@ mod tests {
         assert_eq!(batches[1]["metrics"][0]["step"], 1);
         assert_eq!(told("runs/update")["status"], "FINISHED");
         // The agent lets go of its connection, and nobody is there for another.
-        server.agent = agent(&address);
+        server.line = Line::new(&address, None);
         served.join().unwrap();
         server.log(2, &[("loss", 2.0)]).unwrap();
         server.end(false).unwrap();

@@ -1,23 +1,17 @@
 //! A run of Weights & Biases as its client keeps one that was offline: `run-ID.wandb`, records of protocol buffers in
-//! the frames of LevelDB's log. `wandb sync FOLDER` sends it.
+//! frames (`frames.rs`). `wandb sync FOLDER` sends it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::super::picture::checksum;
+use super::frames::Frames;
 use super::wire::Message;
 use super::{Begin, Reporter, grouped, host, now, stamp, unique, variable};
 
-const BLOCK: usize = 32 << 10;
-const HEADER: usize = 7;
-/// Kinds of frames: a whole record, or its beginning, middle and end.
-const FULL: u8 = 1;
-const FIRST: u8 = 2;
-const MIDDLE: u8 = 3;
-const LAST: u8 = 4;
+const HEADER: &[u8; 7] = b":W&B\xe1\xbe\x00";
 /// How the client's own versions that read this form call themselves.
 const PRODUCER: &str = "0.18.0";
 
@@ -48,7 +42,7 @@ impl Offline {
         let id = variable("WANDB_RUN_ID").filter(|id| is_plain(id)).unwrap_or_else(|| unique(8));
         let folder = runs.join(format!("offline-run-{}-{id}", stamp("%Y%m%d_%H%M%S")));
         fs::create_dir_all(folder.join("files"))?;
-        let frames = Frames::new(&folder.join(format!("run-{id}.wandb")))?;
+        let frames = Frames::new(&folder.join(format!("run-{id}.wandb")), HEADER)?;
         let begun = now();
         let mut run = Offline { frames, folder, records: 0, entries: 0, begun: begun.as_secs_f64() };
         let version = Message::default().text(1, PRODUCER).text(2, PRODUCER);
@@ -104,7 +98,7 @@ impl Reporter for Offline {
         // A run that was ended by a signal is what the client calls one that crashed.
         let exit = Message::default().number(1, if is_done { 0 } else { 255 }).number(2, seconds);
         self.write(18, exit)?;
-        self.frames.file.sync_all()
+        self.frames.sync()
     }
 
     fn folder(&self) -> &Path {
@@ -122,99 +116,9 @@ fn is_plain(name: &str) -> bool {
     name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }
 
-/// Records in blocks.
-#[derive(Debug)]
-struct Frames {
-    file: File,
-    at: usize,
-}
-
-impl Frames {
-    fn new(path: &Path) -> io::Result<Frames> {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        file.write_all(b":W&B\xe1\xbe\x00")?;
-        Ok(Frames { file, at: HEADER })
-    }
-
-    fn write(&mut self, record: &[u8]) -> io::Result<()> {
-        let (bytes, at) = framed(record, self.at);
-        self.at = at;
-        self.file.write_all(&bytes)
-    }
-}
-
-/// A record in frames that begin at a place of the file, and the place behind them.
-fn framed(mut record: &[u8], mut at: usize) -> (Vec<u8>, usize) {
-    let (begun, mut bytes) = (at, Vec::new());
-    let mut is_first = true;
-    loop {
-        let room = BLOCK - at % BLOCK;
-        if room < HEADER {
-            bytes.resize(bytes.len() + room, 0);
-            at = begun + bytes.len();
-            continue;
-        }
-        let (part, rest) = record.split_at(record.len().min(room - HEADER));
-        let kind = match (is_first, rest.is_empty()) {
-            (true, true) => FULL,
-            (true, false) => FIRST,
-            (false, false) => MIDDLE,
-            (false, true) => LAST,
-        };
-        let summed = checksum(&[&[kind], part].concat());
-        bytes.extend(summed.to_le_bytes());
-        bytes.extend((part.len() as u16).to_le_bytes());
-        bytes.push(kind);
-        bytes.extend(part);
-        at = begun + bytes.len();
-        if rest.is_empty() {
-            return (bytes, at);
-        }
-        (record, is_first) = (rest, false);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Frames read as the client reads them.
-    fn read(mut bytes: &[u8]) -> Vec<Vec<u8>> {
-        let (mut at, mut records, mut open) = (0, Vec::new(), Vec::new());
-        while !bytes.is_empty() {
-            let room = BLOCK - at % BLOCK;
-            let taken = match room < HEADER {
-                true => room,
-                false => {
-                    let length = usize::from(u16::from_le_bytes([bytes[4], bytes[5]]));
-                    let (kind, part) = (bytes[6], &bytes[HEADER..HEADER + length]);
-                    assert_eq!(bytes[..4], checksum(&[&[kind], part].concat()).to_le_bytes());
-                    open.extend(part);
-                    if kind == FULL || kind == LAST {
-                        records.push(std::mem::take(&mut open));
-                    }
-                    HEADER + length
-                }
-            };
-            at += taken;
-            bytes = &bytes[taken..];
-        }
-        records
-    }
-
-    #[test]
-    fn records_of_any_length_are_framed() {
-        let lengths = [0, 1, BLOCK - 7 - 7 - 8, 3, BLOCK - 7, 1, 3 * BLOCK, BLOCK - 14 - 5, 20];
-        let records: Vec<Vec<u8>> = lengths.iter().map(|&length| vec![length as u8; length]).collect();
-        let (mut bytes, mut at) = (Vec::new(), 0);
-        for record in &records {
-            let (more, next) = framed(record, at);
-            bytes.extend(more);
-            at = next;
-        }
-        assert!(read(&bytes) == records);
-        assert_eq!(at, bytes.len());
-    }
 
     #[test]
     fn names_of_runs_lead_nowhere() {

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bantam_core::Cpu;
+use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::Chunk;
 use bantam_model::source::Source;
 use bantam_tests::{model_folder, options, trained};
@@ -632,6 +633,59 @@ fn a_new_adapter_begins_where_others_ended_that_become_part_of_the_model() {
     assert!(new.checkpoints().iter().all(|name| !name.starts_with('.')), "{:?}", new.checkpoints());
     let base = new.json("adapter_config.json")["base_model_name_or_path"].as_str().unwrap().to_owned();
     assert!(base.ends_with("llama-tied"), "{base}");
+}
+
+/// Of PEFT 0.18.1 over transformers 4.57.6, after `set_seed(42)`: modules in the order in which they are made.
+#[test]
+fn the_first_numbers_of_an_adapter_of_experts_are_those_of_peft() {
+    const FIRST: [(&str, [f32; 2]); 4] = [
+        ("layers.0.block_sparse_moe.gate", [0.009_372_331, -0.017_922_336]),
+        ("layers.0.block_sparse_moe.experts.0.w2", [-0.077_863_24, -0.030_830_398]),
+        ("layers.0.block_sparse_moe.experts.0.w3", [0.082_054_146, 0.019_120_233]),
+        ("layers.1.self_attn.q_proj", [0.014_355_143, 0.030_420_119]),
+    ];
+    let scratch = Scratch::new("first");
+    let yaml =
+        "finetuning_type: lora\nlora_rank: 4\nlora_target: all\nseed: 42\nlearning_rate: 0.0\nmax_steps: 1\n";
+    let run = scratch.train("mixtral", "out", yaml, None).unwrap_or_else(|error| panic!("{error}"));
+    let adapter = Checkpoint::open(&run.output.join("adapter_model.safetensors")).unwrap();
+    for (module, wanted) in FIRST {
+        let name = format!("base_model.model.model.{module}.lora_A.weight");
+        let mut found = [0.0; 2];
+        adapter.tensor(&name).unwrap_or_else(|| panic!("no {name}")).read_f32(0, &mut found);
+        assert!(found.iter().zip(wanted).all(|(x, y)| (x - y).abs() < 1e-7), "{module}: {found:?}");
+    }
+}
+
+#[test]
+fn a_run_goes_on_from_its_own_last_checkpoint() {
+    let scratch = Scratch::new("again");
+    let yaml = |more: &str| format!("{LORA}save_steps: 1\noverwrite_output_dir: true\n{more}");
+    scratch.train("llama-tied", "out", &yaml("max_steps: 4\n"), None).unwrap();
+    scratch.train("llama-tied", "out", &yaml("max_steps: 3\n"), Some(2)).unwrap();
+    let again = yaml("max_steps: 3\nresume_from_checkpoint: true\n");
+    let run = scratch.train("llama-tied", "out", &again, None).unwrap();
+    assert_eq!(run.seen.losses.len(), 1, "one step was left: {:?}", run.seen.losses);
+}
+
+#[test]
+fn a_step_whose_gradients_are_no_numbers_changes_nothing() {
+    let scratch = Scratch::new("far");
+    let yaml = "finetuning_type: full\noptim: sgd\nlearning_rate: 1.0e+37\nlr_scheduler_type: constant\n\
+                max_grad_norm: 0\nmax_steps: 6\nsave_steps: 1\n";
+    let error = scratch.train("llama-tied", "out", yaml, None).unwrap_err().to_string();
+    assert!(error.contains("expected gradients") || error.contains("expected a loss"), "{error}");
+    for entry in fs::read_dir(scratch.0.join("out")).unwrap() {
+        let path = entry.unwrap().path().join("model.safetensors");
+        let Ok(checkpoint) = Checkpoint::open(&path) else { continue };
+        for tensor in checkpoint.tensors() {
+            let mut values = vec![0.0f32; tensor.elements()];
+            tensor.read_f32(0, &mut values);
+            assert!(values.iter().all(|x| x.is_finite()), "{}: {}", path.display(), tensor.name);
+        }
+    }
+    let found = scratch.refused("adam_beta1: 1.0");
+    assert!(found.contains("adam_beta1") && found.contains("from 0 to 0.999999"), "{found}");
 }
 
 #[test]

@@ -86,6 +86,18 @@ pub fn places(plan: &Plan, checkpoint: &Checkpoint) -> Places {
     plan.fills.iter().filter_map(find).collect()
 }
 
+/// Of a file's numbers, how many bytes are checked before they are given back.
+const CHECKED_BYTES: usize = 16 << 20;
+
+/// Row and column of the first bfloat16 that is none, in rows of so many bytes.
+fn no_number(bytes: &[u8], width: usize) -> Option<(usize, usize)> {
+    let is_number = |half: &[u8; 2]| u16::from_le_bytes(*half) & 0x7f80 != 0x7f80;
+    let rows = bytes.chunks_exact(width).map(|row| row.as_chunks().0);
+    let mut wrong = rows.enumerate().filter(|(_, row)| !row.iter().fold(true, |all, x| all & is_number(x)));
+    let (number, row) = wrong.next()?;
+    Some((number, row.iter().position(|half| !is_number(half))?))
+}
+
 /// Whether a slot of a plan is filled for training.
 pub fn is_filled(fill: &Fill, places: &Places) -> bool {
     !matches!(fill, Fill::Low(_)) && !places.contains_key(&fill.slot().offset)
@@ -173,26 +185,22 @@ impl Bare {
         is_unwritten && !self.watches.iter().any(Watch::has_failed)
     }
 
-    /// As weights that are loaded are checked.
+    /// As weights that are loaded are checked, with as little of the files in memory as steps have.
     fn check_numbers(&self) -> Result<(), WeightsError> {
         for fill in &self.plan.fills {
             let Fill::Matrix { matrix, origin: Origin::Tensor(name), .. } = fill else { continue };
             let Some(place) = self.places.get(&matrix.slot.offset) else { continue };
-            let lying = self.lying(*place);
-            let is_number = |half: &[u8; 2]| u16::from_le_bytes(*half) & 0x7f80 != 0x7f80;
-            for row in lying.bytes.chunks_exact(2 * place.columns).enumerate() {
-                let halves = row.1.as_chunks().0;
-                if halves.iter().fold(true, |all, half| all & is_number(half)) {
-                    continue;
+            let map = self.checkpoint.map(place.shard).expect("a place is in a mapped file");
+            let width = 2 * place.columns;
+            let step = (CHECKED_BYTES / width).max(1) * width;
+            for start in (place.start..place.end).step_by(step) {
+                let part = start..place.end.min(start + step);
+                if let Some((row, column)) = no_number(&map.bytes()[part.clone()], width) {
+                    let tensor = self.checkpoint.tensor(name).expect("it has a place");
+                    return Err(weights::not_finite(&tensor, (start - place.start) / width + row, column));
                 }
-                let column = halves.iter().position(|half| !is_number(half)).unwrap_or_default();
-                let tensor = self.checkpoint.tensor(name).expect("it has a place");
-                return Err(weights::not_finite(&tensor, row.0, column));
+                map.forget(part);
             }
-            self.checkpoint
-                .map(place.shard)
-                .expect("a place is in a mapped file")
-                .forget(place.start..place.end);
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! How long a client waits. The transport has a timer for it that knows nothing of codes and says "cancelled": here it is
-//! a deadline, and it comes first.
+//! How long a client waits. The transport has a timer for it that knows nothing of codes and says "cancelled": here it
+//! is a deadline, and it comes first.
 
 use std::time::Duration;
 

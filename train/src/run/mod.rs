@@ -117,6 +117,11 @@ pub enum RunError {
         "step {step}: expected a loss, found {loss}; lower learning_rate, or look at the data of that step"
     )]
     Loss { step: u64, loss: f64 },
+    #[error(
+        "step {step}: expected gradients, found a length of {length}; nothing was changed by them: lower learning_rate, or \
+         look at the data of that step"
+    )]
+    Gradient { step: u64, length: f64 },
 }
 
 impl From<SourceError> for RunError {
@@ -248,7 +253,7 @@ pub fn train(
     let mut optimizer = Optimizer::new(&training, |parameter| choices.group(parameter));
     let state = match &checkpoint {
         Some(checkpoint) => output::resume(checkpoint, &mut optimizer)?,
-        None => State::default(),
+        None => State::new(),
     };
     let output = Output::new(source, &choices)?;
     // What the run began with is in nobody's way, but of no use either.
@@ -276,8 +281,6 @@ pub fn train(
 
 /// The checkpoint to go on from.
 fn checkpoint(choices: &Choices<'_>) -> Result<Option<PathBuf>, RunError> {
-    let whole =
-        || output::checkpoints(&choices.output).into_iter().rev().find(|(_, path)| output::is_whole(path));
     match &choices.start {
         Start::Anew => Ok(None),
         Start::Named(folder) if output::is_whole(folder) => Ok(Some(folder.clone())),
@@ -286,8 +289,8 @@ fn checkpoint(choices: &Choices<'_>) -> Result<Option<PathBuf>, RunError> {
                 "no optimizer.safetensors and bantam_state.json (save_only_model writes none)".to_owned();
             Err(RunError::Checkpoint { checkpoint: folder.clone(), found })
         }
-        Start::Found => match whole() {
-            Some((_, path)) => Ok(Some(path)),
+        Start::Found => match output::latest(&choices.output) {
+            Some(path) => Ok(Some(path)),
             None if output::is_taken(&choices.output) => {
                 Err(RunError::Taken { folder: choices.output.clone() })
             }
@@ -561,6 +564,9 @@ impl Run<'_> {
         }
         let training = &mut self.training;
         let gradient = if most > 0.0 { clip(training, most) } else { training.length() };
+        if !gradient.is_finite() {
+            return Err(RunError::Gradient { step: self.state.step + 1, length: gradient });
+        }
         let factor = schedule.factor(self.state.step);
         self.optimizer.step(&mut self.training, factor);
         self.state.step += 1;

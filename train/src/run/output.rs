@@ -320,6 +320,15 @@ pub(super) fn checkpoints(folder: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
+/// The furthest checkpoint of the run that began last, of those that a run can go on from: higher numbers may be of an
+/// earlier run, and times of files change when they are copied.
+pub(super) fn latest(folder: &Path) -> Option<PathBuf> {
+    let whole = checkpoints(folder).into_iter().filter(|(_, path)| is_whole(path));
+    // One that cannot be read comes last, to be refused by its name.
+    let begun = |path: &Path| read_state(path).map_or(u64::MAX, |state| state.begun);
+    whole.max_by_key(|(step, path)| (begun(path), *step)).map(|(_, path)| path)
+}
+
 /// Whether a run can go on from a checkpoint.
 pub(super) fn is_whole(checkpoint: &Path) -> bool {
     [OPTIMIZER, STATE].iter().all(|name| checkpoint.join(name).is_file())
@@ -332,14 +341,8 @@ pub(super) fn is_taken(folder: &Path) -> bool {
 
 /// What a checkpoint remembers, put where it belongs.
 pub(super) fn resume(checkpoint: &Path, optimizer: &mut Optimizer) -> Result<State, RunError> {
-    let path = checkpoint.join(STATE);
     let refused = |found: String| RunError::Checkpoint { checkpoint: checkpoint.into(), found };
-    let length = fs::metadata(&path).map_err(|error| refused(format!("{STATE}: {error}")))?.len();
-    if length > STATE_BYTES_MAX {
-        return Err(refused(format!("{STATE} of {length} bytes")));
-    }
-    let text = fs::read_to_string(&path).map_err(|error| refused(format!("{STATE}: {error}")))?;
-    let state = State::of_json(&text).ok_or_else(|| refused(format!("{STATE} that says something else")))?;
+    let state = read_state(checkpoint).map_err(refused)?;
     let tensors =
         Checkpoint::open(&checkpoint.join(OPTIMIZER)).map_err(|error| refused(error.to_string()))?;
     for memory in optimizer.resume(state.step) {
@@ -356,6 +359,17 @@ pub(super) fn resume(checkpoint: &Path, optimizer: &mut Optimizer) -> Result<Sta
         load(&tensor, memory).map_err(|error| failed(checkpoint, error))?;
     }
     Ok(state)
+}
+
+/// How far a checkpoint's run was, or what was found instead.
+fn read_state(checkpoint: &Path) -> Result<State, String> {
+    let path = checkpoint.join(STATE);
+    let length = fs::metadata(&path).map_err(|error| format!("{STATE}: {error}"))?.len();
+    if length > STATE_BYTES_MAX {
+        return Err(format!("{STATE} of {length} bytes"));
+    }
+    let text = fs::read_to_string(&path).map_err(|error| format!("{STATE}: {error}"))?;
+    State::of_json(&text).ok_or_else(|| format!("{STATE} that says something else"))
 }
 
 /// Fills a part of what is remembered, some of it at a time.

@@ -1,5 +1,7 @@
 //! How far a run is: what a checkpoint needs to go on as if nothing had happened, and what others read of it.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::{Value, json};
 
 /// Of this form of the file.
@@ -15,6 +17,8 @@ pub(super) struct Best {
 /// What a run knows besides weights and what its optimizer remembers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct State {
+    /// When the run began that is gone on with: microseconds since 1970.
+    pub(super) begun: u64,
     /// Steps taken.
     pub(super) step: u64,
     /// Of the whole run.
@@ -48,6 +52,12 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Of a run that begins now.
+    pub(super) fn new() -> State {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        State { begun: since.as_micros() as u64, ..State::default() }
+    }
+
     /// Epochs, by batches: the last step of one may have fewer.
     pub(super) fn epoch(&self) -> f64 {
         let (whole, steps) = (self.step / self.epoch_steps.max(1), self.step % self.epoch_steps.max(1));
@@ -71,6 +81,7 @@ impl State {
     pub(super) fn to_json(&self) -> String {
         let state = json!({
             "form": FORM,
+            "begun": self.begun,
             "step": self.step,
             "losses_bits": self.losses.to_bits(),
             "untold_bits": self.untold.to_bits(),
@@ -92,6 +103,7 @@ impl State {
         let count = |key: &str| json[key].as_u64();
         (count("form")? == FORM).then_some(())?;
         Some(State {
+            begun: count("begun").unwrap_or(0),
             step: count("step")?,
             losses: f64::from_bits(count("losses_bits")?),
             untold: f64::from_bits(count("untold_bits")?),

@@ -68,20 +68,24 @@ fn of_layer(spec: &ModelSpec, layer: &LayerSpec, add: &mut dyn FnMut(&str, usize
     let inputs = [(names.query, query), (names.key, kv), (names.value, kv)];
     inputs.into_iter().for_each(|(part, rows)| add(part.module, rows, hidden, false));
     add(names.output.module, hidden, query, false);
-    let mut block = |name: &dyn Fn(Part) -> String| {
-        let inner = names.gate.into_iter().chain([names.up]);
-        inner.for_each(|part| add(&name(part), mlp.width, hidden, true));
-        add(&name(names.down), hidden, mlp.width, true);
-    };
     match (mlp.experts, names.experts) {
+        // The router comes first, and of an expert w1, w2, w3: new numbers are drawn in the order of the modules.
         (Some(experts), Some((router, Stack::Apart))) => {
-            (0..experts.choice.experts)
-                .for_each(|expert| block(&|part: Part| part.module.replace("{}", &expert.to_string())));
             add(router, experts.choice.experts, hidden, true);
+            for expert in 0..experts.choice.experts {
+                let name = |part: Part| part.module.replace("{}", &expert.to_string());
+                names.gate.into_iter().for_each(|part| add(&name(part), mlp.width, hidden, true));
+                add(&name(names.down), hidden, mlp.width, true);
+                add(&name(names.up), mlp.width, hidden, true);
+            }
         }
         // Neither such experts nor their router are linear layers where they were trained.
         (Some(_), _) => {}
-        (None, _) => block(&|part: Part| part.module.to_owned()),
+        (None, _) => {
+            let inner = names.gate.into_iter().chain([names.up]);
+            inner.for_each(|part| add(part.module, mlp.width, hidden, true));
+            add(names.down.module, hidden, mlp.width, true);
+        }
     }
 }
 

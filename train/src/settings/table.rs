@@ -8,6 +8,8 @@ use Kind::{Anything, Count, Flag, Names, Number, Table, Text, Word};
 const MANY: i64 = i64::MAX;
 const ANY: Kind = Number(0.0, f64::MAX);
 const SHARE: Kind = Number(0.0, 1.0);
+/// A mean that follows at all.
+const BELOW_ONE: Kind = Number(0.0, 0.999_999);
 
 const fn done(name: &'static str, kind: Kind, default: &'static str) -> Key {
     Key { name, kind, default, fate: Fate::Done }
@@ -282,8 +284,8 @@ const TRAINING: &[Key] = &[
     done("gradient_accumulation_steps", Count(1, 1 << 20), "1"),
     done("learning_rate", ANY, "5e-5"),
     done("weight_decay", ANY, "0.0"),
-    done("adam_beta1", SHARE, "0.9"),
-    done("adam_beta2", SHARE, "0.999"),
+    done("adam_beta1", BELOW_ONE, "0.9"),
+    done("adam_beta2", BELOW_ONE, "0.999"),
     done("adam_epsilon", ANY, "1e-8"),
     done("max_grad_norm", ANY, "1.0"),
     done("label_smoothing_factor", SHARE, "0.0"),

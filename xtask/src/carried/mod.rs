@@ -3,7 +3,6 @@
 
 mod bytepairs;
 mod chance;
-mod heart;
 mod lessons;
 mod school;
 mod ways;
@@ -18,7 +17,6 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::steps::{self, cargo, command};
-use heart::Pair;
 use lessons::Lesson;
 use ways::Ways;
 
@@ -33,6 +31,8 @@ const DOCUMENTS: &[&str] = &[
     "clients/systemd/README.md",
     "benches/README.md",
 ];
+/// Questions that the tokenizer sees: about as much text as the rest.
+const QUESTIONS_CUT: usize = 5000;
 /// Ends a text; fills a row; a turn's begin and end; and what the template has for tools and thoughts.
 const SPECIALS: &[&str] = &[
     "<|endoftext|>",
@@ -61,16 +61,12 @@ pub(crate) fn run(root: &Path, quick: bool) -> Result<()> {
         steps::run(&mut command(root, &bantam, &arguments))
     };
     train("words.yaml", "base", "words", &[])?;
-    train("heart.yaml", "words", "heart", &[])?;
-    // Once more from a high rate: more questions find their answers than in one long fall.
-    train("heart.yaml", "heart", "heart-again", &["num_train_epochs=6"])?;
-    train("answers.yaml", "heart-again", "answers", &[])?;
-    train("again.yaml", "answers", "again", &[])?;
-    let (again, small) = (folder("again"), folder("small"));
+    train("answers.yaml", "words", "answers", &[])?;
+    let (answers, small) = (folder("answers"), folder("small"));
     steps::run(&mut command(
         root,
         &bantam,
-        &["quantize", &again, "--to", "nf4", "--output", &small, "--force"],
+        &["quantize", &answers, "--to", "nf4", "--output", &small, "--force"],
     ))?;
     report(root, &bantam, &small, &lessons)?;
     if !quick {
@@ -82,12 +78,12 @@ pub(crate) fn run(root: &Path, quick: bool) -> Result<()> {
 /// All that the runs of `bantam train` begin with.
 fn begin(root: &Path, recipe: &Path, work: &Path) -> Result<Vec<Lesson>> {
     let (lessons, ways) = read(recipe)?;
-    let (pairs, texts) = (heart::read(&recipe.join("questions.jsonl"))?, texts(recipe)?);
+    let texts = texts(recipe, &lessons)?;
     let base = work.join("base");
     fs::create_dir_all(&base)?;
     let asked = school::questions(&lessons, &ways)?;
-    write_data(work, &pairs, &asked, &texts)?;
-    write_base(root, recipe, &base, &pairs, &texts)?;
+    write_data(work, &asked, &texts)?;
+    write_base(root, recipe, &base, &asked, &texts)?;
     Ok(lessons)
 }
 
@@ -113,14 +109,15 @@ fn program(root: &Path) -> Result<String> {
     Ok(folder.join("release/bantam").display().to_string())
 }
 
-/// Prose and documents, a piece an entry.
-fn texts(recipe: &Path) -> Result<Vec<String>> {
+/// Prose, documents and answers, a piece an entry.
+fn texts(recipe: &Path, lessons: &[Lesson]) -> Result<Vec<String>> {
     let mut all = Vec::new();
     for name in ["prose.txt", "documents.txt"] {
         let path = recipe.join(name);
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         all.extend(pieces(&plain(&text)).map(str::to_owned));
     }
+    all.extend(lessons.iter().map(|lesson| lesson.answer.clone()));
     Ok(all)
 }
 
@@ -154,33 +151,31 @@ fn plain(text: &str) -> String {
 }
 
 /// Writes what is learnt.
-fn write_data(work: &Path, pairs: &[Pair], asked: &[(String, &str)], texts: &[String]) -> Result<()> {
-    let (answers, rest) = asked.split_at(school::LEARNT);
-    let again = &rest[..school::LEARNT];
-    fs::write(work.join("heart.jsonl"), heart::conversations(pairs))?;
-    fs::write(work.join("answers.jsonl"), school::conversations(answers))?;
-    fs::write(work.join("again.jsonl"), school::conversations(again))?;
-    let words = texts.iter().map(String::as_str).chain(pairs.iter().map(|pair| pair.answer.as_str()));
-    let words: String = words.map(|text| format!("{}\n", json!({ "text": text }))).collect();
+fn write_data(work: &Path, asked: &[(String, &str)], texts: &[String]) -> Result<()> {
+    fs::write(work.join("answers.jsonl"), school::conversations(asked))?;
+    let words: String = texts.iter().map(|text| format!("{}\n", json!({ "text": text }))).collect();
     fs::write(work.join("words.jsonl"), words)?;
     let columns = json!({ "prompt": "instruction", "response": "output", "history": "history" });
-    let mut info = json!({ "words": { "file_name": "words.jsonl", "columns": { "prompt": "text" } } });
-    for name in ["heart", "answers", "again"] {
-        info[name] = json!({ "file_name": format!("{name}.jsonl"), "columns": columns });
-    }
+    let info = json!({
+        "words": { "file_name": "words.jsonl", "columns": { "prompt": "text" } },
+        "answers": { "file_name": "answers.jsonl", "columns": columns },
+    });
     fs::write(work.join("dataset_info.json"), format!("{info:#}\n"))?;
     Ok(())
 }
 
 /// The model before its weights: shape, tokenizer, template.
-fn write_base(root: &Path, recipe: &Path, base: &Path, pairs: &[Pair], texts: &[String]) -> Result<()> {
+fn write_base(
+    root: &Path,
+    recipe: &Path,
+    base: &Path,
+    asked: &[(String, &str)],
+    texts: &[String],
+) -> Result<()> {
     let config: Value = serde_json::from_slice(&fs::read(recipe.join("config.json"))?)?;
     let size = config["vocab_size"].as_u64().context("config.json: vocab_size")? as usize;
-    let mut all = texts.to_vec();
-    for pair in pairs {
-        all.extend(pair.questions.iter().map(|question| plain(question)));
-        all.push(plain(&pair.answer));
-    }
+    let questions = asked[..QUESTIONS_CUT].iter().map(|(question, _)| question.clone());
+    let all: Vec<String> = texts.iter().cloned().chain(questions).collect();
     let tokenizer = bytepairs::tokenizer(&all, SPECIALS, size);
     let added = SPECIALS.iter().enumerate().map(|(id, content)| {
         let token = json!({

@@ -9,11 +9,12 @@ use super::chance::Chance;
 use super::lessons::{Lesson, bare};
 use super::ways::Ways;
 
-/// Questions that are drawn, and how many of them a run learns.
-const QUESTIONS: usize = 60_000;
-pub(super) const LEARNT: usize = 20_000;
+/// Questions that are learnt.
+const QUESTIONS: usize = 45_000;
 /// A lesson's share of them: so much, and as much for every question of one form that it has; of many forms the root.
 const SHARE: f64 = 30.0;
+/// Times in a hundred that a lesson's first question is asked.
+const FIRST: usize = 8;
 /// Times in a hundred that a question is as it is written.
 const AS_WRITTEN: usize = 35;
 /// Turns of a conversation at most, and how often, of a hundred, one goes on before that.
@@ -36,8 +37,10 @@ pub(super) fn questions<'a>(lessons: &'a [Lesson], ways: &Ways) -> Result<Vec<(S
         let count = (QUESTIONS as f64 * share(lesson) / whole).round() as usize;
         let mut refused = 0;
         for _ in 0..count {
-            let pattern = &lesson.patterns[chosen(&weights, chance)];
-            let written = pattern.question(|choices| chance.below(choices));
+            let written = match chance.is(FIRST) {
+                true => lesson.patterns[0].first(),
+                false => lesson.patterns[chosen(&weights, chance)].question(|choices| chance.below(choices)),
+            };
             let question = if chance.is(AS_WRITTEN) { written } else { ways.vary(&written, chance) };
             if kept.contains(&bare(&question)) {
                 refused += 1;

@@ -1,6 +1,6 @@
-//! Stretches of a step that are kept as graphs: one call of the driver instead of one for every kernel. Kernels are told
-//! addresses and sizes, which follow from the rows of a step alone; everything else is in the words of `steps.rs`, which
-//! a graph sends first.
+//! Stretches of a step that are kept as graphs: one call of the driver instead of one for every kernel. Kernels are
+//! told addresses and sizes, which follow from the rows of a step alone; everything else is in the words of `steps.rs`,
+//! which a graph sends first.
 
 use bantam_model::card::{KEPT_ROWS, Stretch};
 

@@ -1,5 +1,5 @@
-//! What the host tells a card in every step: tokens, rows, where each row stands and in which pages. Small, and kept here
-//! in pinned memory as it lies there, so that a graph can send it too.
+//! What the host tells a card in every step: tokens, rows, where each row stands and in which pages. Small, and kept
+//! here in pinned memory as it lies there, so that a graph can send it too.
 
 use bantam_core::Batch;
 

@@ -142,6 +142,9 @@ impl CudaBackend {
     /// Products of one input and one layout.
     fn multiply(&self, products: &[Product], taken: &Taken, rows: &Rows) {
         assert!(products.len() <= TOGETHER, "{} products of one input", products.len());
+        let tile_bytes = |product: &Product| product.matrix.layout.tile_bytes(product.matrix.width());
+        let is_alike = |product| tile_bytes(product) == tile_bytes(&products[0]);
+        assert!(products.iter().all(is_alike), "tiles of one launch are of one size");
         let mut parts = [[[0; 3]; 2]; TOGETHER];
         for (part, product) in parts.iter_mut().zip(products) {
             let out = self.floats(product.out, rows.out * product.matrix.shape.rows);

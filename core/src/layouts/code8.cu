@@ -30,7 +30,7 @@ DEVICE void multiply(const Parts& parts, const Routed& routed, unsigned tokens, 
     emit(job, job.first + warp(), y * scales[row]);
 }
 
-#define PARAMETERS (Parts parts, Routed routed, unsigned tokens, unsigned inputs, const unsigned* memory)
+#define PARAMETERS (PARTS, Routed routed, unsigned tokens, unsigned inputs, const unsigned* memory)
 #define INTEGERS(G) multiply<G>(parts, routed, tokens, inputs, memory)
 FOR_TOKENS(rows8, PARAMETERS, INTEGERS)
 
@@ -59,7 +59,7 @@ DEVICE void multiply_float(const Parts& parts, const Routed& routed, unsigned to
     if (warp() < G) emit(job, job.first + warp(), sum);
 }
 
-#define FLOAT_PARAMETERS (Parts parts, Routed routed, unsigned tokens, const float* x)
+#define FLOAT_PARAMETERS (PARTS, Routed routed, unsigned tokens, const float* x)
 #define FLOATS(G) multiply_float<G>(parts, routed, tokens, x)
 FOR_TOKENS(rows8_float, FLOAT_PARAMETERS, FLOATS)
 

@@ -43,7 +43,7 @@ DEVICE void multiply(const Parts& parts, const Routed& routed, unsigned tokens, 
     if (warp() < G) emit(job, job.first + warp(), sum);
 }
 
-#define PARAMETERS (Parts parts, Routed routed, unsigned tokens, const float* x)
+#define PARAMETERS (PARTS, Routed routed, unsigned tokens, const float* x)
 #define OF_F32(G) multiply<F32, G>(parts, routed, tokens, x)
 #define OF_BF16(G) multiply<BF16, G>(parts, routed, tokens, x)
 #define OF_F16(G) multiply<F16, G>(parts, routed, tokens, x)

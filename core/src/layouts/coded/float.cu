@@ -49,7 +49,7 @@ DEVICE void multiply(const Coding& coding, const Parts& parts, const Routed& rou
 }
 
 #define PARAMETERS \
-    (const __grid_constant__ Coding coding, Parts parts, Routed routed, unsigned tokens, const float* x)
+    (const __grid_constant__ Coding coding, PARTS, Routed routed, unsigned tokens, const float* x)
 #define FLOATS(G) multiply<G>(coding, parts, routed, tokens, x)
 FOR_TOKENS(coded_float, PARAMETERS, FLOATS)
 

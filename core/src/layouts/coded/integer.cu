@@ -140,8 +140,8 @@ DEVICE void multiply(const Coding& coding, const Parts& parts, const Routed& rou
     product.multiply(routed);
 }
 
-#define PARAMETERS                                                                                        \
-    (const __grid_constant__ Coding coding, Parts parts, Routed routed, unsigned tokens, unsigned inputs, \
+#define PARAMETERS                                                                            \
+    (const __grid_constant__ Coding coding, PARTS, Routed routed, unsigned tokens, unsigned inputs, \
      const unsigned* memory)
 #define OF(BITS, TABLE, TRITS, SIDE, G) \
     multiply<BITS, TABLE, TRITS, SIDE, G>(coding, parts, routed, tokens, inputs, memory)

@@ -8,7 +8,7 @@ use bantam_core::backend::Feed;
 use bantam_core::{Backend, Batch, Cpu, CpuBackend, KvKind, Precision, Region, Serial};
 use bantam_cuda::{Card, CudaBackend, OneOf, Sizes};
 use bantam_cusim::{child, is_child, requires_card};
-use bantam_model::card::NoCard;
+use bantam_model::card::{Card as _, NoCard, Stretch};
 use bantam_model::decoder::Decoder;
 use bantam_model::engine::{Chunk, Engine, ExpertsMet, Placed, StepError, stored};
 use bantam_model::plan::{Options, Plan};
@@ -155,87 +155,82 @@ fn fast_precision_is_the_processors_up_to_rounding() {
     }
 }
 
-const PROMPTS: [&[u32]; 2] = [&[5, 9, 2, 7, 1, 3], &[8, 4, 6]];
+/// What each of some steps reads, by sequences: a prompt of more rows than are kept, then one row, two of two
+/// sequences, two of one, and one again.
+const STEPS: [&[(usize, &[u32])]; 6] = [
+    &[(0, &[5, 9, 2])],
+    &[(0, &[7])],
+    &[(0, &[1]), (1, &[8])],
+    &[(0, &[3]), (1, &[4])],
+    &[(1, &[6, 2])],
+    &[(0, &[1])],
+];
 
-/// Sequences side by side, a prompt each and then greedy tokens: the logits of every step. `step` is given what they
-/// are to read.
-fn greedy(sequences: usize, count: usize, mut step: impl FnMut(&[Vec<u32>]) -> Vec<f32>) -> Vec<f32> {
-    let mut next: Vec<Vec<u32>> = PROMPTS[..sequences].iter().map(|prompt| prompt.to_vec()).collect();
-    let mut all = Vec::new();
-    for _ in 0..count {
-        let logits = step(&next);
-        for (next, logits) in next.iter_mut().zip(logits.chunks_exact(logits.len() / sequences)) {
-            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-            *next = vec![best.expect("a vocabulary") as u32];
-        }
-        all.extend(logits);
-    }
-    all
-}
-
-/// The last row of each sequence.
-fn last_rows(next: &[Vec<u32>]) -> Vec<usize> {
-    let ends = next.iter().scan(0, |end, tokens| {
+/// The last row of each part of a step.
+fn last_rows(step: &[(usize, &[u32])]) -> Vec<usize> {
+    let ends = step.iter().scan(0, |end, (_, tokens)| {
         *end += tokens.len();
         Some(*end - 1)
     });
     ends.collect()
 }
 
-/// The same by a backend that is asked for one operation after another, in sequences that nobody read.
-fn greedy_by_operations(
-    (decoder, plan): (&Decoder, &Plan),
-    backend: &mut impl Backend,
-    sequences: usize,
-    count: usize,
-) -> Vec<f32> {
+/// The logits of these steps by a backend that is asked for one operation after another.
+fn by_operations(decoder: &Decoder, plan: &Plan, backend: &mut impl Backend) -> Vec<f32> {
     let pages_per_sequence = plan.pages_per_sequence;
-    let tables: Vec<u32> = (0..(sequences * pages_per_sequence) as u32).rev().collect();
-    let mut lengths = vec![0; sequences];
-    greedy(sequences, count, |next| {
-        let (mut feeds, mut first_row) = (Vec::new(), 0);
-        for (sequence, (tokens, length)) in next.iter().zip(&mut lengths).enumerate() {
-            let (rows, first_position) = (tokens.len(), *length);
-            *length += rows;
-            feeds.push(Feed { first_row, rows, first_position, sequence, length: *length });
-            first_row += rows;
+    let tables: Vec<u32> = (0..(2 * pages_per_sequence) as u32).rev().collect();
+    let mut lengths = [0; 2];
+    let mut all = Vec::new();
+    for step in STEPS {
+        let (mut feeds, mut read) = (Vec::new(), Vec::new());
+        for &(sequence, tokens) in step {
+            let (rows, first_position) = (tokens.len(), lengths[sequence]);
+            let length = first_position + rows;
+            feeds.push(Feed { first_row: read.len(), rows, first_position, sequence, length });
+            read.extend_from_slice(tokens);
+            lengths[sequence] = length;
         }
         let batch = Batch { feeds: &feeds, tables: &tables, pages_per_sequence };
-        assert!(decoder.forward(backend, &batch, &next.concat(), &|| false));
-        let slot = decoder.logits(backend, &last_rows(next));
-        backend.read(slot).to_vec()
-    })
+        assert!(decoder.forward(backend, &batch, &read, &|| false));
+        let slot = decoder.logits(backend, &last_rows(step));
+        all.extend_from_slice(backend.read(slot));
+    }
+    all
 }
 
 /// The same by an engine; `after` is called after each step.
-fn greedy_by_engine(
-    engine: &mut Engine,
-    sequences: usize,
-    count: usize,
-    mut after: impl FnMut(),
-) -> Vec<f32> {
-    let open: Vec<usize> = (0..sequences).map(|_| engine.open().expect("there is room")).collect();
-    let logits = greedy(sequences, count, |next| {
-        let chunks = open.iter().zip(next).map(|(&sequence, tokens)| Chunk { sequence, tokens });
-        engine.step(&chunks.collect::<Vec<_>>()).expect("a step as planned");
-        let logits = engine.try_logits(&last_rows(next)).expect("the card is well").to_vec();
+fn by_engine(engine: &mut Engine, mut after: impl FnMut()) -> Vec<f32> {
+    let open = [0; 2].map(|_| engine.open().expect("there is room for two"));
+    let mut all = Vec::new();
+    for step in STEPS {
+        let chunk = |&(sequence, tokens): &(usize, _)| Chunk { sequence: open[sequence], tokens };
+        engine.step(&step.iter().map(chunk).collect::<Vec<_>>()).expect("a step as planned");
+        all.extend_from_slice(engine.try_logits(&last_rows(step)).expect("the card is well"));
         after();
-        logits
-    });
+    }
     open.iter().for_each(|&sequence| engine.close(sequence));
-    logits
+    all
 }
 
-/// An engine whose card has all of a golden, with room for two sequences.
-fn whole_on_card(model: &str, options: Options) -> Engine {
-    let mut engine = bantam_tests::load(&model_folder(model), options, Cpu::detect(), 2);
-    let placed = engine.place(&OneOf(0), None).expect("it has room");
-    assert!(placed.is_whole, "{model}: {placed:?}");
-    engine
+fn is_same(wanted: &[f32], found: &[f32]) -> bool {
+    let is_any = wanted.iter().any(|&x| x != 0.0);
+    is_any && wanted.iter().map(|x| x.to_bits()).eq(found.iter().map(|x| x.to_bits()))
 }
 
 fn for_two() -> Options {
     Options { sequences: 2, chunk: 16, context: 64, logits_rows: 2, ..options() }
+}
+
+fn load_for_two(model: &str) -> Engine {
+    bantam_tests::load(&model_folder(model), for_two(), Cpu::detect(), 2)
+}
+
+/// An engine whose card has all of a golden, with room for two sequences.
+fn whole_on_card(model: &str) -> Engine {
+    let mut engine = load_for_two(model);
+    let placed = engine.place(&OneOf(0), None).expect("it has room");
+    assert!(placed.is_whole, "{model}: {placed:?}");
+    engine
 }
 
 /// A card that has all of a model keeps the steps of its replies, of one sequence and of both: they give the bits of
@@ -246,20 +241,56 @@ fn steps_that_a_card_keeps_give_the_same_bits() {
         return;
     }
     for model in MODELS {
-        let mut engine = whole_on_card(model, for_two());
+        let mut engine = whole_on_card(model);
         assert_eq!(engine.placed().and_then(|placed| placed.not_kept), None, "{model}");
         let (decoder, plan, _, mut card) = on_card(model, for_two(), Cpu::detect());
-        for sequences in [1, 2, 1] {
-            let wanted = greedy_by_operations((&decoder, &plan), &mut card, sequences, 5);
-            let found = greedy_by_engine(&mut engine, sequences, 5, || {});
-            assert_eq!(card.fault(), None, "{model}");
-            let same = wanted.iter().map(|x| x.to_bits()).eq(found.iter().map(|x| x.to_bits()));
-            assert!(same && wanted.iter().any(|&x| x != 0.0), "{model}, {sequences} side by side");
-        }
+        let wanted = by_operations(&decoder, &plan, &mut card);
+        assert_eq!(card.fault(), None, "{model}");
+        assert!(is_same(&wanted, &by_engine(&mut engine, || {})), "{model}");
     }
 }
 
-/// Whatever the model: its layers are one call, and so are its logits.
+/// Whoever queues steps need not wait between them: the words of each have left before those of the next are put down.
+#[test]
+fn kept_steps_may_follow_one_another_at_once() {
+    if !is_child("kept_steps_may_follow_one_another_at_once", &[]) {
+        return;
+    }
+    let (decoder, plan, _, mut card) = on_card("gpt_neox", for_two(), Cpu::detect());
+    let pages_per_sequence = plan.pages_per_sequence;
+    let tables: Vec<u32> = (0..(2 * pages_per_sequence) as u32).collect();
+    let stream = decoder.stream().first(decoder.spec.hidden);
+    // The sequences take turns: token, row and page table change with every step.
+    let mut run = |step: &mut dyn FnMut(&mut CudaBackend, &Batch, &[u32])| {
+        for at in 0..6 {
+            let (sequence, first_position) = (at % 2, at / 2);
+            let feed = Feed { first_row: 0, rows: 1, first_position, sequence, length: first_position + 1 };
+            let batch = Batch { feeds: &[feed], tables: &tables, pages_per_sequence };
+            step(&mut card, &batch, &[3 + at as u32]);
+        }
+        let mut found = Vec::new();
+        card.fetch(stream, &mut |_, values| found.extend_from_slice(values));
+        assert_eq!(card.fault(), None);
+        found
+    };
+    let wanted = run(&mut |card, batch, tokens| {
+        assert!(decoder.forward(card, batch, tokens, &|| false));
+        assert_eq!(card.fault(), None);
+    });
+    let mut is_kept = false;
+    let found = run(&mut |card, batch, tokens| {
+        let stretch = Stretch::Layers { tokens, batch };
+        if !std::mem::replace(&mut is_kept, true) {
+            card.begin();
+            assert!(decoder.forward(card, batch, &[0], &|| false));
+            card.keep(stretch).expect("it can be kept");
+        }
+        assert!(card.again(stretch));
+    });
+    assert!(is_same(&wanted, &found));
+}
+
+/// Whatever the model: its layers are one call, and so are its logits. What was kept is given back with it.
 #[test]
 fn a_step_is_a_few_calls_of_the_driver() {
     const TEST: &str = "a_step_is_a_few_calls_of_the_driver";
@@ -267,26 +298,27 @@ fn a_step_is_a_few_calls_of_the_driver() {
     if requires_card() || !is_child(TEST, &[("CUSIM_CALLS", path.to_str().expect("the path is UTF-8"))]) {
         return;
     }
+    let count = |calls: &[String], name| calls.iter().filter(|call| call.starts_with(name)).count();
     for model in MODELS {
-        let mut engine = whole_on_card(model, for_two());
-        for sequences in [1, 2] {
-            let mut seen = calls_since(&path, 0).1;
-            let mut steps = Vec::new();
-            greedy_by_engine(&mut engine, sequences, 6, || {
-                let (calls, lines) = calls_since(&path, seen);
-                seen = lines;
-                steps.push(calls);
-            });
-            let is = |name: &'static str| move |call: &&String| call.starts_with(name);
-            // Prompts are of more rows than are kept.
-            assert!(steps[0].iter().any(|call| is("cuLaunchKernel")(&call)), "{model}: {:?}", steps[0]);
-            for calls in &steps[1..] {
-                let count = |name| calls.iter().filter(is(name)).count();
-                let found = [count("cuGraphLaunch"), count("cuLaunchKernel"), count("cuMemcpyDtoH")];
-                assert_eq!((found, calls.len()), ([2, 0, 1], 12), "{model}: {calls:?}");
-            }
+        let mut engine = whole_on_card(model);
+        let mut seen = calls_since(&path, 0).1;
+        let mut steps = Vec::new();
+        by_engine(&mut engine, || {
+            let (calls, lines) = calls_since(&path, seen);
+            seen = lines;
+            steps.push(calls);
+        });
+        // Prompts are of more rows than are kept.
+        assert!(count(&steps[0], "cuLaunchKernel") > 0, "{model}: {:?}", steps[0]);
+        for calls in &steps[1..] {
+            let found = ["cuGraphLaunch", "cuLaunchKernel", "cuMemcpyDtoH"].map(|name| count(calls, name));
+            assert_eq!((found, calls.len()), ([2, 0, 1], 12), "{model}: {calls:?}");
         }
     }
+    let all = calls_since(&path, 0).0;
+    let made = count(&all, "cuGraphInstantiate");
+    // Of one row and of two, layers and logits.
+    assert_eq!((made, count(&all, "cuGraphExecDestroy")), (4 * MODELS.len(), made));
     fs::remove_file(&path).expect("it is there");
 }
 
@@ -297,23 +329,30 @@ fn a_card_that_keeps_no_steps_computes_them() {
     if requires_card() {
         return;
     }
-    let Ok(case) = std::env::var("CUSIM_NO_GRAPH") else {
-        for case in ["1", "2", "3"] {
-            let done = child(TEST, &[("CUSIM_NO_GRAPH", case)]);
-            assert!(done.as_ref().is_none_or(|(passed, _)| *passed), "{case}: {done:?}");
+    let Ok(wanted) = std::env::var("CUSIM_CASE") else {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lacking");
+        bantam_cusim::lacking("cuGraphLaunch", &folder);
+        let (variable, folder) = ("CUSIM_NO_GRAPH", folder.to_str().expect("the path is UTF-8"));
+        for (variable, value, code) in [
+            (variable, "1", "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"),
+            (variable, "2", "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"),
+            (variable, "3", "CUDA_ERROR_OUT_OF_MEMORY"),
+            (variable, "4", "CUDA_ERROR_OUT_OF_MEMORY"),
+            ("LD_LIBRARY_PATH", folder, "the driver lacks functions for it"),
+        ] {
+            let done = child(TEST, &[(variable, value), ("CUSIM_CASE", code)]);
+            assert!(done.as_ref().is_none_or(|(passed, _)| *passed), "{variable}={value}: {done:?}");
         }
         return;
     };
-    let mut engine = whole_on_card("gpt_neox", for_two());
-    let why = engine.placed().and_then(|placed| placed.not_kept).expect("it says so").code;
-    let codes = ["STREAM_CAPTURE_UNSUPPORTED", "STREAM_CAPTURE_INVALIDATED", "OUT_OF_MEMORY"];
-    assert_eq!(why, format!("CUDA_ERROR_{}", codes[case.parse::<usize>().expect("a number") - 1]));
+    let mut engine = whole_on_card("gpt_neox");
+    assert_eq!(engine.placed().and_then(|placed| placed.not_kept).expect("it says so").code, wanted);
     let (decoder, plan, _, mut card) = on_card("gpt_neox", for_two(), Cpu::detect());
-    for sequences in [1, 2] {
-        let wanted = greedy_by_operations((&decoder, &plan), &mut card, sequences, 5);
-        assert!(greedy_by_engine(&mut engine, sequences, 5, || {}) == wanted);
-    }
+    let wanted = by_operations(&decoder, &plan, &mut card);
+    assert!(is_same(&wanted, &by_engine(&mut engine, || {})));
 }
+
+const PROMPTS: [&[u32]; 2] = [&[5, 9, 2, 7, 1, 3], &[8, 4, 6]];
 
 /// Steps of two sequences side by side, a prompt each and then greedy tokens: logits of the prompts, and the tokens.
 fn replies(engine: &mut Engine, prompts: [&[u32]; 2], count: usize) -> (Vec<f32>, Vec<u32>) {

@@ -421,6 +421,8 @@ impl Backend for CudaBackend {
 
 impl Drop for CudaBackend {
     fn drop(&mut self) {
+        // What is queued may still read pinned words.
+        let _ = self.card.wait();
         self.kept.all().for_each(|graph| self.card.free_graph(graph));
         self.regions.iter().for_each(|memory| self.card.free(memory));
         self.steps.free(&self.card);

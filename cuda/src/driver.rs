@@ -334,22 +334,31 @@ impl Card {
 
     /// What is queued from here on is written down and not done.
     pub(crate) fn begin_graph(&self) -> Result<(), Fault> {
+        if !has_graphs() {
+            return Err(Fault::Lost { what: "a graph", code: "the driver lacks functions for it" });
+        }
         self.wait()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is the card's own. Others of the machine's threads are left alone, by the mode.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(|error| fault("a graph", error))
     }
 
-    /// What was written down since then; from here on things are done again.
+    /// What was written down since then; from here on things are done again, whatever comes of it.
     pub(crate) fn end_graph(&self) -> Result<Graph, Fault> {
-        self.enter()?;
+        let entered = self.enter();
         let failed = |error| fault("a graph", error);
-        // SAFETY: the stream is the card's own; the first graph is a template, given back once there is a copy.
+        // SAFETY: the stream is the card's own; the first graph is a template, given back once there is a copy. What a
+        // copy takes of the card it takes now, and not when it is first queued.
         unsafe {
             let graph = result::stream::end_capture(self.stream).map_err(failed)?;
             let copy = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             let _ = result::graph::destroy(graph);
-            copy.map(Graph).map_err(failed)
+            let copy = Graph(copy.map_err(failed)?);
+            let ready = entered.and_then(|()| result::graph::upload(copy.0, self.stream).map_err(failed));
+            if ready.is_err() {
+                self.free_graph(&copy);
+            }
+            ready.map(|()| copy)
         }
     }
 
@@ -469,6 +478,22 @@ impl Drop for Card {
             let _ = result::primary_ctx::release(self.device);
         }
     }
+}
+
+/// Whether the driver has all that graphs take. Its version alone does not tell: what stands in for a driver may say
+/// any, and a function that is not there ends the process.
+fn has_graphs() -> bool {
+    const NAMES: [&str; 7] = [
+        "cuStreamBeginCapture_v2",
+        "cuStreamEndCapture",
+        "cuGraphInstantiateWithFlags",
+        "cuGraphUpload",
+        "cuGraphLaunch",
+        "cuGraphDestroy",
+        "cuGraphExecDestroy",
+    ];
+    // SAFETY: names are looked up, and nothing is called.
+    NAMES.iter().all(|name| unsafe { sys::culib().get::<*const c_void>(name.as_bytes()) }.is_ok())
 }
 
 fn capability(device: sys::CUdevice) -> Result<(u32, u32), DriverError> {

@@ -47,7 +47,8 @@ struct Settings {
     unsigned long long refused = number("CUSIM_REFUSED", ~0ull);
     unsigned long long full = number("CUSIM_FULL", ~0ull);
     unsigned long long lost = number("CUSIM_LOST", ~0ull);
-    // Graphs are refused: 1 when one is begun, 2 when it ends, 3 when it is made.
+    // Graphs are refused: 1 when one is begun, 2 when it ends, 3 when it is made, 4 when it is sent there. With 5 the
+    // device is lost then.
     unsigned long long no_graph = number("CUSIM_NO_GRAPH", 0);
     // A file that gets a line for every allocation, and for every graph.
     const char* log = getenv("CUSIM_LOG");
@@ -353,6 +354,11 @@ int cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long) {
     *made = new std::shared_ptr<Operations>(std::make_shared<Operations>(*operations));
     return OK;
 }
+int cuGraphUpload(void*, void*) {
+    ENTER
+    if (settings().no_graph == 5) broken = LAUNCH_FAILED;
+    return settings().no_graph == 4 ? OUT_OF_MEMORY : broken;
+}
 int cuGraphDestroy(void* graph) {
     delete static_cast<Operations*>(graph);
     return OK;
@@ -369,6 +375,7 @@ int cuGraphLaunch(void* made, void* stream) {
     return OK;
 }
 int cuGraphExecDestroy(void* made) {
+    note(__func__);
     delete static_cast<std::shared_ptr<Operations>*>(made);
     return OK;
 }

@@ -352,6 +352,28 @@ fn a_card_that_keeps_no_steps_computes_them() {
     assert!(is_same(&wanted, &by_engine(&mut engine, || {})));
 }
 
+/// A card that is lost while it is to keep steps is none: nobody hears of it by a step that fails.
+#[test]
+fn a_card_that_is_lost_before_the_first_step_leaves_the_processor() {
+    const TEST: &str = "a_card_that_is_lost_before_the_first_step_leaves_the_processor";
+    if requires_card() || !is_child(TEST, &[("CUSIM_NO_GRAPH", "5")]) {
+        return;
+    }
+    let mut engine = load_for_two("gpt_neox");
+    let wanted = by_engine(&mut engine, || {});
+    let sequence = engine.open().expect("there is room");
+    let step = |engine: &mut Engine, tokens: &[u32]| engine.step(&[Chunk { sequence, tokens }]);
+    step(&mut engine, &[1, 2]).expect("a step as planned");
+    let found = engine.place(&OneOf(0), None).cloned();
+    assert!(matches!(found, Err(NoCard::Failed(_))) && engine.placed().is_none(), "{found:?}");
+    // Its keys and values had moved.
+    assert!(engine.must_restart(sequence, 3));
+    engine.rewind(sequence, 0);
+    step(&mut engine, &[1, 2, 3]).expect("the sequence goes on");
+    engine.close(sequence);
+    assert!(is_same(&wanted, &by_engine(&mut engine, || {})));
+}
+
 const PROMPTS: [&[u32]; 2] = [&[5, 9, 2, 7, 1, 3], &[8, 4, 6]];
 
 /// Steps of two sequences side by side, a prompt each and then greedy tokens: logits of the prompts, and the tokens.

@@ -348,6 +348,7 @@ impl Engine {
     /// sequences go on: their keys and values move along. Rows of the last step are gone.
     pub fn place(&mut self, cards: &dyn Cards, vram: Option<u64>) -> Result<&Placed, NoCard> {
         self.leave_card();
+        self.tokens.clear();
         let first = self.place_within(cards, vram, 1.0);
         // Somebody else may have taken memory meanwhile.
         let placed = match first {
@@ -371,6 +372,13 @@ impl Engine {
         self.backend.take(&self.plan, found, on_card, &self.sequences.pages())?;
         let tables = self.sequences.tables();
         let not_kept = self.backend.keep_steps(&self.decoder, &self.plan.options, tables).err();
+        // Where it keeps nothing because it is lost, nobody need wait for a step to hear of it.
+        if not_kept.is_some()
+            && let Some(fault) = self.backend.lost()
+        {
+            self.sequences.lose();
+            return Err(NoCard::Failed(fault.to_string()));
+        }
         Ok(Placed { card: [cards.label(), name], bytes: self.backend.card_bytes(), not_kept, ..placed })
     }
 

@@ -15,6 +15,7 @@ use bantam_core::{
 use bytemuck::Pod;
 
 use crate::driver::{Argument, Card, Fault, Memory, Pinned, Shape};
+use crate::kept::Kept;
 use crate::ring::Ring;
 use crate::steps::Steps;
 
@@ -51,11 +52,12 @@ pub struct CudaBackend {
     regions: [Memory; 3],
     /// Where a product's input is prepared, as for the processor.
     pub(crate) panels: Slot,
-    steps: Steps,
+    pub(crate) steps: Steps,
     results: Pinned,
     /// Where weights pass that do not stand here.
     pub(crate) ring: Option<Ring>,
     fault: Cell<Option<Fault>>,
+    pub(crate) kept: Kept,
 }
 
 impl CudaBackend {
@@ -71,8 +73,8 @@ impl CudaBackend {
             }
         };
         let regions = <[Memory; 3]>::try_from(taken).expect("three regions were taken");
-        let (ring, fault) = (None, Cell::new(None));
-        Ok(CudaBackend { card, precision, regions, panels, steps, results, ring, fault })
+        let (ring, fault, kept) = (None, Cell::new(None), Kept::default());
+        Ok(CudaBackend { card, precision, regions, panels, steps, results, ring, fault, kept })
     }
 
     fn take(card: &Card, sizes: Sizes, taken: &mut Vec<Memory>) -> Result<(Steps, Pinned), Fault> {
@@ -83,7 +85,7 @@ impl CudaBackend {
         let steps = Steps::new(card, sizes.rows, sizes.tables)?;
         let results = card.pin(sizes.results);
         if results.is_err() {
-            card.free(steps.memory());
+            steps.free(card);
         }
         Ok((steps, results?))
     }
@@ -101,6 +103,7 @@ impl CudaBackend {
 
     /// Puts bytes into a region, to fill it while loading.
     pub fn upload(&mut self, region: Region, offset: usize, bytes: &[u8]) {
+        self.refuse_to_keep();
         let done = self.card.write(&self.regions[region as usize], offset, bytes);
         self.note(done);
     }
@@ -130,16 +133,21 @@ impl CudaBackend {
         self.launch(Kernel::argmax, shape, (x, width as u32, out));
     }
 
+    /// The first fault, which is then as if it had not been.
+    pub(crate) fn take_fault(&self) -> Option<Fault> {
+        self.fault.take()
+    }
+
+    /// Whether nothing went wrong so far, as far as is known without waiting.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.fault.get().is_none()
+    }
+
     /// Keeps a fault, if there is one and none before it.
     pub(crate) fn note(&self, done: Result<(), Fault>) {
         if let (Err(fault), None) = (done, self.fault.get()) {
             self.fault.set(Some(fault));
         }
-    }
-
-    /// Whether nothing has gone wrong so far, as far as anybody has noticed.
-    pub(crate) fn is_well(&self) -> bool {
-        self.fault.get().is_none()
     }
 
     /// Takes the value of what may have gone wrong.
@@ -175,7 +183,7 @@ impl CudaBackend {
     }
 
     /// Sends numbers; the address where they are.
-    pub(crate) fn list(&mut self, list: impl ExactSizeIterator<Item = u32>) -> Option<u64> {
+    pub(crate) fn list(&mut self, list: impl ExactSizeIterator<Item = u32> + Clone) -> Option<u64> {
         let list = self.steps.list(&self.card, list);
         self.noted(list)
     }
@@ -395,6 +403,7 @@ impl Backend for CudaBackend {
 
     fn read(&self, slot: Slot) -> &[f32] {
         let floats = slot.bytes / 4;
+        self.refuse_to_keep();
         let found = match self.fault.get() {
             Some(_) => None,
             None => {
@@ -409,7 +418,11 @@ impl Backend for CudaBackend {
 impl Drop for CudaBackend {
     fn drop(&mut self) {
         self.drop_ring();
-        self.regions.iter().chain([self.steps.memory()]).for_each(|memory| self.card.free(memory));
+        // What is queued may still read pinned words.
+        let _ = self.card.wait();
+        self.kept.all().for_each(|graph| self.card.free_graph(graph));
+        self.regions.iter().for_each(|memory| self.card.free(memory));
+        self.steps.free(&self.card);
         self.card.unpin(&self.results);
     }
 }

@@ -62,19 +62,20 @@ impl CudaBackend {
     /// Products of rows with matrices that stand here or pass through; `fill` has the host's bytes.
     pub fn pass(&mut self, rows: usize, x: Slot, products: &[Passing], fill: Fill) {
         let rows = Rows::plain(rows);
-        let mut last: Option<Taken> = None;
-        for passing in products {
-            let taken = self.taken(&passing.product.matrix, last, &rows, x);
-            match passing.stands {
-                true => self.pass_tiles(passing, &taken, &rows, 0, None),
-                false => self.pass_pieces(passing, &taken, &rows, fill),
+        let mut ring = self.ring.take().expect("weights pass through a ring that was taken");
+        for alike in products.chunk_by(|a, b| self.takes_alike(&a.product.matrix, &b.product.matrix)) {
+            let taken = self.taken(&alike[0].product.matrix, &rows, x);
+            for passing in alike {
+                match passing.stands {
+                    true => self.pass_tiles(passing, &taken, &rows, 0, None),
+                    false => self.pass_pieces(&mut ring, passing, &taken, &rows, fill),
+                }
             }
-            last = Some(taken);
         }
+        self.ring = Some(ring);
     }
 
-    fn pass_pieces(&mut self, passing: &Passing, taken: &Taken, rows: &Rows, fill: Fill) {
-        let mut ring = self.ring.take().expect("weights pass through a ring that was taken");
+    fn pass_pieces(&self, ring: &mut Ring, passing: &Passing, taken: &Taken, rows: &Rows, fill: Fill) {
         let matrix = &passing.product.matrix;
         let (tiles, tile_bytes) = (matrix.shape.tiles(), matrix.layout.tile_bytes(matrix.width()));
         let most = (ring.slots[0].bytes() / tile_bytes).min(GRID_MOST);
@@ -89,7 +90,6 @@ impl CudaBackend {
             let marked = self.card.sent_is_used(slot);
             self.note(marked);
         }
-        self.ring = Some(ring);
     }
 
     /// Fills a slot and queues its copy; nothing after a fault.
@@ -100,7 +100,7 @@ impl CudaBackend {
         copies: &Stream,
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Option<u64> {
-        if !self.is_well() {
+        if !self.is_sound() {
             return None;
         }
         fill(&mut self.noted(self.card.room(slot))?[..bytes]);
@@ -109,7 +109,7 @@ impl CudaBackend {
 
     /// Queues the product of tiles from a number on: so many at an address, or all where they stand.
     fn pass_tiles(
-        &mut self,
+        &self,
         passing: &Passing,
         taken: &Taken,
         rows: &Rows,
@@ -128,6 +128,6 @@ impl CudaBackend {
         };
         let written = passing.first + rows.count().saturating_sub(1) * passing.width + matrix.shape.rows;
         assert!(4 * written <= product.out.bytes, "{written} values into {} bytes", product.out.bytes);
-        self.multiply_to(product, target, taken, rows);
+        self.multiply_tiles(product, &target, taken, rows);
     }
 }

@@ -12,7 +12,7 @@ use bantam_model::source::Source;
 use bantam_proto::v1;
 use bantam_proto::v1::JobState;
 use bantam_proto::v1::watch_response::Event;
-use bantam_train::run::{self, Outcome, Progress, RunError, Watch};
+use bantam_train::run::{self, Progress, RunError, Watch};
 use bantam_train::settings::Settings;
 use tokio::sync::broadcast;
 
@@ -242,16 +242,8 @@ impl Training {
         let Some(_reserved) = self.keeper.reserve(bytes, &|| told.is_ended())? else { return Ok(false) };
         told.stage("loads the model");
         let outcome = run::train(&self.settings, self.source, &prepared, machine, told).map_err(words)?;
-        told.note(&ended(&outcome));
+        told.note(&outcome.to_string());
         Ok(outcome.is_done)
-    }
-}
-
-fn ended(outcome: &Outcome) -> String {
-    let (steps, folder) = (outcome.steps, outcome.folder.display());
-    match outcome.is_done {
-        true => format!("{steps} steps, mean loss {:.4}: {folder}", outcome.loss),
-        false => format!("ended after {steps} steps, saved; go on with resume_from_checkpoint={folder}"),
     }
 }
 

@@ -24,16 +24,6 @@ const ROUNDS: usize = 5;
 /// Memory that bandwidth is measured on, where so much is free: more than the caches of any laptop.
 const BLOCK_BYTES: u64 = 1 << 30;
 const BLOCK_BYTES_MIN: u64 = 16 << 20;
-/// The graphics card, or why there is none.
-fn graphics_card() -> Result<(String, usize), String> {
-    #[cfg(feature = "cuda")]
-    return match bantam_cuda::look(0) {
-        Ok(card) => Ok((card.name, card.bytes)),
-        Err(absent) => Err(absent.to_string()),
-    };
-    #[cfg(not(feature = "cuda"))]
-    Err("this program was built without CUDA".to_owned())
-}
 
 /// Where the carried model is not what a missing MODEL stands for.
 const MODEL_HELP: &str =
@@ -220,7 +210,7 @@ impl Report {
                 "bf16_gflop_per_s": self.bfloat16.map(giga),
                 "int8_gop_per_s": self.int8.map(giga),
             },
-            "gpu": match graphics_card() {
+            "gpu": match hardware::graphics_card() {
                 Ok((name, bytes)) => json!({ "name": name, "bytes": bytes }),
                 Err(absent) => json!({ "absent": absent }),
             },
@@ -278,7 +268,7 @@ impl Report {
         if let Some(limit) = self.limit {
             rows.push(("limit", format!("{} for this process or its group", output::bytes(limit))));
         }
-        let card = match graphics_card() {
+        let card = match hardware::graphics_card() {
             Ok((name, bytes)) => format!("{name}, {}; not used yet by any verb", output::bytes(bytes as u64)),
             Err(absent) => format!("none used: {absent}"),
         };

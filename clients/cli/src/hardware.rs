@@ -1,4 +1,4 @@
-//! What the system tells about the processor. Nothing here measures, and nothing here decides how to compute.
+//! What the system tells about the processor and the card. Nothing here measures, and nothing here decides how to compute.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,6 +11,17 @@ pub(crate) struct Cores {
     pub(crate) physical: Option<usize>,
     /// Those that this process may use.
     pub(crate) logical: usize,
+}
+
+/// The graphics card's name and bytes, or why there is none.
+pub(crate) fn graphics_card() -> Result<(String, usize), String> {
+    #[cfg(feature = "cuda")]
+    return match bantam_cuda::look(0) {
+        Ok(card) => Ok((card.name, card.bytes)),
+        Err(absent) => Err(absent.to_string()),
+    };
+    #[cfg(not(feature = "cuda"))]
+    Err("this program was built without CUDA".to_owned())
 }
 
 /// The processor's own name, where the system tells it.

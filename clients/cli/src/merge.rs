@@ -20,7 +20,7 @@ use crate::failure::{Failure, refused};
 use crate::output;
 use crate::progress::Progress;
 use crate::restored::restored;
-use crate::{engine_flags, interrupt};
+use crate::{engine_flags, hardware, interrupt};
 
 /// How weights were held in training, where somebody says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -153,7 +153,7 @@ impl MergeFlags {
         let merge = Merge::new(&source, self.trained(&source)?)?;
         let needs = merge.needs();
         // Room on the disk is asked for where what an earlier start has written is known.
-        match decide(Measured { memory: free, disk: None }, needs, self.asked()) {
+        match decide(Measured { card: card(), memory: free, disk: None }, needs, self.asked()) {
             (_, Some(_)) => Ok(needs.disk),
             (_, None) => Err(unmerged(&source, base, adapter)),
         }
@@ -196,7 +196,7 @@ impl MergeFlags {
         let in_bits = if trained.in_four_bits { "trained in four bits" } else { "not trained in four bits" };
         let rounded = if merge.rounds() { "; the model's weights are rounded to them first" } else { "" };
         say(&format!("{in_bits}: {}{rounded}", trained.because));
-        let measured = Measured { memory: memory::available(), disk: place.free_bytes() };
+        let measured = Measured { card: card(), memory: memory::available(), disk: place.free_bytes() };
         let (steps, way) = decide(measured, merge.needs(), self.asked());
         steps.iter().for_each(|step| say(&told(step)));
         let Some(way) = way else { return Err(unmerged(&source, base, adapter)) };
@@ -230,6 +230,11 @@ impl Merged {
             "decisions": steps.collect::<Vec<_>>(),
         })
     }
+}
+
+/// Bytes of the first card, where there is one.
+fn card() -> Option<u64> {
+    hardware::graphics_card().ok().map(|(_, bytes)| bytes as u64)
 }
 
 /// A decision with its bytes.

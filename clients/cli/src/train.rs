@@ -121,20 +121,17 @@ impl Train {
             without_file_size_signal(|| run::train(settings, source, prepared, self.machine(), &mut screen));
         screen.bar = None;
         let outcome = outcome.map_err(|error| refused(error.to_string()))?;
-        let folder = outcome.folder.display().to_string();
-        let (steps, loss, is_done) = (outcome.steps, outcome.loss, outcome.is_done);
-        if self.json {
-            let result = json!({ "steps": steps, "train_loss": loss, "done": is_done, "folder": folder });
-            output::json(&result)?;
-        } else {
-            output::line(&match is_done {
-                true => format!("{steps} steps, mean loss {loss:.4}: {folder}"),
-                false => {
-                    format!("ended after {steps} steps, saved; go on with resume_from_checkpoint={folder}")
-                }
-            })?;
+        match self.json {
+            true => output::json(&json!({
+                "steps": outcome.steps,
+                "new_steps": outcome.taken,
+                "train_loss": outcome.loss,
+                "done": outcome.is_done,
+                "folder": outcome.folder.display().to_string(),
+            }))?,
+            false => output::line(&outcome.to_string())?,
         }
-        match is_done {
+        match outcome.is_done {
             true => Ok(()),
             // So that a shell sees 130 or 143, and starts nothing that needs the result.
             false => Ok(screen.interrupt.end_by_signal()?),

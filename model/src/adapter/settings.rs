@@ -223,8 +223,8 @@ impl Config<'_> {
             None | Some(Value::Bool(_)) => {}
             Some(Value::String(name)) if matches!(name.as_str(), "gaussian" | "eva" | "orthogonal") => {}
             Some(_) => {
-                let ways = "true, false, gaussian, eva, orthogonal; have PEFT write the adapter as a plain one, with \
-                            path_initial_model_for_weight_conversion";
+                let ways = "true, false, gaussian, eva, orthogonal; write the adapter as a plain one: `bantam train` \
+                            does so with pissa_convert: true, PEFT with path_initial_model_for_weight_conversion";
                 return self.unsupported("init_lora_weights", ways);
             }
         }

@@ -5,6 +5,8 @@
 /// What was measured; `None` where it cannot be told.
 #[derive(Debug, Clone, Copy)]
 pub struct Measured {
+    /// Bytes of the graphics card, where there is one.
+    pub card: Option<u64>,
     /// Free memory in bytes.
     pub memory: Option<u64>,
     /// Free bytes of the disk that is written to.
@@ -46,14 +48,20 @@ pub struct Decision {
 
 /// Decides; no way where nothing fits. A way that was asked for is taken if it fits.
 pub fn decide(measured: Measured, needs: Needs, asked: Option<Way>) -> (Vec<Decision>, Option<Way>) {
-    let mut steps = vec![Decision {
-        what: "merge on a graphics card",
-        needed: None,
-        found: None,
-        verdict: "skipped: this build has no GPU backend",
-    }];
     let fits = |needed: u64, found: Option<u64>| found.is_none_or(|found| needed <= found);
     let verdict = |fits: bool, yes: &'static str, no: &'static str| if fits { yes } else { no };
+    // Files bound a merge: a step of reading, a few products, a step of writing.
+    let is_on_card = verdict(
+        fits(needs.whole, measured.card),
+        "skipped: it reads and writes files no faster there",
+        "does not fit",
+    );
+    let mut steps = vec![Decision {
+        what: "merge on a graphics card",
+        needed: Some(needs.whole),
+        found: measured.card,
+        verdict: if measured.card.is_none() { "skipped: no card was found" } else { is_on_card },
+    }];
     let mut step = |what, needed, found, verdict| {
         steps.push(Decision { what, needed: Some(needed), found, verdict });
     };
@@ -92,6 +100,7 @@ mod tests {
     #[test]
     fn the_first_way_that_fits_is_taken() {
         let needs = Needs { whole: 100, rows: 10, disk: 50 };
+        let card = None;
         for (memory, disk, asked, expected) in [
             (Some(100), Some(50), None, Some(Way::Whole)),
             (Some(99), Some(50), None, Some(Way::Rows)),
@@ -101,11 +110,16 @@ mod tests {
             (Some(100), Some(50), Some(Way::Rows), Some(Way::Rows)),
             (Some(99), Some(50), Some(Way::Whole), None),
         ] {
-            let (steps, way) = decide(Measured { memory, disk }, needs, asked);
+            let (steps, way) = decide(Measured { card, memory, disk }, needs, asked);
             assert_eq!(way, expected, "{memory:?} {disk:?} {asked:?}");
             let taken = steps.iter().filter(|step| step.verdict.ends_with("taken")).count();
             assert_eq!(taken, usize::from(way.is_some()), "{steps:?}");
-            assert!(steps[0].verdict.contains("no GPU"));
+            assert_eq!((steps[0].needed, steps[0].verdict), (Some(100), "skipped: no card was found"));
+        }
+        for (card, word) in [(99, "does not fit"), (100, "no faster")] {
+            let measured = Measured { card: Some(card), memory: Some(100), disk: None };
+            let (steps, way) = decide(measured, needs, None);
+            assert!(steps[0].verdict.contains(word) && way == Some(Way::Whole), "{steps:?}");
         }
     }
 }

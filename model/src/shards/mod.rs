@@ -11,6 +11,7 @@
 mod fresh;
 mod heads;
 mod hot;
+mod kept;
 mod on_card;
 mod passing;
 mod shard;

@@ -53,7 +53,7 @@ pub struct Example {
 
 impl Example {
     /// One conversation.
-    fn alone(ids: Vec<u32>, labels: Vec<i32>) -> Self {
+    pub(crate) fn alone(ids: Vec<u32>, labels: Vec<i32>) -> Self {
         let pieces = vec![ids.len() as u32];
         Self { ids, labels, pieces, is_apart: false }
     }

@@ -102,6 +102,8 @@ pub(super) struct Measuring {
 pub(super) enum Start {
     /// From the last checkpoint where there is one, else anew.
     Found,
+    /// From the last checkpoint, which is to be there.
+    Last,
     /// Anew, whatever is there.
     Anew,
     /// From a checkpoint that somebody named.
@@ -169,6 +171,11 @@ impl<'a> Choices<'a> {
 
     pub(super) fn flag(&self, key: &str) -> bool {
         self.settings.flag(key)
+    }
+
+    /// What all of this was taken from.
+    pub(super) fn settings(&self) -> &Settings {
+        self.settings
     }
 
     /// Whether bfloat16 is used where it may be.
@@ -392,7 +399,8 @@ fn bytes(words: &str) -> Option<u64> {
 fn start(settings: &Settings) -> Start {
     match settings.text("resume_from_checkpoint").as_deref() {
         Some("false" | "False") | None if settings.flag("overwrite_output_dir") => Start::Anew,
-        Some("true" | "True" | "false" | "False") | None => Start::Found,
+        Some("true" | "True") => Start::Last,
+        Some("false" | "False") | None => Start::Found,
         Some(folder) => Start::Named(folder.into()),
     }
 }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::choices::{Choices, Lora, Method};
 use super::output::failed;
 use super::targets::{self, Shaped};
-use super::{RunError, absolute, check_form, freeze, scratch};
+use super::{RunError, absolute, check_form, continued, freeze, scratch};
 use crate::data::{Collation, Example, Prepared};
 use crate::optimizer::Optimizer;
 use crate::settings::Settings;
@@ -73,7 +73,8 @@ pub fn forecast(
     let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
     let mut load = load(&prepared.train, choices.batch, &collation);
     load.measured = measured(&choices, &prepared.eval, &collation);
-    (load.halves, load.drops, load.threads) = (choices.is_half(), choices.dropout > 0.0, threads);
+    (load.halves, load.drops, load.threads) =
+        (choices.is_half(), continued::dropout(&choices) > 0.0, threads);
     load.layers = choices.flag("disable_gradient_checkpointing");
     load.short_gradients = choices.has_short_gradients();
     let [means, step] =

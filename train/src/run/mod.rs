@@ -5,19 +5,24 @@
 
 mod bend;
 mod choices;
+mod continued;
 mod forecast;
 mod freeze;
+mod hold;
 mod measure;
 mod output;
 mod picture;
 mod rates;
+mod recipe;
 mod report;
 mod scratch;
 mod shards;
+mod start;
 mod state;
 mod svd;
 mod targets;
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,9 +43,11 @@ use crate::data::{
 use crate::optimizer::{Optimizer, clip, schedule::Schedule};
 use crate::settings::{Settings, SettingsError, Stage};
 use crate::step::{Flat, TrainError, Training};
-use choices::{Choices, Doing, Every, Lora, Method, Start};
+use choices::{Choices, Doing, Every, Lora, Method};
 pub use forecast::{Forecast, forecast};
+use hold::Hold;
 use output::Output;
+use recipe::Recipe;
 use report::Reports;
 use state::State;
 use targets::Maker;
@@ -98,10 +105,31 @@ pub enum RunError {
     )]
     Pissa { tensor: String, rank: usize, shape: [usize; 2] },
     #[error(
-        "{}: expected an empty folder, found a trained model; give another output_dir, or overwrite_output_dir: true",
+        "{}: expected an empty folder, found a trained model or checkpoints of an earlier run; give another output_dir, \
+         or overwrite_output_dir: true",
         .folder.display()
     )]
     Taken { folder: PathBuf },
+    #[error("{}: expected nobody else to train there, found a run that does; wait for it, or give another output_dir", .folder.display())]
+    Busy { folder: PathBuf },
+    #[error(
+        "{}: expected a checkpoint of the last run there, found {found}; leave resume_from_checkpoint out to begin, or \
+         name a checkpoint",
+        .folder.display()
+    )]
+    NoCheckpoint { folder: PathBuf, found: &'static str },
+    #[error(
+        "{}: expected a checkpoint of this very run, found one with {found}; set them as they were, name it in \
+         resume_from_checkpoint to go on from it all the same, or begin anew (overwrite_output_dir: true)",
+        .checkpoint.display()
+    )]
+    Differs { checkpoint: PathBuf, found: String },
+    #[error(
+        "{}: expected a whole checkpoint, found a damaged one ({found}); name an earlier one in \
+         resume_from_checkpoint, or begin anew (overwrite_output_dir: true)",
+        .checkpoint.display()
+    )]
+    Damaged { checkpoint: PathBuf, found: String },
     #[error(
         "{}: expected a checkpoint of this very run, found {found}; resume from another, or set \
          overwrite_output_dir: true and resume_from_checkpoint: null", .checkpoint.display()
@@ -176,12 +204,30 @@ pub trait Watch {
 pub struct Outcome {
     /// Steps taken, those before a resumption included.
     pub steps: u64,
+    /// Of these, those that this call took.
+    pub taken: u64,
     /// The mean loss of all steps.
     pub loss: f64,
     /// The folder with the result, or the checkpoint where it was ended before.
     pub folder: PathBuf,
     /// Whether all steps were taken.
     pub is_done: bool,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Outcome { steps, taken, loss, is_done, .. } = *self;
+        let folder = self.folder.display();
+        match (is_done, taken) {
+            (true, 0) => {
+                write!(f, "nothing was left to train: {steps} steps before, mean loss {loss:.4}: {folder}")
+            }
+            (true, _) => write!(f, "{steps} steps, mean loss {loss:.4}: {folder}"),
+            (false, _) => {
+                write!(f, "ended after {steps} steps, saved; go on with resume_from_checkpoint={folder}")
+            }
+        }
+    }
 }
 
 /// Refuses what no run does yet, before anything is read.
@@ -222,10 +268,10 @@ pub fn train(
     let choices = Choices::new(settings)?;
     choices::notes(settings).iter().for_each(|words| watch.note(words));
     bend::notes(settings, &source).iter().for_each(|words| watch.note(words));
-    let checkpoint = checkpoint(&choices)?;
-    if let Some(checkpoint) = &checkpoint {
-        watch.note(&format!("goes on from {}", checkpoint.display()));
-    }
+    continued::notes(&choices).iter().for_each(|words| watch.note(words));
+    let recipe = Recipe::new(&choices, &source, &prepared.train)?;
+    let (checkpoint, mut state) = start::find(&choices, &recipe, watch)?;
+    state.recipe = Some(recipe);
     if choices.quantization.is_some() && source.spec.format.is_quantized() {
         watch.note("quantization_bit: the model is quantized already, and stays as it is");
     }
@@ -237,8 +283,9 @@ pub fn train(
     for adapter in &choices.merged {
         watch.note(&format!("{} becomes part of the model first", adapter.display()));
     }
+    let hold = Hold::take(&choices.output, state.begun)?;
     let (source, mut training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
-    training.drop_inputs(choices.dropout, choices.seed);
+    training.drop_inputs(continued::dropout(&choices), choices.seed);
     training.disturb(choices.noise, choices.seed);
     training.smooth_labels(choices.smoothing);
     if choices.is_half() {
@@ -251,10 +298,9 @@ pub fn train(
         training.keep_layers();
     }
     let mut optimizer = Optimizer::new(&training, |parameter| choices.group(parameter));
-    let state = match &checkpoint {
-        Some(checkpoint) => output::resume(checkpoint, &mut optimizer)?,
-        None => State::new(),
-    };
+    if let Some(checkpoint) = &checkpoint {
+        output::resume(checkpoint, state.step, &mut optimizer)?;
+    }
     let output = Output::new(source, &choices)?;
     // What the run began with is in nobody's way, but of no use either.
     [START, BASE].iter().for_each(|name| drop(fs::remove_dir_all(choices.output.join(name))));
@@ -275,28 +321,9 @@ pub fn train(
         output,
         reports,
         begun: Begun::now(),
+        _hold: hold,
     };
     run.all(watch)
-}
-
-/// The checkpoint to go on from.
-fn checkpoint(choices: &Choices<'_>) -> Result<Option<PathBuf>, RunError> {
-    match &choices.start {
-        Start::Anew => Ok(None),
-        Start::Named(folder) if output::is_whole(folder) => Ok(Some(folder.clone())),
-        Start::Named(folder) => {
-            let found =
-                "no optimizer.safetensors and bantam_state.json (save_only_model writes none)".to_owned();
-            Err(RunError::Checkpoint { checkpoint: folder.clone(), found })
-        }
-        Start::Found => match output::latest(&choices.output) {
-            Some(path) => Ok(Some(path)),
-            None if output::is_taken(&choices.output) => {
-                Err(RunError::Taken { folder: choices.output.clone() })
-            }
-            None => Ok(None),
-        },
-    }
 }
 
 /// Refuses to train what is only read.
@@ -334,14 +361,14 @@ fn model(
             Ok((source, training))
         }
         (Method::Full, Some(checkpoint)) => {
-            let source = Source::open(checkpoint)?;
+            let source = opened(checkpoint)?;
             let training = Training::full(&source, cpu, threads)?;
             Ok((source, training))
         }
         (Method::Freeze(freeze), _) => {
             let names = freeze::trained(&source, freeze)?;
             let is_trained = |name: &str| names.contains(name);
-            let trained = checkpoint.map(Source::open).transpose()?;
+            let trained = checkpoint.map(opened).transpose()?;
             let training = Training::some(trained.as_ref().unwrap_or(&source), &is_trained, cpu, threads)?;
             Ok((source, training))
         }
@@ -352,12 +379,17 @@ fn model(
             output::read_parameters(folder, &mut training)?;
             Ok((source, training))
         }
-        (_, Some(folder)) => adapted(choices, source, folder, cpu, threads),
+        (_, Some(folder)) => match adapted(choices, source, folder, cpu, threads) {
+            Err(RunError::Source(error)) => Err(output::damaged(folder, &error)),
+            other => other,
+        },
         (Method::Adapter(folder), None) => adapted(choices, source, folder, cpu, threads),
         (Method::Lora(lora), None) => {
-            let folder = choices.output.join(if lora.pissa.is_some() { PISSA } else { START });
+            let start = choices.output.join(START);
             let maker = Maker { source: &source, lora, base: &base, seed: choices.seed, cpu, threads };
-            maker.begin(&folder)?;
+            maker.begin(&start)?;
+            // What checkpoints need as long as they are there has its name when it is whole.
+            let folder = if lora.pissa.is_some() { output::moved(&start, PISSA)? } else { start };
             let (source, mut training) = adapted(choices, source, &folder, cpu, threads)?;
             if lora.pissa.is_some() {
                 training.hold_changes();
@@ -366,6 +398,11 @@ fn model(
             Ok((source, training))
         }
     }
+}
+
+/// The weights of a checkpoint.
+fn opened(checkpoint: &Path) -> Result<Source, RunError> {
+    Source::open(checkpoint).map_err(|error| output::damaged(checkpoint, &error))
 }
 
 fn adapted(
@@ -439,6 +476,7 @@ struct Run<'a> {
     output: Output,
     reports: Reports,
     begun: Begun,
+    _hold: Hold,
 }
 
 impl Run<'_> {
@@ -639,7 +677,8 @@ impl Run<'_> {
 
     fn outcome(&self, folder: PathBuf, is_done: bool) -> Outcome {
         let loss = self.state.losses / self.state.step.max(1) as f64;
-        Outcome { steps: self.state.step, loss, folder, is_done }
+        let taken = self.state.step - self.begun.step;
+        Outcome { steps: self.state.step, taken, loss, folder, is_done }
     }
 
     fn finish(mut self, watch: &mut dyn Watch) -> Result<Outcome, RunError> {

@@ -1,6 +1,7 @@
 //! What a run leaves on the disk: the trained tensors with what belongs beside them, checkpoints to go on from, and
 //! the log. Folders appear whole under their names, files too.
 
+use std::error::Error;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -320,13 +321,15 @@ pub(super) fn checkpoints(folder: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// The furthest checkpoint of the run that began last, of those that a run can go on from: higher numbers may be of an
-/// earlier run, and times of files change when they are copied.
-pub(super) fn latest(folder: &Path) -> Option<PathBuf> {
+/// The furthest checkpoint of the run that began then, or that began last, of those that a run can go on from: higher
+/// numbers may be of an earlier run, and times of files change when they are copied.
+pub(super) fn latest(folder: &Path, began: Option<u64>) -> Option<PathBuf> {
     let whole = checkpoints(folder).into_iter().filter(|(_, path)| is_whole(path));
     // One that cannot be read comes last, to be refused by its name.
     let begun = |path: &Path| read_state(path).map_or(u64::MAX, |state| state.begun);
-    whole.max_by_key(|(step, path)| (begun(path), *step)).map(|(_, path)| path)
+    let known = whole.map(|(step, path)| (begun(&path), step, path));
+    let own = known.filter(|(begun, ..)| *begun == u64::MAX || began.is_none_or(|began| began == *begun));
+    own.max().map(|(_, _, path)| path)
 }
 
 /// Whether a run can go on from a checkpoint.
@@ -340,12 +343,11 @@ pub(super) fn is_taken(folder: &Path) -> bool {
 }
 
 /// What a checkpoint remembers, put where it belongs.
-pub(super) fn resume(checkpoint: &Path, optimizer: &mut Optimizer) -> Result<State, RunError> {
+pub(super) fn resume(checkpoint: &Path, step: u64, optimizer: &mut Optimizer) -> Result<(), RunError> {
     let refused = |found: String| RunError::Checkpoint { checkpoint: checkpoint.into(), found };
-    let state = read_state(checkpoint).map_err(refused)?;
     let tensors =
-        Checkpoint::open(&checkpoint.join(OPTIMIZER)).map_err(|error| refused(error.to_string()))?;
-    for memory in optimizer.resume(state.step) {
+        Checkpoint::open(&checkpoint.join(OPTIMIZER)).map_err(|error| damaged(checkpoint, &error))?;
+    for memory in optimizer.resume(step) {
         let (name, count, dtype) = match &memory {
             MemoryMut::Floats(name, values) => (*name, values.len(), Dtype::F32),
             MemoryMut::Halves(name, values) => (*name, values.len(), Dtype::Bf16),
@@ -358,11 +360,31 @@ pub(super) fn resume(checkpoint: &Path, optimizer: &mut Optimizer) -> Result<Sta
         let tensor = tensor.ok_or_else(|| refused(format!("no {count} numbers called {name}")))?;
         load(&tensor, memory).map_err(|error| failed(checkpoint, error))?;
     }
-    Ok(state)
+    Ok(())
+}
+
+/// Gives a folder another name, instead of what had it.
+pub(super) fn moved(folder: &Path, name: &str) -> Result<PathBuf, RunError> {
+    let place = folder.with_file_name(name);
+    match fs::remove_dir_all(&place) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&place, error)),
+        _ => {}
+    }
+    fs::rename(folder, &place).map_err(|error| failed(&place, error))?;
+    Ok(place)
+}
+
+/// Files of a run's own were not downloaded: what is wrong with them is said without that advice.
+pub(super) fn damaged(checkpoint: &Path, error: &dyn Error) -> RunError {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    RunError::Damaged { checkpoint: checkpoint.into(), found: cause.to_string() }
 }
 
 /// How far a checkpoint's run was, or what was found instead.
-fn read_state(checkpoint: &Path) -> Result<State, String> {
+pub(super) fn read_state(checkpoint: &Path) -> Result<State, String> {
     let path = checkpoint.join(STATE);
     let length = fs::metadata(&path).map_err(|error| format!("{STATE}: {error}"))?.len();
     if length > STATE_BYTES_MAX {
@@ -421,7 +443,7 @@ pub(super) fn read_parameters(checkpoint: &Path, training: &mut Training) -> Res
 
 fn read_from(checkpoint: &Path, weights: &Path, training: &mut Training) -> Result<(), RunError> {
     let refused = |found: String| RunError::Checkpoint { checkpoint: checkpoint.into(), found };
-    let tensors = Checkpoint::open(weights).map_err(|error| refused(error.to_string()))?;
+    let tensors = Checkpoint::open(weights).map_err(|error| damaged(checkpoint, &error))?;
     let names: Vec<(String, Vec<usize>)> =
         training.parameters().iter().map(|known| (known.name.clone(), known.shape.clone())).collect();
     for (at, (name, shape)) in names.iter().enumerate() {

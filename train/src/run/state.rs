@@ -4,6 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::recipe::Recipe;
+
 /// Of this form of the file.
 const FORM: u64 = 1;
 
@@ -19,6 +21,8 @@ pub(super) struct Best {
 pub(super) struct State {
     /// When the run began that is gone on with: microseconds since 1970.
     pub(super) begun: u64,
+    /// What makes it that run, where that is known.
+    pub(super) recipe: Option<Recipe>,
     /// Steps taken.
     pub(super) step: u64,
     /// Of the whole run.
@@ -82,6 +86,7 @@ impl State {
         let state = json!({
             "form": FORM,
             "begun": self.begun,
+            "recipe": self.recipe.as_ref().map(Recipe::to_json),
             "step": self.step,
             "losses_bits": self.losses.to_bits(),
             "untold_bits": self.untold.to_bits(),
@@ -104,6 +109,7 @@ impl State {
         (count("form")? == FORM).then_some(())?;
         Some(State {
             begun: count("begun").unwrap_or(0),
+            recipe: Recipe::of_json(&json["recipe"]),
             step: count("step")?,
             losses: f64::from_bits(count("losses_bits")?),
             untold: f64::from_bits(count("untold_bits")?),

@@ -187,7 +187,12 @@ fn saved<'a>(source: &'a Source, asked: &[String]) -> Result<Vec<TensorView<'a>>
     let refused = |found: &str, why: &'static str| RunError::Whole { found: clipped(found), why };
     for module in asked {
         if !source.checkpoint.tensors().any(|tensor| is_in(tensor.name, module)) {
-            return Err(refused(module, "found no tensors of such a module"));
+            let is_head = source.spec.tied && is_in(&format!("{}.weight", source.spec.names.head), module);
+            let embedding = "found the embedding in its place (tie_word_embeddings)";
+            return Err(refused(
+                module,
+                if is_head { embedding } else { "found no tensors of such a module" },
+            ));
         }
     }
     let all = source.checkpoint.tensors();

@@ -220,6 +220,12 @@ impl Settings {
         open.filter_map(|(key, (value, _))| Some((*key, value.json()?)))
     }
 
+    /// All keys that are executed with what they are, also where nobody said anything.
+    pub(crate) fn in_force(&self) -> impl Iterator<Item = (&'static str, serde_json::Value)> {
+        let done = table::keys().filter(|key| key.fate == Fate::Done);
+        done.map(|key| (key.name, self.chosen.value(key.name).json().unwrap_or_default()))
+    }
+
     /// Where a key stood.
     pub(crate) fn place(&self, key: &str) -> &str {
         self.chosen.place(key)
@@ -287,8 +293,24 @@ impl Collected {
         let node = yaml::parse(text).unwrap_or(words.clone());
         // An empty value is no empty block, and braces may be part of a text.
         let node = if matches!(node.content, Content::Map(_)) { words } else { node };
-        let key = sections::own_name(key.trim());
-        self.take(key, &node, &format!("{}=", clipped(key)));
+        let (place, key) = (format!("{}=", clipped(key)), key.trim());
+        if let Some((table, part)) = key.split_once('.')
+            && table::find(table).is_some_and(|key| key.kind == Kind::Table)
+        {
+            return self.take_part(table, part, node, &place);
+        }
+        self.take(sections::own_name(key), &node, &place);
+    }
+
+    /// One entry of a block, beside those that are there.
+    fn take_part(&mut self, table: &str, part: &str, node: Node, place: &str) {
+        let mut entries = vec![(part.to_owned(), node)];
+        if let Some((Value::Table(known), _)) = self.chosen.given.get(table) {
+            let kept = known.iter().filter(|(name, _)| name != part);
+            let node = |words: &String| Node { line: 0, content: Content::Scalar(words.clone(), false) };
+            entries.extend(kept.map(|(name, words)| (name.clone(), node(words))));
+        }
+        self.take(table, &Node { line: 0, content: Content::Map(entries) }, place);
     }
 
     fn take(&mut self, name: &str, node: &Node, place: &str) {

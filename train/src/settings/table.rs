@@ -275,7 +275,8 @@ const OPTIMIZERS: Kind = Word(&[
 const TRAINING: &[Key] = &[
     done("output_dir", Text, "null"),
     done("overwrite_output_dir", Flag, "false"),
-    done("do_train", Flag, "false"),
+    // Who gives a file to `train` means it: theirs is false.
+    refused("do_train", Flag, "true", "leave it out; `bantam eval` measures a model without training it"),
     done("do_eval", Flag, "false"),
     done("eval_strategy", INTERVALS, "no"),
     done("evaluation_strategy", INTERVALS, "no"),

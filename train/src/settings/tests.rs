@@ -30,6 +30,16 @@ fn overrides_win() {
     assert_eq!(settings.number("learning_rate"), Some(1e-5));
     assert_eq!((settings.flag("bf16"), settings.data.datasets.len()), (false, 2));
     assert_eq!(settings.data.template, None);
+    let power = |settings: Settings| settings.table("lr_scheduler_kwargs").unwrap();
+    let block = "lr_scheduler_kwargs={power: 2, lr_end: 1e-7}";
+    let mut parts = power(read(SFT, &[block, "lr_scheduler_kwargs.power=3"]).unwrap());
+    parts.sort();
+    assert_eq!(
+        parts,
+        [("lr_end", "1e-7"), ("power", "3")].map(|(name, of)| (name.to_owned(), of.to_owned()))
+    );
+    assert_eq!(power(read(SFT, &["lr_scheduler_kwargs.power=2"]).unwrap()).len(), 1);
+    assert_eq!(power(read(SFT, &[block, "lr_scheduler_kwargs.power=null"]).unwrap()).len(), 1);
     let error = read(SFT, &["learning_rates=1", "bf16"]).unwrap_err();
     assert!(error.contains("did you mean learning_rate?") && error.contains("key=value"), "{error}");
 }
@@ -64,6 +74,7 @@ fn all_that_is_wrong_is_said_with_its_line() {
     check("stage: sft", "stage: dpo", "x.yaml:6: expected the stage pt or sft, found dpo");
     check("stage: sft", "stage: pt\nmask_history: true", "x.yaml:7: mask_history is for the stage sft");
     check("bf16: true", "fp16: true", "x.yaml:37: fp16: true is not done here; use bf16: true");
+    check("do_train: true", "do_train: false", "x.yaml:7: do_train: false is not done here");
     check("bf16: true", "use_galore: true", "finetuning_type: lora");
     check("lora_target: all", "val_size: 0.1\neval_dataset: x", "x.yaml:10: val_size and eval_dataset");
     check("finetuning_type: lora", "finetuning_type: full\nquantization_bit: 4", "quantization_bit is for");

@@ -97,11 +97,13 @@ impl<'t> Builder<'t> {
             return broken("more than settings ever hold");
         }
         let content = match event {
-            Event::Alias(_) => return broken("an alias (*name)"),
+            Event::Alias(_) => {
+                return broken("an alias (*name), which settings cannot have: write what it stands for");
+            }
             Event::Scalar(_, _, _, Some(_))
             | Event::SequenceStart(_, Some(_))
             | Event::MappingStart(_, Some(_)) => {
-                return broken("a tag (!name)");
+                return broken("a tag (!name), which settings cannot have");
             }
             Event::Scalar(words, style, ..) => {
                 Content::Scalar(words.into_owned(), style == ScalarStyle::Plain)

@@ -141,13 +141,19 @@ impl Shared {
         };
         match placed {
             Ok(placed) => {
-                if let Some(Placed { card: [device, name], bytes, is_whole, ring_refused, .. }) = &placed {
+                if let Some(Placed {
+                    card: [device, name], bytes, is_whole, not_kept, ring_refused, ..
+                }) = &placed
+                {
                     tracing::info!(device, name, bytes, is_whole, "on a card");
                     if *ring_refused > 0 {
                         tracing::warn!(
                             bytes = ring_refused,
                             "no memory for weights to pass through the card"
                         );
+                    }
+                    if let Some(error) = not_kept {
+                        tracing::warn!(device, %error, "it keeps no steps: they are queued kernel by kernel");
                     }
                 }
                 Ok(())

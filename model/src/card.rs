@@ -28,8 +28,17 @@ pub struct Needs {
 impl Needs {
     /// Bytes of the card that they come to, up to rounding.
     pub fn bytes(&self) -> usize {
-        // Four words for where a row stands, one for its token.
-        self.weights + self.cache + self.work + 4 * (5 * self.rows + self.tables)
+        self.weights + self.cache + self.work + self.words()
+    }
+
+    /// Bytes of the host's memory that are pinned for it.
+    pub fn pinned(&self) -> usize {
+        self.results + self.words()
+    }
+
+    fn words(&self) -> usize {
+        // Four for where a row stands, one for its token.
+        4 * (5 * self.rows + self.tables)
     }
 }
 

@@ -351,7 +351,7 @@ impl Engine {
 
     /// Bytes of the memory that was taken, with what is pinned for a card.
     pub fn memory_bytes(&self) -> usize {
-        self.backend.bytes()
+        self.backend.bytes(&self.plan)
     }
 
     /// Whether the weights are a native file's, and nothing was repacked.

@@ -76,16 +76,16 @@ impl Shards {
         Needs { weights, cache, work, rows, tables, results: RESULTS_BYTES, panels, precision }
     }
 
-    /// Bytes of this machine that a card of so many takes for a plan, at most: activations on the way between both,
-    /// results and the ring, which are pinned.
+    /// Bytes of this machine that a card of so many takes for a plan, at most: activations on the way between both, what
+    /// is told and comes back and the ring, which are pinned.
     pub(crate) fn host_bytes(plan: &Plan, vram: usize) -> usize {
         let ring = passing::slot_bytes(plan, vram, Passage::Measured).map_or(0, |bytes| RING_SLOTS * bytes);
-        scratch(plan).bytes + routing(plan).bytes + RESULTS_BYTES + ring
+        scratch(plan).bytes + routing(plan).bytes + Self::needs(plan, 0, 0).pinned() + ring
     }
 
     /// Bytes of this machine that are taken.
-    pub(crate) fn bytes(&self) -> usize {
-        let pinned = self.shard.as_ref().map_or(0, |_| RESULTS_BYTES);
+    pub(crate) fn bytes(&self, plan: &Plan) -> usize {
+        let pinned = self.shard.as_ref().map_or(0, |_| Self::needs(plan, 0, 0).pinned());
         self.host.arena().bytes() + pinned + self.ring().map_or(0, |(bytes, _)| bytes)
     }
 

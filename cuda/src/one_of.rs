@@ -84,6 +84,10 @@ impl bantam_model::card::Card for CudaBackend {
         CudaBackend::drop_ring(self);
     }
 
+    fn gather_again(&mut self, rows: &[u32], width: usize, x: Slot, out: Slot) {
+        CudaBackend::gather_again(self, rows, width, x, out);
+    }
+
     fn pass(&mut self, rows: usize, x: Slot, products: &[Passing], fill: Fill) {
         CudaBackend::pass(self, rows, x, products, fill);
     }

@@ -3,6 +3,7 @@
 //! computes is the same kernels as for a matrix that stands there, a piece being some of its tiles.
 
 use bantam_core::Slot;
+use bantam_core::cuda::Kernel;
 use bantam_core::layouts::TILE_ROWS;
 use bantam_model::card::{Fill, Passing, RING_SLOTS};
 
@@ -57,6 +58,18 @@ impl CudaBackend {
         if let Some(ring) = self.ring.take() {
             ring.end(&self.card);
         }
+    }
+
+    /// Brings rows of a step together. The list is copied as it is sent: that of a step is not written again before the
+    /// card has it, which would hold up whatever passes.
+    pub fn gather_again(&mut self, rows: &[u32], width: usize, x: Slot, out: Slot) {
+        assert!(rows.len() <= self.step_rows(), "{} rows of a step of {}", rows.len(), self.step_rows());
+        let sent = self.card.write(self.steps.memory(), 0, rows);
+        self.note(sent);
+        let last = rows.iter().max().map_or(0, |&last| last as usize + 1);
+        let (x, out) = (self.floats(x, last * width), self.floats(out, rows.len() * width));
+        let list = self.steps.memory().at(0, 4 * rows.len());
+        self.by_row(Kernel::gather, rows.len(), (list, width as u32, x, out));
     }
 
     /// Products of rows with matrices that stand here or pass through; `fill` has the host's bytes.

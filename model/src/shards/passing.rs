@@ -37,7 +37,7 @@ pub(super) struct Ring {
     /// there.
     has_experts: bool,
     /// The rows of an expert.
-    rows: Vec<usize>,
+    rows: Vec<u32>,
 }
 
 /// What of a product passes, and what of it stands on the card before that.
@@ -206,10 +206,10 @@ impl Shard {
             let Some(&[expert, first, count]) = routing.segments().get(at) else { break };
             let (first, count) = (first as usize, count as usize);
             ring.rows.clear();
-            ring.rows.extend(routing.rows()[first..first + count].iter().map(|&row| row as usize));
+            ring.rows.extend_from_slice(&routing.rows()[first..first + count]);
             let x = match per {
                 RowPer::Token => {
-                    card.gather(&ring.rows, columns, x, *scratch);
+                    card.gather_again(&ring.rows, columns, x, *scratch);
                     *scratch
                 }
                 RowPer::Place => behind(x, 4 * (before + first) * columns),

@@ -165,7 +165,8 @@ pub trait Card: Backend + Send + std::fmt::Debug {
     fn take_ring(&mut self, slot_bytes: usize) -> bool;
     /// Gives that back.
     fn drop_ring(&mut self);
-    /// Brings rows together as [`Backend::gather`] does, over and over within a step: no list waits for the one before it.
+    /// Brings rows together as [`Backend::gather`] does, over and over within a step: no list waits for the one
+    /// before it.
     fn gather_again(&mut self, rows: &[u32], width: usize, x: Slot, out: Slot);
     /// Products of rows with matrices that stand there or pass through the ring.
     fn pass(&mut self, rows: usize, x: Slot, products: &[Passing], fill: Fill);

@@ -76,8 +76,8 @@ impl Shards {
         Needs { weights, cache, work, rows, tables, results: RESULTS_BYTES, panels, precision }
     }
 
-    /// Bytes of this machine that a card of so many takes for a plan, at most: activations on the way between both, what
-    /// is told and comes back and the ring, which are pinned.
+    /// Bytes of this machine that a card of so many takes for a plan, at most: activations on the way between both, and
+    /// what is pinned.
     pub(crate) fn host_bytes(plan: &Plan, vram: usize) -> usize {
         let ring = passing::slot_bytes(plan, vram, Passage::Measured).map_or(0, |bytes| RING_SLOTS * bytes);
         scratch(plan).bytes + routing(plan).bytes + Self::needs(plan, 0, 0).pinned() + ring

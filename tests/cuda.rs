@@ -8,7 +8,7 @@ use bantam_core::backend::Feed;
 use bantam_core::{Backend, Batch, Cpu, CpuBackend, KvKind, Precision, Region, Serial};
 use bantam_cuda::{Card, CudaBackend, OneOf, Sizes};
 use bantam_cusim::{child, is_child, requires_card};
-use bantam_model::card::NoCard;
+use bantam_model::card::{Card as _, NoCard, Stretch};
 use bantam_model::decoder::Decoder;
 use bantam_model::engine::{Chunk, Engine, ExpertsMet, Placed, StepError, stored};
 use bantam_model::plan::{Options, Plan};
@@ -37,10 +37,9 @@ fn logits<B: Backend>(decoder: &Decoder, plan: &Plan, backend: &mut B, tokens: &
 /// Tokens of a prompt that are read.
 const TOKENS: usize = 16;
 
-/// The logits of a golden's first prompt, on the processor and on the card.
-fn both(model: &str, options: Options, cpu: Cpu) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-    let folder = model_folder(model);
-    let (spec, checkpoint) = open(&folder);
+/// A golden's decoder and plan, the processor with all of it, and a card with all of it.
+fn on_card(model: &str, options: Options, cpu: Cpu) -> (Decoder, Plan, impl Backend, CudaBackend) {
+    let (spec, checkpoint) = open(&model_folder(model));
     let plan = Plan::new(&spec, stored(&checkpoint), options, cpu).expect("the golden has a plan");
     let weights = memory::region(plan.weight_bytes).expect("memory");
     let mut arena = memory::arena(weights, plan.cache_bytes, plan.work_bytes).expect("memory");
@@ -50,17 +49,22 @@ fn both(model: &str, options: Options, cpu: Cpu) -> (Vec<f32>, Vec<f32>, Vec<f32
         cache: plan.cache_bytes,
         work: plan.work_bytes,
         rows: options.chunk,
-        tables: plan.pages_per_sequence,
+        tables: options.sequences * plan.pages_per_sequence,
         results: plan.work.logits.bytes + 64,
     };
     let card = Card::open(0).expect("the driver that this test was started with");
     let mut card =
         CudaBackend::new(card, options.precision, sizes, plan.work.panels).expect("a card with room");
     card.upload(Region::Weights, 0, &arena.weights[..plan.weight_bytes]);
-    let mut processor = CpuBackend::new(cpu, options.precision, Serial, arena, plan.work.panels);
-    let decoder = Decoder::new(spec, &plan);
-    let golden =
-        bantam_model::checkpoint::Checkpoint::open(&folder.join("golden.safetensors")).expect("it is sound");
+    let processor = CpuBackend::new(cpu, options.precision, Serial, arena, plan.work.panels);
+    (Decoder::new(spec, &plan), plan, processor, card)
+}
+
+/// The logits of a golden's first prompt, on the processor and on the card.
+fn both(model: &str, options: Options, cpu: Cpu) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let (decoder, plan, mut processor, mut card) = on_card(model, options, cpu);
+    let golden = model_folder(model).join("golden.safetensors");
+    let golden = bantam_model::checkpoint::Checkpoint::open(&golden).expect("it is sound");
     // Fibers take their time; what comes later changes nothing about the first positions.
     let mut tokens = ids(&golden, "prompt0.input_ids");
     tokens.truncate(TOKENS);
@@ -81,6 +85,48 @@ fn goldens_of_every_family_are_met_on_the_card() {
         let (_, found, golden) = both(model, options(), Cpu::detect());
         check_close(&format!("{model} on the card"), &found, &golden);
     }
+}
+
+/// What the stand-in was asked since its log had so many lines; and how many it has now.
+fn calls_since(log: &Path, first: usize) -> (Vec<String>, usize) {
+    let text = fs::read_to_string(log).expect("the stand-in writes it");
+    let calls: Vec<String> = text.lines().skip(first).map(str::to_owned).collect();
+    let lines = first + calls.len();
+    (calls, lines)
+}
+
+/// Whatever takes the same input and lies alike: queries with keys and values, gates with what they open.
+#[test]
+fn products_of_one_input_are_one_launch() {
+    const TEST: &str = "products_of_one_input_are_one_launch";
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("launches.log");
+    if requires_card() || !is_child(TEST, &[("CUSIM_CALLS", path.to_str().expect("the path is UTF-8"))]) {
+        return;
+    }
+    const PRODUCTS: [&str; 6] = ["wide", "rows8", "coded", "table4", "count", "trits"];
+    for model in MODELS {
+        let (decoder, plan, _, mut card) = on_card(model, options(), Cpu::detect());
+        let mut seen = calls_since(&path, 0).1;
+        let tables: Vec<u32> = (0..plan.pages_per_sequence as u32).collect();
+        for position in 0..2 {
+            let feed = Feed { first_row: 0, rows: 1, first_position: position, sequence: 0, length: 2 };
+            let batch =
+                Batch { feeds: &[feed], tables: &tables, pages_per_sequence: plan.pages_per_sequence };
+            assert!(decoder.forward(&mut card, &batch, &[1], &|| false));
+            let slot = decoder.logits(&mut card, &[0]);
+            assert!(card.read(slot).iter().all(|x| x.is_finite()));
+            let (calls, lines) = calls_since(&path, seen);
+            seen = lines;
+            let launched = calls.iter().filter_map(|call| call.strip_prefix("cuLaunchKernel "));
+            let products = launched.filter(|kernel| PRODUCTS.iter().any(|name| kernel.starts_with(name)));
+            // Of every layer: what attention takes and gives, the first half of the block and the second, and who
+            // goes to which expert; then the head.
+            let of_layer = |layer: &bantam_model::plan::LayerWeights| 4 + usize::from(layer.router.is_some());
+            let wanted = plan.weights.layers.iter().map(of_layer).sum::<usize>() + 1;
+            assert_eq!(products.count(), wanted, "{model}");
+        }
+    }
+    fs::remove_file(&path).expect("it is there");
 }
 
 /// The length of a difference, as a part of the first.
@@ -107,6 +153,228 @@ fn fast_precision_is_the_processors_up_to_rounding() {
             assert!(relative < 1e-2, "{model} {kv:?}: relative {relative:.2e}");
         }
     }
+}
+
+/// What each of some steps reads, by sequences: a prompt of more rows than are kept, then one row, two of two
+/// sequences, two of one, and one again.
+const STEPS: [&[(usize, &[u32])]; 6] = [
+    &[(0, &[5, 9, 2])],
+    &[(0, &[7])],
+    &[(0, &[1]), (1, &[8])],
+    &[(0, &[3]), (1, &[4])],
+    &[(1, &[6, 2])],
+    &[(0, &[1])],
+];
+
+/// The last row of each part of a step.
+fn last_rows(step: &[(usize, &[u32])]) -> Vec<usize> {
+    let ends = step.iter().scan(0, |end, (_, tokens)| {
+        *end += tokens.len();
+        Some(*end - 1)
+    });
+    ends.collect()
+}
+
+/// The logits of these steps by a backend that is asked for one operation after another.
+fn by_operations(decoder: &Decoder, plan: &Plan, backend: &mut impl Backend) -> Vec<f32> {
+    let pages_per_sequence = plan.pages_per_sequence;
+    let tables: Vec<u32> = (0..(2 * pages_per_sequence) as u32).rev().collect();
+    let mut lengths = [0; 2];
+    let mut all = Vec::new();
+    for step in STEPS {
+        let (mut feeds, mut read) = (Vec::new(), Vec::new());
+        for &(sequence, tokens) in step {
+            let (rows, first_position) = (tokens.len(), lengths[sequence]);
+            let length = first_position + rows;
+            feeds.push(Feed { first_row: read.len(), rows, first_position, sequence, length });
+            read.extend_from_slice(tokens);
+            lengths[sequence] = length;
+        }
+        let batch = Batch { feeds: &feeds, tables: &tables, pages_per_sequence };
+        assert!(decoder.forward(backend, &batch, &read, &|| false));
+        let slot = decoder.logits(backend, &last_rows(step));
+        all.extend_from_slice(backend.read(slot));
+    }
+    all
+}
+
+/// The same by an engine; `after` is called after each step.
+fn by_engine(engine: &mut Engine, mut after: impl FnMut()) -> Vec<f32> {
+    let open = [0; 2].map(|_| engine.open().expect("there is room for two"));
+    let mut all = Vec::new();
+    for step in STEPS {
+        let chunk = |&(sequence, tokens): &(usize, _)| Chunk { sequence: open[sequence], tokens };
+        engine.step(&step.iter().map(chunk).collect::<Vec<_>>()).expect("a step as planned");
+        all.extend_from_slice(engine.try_logits(&last_rows(step)).expect("the card is well"));
+        after();
+    }
+    open.iter().for_each(|&sequence| engine.close(sequence));
+    all
+}
+
+fn is_same(wanted: &[f32], found: &[f32]) -> bool {
+    let is_any = wanted.iter().any(|&x| x != 0.0);
+    is_any && wanted.iter().map(|x| x.to_bits()).eq(found.iter().map(|x| x.to_bits()))
+}
+
+fn for_two() -> Options {
+    Options { sequences: 2, chunk: 16, context: 64, logits_rows: 2, ..options() }
+}
+
+fn load_for_two(model: &str) -> Engine {
+    bantam_tests::load(&model_folder(model), for_two(), Cpu::detect(), 2)
+}
+
+/// An engine whose card has all of a golden, with room for two sequences.
+fn whole_on_card(model: &str) -> Engine {
+    let mut engine = load_for_two(model);
+    let placed = engine.place(&OneOf(0), None).expect("it has room");
+    assert!(placed.is_whole, "{model}: {placed:?}");
+    engine
+}
+
+/// A card that has all of a model keeps the steps of its replies, of one sequence and of both: they give the bits of
+/// the same operations asked one by one.
+#[test]
+fn steps_that_a_card_keeps_give_the_same_bits() {
+    if !is_child("steps_that_a_card_keeps_give_the_same_bits", &[]) {
+        return;
+    }
+    for model in MODELS {
+        let mut engine = whole_on_card(model);
+        assert_eq!(engine.placed().and_then(|placed| placed.not_kept), None, "{model}");
+        let (decoder, plan, _, mut card) = on_card(model, for_two(), Cpu::detect());
+        let wanted = by_operations(&decoder, &plan, &mut card);
+        assert_eq!(card.fault(), None, "{model}");
+        assert!(is_same(&wanted, &by_engine(&mut engine, || {})), "{model}");
+    }
+}
+
+/// Whoever queues steps need not wait between them: the words of each have left before those of the next are put down.
+#[test]
+fn kept_steps_may_follow_one_another_at_once() {
+    if !is_child("kept_steps_may_follow_one_another_at_once", &[]) {
+        return;
+    }
+    let (decoder, plan, _, mut card) = on_card("gpt_neox", for_two(), Cpu::detect());
+    let pages_per_sequence = plan.pages_per_sequence;
+    let tables: Vec<u32> = (0..(2 * pages_per_sequence) as u32).collect();
+    let stream = decoder.stream().first(decoder.spec.hidden);
+    // The sequences take turns: where a row stands changes with every step, the token with every other.
+    let mut run = |step: &mut dyn FnMut(&mut CudaBackend, &Batch, &[u32])| {
+        for at in 0..7 {
+            let (sequence, first_position) = (at % 2, at / 2);
+            let feed = Feed { first_row: 0, rows: 1, first_position, sequence, length: first_position + 1 };
+            let batch = Batch { feeds: &[feed], tables: &tables, pages_per_sequence };
+            step(&mut card, &batch, &[3 + (at / 2) as u32]);
+        }
+        let mut found = Vec::new();
+        card.fetch(stream, &mut |_, values| found.extend_from_slice(values));
+        assert_eq!(card.fault(), None);
+        found
+    };
+    // First, or keys and values that it should have stored would be there.
+    let mut is_kept = false;
+    let found = run(&mut |card, batch, tokens| {
+        let stretch = Stretch::Layers { tokens, batch };
+        if !std::mem::replace(&mut is_kept, true) {
+            card.begin();
+            assert!(decoder.forward(card, batch, &[0], &|| false));
+            card.keep(stretch).expect("it can be kept");
+        }
+        assert!(card.again(stretch));
+    });
+    let wanted = run(&mut |card, batch, tokens| {
+        assert!(decoder.forward(card, batch, tokens, &|| false));
+        assert_eq!(card.fault(), None);
+    });
+    assert!(is_same(&wanted, &found));
+}
+
+/// Whatever the model: its layers are one call, and so are its logits. What was kept is given back with it.
+#[test]
+fn a_step_is_a_few_calls_of_the_driver() {
+    const TEST: &str = "a_step_is_a_few_calls_of_the_driver";
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("calls.log");
+    // A run that failed leaves it, and all of it is counted.
+    let _ = fs::remove_file(&path);
+    if requires_card() || !is_child(TEST, &[("CUSIM_CALLS", path.to_str().expect("the path is UTF-8"))]) {
+        return;
+    }
+    let count = |calls: &[String], name| calls.iter().filter(|call| call.starts_with(name)).count();
+    for model in MODELS {
+        let mut engine = whole_on_card(model);
+        let mut seen = calls_since(&path, 0).1;
+        let mut steps = Vec::new();
+        by_engine(&mut engine, || {
+            let (calls, lines) = calls_since(&path, seen);
+            seen = lines;
+            steps.push(calls);
+        });
+        // Prompts are of more rows than are kept.
+        assert!(count(&steps[0], "cuLaunchKernel") > 0, "{model}: {:?}", steps[0]);
+        for calls in &steps[1..] {
+            let found = ["cuGraphLaunch", "cuLaunchKernel", "cuMemcpyDtoH"].map(|name| count(calls, name));
+            assert_eq!((found, calls.len()), ([2, 0, 1], 12), "{model}: {calls:?}");
+        }
+    }
+    let all = calls_since(&path, 0).0;
+    let made = count(&all, "cuGraphInstantiate");
+    // Of one row and of two, layers and logits.
+    assert_eq!((made, count(&all, "cuGraphExecDestroy")), (4 * MODELS.len(), made));
+    fs::remove_file(&path).expect("it is there");
+}
+
+/// A driver that makes no graphs is said to, and the card computes as it would.
+#[test]
+fn a_card_that_keeps_no_steps_computes_them() {
+    const TEST: &str = "a_card_that_keeps_no_steps_computes_them";
+    if requires_card() {
+        return;
+    }
+    let Ok(wanted) = std::env::var("CUSIM_CASE") else {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lacking");
+        bantam_cusim::lacking("cuGraphLaunch", &folder);
+        let (variable, folder) = ("CUSIM_NO_GRAPH", folder.to_str().expect("the path is UTF-8"));
+        for (variable, value, code) in [
+            (variable, "1", "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"),
+            (variable, "2", "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"),
+            (variable, "3", "CUDA_ERROR_OUT_OF_MEMORY"),
+            (variable, "4", "CUDA_ERROR_OUT_OF_MEMORY"),
+            ("LD_LIBRARY_PATH", folder, "the driver lacks functions for it"),
+        ] {
+            let done = child(TEST, &[(variable, value), ("CUSIM_CASE", code)]);
+            assert!(done.as_ref().is_none_or(|(passed, _)| *passed), "{variable}={value}: {done:?}");
+        }
+        return;
+    };
+    let mut engine = whole_on_card("gpt_neox");
+    assert_eq!(engine.placed().and_then(|placed| placed.not_kept).expect("it says so").code, wanted);
+    let (decoder, plan, _, mut card) = on_card("gpt_neox", for_two(), Cpu::detect());
+    let wanted = by_operations(&decoder, &plan, &mut card);
+    assert!(is_same(&wanted, &by_engine(&mut engine, || {})));
+}
+
+/// A card that is lost while it is to keep steps is none: nobody hears of it by a step that fails.
+#[test]
+fn a_card_that_is_lost_before_the_first_step_leaves_the_processor() {
+    const TEST: &str = "a_card_that_is_lost_before_the_first_step_leaves_the_processor";
+    if requires_card() || !is_child(TEST, &[("CUSIM_NO_GRAPH", "5")]) {
+        return;
+    }
+    let mut engine = load_for_two("gpt_neox");
+    let wanted = by_engine(&mut engine, || {});
+    let sequence = engine.open().expect("there is room");
+    let step = |engine: &mut Engine, tokens: &[u32]| engine.step(&[Chunk { sequence, tokens }]);
+    step(&mut engine, &[1, 2]).expect("a step as planned");
+    let found = engine.place(&OneOf(0), None).cloned();
+    assert!(matches!(found, Err(NoCard::Failed(_))) && engine.placed().is_none(), "{found:?}");
+    // Its keys and values had moved.
+    assert!(engine.must_restart(sequence, 3));
+    engine.rewind(sequence, 0);
+    step(&mut engine, &[1, 2, 3]).expect("the sequence goes on");
+    engine.close(sequence);
+    assert!(is_same(&wanted, &by_engine(&mut engine, || {})));
 }
 
 const PROMPTS: [&[u32]; 2] = [&[5, 9, 2, 7, 1, 3], &[8, 4, 6]];
@@ -289,9 +557,9 @@ fn a_move_that_fails_leaves_the_processor() {
         return;
     }
     let Ok(case) = std::env::var("CUSIM_CASE") else {
-        // Allocations of the first placement are five; the first of the second is refused, or all from there on.
+        // Allocations of the first placement are six; the first of the second is refused, or all from there on.
         for (case, variable, value) in
-            [("smaller", "CUSIM_REFUSED", "6"), ("none", "CUSIM_FULL", "6"), ("lost", "CUSIM_LOST", "200")]
+            [("smaller", "CUSIM_REFUSED", "7"), ("none", "CUSIM_FULL", "7"), ("lost", "CUSIM_LOST", "200")]
         {
             let done = child(TEST, &[("CUSIM_CASE", case), (variable, value)]);
             assert!(done.as_ref().is_none_or(|(passed, _)| *passed), "{case}: {done:?}");
@@ -357,7 +625,7 @@ fn nothing_is_allocated_on_the_card_after_loading() {
         let before = allocations();
         let (mut engine, ..) = placed(part);
         let loaded = allocations();
-        assert!(loaded >= before + 5, "{loaded} allocations after loading, {before} before");
+        assert!(loaded >= before + 6, "{loaded} allocations after loading, {before} before");
         let (_, tokens) = replies(&mut engine, PROMPTS, 8);
         assert_eq!((tokens.len(), allocations()), (16, loaded), "at {part}");
     }

@@ -15,6 +15,7 @@ use bantam_core::{
 use bytemuck::Pod;
 
 use crate::driver::{Argument, Card, Fault, Memory, Pinned, Shape};
+use crate::kept::Kept;
 use crate::steps::Steps;
 
 /// Bytes of a backend's memory.
@@ -50,9 +51,10 @@ pub struct CudaBackend {
     regions: [Memory; 3],
     /// Where a product's input is prepared, as for the processor.
     pub(crate) panels: Slot,
-    steps: Steps,
+    pub(crate) steps: Steps,
     results: Pinned,
     fault: Cell<Option<Fault>>,
+    pub(crate) kept: Kept,
 }
 
 impl CudaBackend {
@@ -68,7 +70,16 @@ impl CudaBackend {
             }
         };
         let regions = <[Memory; 3]>::try_from(taken).expect("three regions were taken");
-        Ok(CudaBackend { card, precision, regions, panels, steps, results, fault: Cell::new(None) })
+        Ok(CudaBackend {
+            card,
+            precision,
+            regions,
+            panels,
+            steps,
+            results,
+            fault: Cell::new(None),
+            kept: Kept::default(),
+        })
     }
 
     fn take(card: &Card, sizes: Sizes, taken: &mut Vec<Memory>) -> Result<(Steps, Pinned), Fault> {
@@ -79,7 +90,7 @@ impl CudaBackend {
         let steps = Steps::new(card, sizes.rows, sizes.tables)?;
         let results = card.pin(sizes.results);
         if results.is_err() {
-            card.free(steps.memory());
+            steps.free(card);
         }
         Ok((steps, results?))
     }
@@ -96,6 +107,7 @@ impl CudaBackend {
 
     /// Puts bytes into a region, to fill it while loading.
     pub fn upload(&mut self, region: Region, offset: usize, bytes: &[u8]) {
+        self.refuse_to_keep();
         let done = self.card.write(&self.regions[region as usize], offset, bytes);
         self.note(done);
     }
@@ -123,6 +135,16 @@ impl CudaBackend {
         let shape = Shape { grid: (rows, 1), threads: THREADS, shared: 8 * THREADS };
         let (x, out) = (self.floats(x, rows * width), self.floats(out, rows));
         self.launch(Kernel::argmax, shape, (x, width as u32, out));
+    }
+
+    /// The first fault, which is then as if it had not been.
+    pub(crate) fn take_fault(&self) -> Option<Fault> {
+        self.fault.take()
+    }
+
+    /// Whether nothing went wrong so far, as far as is known without waiting.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.fault.get().is_none()
     }
 
     /// Keeps a fault, if there is one and none before it.
@@ -165,7 +187,7 @@ impl CudaBackend {
     }
 
     /// Sends numbers; the address where they are.
-    pub(crate) fn list(&mut self, list: impl ExactSizeIterator<Item = u32>) -> Option<u64> {
+    pub(crate) fn list(&mut self, list: impl ExactSizeIterator<Item = u32> + Clone) -> Option<u64> {
         let list = self.steps.list(&self.card, list);
         self.noted(list)
     }
@@ -385,6 +407,7 @@ impl Backend for CudaBackend {
 
     fn read(&self, slot: Slot) -> &[f32] {
         let floats = slot.bytes / 4;
+        self.refuse_to_keep();
         let found = match self.fault.get() {
             Some(_) => None,
             None => {
@@ -398,7 +421,11 @@ impl Backend for CudaBackend {
 
 impl Drop for CudaBackend {
     fn drop(&mut self) {
-        self.regions.iter().chain([self.steps.memory()]).for_each(|memory| self.card.free(memory));
+        // What is queued may still read pinned words.
+        let _ = self.card.wait();
+        self.kept.all().for_each(|graph| self.card.free_graph(graph));
+        self.regions.iter().for_each(|memory| self.card.free(memory));
+        self.steps.free(&self.card);
         self.card.unpin(&self.results);
     }
 }

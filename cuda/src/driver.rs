@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CString, c_void};
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use bantam_core::cuda::Kernel;
@@ -108,6 +109,9 @@ fn name(code: sys::CUresult) -> &'static str {
         CUDA_ERROR_LAUNCH_TIMEOUT => "CUDA_ERROR_LAUNCH_TIMEOUT",
         CUDA_ERROR_LAUNCH_FAILED => "CUDA_ERROR_LAUNCH_FAILED",
         CUDA_ERROR_DEVICE_UNAVAILABLE => "CUDA_ERROR_DEVICE_UNAVAILABLE",
+        CUDA_ERROR_NOT_SUPPORTED => "CUDA_ERROR_NOT_SUPPORTED",
+        CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED => "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+        CUDA_ERROR_STREAM_CAPTURE_INVALIDATED => "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
         _ => "an error that is not in our list",
     }
 }
@@ -168,6 +172,8 @@ pub struct Card {
     kernels: Vec<Loaded>,
     name: String,
     capability: (u32, u32),
+    /// How often it was waited for.
+    waits: Cell<u64>,
 }
 
 // SAFETY: the driver's functions may be called from any thread that has made the context its own, which every method
@@ -213,7 +219,8 @@ impl Card {
         // SAFETY: the device is the driver's own number; the context is released with the card.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("making a context"))?;
         let (stream, modules, kernels) = (std::ptr::null_mut(), Vec::new(), Vec::new());
-        let mut card = Card { device, context, stream, modules, kernels, name, capability };
+        let waits = Cell::new(0);
+        let mut card = Card { device, context, stream, modules, kernels, name, capability, waits };
         card.enter().map_err(Absent::Failed)?;
         card.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(failed("making a stream"))?;
@@ -315,7 +322,59 @@ impl Card {
     pub fn wait(&self) -> Result<(), Fault> {
         self.enter()?;
         // SAFETY: the stream is the card's own.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(|error| fault("waiting", error))
+        unsafe { result::stream::synchronize(self.stream) }.map_err(|error| fault("waiting", error))?;
+        self.waits.set(self.waits.get() + 1);
+        Ok(())
+    }
+
+    /// How often it was waited for: what was queued when this was less is done.
+    pub(crate) fn waits(&self) -> u64 {
+        self.waits.get()
+    }
+
+    /// What is queued from here on is written down and not done.
+    pub(crate) fn begin_graph(&self) -> Result<(), Fault> {
+        if !has_graphs() {
+            return Err(Fault::Lost { what: "a graph", code: "the driver lacks functions for it" });
+        }
+        self.wait()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is the card's own. Others of the machine's threads are left alone, by the mode.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(|error| fault("a graph", error))
+    }
+
+    /// What was written down since then; from here on things are done again, whatever comes of it.
+    pub(crate) fn end_graph(&self) -> Result<Graph, Fault> {
+        let entered = self.enter();
+        let failed = |error| fault("a graph", error);
+        // SAFETY: the stream is the card's own; the first graph is a template, given back once there is a copy. What a
+        // copy takes of the card it takes now, and not when it is first queued.
+        unsafe {
+            let graph = result::stream::end_capture(self.stream).map_err(failed)?;
+            let copy = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            let copy = Graph(copy.map_err(failed)?);
+            let ready = entered.and_then(|()| result::graph::upload(copy.0, self.stream).map_err(failed));
+            if ready.is_err() {
+                self.free_graph(&copy);
+            }
+            ready.map(|()| copy)
+        }
+    }
+
+    /// Queues all that was written down.
+    pub(crate) fn queue_graph(&self, graph: &Graph) -> Result<(), Fault> {
+        self.enter()?;
+        // SAFETY: both are the card's own; what the graph's copies read of the host's is pinned, and there as long as
+        // the graph.
+        unsafe { result::graph::launch(graph.0, self.stream) }.map_err(|error| fault("a graph", error))
+    }
+
+    /// Gives a graph back, before the memory that it works on.
+    pub(crate) fn free_graph(&self, graph: &Graph) {
+        let _ = self.enter();
+        // SAFETY: it was made here; whoever frees it drops it.
+        let _ = unsafe { result::graph::exec_destroy(graph.0) };
     }
 
     /// Takes memory of the card.
@@ -346,6 +405,19 @@ impl Card {
         }
         self.enter()?;
         // SAFETY: the bytes are inside the allocation. A source that is not pinned is taken before the call returns.
+        let done = unsafe { result::memcpy_htod_async(to, from, self.stream) };
+        done.map_err(|error| fault("a copy to it", error))
+    }
+
+    /// Queues a copy of pinned words, which are not to be changed before it is done, to the same place there.
+    pub(crate) fn send(&self, to: &Memory, from: &Pinned, words: Range<usize>) -> Result<(), Fault> {
+        let to = to.at(4 * words.start, 4 * words.len());
+        let from = &from.words()[words];
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.enter()?;
+        // SAFETY: the bytes are inside the allocation. The source is pinned, and is there as long as whoever has it.
         let done = unsafe { result::memcpy_htod_async(to, from, self.stream) };
         done.map_err(|error| fault("a copy to it", error))
     }
@@ -408,6 +480,22 @@ impl Drop for Card {
     }
 }
 
+/// Whether the driver has all that graphs take. Its version alone does not tell: what stands in for a driver may say
+/// any, and a function that is not there ends the process.
+fn has_graphs() -> bool {
+    const NAMES: [&str; 7] = [
+        "cuStreamBeginCapture_v2",
+        "cuStreamEndCapture",
+        "cuGraphInstantiateWithFlags",
+        "cuGraphUpload",
+        "cuGraphLaunch",
+        "cuGraphDestroy",
+        "cuGraphExecDestroy",
+    ];
+    // SAFETY: names are looked up, and nothing is called.
+    NAMES.iter().all(|name| unsafe { sys::culib().get::<*const c_void>(name.as_bytes()) }.is_ok())
+}
+
 fn capability(device: sys::CUdevice) -> Result<(u32, u32), DriverError> {
     use sys::CUdevice_attribute::*;
     // SAFETY: the device is the driver's own number.
@@ -460,6 +548,13 @@ impl Memory {
     }
 }
 
+/// What was written down instead of done, ready to be queued as one.
+#[derive(Debug)]
+pub(crate) struct Graph(sys::CUgraphExec);
+
+// SAFETY: as for `Card`, which it goes with.
+unsafe impl Send for Graph {}
+
 /// Pinned memory of the host that results are handed out from, part after part, until it is renewed: so that several
 /// results of one backend can be looked at beside one another.
 #[derive(Debug)]
@@ -497,6 +592,18 @@ impl Pinned {
     /// All of it, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// All of it, as words.
+    pub(crate) fn words(&self) -> &[u32] {
+        // SAFETY: so many bytes were given and filled, aligned to pages; every bit pattern is a word.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr().cast(), self.bytes / 4) }
+    }
+
+    /// The same, to be written.
+    pub(crate) fn words_mut(&mut self) -> &mut [u32] {
+        // SAFETY: as above, and nobody else's while it is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr().cast(), self.bytes / 4) }
     }
 
     /// Begins again: nobody looks at earlier results any more, or this could not be borrowed so.

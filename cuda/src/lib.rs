@@ -12,6 +12,7 @@
 mod backend;
 mod backward;
 mod driver;
+mod kept;
 mod one_of;
 mod product;
 mod steps;

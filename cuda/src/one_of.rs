@@ -1,7 +1,7 @@
 //! A card as an engine takes it: one of the machine's, found by its number.
 
 use bantam_core::Slot;
-use bantam_model::card::{CardFault, Cards, Found, Needs, NoCard, Seen};
+use bantam_model::card::{CardFault, Cards, Found, Needs, NoCard, Seen, Stretch};
 
 use crate::backend::{CudaBackend, Sizes};
 use crate::driver::{self, Absent, Card, Fault};
@@ -69,14 +69,30 @@ impl bantam_model::card::Card for CudaBackend {
     }
 
     fn fault(&self) -> Option<CardFault> {
-        CudaBackend::fault(self).map(|fault| match fault {
-            Fault::Lost { what, code } => CardFault { what, code },
-            // Nothing is allocated once a model runs.
-            Fault::OutOfMemory { what, .. } => CardFault { what, code: "CUDA_ERROR_OUT_OF_MEMORY" },
-        })
+        CudaBackend::fault(self).map(told)
     }
 
     fn bytes(&self) -> usize {
         self.memory_bytes()
+    }
+
+    fn begin(&mut self) {
+        self.begin_stretch();
+    }
+
+    fn keep(&mut self, stretch: Stretch) -> Result<(), CardFault> {
+        self.keep_stretch(&stretch).map_err(told)
+    }
+
+    fn again(&mut self, stretch: Stretch) -> bool {
+        self.queue_stretch(&stretch)
+    }
+}
+
+fn told(fault: Fault) -> CardFault {
+    match fault {
+        Fault::Lost { what, code } => CardFault { what, code },
+        // Nothing is allocated once a model runs.
+        Fault::OutOfMemory { what, .. } => CardFault { what, code: "CUDA_ERROR_OUT_OF_MEMORY" },
     }
 }

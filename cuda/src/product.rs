@@ -1,5 +1,5 @@
-//! Products: the input is prepared as the processor does it, then a block of threads meets every tile. And rows of
-//! tables, which are matrices too.
+//! Products: the input is prepared as the processor does it, then a block of threads meets every tile, those of all
+//! matrices of one layout that take it in one launch. And rows of tables, which are matrices too.
 
 use bantam_core::cuda::{Codes, Kernel, MANY, Pair, Stored};
 use bantam_core::layouts::Precision;
@@ -14,6 +14,9 @@ const WARPS: usize = THREADS / 32;
 /// Bytes of shared memory of a product: a word for every warp, token and lane; of terms, two rounds of 64 words.
 const SHARED: usize = WARPS * MANY * 32 * 4;
 const SHARED_TERMS: usize = 2 * 64 * 32 * 4;
+
+/// Matrices of a launch at most: `Parts` of `tile.cuh`.
+const TOGETHER: usize = 3;
 
 /// How a product's input is prepared.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,10 +33,6 @@ enum Form {
 #[derive(Clone, Copy, Debug)]
 struct Taken {
     form: Form,
-    /// How the matrix takes it: what other matrices must have in common to share it.
-    order: Option<Slot>,
-    factors: Option<Slot>,
-    times: usize,
     address: u64,
     /// Rows that it has, and how these are found: `Routed`.
     inputs: usize,
@@ -69,18 +68,17 @@ impl CudaBackend {
         let out = routed.map_or(tokens, |(routed, _)| routed.places(tokens));
         let of_places = matches!(routed, Some((_, RowPer::Place)));
         let rows = Rows { tokens, routed, x: if of_places { out } else { tokens }, out };
+        let takes = |product: &Product| {
+            let Matrix { order, factors, times, .. } = product.matrix;
+            (self.form(&product.matrix), order, factors, times)
+        };
         // Queued in order, so what is prepared later may lie where this was.
-        let mut last: Option<Taken> = None;
-        for product in products {
-            let matrix = &product.matrix;
-            let form = self.form(matrix);
-            let shared = last.filter(|taken| {
-                let same = (matrix.order, matrix.factors, matrix.times);
-                taken.form == form && (taken.order, taken.factors, taken.times) == same
-            });
-            let taken = shared.unwrap_or_else(|| self.prepare(form, matrix, &rows, x));
-            self.multiply(product, &taken, &rows);
-            last = Some(taken);
+        for alike in products.chunk_by(|a, b| takes(a) == takes(b)) {
+            let matrix = &alike[0].matrix;
+            let taken = self.prepare(self.form(matrix), matrix, &rows, x);
+            for together in alike.chunk_by(|a, b| a.matrix.layout.stored() == b.matrix.layout.stored()) {
+                self.multiply(together, &taken, &rows);
+            }
         }
     }
 
@@ -98,7 +96,7 @@ impl CudaBackend {
         }
     }
 
-    fn prepare(&mut self, form: Form, matrix: &Matrix, rows: &Rows, x: Slot) -> Taken {
+    fn prepare(&self, form: Form, matrix: &Matrix, rows: &Rows, x: Slot) -> Taken {
         let columns = matrix.shape.columns;
         let x = self.floats(x, rows.x * columns);
         let routed = rows.routed.map_or(NOT_ROUTED, |(routed, per)| self.routed(routed, rows.tokens, per));
@@ -128,7 +126,7 @@ impl CudaBackend {
                 memory
             }
         };
-        Taken { form, order, factors, times, address, inputs, routed }
+        Taken { form, address, inputs, routed }
     }
 
     /// What kernels are told of a matrix.
@@ -141,40 +139,49 @@ impl CudaBackend {
         ]
     }
 
-    fn multiply(&mut self, product: &Product, taken: &Taken, rows: &Rows) {
-        let matrix = &product.matrix;
-        let out = self.floats(product.out, rows.out * matrix.shape.rows);
-        let sink = [out, self.optional(product.bias), u64::from(product.add)];
-        let stack = self.stack(matrix);
+    /// Products of one input and one layout.
+    fn multiply(&self, products: &[Product], taken: &Taken, rows: &Rows) {
+        assert!(products.len() <= TOGETHER, "{} products of one input", products.len());
+        let tile_bytes = |product: &Product| product.matrix.layout.tile_bytes(product.matrix.width());
+        let is_alike = |product| tile_bytes(product) == tile_bytes(&products[0]);
+        assert!(products.iter().all(is_alike), "tiles of one launch are of one size");
+        let mut parts = [[[0; 3]; 2]; TOGETHER];
+        for (part, product) in parts.iter_mut().zip(products) {
+            let out = self.floats(product.out, rows.out * product.matrix.shape.rows);
+            let sink = [out, self.optional(product.bias), u64::from(product.add)];
+            *part = [self.stack(&product.matrix), sink];
+        }
         let many = rows.routed.is_none() && rows.out > 1;
         let at_once = if many { MANY } else { 1 };
         // Tiles are the second dimension of a launch, which has an end; a vocabulary has some thousand.
-        let (blocks, tiles) = (rows.out.div_ceil(at_once), matrix.shape.tiles());
-        assert!(tiles <= GRID_MOST, "{} rows in one matrix", matrix.shape.rows);
+        let tiles: usize = products.iter().map(|product| product.matrix.shape.tiles()).sum();
+        assert!(tiles <= GRID_MOST, "{tiles} tiles in one launch");
         let which = |kernels: Pair| kernels[usize::from(many)];
-        let shape = Shape { grid: (blocks, tiles), threads: THREADS, shared: SHARED };
+        let grid = (rows.out.div_ceil(at_once), tiles);
+        let shape = Shape { grid, threads: THREADS, shared: SHARED };
         let (routed, tokens, inputs, x) = (taken.routed, rows.out as u32, taken.inputs as u32, taken.address);
+        let matrix = &products[0].matrix;
         let is_int8 = matches!(taken.form, Form::Int8(_));
         match matrix.layout.stored() {
             Stored::Plain { float, .. } => {
-                self.launch(which(float), shape, (stack, routed, tokens, x, sink));
+                self.launch(which(float), shape, (parts, routed, tokens, x));
             }
             Stored::Rows if is_int8 => {
                 let kernels = [Kernel::rows8_1, Kernel::rows8_8];
-                self.launch(which(kernels), shape, (stack, routed, tokens, inputs, x, sink));
+                self.launch(which(kernels), shape, (parts, routed, tokens, inputs, x));
             }
             Stored::Rows => {
                 let kernels = [Kernel::rows8_float_1, Kernel::rows8_float_8];
-                self.launch(which(kernels), shape, (stack, routed, tokens, x, sink));
+                self.launch(which(kernels), shape, (parts, routed, tokens, x));
             }
             Stored::Coded(coding) => {
                 let words = coding.words(matrix.width().div_ceil(coding.block as usize) as u32);
                 if let (true, Some(kernels)) = (is_int8, coding.integer) {
                     let shape = Shape { shared: SHARED_TERMS, ..shape };
-                    self.launch(which(kernels), shape, (words, stack, routed, tokens, inputs, x, sink));
+                    self.launch(which(kernels), shape, (words, parts, routed, tokens, inputs, x));
                 } else {
                     let kernels = [Kernel::coded_float_1, Kernel::coded_float_8];
-                    self.launch(which(kernels), shape, (words, stack, routed, tokens, x, sink));
+                    self.launch(which(kernels), shape, (words, parts, routed, tokens, x));
                 }
             }
         }

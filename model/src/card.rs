@@ -1,7 +1,7 @@
 //! A card beside the processor, as an engine sees it: one more backend, with memory of its own. Who drives cards stands
 //! outside of this package and is handed in by whoever opens an engine.
 
-use bantam_core::{Backend, Precision, Slot};
+use bantam_core::{Backend, Batch, Precision, Slot};
 
 /// What an engine asks of a card when it is loaded; all of it is taken at once.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +59,37 @@ pub struct CardFault {
     pub code: &'static str,
 }
 
+/// Steps of up to so many rows can be kept, see [`Card::keep`].
+pub const KEPT_ROWS: usize = 8;
+
+/// What of a step a card can keep, by its rows, so as to do it again without being asked for every operation; with what
+/// is not the same the next time.
+#[derive(Debug, Clone, Copy)]
+pub enum Stretch<'a> {
+    /// Tokens through all layers.
+    Layers {
+        /// One for each row.
+        tokens: &'a [u32],
+        /// Where they stand.
+        batch: &'a Batch<'a>,
+    },
+    /// The logits of some rows.
+    Logits {
+        /// Which.
+        rows: &'a [usize],
+    },
+}
+
+impl Stretch<'_> {
+    /// Rows that it computes.
+    pub fn rows(&self) -> usize {
+        match self {
+            Stretch::Layers { tokens, .. } => tokens.len(),
+            Stretch::Logits { rows } => rows.len(),
+        }
+    }
+}
+
 /// A card that a part of a model stands on. Slots are offsets into its own regions.
 ///
 /// Operations are queued, in order; [`Card::fetch`] and [`Card::fault`] wait for them. After a fault nothing is
@@ -72,6 +103,12 @@ pub trait Card: Backend + Send + std::fmt::Debug {
     fn fault(&self) -> Option<CardFault>;
     /// Bytes of it that were taken.
     fn bytes(&self) -> usize;
+    /// From here on operations are written down and not done, until [`Card::keep`].
+    fn begin(&mut self);
+    /// Keeps what was written down as a stretch, if that can be done again as it is.
+    fn keep(&mut self, stretch: Stretch) -> Result<(), CardFault>;
+    /// Queues a stretch that was kept; `false` where none of so many rows was.
+    fn again(&mut self, stretch: Stretch) -> bool;
 }
 
 /// A card that was found, and of which nothing is taken yet.

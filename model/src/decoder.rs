@@ -94,7 +94,12 @@ impl Decoder {
         if let Some(limit) = self.spec.logits_cap {
             b.cap(limit, rows.len(), self.spec.vocab, s.logits);
         }
-        s.logits.first(rows.len() * self.spec.vocab)
+        self.logits_slot(rows.len())
+    }
+
+    /// Where the logits of so many rows stand.
+    pub(crate) fn logits_slot(&self, rows: usize) -> Slot {
+        self.slots.logits.first(rows * self.spec.vocab)
     }
 }
 

@@ -160,6 +160,8 @@ pub struct Placed {
     pub attention: [usize; 2],
     /// Bytes of feed-forward blocks that it computes with, and all.
     pub blocks: [usize; 2],
+    /// Why it does not keep the steps of replies, where it has all of the model: they are queued kernel by kernel then.
+    pub not_kept: Option<CardFault>,
 }
 
 impl Placed {
@@ -173,6 +175,7 @@ impl Placed {
             is_whole: on_card.is_whole(),
             attention: on_card.attention,
             blocks: on_card.blocks,
+            not_kept: None,
         }
     }
 
@@ -345,6 +348,7 @@ impl Engine {
     /// sequences go on: their keys and values move along. Rows of the last step are gone.
     pub fn place(&mut self, cards: &dyn Cards, vram: Option<u64>) -> Result<&Placed, NoCard> {
         self.leave_card();
+        self.tokens.clear();
         let first = self.place_within(cards, vram, 1.0);
         // Somebody else may have taken memory meanwhile.
         let placed = match first {
@@ -366,7 +370,16 @@ impl Engine {
         let on_card = fitting(&self.plan, budget).ok_or_else(|| too_small(&self.plan, &name, budget))?;
         let placed = Placed::of(&self.plan, &on_card);
         self.backend.take(&self.plan, found, on_card, &self.sequences.pages())?;
-        Ok(Placed { card: [cards.label(), name], bytes: self.backend.card_bytes(), ..placed })
+        let tables = self.sequences.tables();
+        let not_kept = self.backend.keep_steps(&self.decoder, &self.plan.options, tables).err();
+        // Where it keeps nothing because it is lost, nobody need wait for a step to hear of it.
+        if not_kept.is_some()
+            && let Some(fault) = self.backend.lost()
+        {
+            self.sequences.lose();
+            return Err(NoCard::Failed(fault.to_string()));
+        }
+        Ok(Placed { card: [cards.label(), name], bytes: self.backend.card_bytes(), not_kept, ..placed })
     }
 
     /// Takes back what stands on a card, and its memory: the processor goes on with everything. Where the card was lost
@@ -497,7 +510,7 @@ impl Engine {
         let batch = Batch { feeds: &self.feeds, tables: self.sequences.tables(), pages_per_sequence };
         let (decoder, backend, tokens) = (&self.decoder, &mut self.backend, &self.tokens);
         let is_done = match &mut self.recorder {
-            None => decoder.forward(backend, &batch, tokens, is_stopped),
+            None => backend.forward(decoder, &batch, tokens, is_stopped),
             Some(recorder) => {
                 let mut tapped = Tapped::at_routing(backend, recorder);
                 let is_done = decoder.forward(&mut tapped, &batch, tokens, is_stopped);
@@ -587,7 +600,7 @@ impl Engine {
     /// caller's to overwrite: the next call computes them anew. Zeros where a card has failed meanwhile.
     pub fn logits(&mut self, rows: &[usize]) -> &mut [f32] {
         self.check_rows(rows);
-        let slot = self.decoder.logits(&mut self.backend, rows);
+        let slot = self.backend.logits(&self.decoder, rows);
         self.backend.bring(slot);
         self.backend.host.arena_mut().floats_mut(slot)
     }
@@ -596,7 +609,7 @@ impl Engine {
     pub fn try_logits(&mut self, rows: &[usize]) -> Result<&mut [f32], StepError> {
         self.rows_lost.map_or(Ok(()), |fault| Err(StepError::Card(fault)))?;
         self.check_rows(rows);
-        let slot = self.decoder.logits(&mut self.backend, rows);
+        let slot = self.backend.logits(&self.decoder, rows);
         self.backend.bring(slot);
         self.check()?;
         Ok(self.backend.host.arena_mut().floats_mut(slot))

@@ -10,6 +10,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -28,6 +29,8 @@ enum Status {
     NOT_FOUND = 500,
     ILLEGAL_ADDRESS = 700,
     LAUNCH_FAILED = 719,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
 };
 
 unsigned long long number(const char* name, unsigned long long otherwise) {
@@ -44,8 +47,13 @@ struct Settings {
     unsigned long long refused = number("CUSIM_REFUSED", ~0ull);
     unsigned long long full = number("CUSIM_FULL", ~0ull);
     unsigned long long lost = number("CUSIM_LOST", ~0ull);
-    // A file that gets a line for every allocation.
+    // Graphs are refused: 1 when one is begun, 2 when it ends, 3 when it is made, 4 when it is sent there. With 5 the
+    // device is lost then.
+    unsigned long long no_graph = number("CUSIM_NO_GRAPH", 0);
+    // A file that gets a line for every allocation, and for every graph.
     const char* log = getenv("CUSIM_LOG");
+    // A file that gets a line for every call of a function that a step may need: its name, and the kernel's.
+    const char* calls = getenv("CUSIM_CALLS");
 };
 
 const Settings& settings() {
@@ -69,8 +77,15 @@ struct Event {
     Stream* stream = nullptr;
     size_t place = 0;  // how many operations of its stream must be done
 };
+using Operations = std::vector<std::function<void()>>;
+// What is written down of a stream instead of put into it.
+struct Capture {
+    Operations operations;
+    bool is_valid = true;
+};
 struct Stream {
     std::deque<std::function<void()>> waiting;
+    std::unique_ptr<Capture> capture;
     size_t put = 0, done = 0;
     void run_to(size_t place) {
         while (done < place && !waiting.empty()) {
@@ -80,7 +95,13 @@ struct Stream {
             ++done;
         }
     }
+    // Whether somebody may wait for it, or give it what is taken at once: that cannot be written down.
+    bool is_plain() {
+        if (capture) capture->is_valid = false;
+        return !capture;
+    }
     void add(std::function<void()> operation) {
+        if (capture) return capture->operations.push_back(std::move(operation));
         waiting.push_back(std::move(operation));
         ++put;
     }
@@ -154,20 +175,30 @@ bool is_allocated(const void* address, size_t bytes) {
 }
 }  // namespace cusim
 
+static void log(const char* what, size_t bytes) {
+    FILE* file = settings().log ? fopen(settings().log, "a") : nullptr;
+    if (!file) return;
+    fprintf(file, "%s %zu\n", what, bytes);
+    fclose(file);
+}
+
 // Counts an allocation; whether it is refused.
 bool is_refused(const char* what, size_t bytes) {
     ++allocations;
-    if (settings().log) {
-        if (FILE* file = fopen(settings().log, "a")) {
-            fprintf(file, "%s %zu\n", what, bytes);
-            fclose(file);
-        }
-    }
+    log(what, bytes);
     return allocations == settings().refused || allocations >= settings().full;
+}
+
+static void note(const char* call, const char* kernel = "") {
+    static FILE* file = settings().calls ? fopen(settings().calls, "a") : nullptr;
+    if (!file) return;
+    fprintf(file, "%s %s\n", call, kernel);
+    fflush(file);
 }
 
 #define ENTER                                           \
     std::lock_guard<std::recursive_mutex> guard(lock); \
+    note(__func__);                                     \
     if (broken != OK) return broken;
 
 extern "C" {
@@ -192,7 +223,7 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
 }
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = reinterpret_cast<void*>(16), OK; }
 int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
-int cuCtxSetCurrent(void*) { return OK; }
+int cuCtxSetCurrent(void*) { return note(__func__), OK; }
 int cuCtxGetCurrent(void** context) { return *context = reinterpret_cast<void*>(16), OK; }
 int cuCtxSynchronize() { ENTER return run_all(); }
 
@@ -261,6 +292,8 @@ int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream)
     // Memory that is not pinned is taken before the call returns.
     if (is_within(pinned, from, bytes)) {
         stream_of(stream).add([=] { copy_checked(to, from, bytes); });
+    } else if (!stream_of(stream).is_plain()) {
+        return CAPTURE_UNSUPPORTED;
     } else {
         const char* source = static_cast<const char*>(from);
         std::vector<char> taken(source, source + bytes);
@@ -272,8 +305,10 @@ int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void* stream)
     ENTER
     if (!is_within(allocated, from, bytes)) return INVALID_VALUE;
     Stream& queue = stream_of(stream);
+    bool is_pinned = is_within(pinned, to, bytes);
+    if (!is_pinned && !queue.is_plain()) return CAPTURE_UNSUPPORTED;
     queue.add([=] { copy_checked(to, from, bytes); });
-    if (!is_within(pinned, to, bytes)) queue.run_to(queue.put);
+    if (!is_pinned) queue.run_to(queue.put);
     return broken;
 }
 int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
@@ -292,8 +327,57 @@ int cuStreamCreate(void** stream, unsigned) {
 int cuStreamSynchronize(void* stream) {
     ENTER
     Stream& queue = stream_of(stream);
+    if (!queue.is_plain()) return CAPTURE_UNSUPPORTED;
     queue.run_to(queue.put);
     return broken;
+}
+int cuStreamBeginCapture_v2(void* stream, int) {
+    ENTER
+    if (settings().no_graph == 1 || !stream_of(stream).is_plain()) return CAPTURE_UNSUPPORTED;
+    stream_of(stream).capture = std::make_unique<Capture>();
+    return OK;
+}
+int cuStreamEndCapture(void* stream, void** graph) {
+    ENTER
+    std::unique_ptr<Capture> capture = std::move(stream_of(stream).capture);
+    *graph = nullptr;
+    if (!capture) return INVALID_VALUE;
+    if (settings().no_graph == 2 || !capture->is_valid) return CAPTURE_INVALIDATED;
+    *graph = new Operations(std::move(capture->operations));
+    return OK;
+}
+int cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long) {
+    ENTER
+    if (settings().no_graph == 3) return OUT_OF_MEMORY;
+    auto* operations = static_cast<Operations*>(graph);
+    log("graph", operations->size());
+    *made = new std::shared_ptr<Operations>(std::make_shared<Operations>(*operations));
+    return OK;
+}
+int cuGraphUpload(void*, void*) {
+    ENTER
+    if (settings().no_graph == 5) broken = LAUNCH_FAILED;
+    return settings().no_graph == 4 ? OUT_OF_MEMORY : broken;
+}
+int cuGraphDestroy(void* graph) {
+    delete static_cast<Operations*>(graph);
+    return OK;
+}
+int cuGraphLaunch(void* made, void* stream) {
+    ENTER
+    if (!stream_of(stream).is_plain()) return CAPTURE_UNSUPPORTED;
+    std::shared_ptr<Operations> operations = *static_cast<std::shared_ptr<Operations>*>(made);
+    stream_of(stream).add([=] {
+        for (auto& operation : *operations) {
+            if (broken == OK) operation();
+        }
+    });
+    return OK;
+}
+int cuGraphExecDestroy(void* made) {
+    note(__func__);
+    delete static_cast<std::shared_ptr<Operations>*>(made);
+    return OK;
 }
 int cuStreamDestroy_v2(void* stream) {
     std::lock_guard<std::recursive_mutex> guard(lock);
@@ -358,8 +442,10 @@ int cuFuncSetAttribute(void* function, int attribute, int value) {
 }
 int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned bytes, void* stream, void** parameters, void**) {
-    ENTER
     auto* function = static_cast<Function*>(handle);
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    note(__func__, function->entry->name);
+    if (broken != OK) return broken;
     if (bytes > function->most || !gx || !gy || !gz || gy > 65535 || gz > 65535) return INVALID_VALUE;
     // Parameters are taken now, the launch comes later.
     std::vector<std::vector<char>> kept;
@@ -389,6 +475,8 @@ int cuGetErrorName(int status, const char** name) {
         case NOT_FOUND: *name = "CUDA_ERROR_NOT_FOUND"; break;
         case ILLEGAL_ADDRESS: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
         case LAUNCH_FAILED: *name = "CUDA_ERROR_LAUNCH_FAILED"; break;
+        case CAPTURE_UNSUPPORTED: *name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"; break;
+        case CAPTURE_INVALIDATED: *name = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"; break;
         default: *name = "CUDA_ERROR_UNKNOWN";
     }
     return OK;

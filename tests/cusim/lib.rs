@@ -10,6 +10,7 @@
 //! tests meet the machine's own.
 #![forbid(unsafe_code)]
 
+use std::path::Path;
 use std::process::Command;
 
 /// Where the stand-in lies; `None` where there is no C++ compiler that could make it.
@@ -47,7 +48,6 @@ pub fn is_child(test: &str, variables: &[(&str, &str)]) -> bool {
 pub fn child(test: &str, variables: &[(&str, &str)]) -> Option<(bool, String)> {
     let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
     command.args(["--exact", test, "--nocapture", "--test-threads", "1"]).env(CHILD, "1");
-    command.envs(variables.iter().copied());
     if !requires_card() {
         let Some(folder) = FOLDER else {
             println!("skipped: no C++ compiler made a stand-in for the driver");
@@ -55,9 +55,29 @@ pub fn child(test: &str, variables: &[(&str, &str)]) -> Option<(bool, String)> {
         };
         command.env("LD_LIBRARY_PATH", folder);
     }
+    command.envs(variables.iter().copied());
     let output = command.output().expect("this program starts again");
     let said =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(said.contains("1 passed") || said.contains("1 failed"), "no test is called {test}:\n{said}");
     Some((output.status.success(), said))
+}
+
+/// Puts a stand-in into a folder that lacks one of its functions, if there is a stand-in.
+pub fn lacking(function: &str, folder: &Path) {
+    let Some(from) = FOLDER else { return };
+    let renamed = [&function[..function.len() - 1], "_\0"].concat();
+    std::fs::create_dir_all(folder).expect("the folder can be made");
+    for name in ["libcuda.so.1", "libcuda.so"] {
+        let mut bytes = std::fs::read(Path::new(from).join(name)).expect("the stand-in can be read");
+        let places = 0..bytes.len() - renamed.len();
+        let is_name = |at: &usize| {
+            let rest = &bytes[*at..];
+            rest.starts_with(function.as_bytes()) && rest[function.len()] == 0
+        };
+        let places: Vec<usize> = places.filter(is_name).collect();
+        assert!(!places.is_empty(), "{name} has no {function}");
+        places.iter().for_each(|&at| bytes[at..][..renamed.len()].copy_from_slice(renamed.as_bytes()));
+        std::fs::write(folder.join(name), bytes).expect("the folder can be written");
+    }
 }

@@ -108,7 +108,10 @@ pub(crate) fn line(placed: &Placed) -> String {
         bytes(placed.cache_bytes)
     );
     match placed.is_whole {
-        true => format!("{on_card}; it computes everything"),
+        true => {
+            let not_kept = placed.not_kept.map(|fault| format!(", kernel by kernel ({})", fault.code));
+            format!("{on_card}; it computes everything{}", not_kept.unwrap_or_default())
+        }
         false => format!("{on_card}; {}; the processor computes the rest", shares(placed)),
     }
 }
@@ -130,6 +133,7 @@ pub(crate) fn as_json(placed: &Placed) -> Value {
         "weight_bytes": placed.weight_bytes,
         "cache_bytes": placed.cache_bytes,
         "is_whole": placed.is_whole,
+        "not_kept": placed.not_kept.map(|fault| fault.code),
         "attention_heads": placed.attention,
         "block_bytes": placed.blocks[0],
     })

@@ -7,10 +7,10 @@ DEVICE const float* scales_of(const Stack& stack, const unsigned* tile) {
 
 // `memory` is what `take_int8` made of `inputs` rows. Shared memory: a word for every warp, token and lane.
 template <unsigned G>
-DEVICE void multiply(const Stack& stack, const Routed& routed, unsigned tokens, unsigned inputs, const unsigned* memory,
-                     const Sink& sink) {
-    Job job = job_of(stack, routed, tokens, G);
-    unsigned words = (stack.columns + 3) / 4;
+DEVICE void multiply(const Parts& parts, const Routed& routed, unsigned tokens, unsigned inputs,
+                     const unsigned* memory) {
+    Job job = job_of(parts, routed, tokens, G);
+    unsigned words = (job.stack.columns + 3) / 4;
     const float* scales = (const float*)(memory + (size_t)inputs * words);
     const int* block_sums = (const int*)(scales + inputs);
     size_t rows[G];
@@ -26,42 +26,41 @@ DEVICE void multiply(const Stack& stack, const Routed& routed, unsigned tokens, 
     int dot = gather_warps<int, G>(dots, SHARED(int));
     if (warp() >= G) return;
     size_t row = input_row(job, routed, job.first + warp());
-    float y = (float)(dot - 128 * block_sums[row]) * scales_of(stack, job.tile)[lane()];
-    emit(stack, sink, job, job.first + warp(), y * scales[row]);
+    float y = (float)(dot - 128 * block_sums[row]) * scales_of(job.stack, job.tile)[lane()];
+    emit(job, job.first + warp(), y * scales[row]);
 }
 
-#define PARAMETERS \
-    (Stack stack, Routed routed, unsigned tokens, unsigned inputs, const unsigned* memory, Sink sink)
-#define INTEGERS(G) multiply<G>(stack, routed, tokens, inputs, memory, sink)
+#define PARAMETERS (PARTS, Routed routed, unsigned tokens, unsigned inputs, const unsigned* memory)
+#define INTEGERS(G) multiply<G>(parts, routed, tokens, inputs, memory)
 FOR_TOKENS(rows8, PARAMETERS, INTEGERS)
 
 DEVICE float value(unsigned word, unsigned j) { return (float)(word >> (8 * j) & 0xff) - 128.0f; }
 
 // The same in float32.
 template <unsigned G>
-DEVICE void multiply_float(const Stack& stack, const Routed& routed, unsigned tokens, const float* x,
-                           const Sink& sink) {
-    Job job = job_of(stack, routed, tokens, G);
+DEVICE void multiply_float(const Parts& parts, const Routed& routed, unsigned tokens, const float* x) {
+    Job job = job_of(parts, routed, tokens, G);
+    unsigned columns = job.stack.columns;
     const float* inputs[G];
     float sums[G];
     for (unsigned g = 0; g < G; ++g) {
-        inputs[g] = x + input_row(job, routed, job.first + g) * stack.columns;
+        inputs[g] = x + input_row(job, routed, job.first + g) * columns;
         sums[g] = 0.0f;
     }
-    float scale = scales_of(stack, job.tile)[lane()];
-    AS_WRITTEN for (unsigned w = warp(); w < (stack.columns + 3) / 4; w += WARPS) {
+    float scale = scales_of(job.stack, job.tile)[lane()];
+    AS_WRITTEN for (unsigned w = warp(); w < (columns + 3) / 4; w += WARPS) {
         unsigned word = job.tile[(size_t)w * LANES + lane()];
-        AS_WRITTEN for (unsigned j = 0; j < 4 && 4 * w + j < stack.columns; ++j) {
+        AS_WRITTEN for (unsigned j = 0; j < 4 && 4 * w + j < columns; ++j) {
             float weight = value(word, j) * scale;
             for (unsigned g = 0; g < G; ++g) sums[g] = fmaf(weight, inputs[g][4 * w + j], sums[g]);
         }
     }
     float sum = gather_warps<float, G>(sums, SHARED(float));
-    if (warp() < G) emit(stack, sink, job, job.first + warp(), sum);
+    if (warp() < G) emit(job, job.first + warp(), sum);
 }
 
-#define FLOAT_PARAMETERS (Stack stack, Routed routed, unsigned tokens, const float* x, Sink sink)
-#define FLOATS(G) multiply_float<G>(stack, routed, tokens, x, sink)
+#define FLOAT_PARAMETERS (PARTS, Routed routed, unsigned tokens, const float* x)
+#define FLOATS(G) multiply_float<G>(parts, routed, tokens, x)
 FOR_TOKENS(rows8_float, FLOAT_PARAMETERS, FLOATS)
 
 // A block has a token of a table.

@@ -22,23 +22,46 @@ struct Sink {
     unsigned add;
 };
 
+// A product of a launch; those of one launch share input and layout, and the tiles of each follow those before it.
+struct Part {
+    Stack stack;
+    Sink sink;
+};
+// Of such a parameter (`PARTS`) fields are read where they are needed, and take no registers meanwhile.
+struct Parts {
+    Part list[3];
+};
+#define PARTS const __grid_constant__ Parts parts
+
+// A part, and which of its tiles a block has.
+struct Spot {
+    const Part& part;
+    unsigned tile;
+};
+DEVICE Spot spot_of(const Parts& parts) {
+    unsigned part = 0, tile = blockIdx.y;
+    while (tile >= parts.list[part].stack.count) tile -= parts.list[part++].stack.count;
+    return {parts.list[part], tile};
+}
+
 // What a block computes.
 struct Job {
+    const Parts& parts;
+    // The first part's: tiles of all have as many words and columns.
+    const Stack& stack;
     const unsigned* tile;
-    unsigned matrix, first_row;
+    unsigned matrix;
     // The first of its tokens, and how many there are in all.
     unsigned first, tokens;
 };
 
 // Blocks of one tile follow one another, so that what the first of them read is still near for the others.
-DEVICE Job job_of(const Stack& stack, const Routed& routed, unsigned tokens, unsigned at_once) {
-    Job job;
-    job.matrix = routed.memory ? expert_of(routed, blockIdx.x) : 0;
-    job.tile = stack.tiles + ((size_t)job.matrix * stack.count + blockIdx.y) * stack.tile_words;
-    job.first_row = blockIdx.y * LANES;
-    job.first = blockIdx.x * at_once;
-    job.tokens = tokens;
-    return job;
+DEVICE Job job_of(const Parts& parts, const Routed& routed, unsigned tokens, unsigned at_once) {
+    Spot spot = spot_of(parts);
+    const Stack& stack = spot.part.stack;
+    unsigned matrix = routed.memory ? expert_of(routed, blockIdx.x) : 0;
+    const unsigned* tile = stack.tiles + ((size_t)matrix * stack.count + spot.tile) * stack.tile_words;
+    return {parts, parts.list[0].stack, tile, matrix, blockIdx.x * at_once, tokens};
 }
 
 // The row of the prepared input that a token takes; past the last token it is the last, whose result is dropped.
@@ -47,11 +70,13 @@ DEVICE size_t input_row(const Job& job, const Routed& routed, unsigned token) {
     return token < job.tokens ? token : job.tokens - 1;
 }
 
-DEVICE void emit(const Stack& stack, const Sink& sink, const Job& job, unsigned token, float y) {
-    unsigned row = job.first_row + lane();
-    if (row >= stack.rows || token >= job.tokens) return;
-    float* out = sink.out + (size_t)token * stack.rows + row;
-    if (sink.bias) y += sink.bias[(size_t)job.matrix * stack.rows + row];
+DEVICE void emit(const Job& job, unsigned token, float y) {
+    Spot spot = spot_of(job.parts);
+    const Sink& sink = spot.part.sink;
+    unsigned row = spot.tile * LANES + lane(), rows = spot.part.stack.rows;
+    if (row >= rows || token >= job.tokens) return;
+    float* out = sink.out + (size_t)token * rows + row;
+    if (sink.bias) y += sink.bias[(size_t)job.matrix * rows + row];
     *out = sink.add ? *out + y : y;
 }
 

@@ -15,16 +15,17 @@ template <unsigned KIND> DEVICE float part(unsigned word, unsigned j) {
 
 // Shared memory: a word for every warp, token and lane.
 template <unsigned KIND, unsigned G>
-DEVICE void multiply(const Stack& stack, const Routed& routed, unsigned tokens, const float* x, const Sink& sink) {
+DEVICE void multiply(const Parts& parts, const Routed& routed, unsigned tokens, const float* x) {
     const unsigned PER_WORD = KIND == F32 ? 1 : 2;
-    Job job = job_of(stack, routed, tokens, G);
+    Job job = job_of(parts, routed, tokens, G);
+    unsigned columns = job.stack.columns;
     const float* inputs[G];
     float sums[G];
     for (unsigned g = 0; g < G; ++g) {
-        inputs[g] = x + input_row(job, routed, job.first + g) * stack.columns;
+        inputs[g] = x + input_row(job, routed, job.first + g) * columns;
         sums[g] = 0.0f;
     }
-    unsigned words = (stack.columns + PER_WORD - 1) / PER_WORD;
+    unsigned words = (columns + PER_WORD - 1) / PER_WORD;
     AS_WRITTEN for (unsigned first = warp() * RUN; first < words; first += WARPS * RUN) {
         unsigned end = first + RUN < words ? first + RUN : words;
         AS_WRITTEN for (unsigned w = first; w < end; ++w) {
@@ -32,20 +33,20 @@ DEVICE void multiply(const Stack& stack, const Routed& routed, unsigned tokens, 
             for (unsigned j = 0; j < PER_WORD; ++j) {
                 unsigned column = w * PER_WORD + j;
                 // The last word may hold fewer columns than it could.
-                if (column >= stack.columns) break;
+                if (column >= columns) break;
                 float weight = part<KIND>(word, j);
                 for (unsigned g = 0; g < G; ++g) sums[g] = fmaf(weight, inputs[g][column], sums[g]);
             }
         }
     }
     float sum = gather_warps<float, G>(sums, SHARED(float));
-    if (warp() < G) emit(stack, sink, job, job.first + warp(), sum);
+    if (warp() < G) emit(job, job.first + warp(), sum);
 }
 
-#define PARAMETERS (Stack stack, Routed routed, unsigned tokens, const float* x, Sink sink)
-#define OF_F32(G) multiply<F32, G>(stack, routed, tokens, x, sink)
-#define OF_BF16(G) multiply<BF16, G>(stack, routed, tokens, x, sink)
-#define OF_F16(G) multiply<F16, G>(stack, routed, tokens, x, sink)
+#define PARAMETERS (PARTS, Routed routed, unsigned tokens, const float* x)
+#define OF_F32(G) multiply<F32, G>(parts, routed, tokens, x)
+#define OF_BF16(G) multiply<BF16, G>(parts, routed, tokens, x)
+#define OF_F16(G) multiply<F16, G>(parts, routed, tokens, x)
 FOR_TOKENS(wide_f32, PARAMETERS, OF_F32)
 FOR_TOKENS(wide_bf16, PARAMETERS, OF_BF16)
 FOR_TOKENS(wide_f16, PARAMETERS, OF_F16)

@@ -32,12 +32,12 @@ fn a_card_that_is_not_there_is_told_apart() {
     }
 }
 
-/// A backend takes five allocations; whichever is refused, it says for what, and all that it took is given back.
+/// A backend takes six allocations; whichever is refused, it says for what, and all that it took is given back.
 #[test]
 fn memory_that_is_refused_is_an_error_and_leaves_nothing_behind() {
     const TEST: &str = "faults::memory_that_is_refused_is_an_error_and_leaves_nothing_behind";
     if std::env::var_os("CUSIM_REFUSED").is_none() {
-        for n in ["1", "2", "3", "4", "5"] {
+        for n in ["1", "2", "3", "4", "5", "6"] {
             if let Some((passed, said)) = child(TEST, &[("CUSIM_REFUSED", n)]).filter(|_| !requires_card()) {
                 assert!(passed, "allocation {n}:\n{said}");
             }

@@ -10,6 +10,7 @@
 mod fresh;
 mod heads;
 mod hot;
+mod kept;
 mod on_card;
 mod shard;
 mod stacks;

@@ -144,13 +144,27 @@ fn what_no_card_of_this_machine_can_do_is_refused_before_weights_are_read() {
 fn memory_that_is_refused_leaves_the_processor() {
     let model = golden("gpt_neox");
     let wanted = answer(bantam(&run(&model, &["--device", "cpu"])));
-    for n in ["1", "2", "3", "4", "5"] {
+    for n in ["1", "2", "3", "4", "5", "6"] {
         for (variable, who) in [("CUSIM_REFUSED", "cuda:0 (cusim)"), ("CUSIM_FULL", "the processor computes")]
         {
             let Some(run) = with_card(&run(&model, &["--device", "auto"]), &[(variable, n)]) else { return };
             assert_eq!(String::from_utf8_lossy(&run.stdout), wanted, "{variable} {n}: {}", said(&run));
             assert!(said(&run).contains(who), "{variable} {n}: {}", said(&run));
         }
+    }
+}
+
+/// What the driver does not do is said once, and costs nothing but time.
+#[test]
+fn a_driver_without_graphs_is_told_of_once() {
+    let model = golden("gpt_neox");
+    let wanted = answer(bantam(&run(&model, &["--device", "cpu"])));
+    let cases: [(Pairs, usize); 2] = [(&[], 0), (&[("CUSIM_NO_GRAPH", "1")], 1)];
+    for (variables, times) in cases {
+        let Some(found) = with_card(&run(&model, &["--device", "cuda"]), variables) else { return };
+        assert_eq!(String::from_utf8_lossy(&found.stdout), wanted, "{}", said(&found));
+        let told = said(&found).matches("kernel by kernel (CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)").count();
+        assert_eq!(told, times, "{}", said(&found));
     }
 }
 

@@ -25,32 +25,32 @@ DEVICE Place block_of(const Coding& coding, const unsigned* tile, unsigned block
 
 // Shared memory: a word for every warp, token and lane.
 template <unsigned G>
-DEVICE void multiply(const Coding& coding, const Stack& stack, const Routed& routed, unsigned tokens, const float* x,
-                     const Sink& sink) {
-    Job job = job_of(stack, routed, tokens, G);
+DEVICE void multiply(const Coding& coding, const Parts& parts, const Routed& routed, unsigned tokens, const float* x) {
+    Job job = job_of(parts, routed, tokens, G);
+    unsigned columns = job.stack.columns;
     const float* inputs[G];
     float sums[G];
     for (unsigned g = 0; g < G; ++g) {
-        inputs[g] = x + input_row(job, routed, job.first + g) * stack.columns;
+        inputs[g] = x + input_row(job, routed, job.first + g) * columns;
         sums[g] = 0.0f;
     }
-    float multiple = multiple_of(stack, job.tile);
+    float multiple = multiple_of(job.stack, job.tile);
     AS_WRITTEN for (unsigned block = warp(); block < coding.blocks; block += WARPS) {
         Place place = block_of(coding, job.tile, block);
         float scale = scale_of(place, coding.side) * multiple, zero = zero_of(place, coding.side);
         unsigned first = block * coding.block;
-        AS_WRITTEN for (unsigned j = 0; j < coding.block && first + j < stack.columns; ++j) {
+        AS_WRITTEN for (unsigned j = 0; j < coding.block && first + j < columns; ++j) {
             float weight = (code_value(coding, place, j) - zero) * scale;
             for (unsigned g = 0; g < G; ++g) sums[g] = fmaf(weight, inputs[g][first + j], sums[g]);
         }
     }
     float sum = gather_warps<float, G>(sums, SHARED(float));
-    if (warp() < G) emit(stack, sink, job, job.first + warp(), sum);
+    if (warp() < G) emit(job, job.first + warp(), sum);
 }
 
 #define PARAMETERS \
-    (const __grid_constant__ Coding coding, Stack stack, Routed routed, unsigned tokens, const float* x, Sink sink)
-#define FLOATS(G) multiply<G>(coding, stack, routed, tokens, x, sink)
+    (const __grid_constant__ Coding coding, PARTS, Routed routed, unsigned tokens, const float* x)
+#define FLOATS(G) multiply<G>(coding, parts, routed, tokens, x)
 FOR_TOKENS(coded_float, PARAMETERS, FLOATS)
 
 // A block has a token of a table; each warp takes blocks of its row, all its lanes the same row's.

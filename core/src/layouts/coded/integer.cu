@@ -28,7 +28,6 @@ template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G> stru
     static const unsigned WORDS = 64 / G;  // terms of a round
 
     const Coding& coding;
-    const Stack& stack;
     Job job;
     Codes x;
     size_t rows[G];
@@ -36,7 +35,7 @@ template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G> stru
     DEVICE unsigned side() const { return SIDE == FOURS ? coding.side : SIDE; }
     DEVICE unsigned block_words() const { return BITS == 2 ? 4 - (TRITS ? 1 : 0) : coding.block * BITS / 32; }
     // Rows of so many columns have integers that float32 holds, however they are grouped; `integer.rs` groups no wider.
-    DEVICE bool is_narrow() const { return stack.columns <= 1u << 16; }
+    DEVICE bool is_narrow() const { return job.stack.columns <= 1u << 16; }
     // Blocks whose dot products are added as integers: they share a scale.
     DEVICE unsigned together() const { return SIDE == FOURS && coding.side == HALVES && is_narrow() ? 2 : 1; }
 
@@ -117,35 +116,35 @@ template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G> stru
     }
 
     // Shared memory: 64 words of two rounds for every lane, or as `gather_warps` wants it, whichever is more.
-    DEVICE void multiply(const Routed& routed, const Sink& sink) {
+    DEVICE void multiply(const Routed& routed) {
         for (unsigned g = 0; g < G; ++g) rows[g] = input_row(job, routed, job.first + g);
         bool is_one = SIDE == FOURS && coding.side == ROW && is_narrow();
         float sum = is_one ? in_one(SHARED(int)) : in_terms(SHARED(float));
         if (warp() >= G) return;
         unsigned token = job.first + warp();
-        float multiple = multiple_of(stack, job.tile) * coding.unit;
-        emit(stack, sink, job, token, sum * multiple * x.scales[input_row(job, routed, token)]);
+        float multiple = multiple_of(job.stack, job.tile) * coding.unit;
+        emit(job, token, sum * multiple * x.scales[input_row(job, routed, token)]);
     }
 };
 
 template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G>
-DEVICE void multiply(const Coding& coding, const Stack& stack, const Routed& routed, unsigned tokens, unsigned inputs,
-                     const unsigned* memory, const Sink& sink) {
+DEVICE void multiply(const Coding& coding, const Parts& parts, const Routed& routed, unsigned tokens, unsigned inputs,
+                     const unsigned* memory) {
     Codes x;
     x.of_row = coding.blocks * (coding.block / 4);
     x.blocks = coding.blocks;
     x.words = memory;
     x.scales = (const float*)(memory + (size_t)inputs * x.of_row);
     x.sums = (const int*)(x.scales + inputs);
-    Product<BITS, TABLE, TRITS, SIDE, G> product = {coding, stack, job_of(stack, routed, tokens, G), x, {}};
-    product.multiply(routed, sink);
+    Product<BITS, TABLE, TRITS, SIDE, G> product = {coding, job_of(parts, routed, tokens, G), x, {}};
+    product.multiply(routed);
 }
 
-#define PARAMETERS                                                                                 \
-    (const __grid_constant__ Coding coding, Stack stack, Routed routed, unsigned tokens, unsigned inputs, \
-     const unsigned* memory, Sink sink)
+#define PARAMETERS                                                                            \
+    (const __grid_constant__ Coding coding, PARTS, Routed routed, unsigned tokens, unsigned inputs, \
+     const unsigned* memory)
 #define OF(BITS, TABLE, TRITS, SIDE, G) \
-    multiply<BITS, TABLE, TRITS, SIDE, G>(coding, stack, routed, tokens, inputs, memory, sink)
+    multiply<BITS, TABLE, TRITS, SIDE, G>(coding, parts, routed, tokens, inputs, memory)
 #define TABLE4_PAIR(G) OF(4, true, false, PAIR, G)
 #define TABLE4_POWERS(G) OF(4, true, false, EXPONENTS, G)
 #define COUNT4_PAIR(G) OF(4, false, false, PAIR, G)

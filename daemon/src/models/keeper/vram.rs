@@ -133,8 +133,11 @@ impl Shared {
         };
         match placed {
             Ok(placed) => {
-                if let Some(Placed { card: [device, name], bytes, is_whole, .. }) = &placed {
+                if let Some(Placed { card: [device, name], bytes, is_whole, not_kept, .. }) = &placed {
                     tracing::info!(device, name, bytes, is_whole, "on a card");
+                    if let Some(error) = not_kept {
+                        tracing::warn!(device, %error, "it keeps no steps: they are queued kernel by kernel");
+                    }
                 }
                 Ok(())
             }

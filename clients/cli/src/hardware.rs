@@ -1,4 +1,5 @@
-//! What the system tells about the processor and the card. Nothing here measures, and nothing here decides how to compute.
+//! What the system tells about the processor and the card. Nothing here measures, and nothing here decides how to
+//! compute.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -179,7 +179,7 @@ fn in_golden(parameter: &Parameter) -> String {
 
 fn adamw(run: &Value) -> Rule {
     let betas = [number(&run["betas"][0]), number(&run["betas"][1])];
-    Rule::AdamW(AdamW { betas, epsilon: number(&run["eps"]) })
+    Rule::AdamW(AdamW { betas, epsilon: number(&run["eps"]), is_early: false })
 }
 
 fn open(base: &str, adapter: Option<&str>) -> Source {
@@ -387,7 +387,7 @@ fn gradients_that_are_kept_in_bfloat16_are_rounded() {
     let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
     let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
     let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
-    let constants = AdamW { betas: [0.9, 0.999], epsilon: 1e-8 };
+    let constants = AdamW { betas: [0.9, 0.999], epsilon: 1e-8, is_early: false };
     for model in ["mixtral", "gpt_neox", "gpt_oss-bf16", "llama-tied"] {
         let source = open(&format!("models/{model}"), None);
         let run = |threads: usize, are_short: bool| {
@@ -427,13 +427,59 @@ fn gradients_that_are_kept_in_bfloat16_are_rounded() {
     }
 }
 
+/// torch has no gradient of an expert that no token came to, and AdamW passes it by: neither decay nor a step counted.
+#[test]
+fn experts_that_no_token_reaches_take_no_step() {
+    let constants = AdamW { betas: [0.9, 0.999], epsilon: 1e-8, is_early: false };
+    let (rate, decay) = (1e-3, 0.1);
+    let source = open("models/mixtral", None);
+    let mut training = Training::full(&source, Cpu::detect(), 2).expect("it can be trained");
+    let mut optimizer = Optimizer::new(&training, |_| Group { rule: Rule::AdamW(constants), rate, decay });
+    let all: Vec<u32> = (1..100).collect();
+    let mut step = |training: &mut Training, count: usize| -> Vec<[Vec<f32>; 3]> {
+        let (tokens, labels) = (&all[..count], all[..count].iter().map(|&id| id as i32).collect::<Vec<_>>());
+        let batch = Batch { tokens, labels: &labels, documents: &[count], pieces: &[] };
+        let read = |training: &Training| -> Vec<Vec<f32>> {
+            let numbers = |at: usize| {
+                let mut values = vec![0.0; training.parameters()[at].range().len()];
+                training.read(at, &mut values);
+                values
+            };
+            (0..training.parameters().len()).map(numbers).collect()
+        };
+        let before = read(training);
+        let (_, gradients) = loss_and_gradients(training, &batch);
+        optimizer.step(training, 1.0);
+        let ranges = training.parameters().iter().map(|parameter| gradients[parameter.range()].to_vec());
+        let (ranges, after) = (ranges.collect::<Vec<_>>(), read(training));
+        before.into_iter().zip(after).zip(ranges).map(|((old, new), of)| [old, new, of]).collect()
+    };
+    let of_experts: Vec<bool> =
+        training.parameters().iter().map(|parameter| parameter.name.contains(".experts.")).collect();
+    let few = step(&mut training, 2);
+    let missed: Vec<usize> = (0..few.len()).filter(|&at| few[at][0] == few[at][1]).collect();
+    assert!(missed.iter().all(|&at| of_experts[at] && few[at][2].iter().all(|x| *x == 0.0)), "{missed:?}");
+    let reached = of_experts.iter().filter(|is_one| **is_one).count() - missed.len();
+    assert!(!missed.is_empty() && reached > 0, "{missed:?} of {reached} more");
+    let many = step(&mut training, 99);
+    let mut first = 0;
+    for [old, new, gradient] in missed.iter().map(|&at| &many[at]) {
+        for ((old, new), _) in old.iter().zip(new).zip(gradient).filter(|(_, x)| x.abs() > 1e-4) {
+            let moved = f64::from((new - old).abs());
+            assert!((moved / rate - 1.0).abs() < 0.1 * f64::from(old.abs()) + 0.01, "{moved}");
+            first += 1;
+        }
+    }
+    assert!(first > 100, "few of these were reached then: {first}");
+}
+
 /// The first mean comes back from bfloat16 in every step; nothing else is less than float32.
 #[test]
 fn first_means_in_bfloat16_are_rounded_between_steps() {
     let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
     let labels: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
     let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
-    let constants = AdamW { betas: [0.9, 0.999], epsilon: 1e-8 };
+    let constants = AdamW { betas: [0.9, 0.999], epsilon: 1e-8, is_early: false };
     let [follow, take] = constants.betas.map(|beta| (1.0 - beta) as f32);
     for model in ["gpt_neox", "llama-tied"] {
         let source = open(&format!("models/{model}"), None);

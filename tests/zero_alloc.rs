@@ -426,7 +426,7 @@ fn training_steps(what: &str, outline: &Outline, load: Load, make: impl FnOnce()
     let (tokens, documents) = ((1..60).collect::<Vec<u32>>(), [20, 39]);
     let labels: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
     let batch = Batch { tokens: &tokens, labels: &labels, documents: &documents, pieces: &[] };
-    let rule = Rule::AdamW(AdamW { betas: [0.9, 0.999], epsilon: 1e-8 });
+    let rule = Rule::AdamW(AdamW { betas: [0.9, 0.999], epsilon: 1e-8, is_early: false });
     let muon = Muon { variant: Variant::Moonlight, momentum: 0.95, nesterov: true, iterations: 5 };
     let group = |parameter: &Parameter| {
         let rule = if parameter.matrices().is_some() { Rule::Muon(muon) } else { rule };

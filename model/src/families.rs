@@ -208,6 +208,8 @@ pub struct Names {
     pub value: Part,
     /// Attention's output.
     pub output: Part,
+    /// Whether that comes first among the modules where models are trained: new numbers are drawn in their order.
+    pub output_first: bool,
     /// A score per query head that every token sees, and that leads nowhere; the whole name.
     pub sinks: Option<&'static str>,
     /// First projection of a gated block.
@@ -328,6 +330,7 @@ const USUAL_NAMES: Names = Names {
     key: whole("self_attn.k_proj"),
     value: whole("self_attn.v_proj"),
     output: whole("self_attn.o_proj"),
+    output_first: false,
     sinks: None,
     gate: Some(whole("mlp.gate_proj")),
     up: whole("mlp.up_proj"),
@@ -345,6 +348,7 @@ const NEOX_NAMES: Names = Names {
     key: heads("attention.query_key_value", 1),
     value: heads("attention.query_key_value", 2),
     output: whole("attention.dense"),
+    output_first: false,
     gate: None,
     up: whole("mlp.dense_h_to_4h"),
     down: whole("mlp.dense_4h_to_h"),
@@ -385,6 +389,7 @@ const GGUF_NAMES: Names = Names {
     key: whole("attn_k"),
     value: whole("attn_v"),
     output: whole("attn_output"),
+    output_first: false,
     sinks: Some("attn_sinks.weight"),
     gate: Some(whole("ffn_gate")),
     up: whole("ffn_up"),
@@ -559,6 +564,7 @@ pub static FAMILIES: &[Family] = &[
             query: section("self_attn.qkv_proj", 0),
             key: section("self_attn.qkv_proj", 1),
             value: section("self_attn.qkv_proj", 2),
+            output_first: true,
             gate: Some(section("mlp.gate_up_proj", 0)),
             up: section("mlp.gate_up_proj", 1),
             ..USUAL_NAMES
@@ -693,6 +699,7 @@ pub static FAMILIES: &[Family] = &[
             key: section("attn.qkv", 1),
             value: section("attn.qkv", 2),
             output: whole("attn.out"),
+            output_first: false,
             sinks: Some("attn.sinks"),
             gate: Some(single("mlp.mlp1", 0)),
             up: single("mlp.mlp1", 1),

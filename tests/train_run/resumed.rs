@@ -73,8 +73,8 @@ fn a_checkpoint_of_other_settings_is_taken_by_its_name_alone() {
     }
     for (model, change, words) in [
         ("llama-tied", "lora_rank: 2\n", "lora_rank: 4 (here 2)"),
-        ("llama-tied", "lora_alpha: 64\n", "lora_alpha: null (here 64)"),
-        ("llama-tied", "optim: sgd\n", "optim: \"adamw_torch\" (here \"sgd\")"),
+        ("llama-tied", "lora_alpha: 64\n", "lora_alpha: 8 (here 64)"),
+        ("llama-tied", "optim: sgd\n", "optim: adamw_torch (here sgd)"),
         ("qwen2", "", "another model"),
     ] {
         for named in ["", &named] {
@@ -85,6 +85,91 @@ fn a_checkpoint_of_other_settings_is_taken_by_its_name_alone() {
     // Another length, another way to show it: the same run.
     let notes = train("llama-tied", "max_steps: 6\nsave_steps: 1\nlogging_steps: 1\n").unwrap().seen.notes;
     assert!(notes.iter().any(|note| note.contains("max_steps: -1 (here 6)")), "{notes:?}");
+}
+
+/// What is spelled otherwise, or says nothing in such a run, makes no other run of it.
+#[test]
+fn the_same_run_in_other_words_goes_on() {
+    let scratch = Scratch::new("words");
+    let usual = format!("{LORA}lr_scheduler_type: cosine_with_min_lr\n");
+    let bends = "lr_scheduler_kwargs: {min_lr_rate: 0.5, num_cycles: 0.5}\n";
+    scratch.train("llama-tied", "out", &format!("{usual}{bends}"), Some(1)).unwrap();
+    for (number, (change, bends)) in (2..).zip([
+        ("lora_alpha: 8\n", bends),
+        ("optim: adamw_torch_fused\ndata_seed: 42\n", bends),
+        ("", "lr_scheduler_kwargs: {num_cycles: 0.5, min_lr_rate: 0.5}\n"),
+        ("freeze_trainable_layers: 5\nmuon_variant: keller-jordan\nhead_lr_ratio: 3\n", bends),
+        ("quantization_type: fp4\npissa_convert: true\ncutoff_len: 99\n", bends),
+    ]) {
+        let run = scratch.train("llama-tied", "out", &format!("{usual}{bends}{change}"), Some(1)).unwrap();
+        assert_eq!((run.outcome.steps, run.outcome.taken), (number, 1), "{change}{bends}");
+    }
+}
+
+#[test]
+fn a_branch_of_a_run_is_gone_on_with_by_itself() {
+    let scratch = Scratch::new("branch");
+    let yaml = |steps: u64, more: &str| format!("{LORA}save_steps: 2\nmax_steps: {steps}\n{more}");
+    scratch.train("llama-tied", "out", &yaml(6, ""), None).unwrap();
+    let named = format!("resume_from_checkpoint: {}\n", scratch.0.join("out/checkpoint-2").display());
+    let branch = scratch.train("llama-tied", "out", &yaml(12, &named), Some(3)).unwrap();
+    assert_eq!((branch.outcome.steps, branch.outcome.taken), (5, 3));
+    let run =
+        scratch.train("llama-tied", "out", &yaml(12, "resume_from_checkpoint: true\n"), Some(1)).unwrap();
+    assert_eq!((run.outcome.steps, run.outcome.taken), (6, 1));
+}
+
+#[test]
+fn what_a_pissa_began_with_goes_with_its_checkpoints() {
+    let scratch = Scratch::new("pissa-again");
+    let weights = "adapter_model.safetensors";
+    let yaml = |more: &str| {
+        format!("learning_rate: 0.01\nlora_rank: 2\npissa_init: true\npissa_iter: -1\nmax_steps: 4\n{more}")
+    };
+    let whole = scratch.train("llama-tied", "whole", &yaml("save_steps: 2\n"), None).unwrap();
+    let checkpoint = scratch.0.join("whole/checkpoint-2");
+    let named = format!("save_steps: 1\nresume_from_checkpoint: {}\n", checkpoint.display());
+    // Elsewhere, ended, and gone on with by itself; then at home, where another run has been.
+    scratch.train("llama-tied", "elsewhere", &yaml(&named), Some(1)).unwrap();
+    let elsewhere =
+        scratch.train("llama-tied", "elsewhere", &yaml("resume_from_checkpoint: true\n"), None).unwrap();
+    assert!(whole.bytes(weights) == elsewhere.bytes(weights) && elsewhere.output.join("pissa_init").is_dir());
+    let expected = whole.bytes(weights);
+    let other = "overwrite_output_dir: true\nlora_alpha: 40\n";
+    scratch.train("llama-tied", "whole", &yaml(other), Some(1)).unwrap();
+    let home = scratch.train("llama-tied", "whole", &yaml(&named), None).unwrap();
+    assert!(home.bytes(weights) == expected);
+    assert_eq!(home.json("adapter_config.json")["lora_alpha"], 4);
+}
+
+#[test]
+fn what_a_killed_run_began_with_is_in_the_way_of_none() {
+    let scratch = Scratch::new("begun");
+    let adapter = repository("tests/goldens/lora/lora-llama");
+    let yaml = format!(
+        "{LORA}max_steps: 1\nadapter_name_or_path: {}\ncreate_new_adapter: true\n",
+        adapter.display()
+    );
+    for left in [".base/0/generation_config.json", ".start/adapter_config.json"] {
+        let path = scratch.0.join("out").join(left);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "{").unwrap();
+    }
+    let run = scratch.train("llama-tied", "out", &yaml, None).unwrap_or_else(|error| panic!("{error}"));
+    assert!(run.checkpoints().iter().all(|name| !name.starts_with('.')), "{:?}", run.checkpoints());
+}
+
+/// As when the checkpoint that was named turns out to be damaged.
+#[test]
+fn a_run_that_does_not_come_to_begin_leaves_the_folder_to_the_last() {
+    let scratch = Scratch::new("owner");
+    scratch.train("llama-tied", "out", LORA, Some(2)).unwrap();
+    scratch.train("llama-tied", "other", LORA, Some(1)).unwrap();
+    let other = scratch.0.join("other/checkpoint-1");
+    fs::write(other.join("adapter_model.safetensors"), "nothing").unwrap();
+    let named = format!("{LORA}resume_from_checkpoint: {}\n", other.display());
+    scratch.train("llama-tied", "out", &named, None).unwrap_err();
+    assert_eq!(scratch.train("llama-tied", "out", LORA, Some(1)).unwrap().outcome.steps, 3);
 }
 
 #[test]

@@ -20,6 +20,9 @@ pub struct AdamW {
     pub betas: [f64; 2],
     /// Added to the root.
     pub epsilon: f64,
+    /// Whether that is added before the root is corrected for the mean's beginning, as Moonlight does it; torch adds it
+    /// after.
+    pub is_early: bool,
 }
 
 /// SGD's constants.
@@ -113,6 +116,8 @@ pub struct Optimizer {
     short: short::Means,
     places: Vec<Place>,
     steps: u64,
+    /// Of every parameter, the steps that it took no part in, as bytes; empty where all take part in all.
+    missed: Vec<[u8; 8]>,
     values: Vec<f32>,
     gradient: Vec<f32>,
     work: muon::Work,
@@ -144,6 +149,7 @@ impl Optimizer {
             short,
             places,
             steps: 0,
+            missed: vec![[0; 8]; if training.may_miss() { training.parameters().len() } else { 0 }],
             values: Vec::new(),
             gradient: Vec::new(),
             work: muon::Work::default(),
@@ -194,6 +200,7 @@ impl Optimizer {
             Memory::Codes("second_codes", second),
             Memory::Floats("first_scales", first_scales),
             Memory::Floats("second_scales", second_scales),
+            Memory::Codes("missed", self.missed.as_flattened()),
         ]
     }
 
@@ -210,7 +217,20 @@ impl Optimizer {
             MemoryMut::Codes("second_codes", second),
             MemoryMut::Floats("first_scales", first_scales),
             MemoryMut::Floats("second_scales", second_scales),
+            MemoryMut::Codes("missed", self.missed.as_flattened_mut()),
         ]
+    }
+
+    /// The steps of a parameter, this one included, if it takes part: what is an expert's stays as it is where no token
+    /// came there, as with torch, whose gradients of it are none.
+    fn steps_of(&mut self, at: usize, training: &Training) -> Option<u64> {
+        let Some(missed) = self.missed.get_mut(at) else { return Some(self.steps) };
+        let count = u64::from_le_bytes(*missed);
+        if training.is_missed(at) {
+            *missed = (count + 1).to_le_bytes();
+            return None;
+        }
+        Some(self.steps.saturating_sub(count).max(1))
     }
 
     /// Moves every parameter by its gradient; all rates are multiplied by `factor`.
@@ -222,7 +242,8 @@ impl Optimizer {
                 (parameter.range(), parameter.matrices())
             };
             let Group { rule, rate, decay } = self.groups[at];
-            let (rate, place, steps) = (rate * factor, self.places[at], self.steps);
+            let Some(steps) = self.steps_of(at, training) else { continue };
+            let (rate, place) = (rate * factor, self.places[at]);
             let size = range.len();
             let first = |all| &mut Vec::<f32>::as_mut_slice(all)[place.first..][..size];
             match rule {

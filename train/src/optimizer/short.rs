@@ -62,7 +62,7 @@ impl Means {
         gradient: &[f32],
         values: &mut [f32],
     ) {
-        let AdamW { betas: [one, two], epsilon } = *constants;
+        let AdamW { betas: [one, two], epsilon, .. } = *constants;
         let power = i32::try_from(steps).unwrap_or(i32::MAX);
         let shrink = (1.0 - rate * decay) as f32;
         let ([keep, keep_square], [take, take_square]) =
@@ -108,7 +108,7 @@ mod tests {
         means.place(300);
         let place = means.place(COUNT);
         let mut values: Vec<f32> = (0..COUNT).map(|i| (i as f64 * 0.37).sin() as f32).collect();
-        let constants = AdamW { betas: [0.9, 0.999], epsilon: 1e-8 };
+        let constants = AdamW { betas: [0.9, 0.999], epsilon: 1e-8, is_early: false };
         for step in 1..=3 {
             let number = |i: usize| (i as f64 * 0.11 * step as f64).cos() * (-((i % 50) as f64) * 0.2).exp();
             let mut gradient: Vec<f32> = (0..COUNT).map(|i| number(i) as f32).collect();

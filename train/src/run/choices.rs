@@ -8,7 +8,7 @@ use bantam_model::formats::on_load::{OnLoad, way};
 use super::{rates, report};
 use crate::optimizer::schedule::Schedule;
 use crate::optimizer::{AdamW, Group, Muon, Rule, Sgd, Variant, is_decayed, is_shortened};
-use crate::settings::{Settings, SettingsError};
+use crate::settings::{Settings, SettingsError, flag};
 use crate::step::parameters::{Parameter, Role};
 
 /// What is trained.
@@ -226,18 +226,22 @@ impl<'a> Choices<'a> {
         let is_short = self.settings.text("optim").is_some_and(|optim| optim.contains("8bit"));
         let is_sgd = self.settings.text("optim").as_deref() == Some("sgd");
         let rest = if is_muon { number("adamw_learning_rate", self.rate) } else { self.rate };
+        let is_moonlight = is_muon && self.muon().variant == Variant::Moonlight;
+        // Moonlight's takes matrices alone, and tensors of many matrices with AdamW.
+        let is_turned = is_muon && !(is_moonlight && parameter.shape.len() != 2);
         let rate = match parameter.role {
-            Role::Matrix if is_muon => self.rate,
+            Role::Matrix if is_turned => self.rate,
             Role::Embedding => rest * number("embedding_lr_ratio", 1.0),
             Role::Head => rest * number("head_lr_ratio", 1.0),
             Role::Up => rest * number("loraplus_lr_ratio", 1.0),
             _ => rest,
         };
         let rule = match parameter.role {
-            Role::Matrix if is_muon => Rule::Muon(self.muon()),
+            Role::Matrix if is_turned => Rule::Muon(self.muon()),
             _ if is_sgd && !is_muon => Rule::Sgd(Sgd { momentum: 0.0, nesterov: false }),
             _ => {
-                let constants = AdamW { betas, epsilon: number("adam_epsilon", 1e-8) };
+                let epsilon = number("adam_epsilon", 1e-8);
+                let constants = AdamW { betas, epsilon, is_early: is_moonlight };
                 match is_short && !is_muon && is_shortened(parameter) {
                     true => Rule::ShortAdamW(constants),
                     false if self.has_short_gradients() => Rule::HalfAdamW(constants),
@@ -397,11 +401,12 @@ fn bytes(words: &str) -> Option<u64> {
 }
 
 fn start(settings: &Settings) -> Start {
-    match settings.text("resume_from_checkpoint").as_deref() {
-        Some("false" | "False") | None if settings.flag("overwrite_output_dir") => Start::Anew,
-        Some("true" | "True") => Start::Last,
-        Some("false" | "False") | None => Start::Found,
-        Some(folder) => Start::Named(folder.into()),
+    let words = settings.text("resume_from_checkpoint").unwrap_or_default();
+    match (words.as_str(), flag(&words)) {
+        ("", _) | (_, Some(false)) if settings.flag("overwrite_output_dir") => Start::Anew,
+        ("", _) | (_, Some(false)) => Start::Found,
+        (_, Some(true)) => Start::Last,
+        (folder, None) => Start::Named(folder.into()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Seek, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -15,25 +15,29 @@ const NAME: &str = "bantam_run.json";
 /// A folder that nobody else trains in while this lives.
 #[derive(Debug)]
 pub(super) struct Hold {
-    _file: File,
+    file: File,
+    path: PathBuf,
 }
 
 impl Hold {
-    /// For a run that began then.
-    pub(super) fn take(folder: &Path, begun: u64) -> Result<Hold, RunError> {
+    pub(super) fn take(folder: &Path) -> Result<Hold, RunError> {
         fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
         let path = folder.join(NAME);
         let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let mut file = file.map_err(|error| failed(&path, error))?;
+        let file = file.map_err(|error| failed(&path, error))?;
         // Some file systems know no locks: there, nobody is told.
-        if let Err(TryLockError::WouldBlock) = file.try_lock() {
-            return Err(RunError::Busy { folder: folder.into() });
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(RunError::Busy { folder: folder.into() }),
+            _ => Ok(Hold { file, path }),
         }
+    }
+
+    /// From now on the folder is that of the run that began then.
+    pub(super) fn belongs(&mut self, begun: u64) -> Result<(), RunError> {
         // As long as before, and in one piece: whoever reads it after a kill finds the one or the other.
         let text = format!("{{\"begun\": {begun:<20}}}\n");
-        let written = file.rewind().and_then(|()| file.write_all(text.as_bytes()));
-        written.map_err(|error| failed(&path, error))?;
-        Ok(Hold { _file: file })
+        let written = self.file.rewind().and_then(|()| self.file.write_all(text.as_bytes()));
+        written.map_err(|error| failed(&self.path, error))
     }
 }
 

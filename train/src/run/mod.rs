@@ -269,7 +269,7 @@ pub fn train(
     choices::notes(settings).iter().for_each(|words| watch.note(words));
     bend::notes(settings, &source).iter().for_each(|words| watch.note(words));
     continued::notes(&choices).iter().for_each(|words| watch.note(words));
-    let recipe = Recipe::new(&choices, &source, &prepared.train)?;
+    let recipe = Recipe::new(&choices, &source, prepared)?;
     let (checkpoint, mut state) = start::find(&choices, &recipe, watch)?;
     state.recipe = Some(recipe);
     if choices.quantization.is_some() && source.spec.format.is_quantized() {
@@ -283,7 +283,9 @@ pub fn train(
     for adapter in &choices.merged {
         watch.note(&format!("{} becomes part of the model first", adapter.display()));
     }
-    let hold = Hold::take(&choices.output, state.begun)?;
+    let mut hold = Hold::take(&choices.output)?;
+    // What a killed run began with is in the way of none.
+    sweep(&choices);
     let (source, mut training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
     training.drop_inputs(continued::dropout(&choices), choices.seed);
     training.disturb(choices.noise, choices.seed);
@@ -302,8 +304,8 @@ pub fn train(
         output::resume(checkpoint, state.step, &mut optimizer)?;
     }
     let output = Output::new(source, &choices)?;
-    // What the run began with is in nobody's way, but of no use either.
-    [START, BASE].iter().for_each(|name| drop(fs::remove_dir_all(choices.output.join(name))));
+    sweep(&choices);
+    hold.belongs(state.begun)?;
     output.keep_log(state.step)?;
     let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
     let reports = Reports::new(settings, &choices.output, state.step)?;
@@ -324,6 +326,11 @@ pub fn train(
         _hold: hold,
     };
     run.all(watch)
+}
+
+/// Removes what a run begins with: of no use once it is read.
+fn sweep(choices: &Choices<'_>) {
+    [START, BASE].iter().for_each(|name| drop(fs::remove_dir_all(choices.output.join(name))));
 }
 
 /// Refuses to train what is only read.
@@ -373,7 +380,7 @@ fn model(
             Ok((source, training))
         }
         (Method::Lora(Lora { pissa: Some(_), .. }), Some(folder)) => {
-            let start = folder.parent().unwrap_or(folder).join(PISSA);
+            let start = output::first_parts(folder, &choices.output)?;
             let (source, mut training) = adapted(choices, source, &start, cpu, threads)?;
             training.hold_changes();
             output::read_parameters(folder, &mut training)?;
@@ -525,7 +532,7 @@ impl Run<'_> {
     fn begin(&mut self) -> Result<u64, RunError> {
         let (epoch_batches, epoch_steps, steps) = self.choices.steps(self.examples.len());
         if self.state.step > steps {
-            let found = format!("one of step {}, of {steps}", self.state.step);
+            let found = format!("one of step {}, beyond the {steps} steps of this run", self.state.step);
             return Err(RunError::Checkpoint { checkpoint: self.choices.output.clone(), found });
         }
         let state = &mut self.state;

@@ -13,10 +13,9 @@ use bantam_model::checkpoint::{Checkpoint, Dtype, TensorView};
 use bantam_model::source::Source;
 use serde_json::{Map, Value, json};
 
-use super::RunError;
 use super::choices::{Choices, Lora, Method};
-use super::shards;
 use super::state::State;
+use super::{PISSA, RunError, START, shards};
 use crate::optimizer::{Memory, MemoryMut, Optimizer};
 use crate::step::{Training, rounded};
 
@@ -37,6 +36,8 @@ pub(super) struct Output {
     is_adapter: bool,
     /// Where tensors are that are not trained, and belong to what is written.
     frozen: Option<Arc<Checkpoint>>,
+    /// What checkpoints keep of an adapter that began as parts of the model: where that is.
+    first: Option<PathBuf>,
 }
 
 /// What is written as what.
@@ -84,7 +85,9 @@ impl Output {
         }
         let is_adapter = source.adapter.is_some();
         let frozen = matches!(method, Method::Freeze(_)).then_some(source.checkpoint);
-        Ok(Output { folder: folder.into(), beside, is_adapter, frozen })
+        let has_parts = matches!(method, Method::Lora(Lora { pissa: Some(_), .. }));
+        let first = has_parts.then(|| folder.join(PISSA));
+        Ok(Output { folder: folder.into(), beside, is_adapter, frozen, first })
     }
 
     /// Writes an adapter that began as parts of the model so that it fits the model as it is, as PEFT does it.
@@ -205,6 +208,7 @@ impl Output {
         if !only_model {
             write_memory(&partial.join(OPTIMIZER), &optimizer.memory())?;
             write_file(&partial.join(STATE), state.to_json().as_bytes())?;
+            self.first.iter().try_for_each(|first| copied(first, &partial.join(PISSA)))?;
         }
         Ok(())
     }
@@ -372,6 +376,28 @@ pub(super) fn moved(folder: &Path, name: &str) -> Result<PathBuf, RunError> {
     }
     fs::rename(folder, &place).map_err(|error| failed(&place, error))?;
     Ok(place)
+}
+
+/// What a run began with that began as parts of the model, in its folder: a checkpoint has it, in case that another run
+/// has been there meanwhile, or the run goes on elsewhere.
+pub(super) fn first_parts(checkpoint: &Path, output: &Path) -> Result<PathBuf, RunError> {
+    let kept = checkpoint.join(PISSA);
+    if !kept.is_dir() {
+        return Ok(checkpoint.parent().unwrap_or(checkpoint).join(PISSA));
+    }
+    copied(&kept, &output.join(START))?;
+    moved(&output.join(START), PISSA)
+}
+
+/// Copies an adapter.
+fn copied(from: &Path, to: &Path) -> Result<(), RunError> {
+    fs::create_dir_all(to).map_err(|error| failed(to, error))?;
+    for name in [CONFIG, WEIGHTS] {
+        let path = to.join(name);
+        let copied = fs::copy(from.join(name), &path).and_then(|_| fs::File::open(&path)?.sync_all());
+        copied.map_err(|error| failed(&path, error))?;
+    }
+    Ok(())
 }
 
 /// Files of a run's own were not downloaded: what is wrong with them is said without that advice.

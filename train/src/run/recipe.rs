@@ -11,19 +11,21 @@ use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::RunError;
-use super::choices::{Choices, Method};
+use super::choices::{Choices, Measuring, Method};
 use super::output::failed;
-use crate::data::Example;
+use crate::data::{Example, Prepared};
 
 /// Keys that no weight depends on: where things are (models and examples are told by what is in them), what is shown
 /// and kept, and how the model is measured.
 const FREE: &[&str] = &[
-    "model_name_or_path",
     "adapter_name_or_path",
+    "create_new_adapter",
     "disable_gradient_checkpointing",
+    "model_name_or_path",
     "ram_budget",
     // What examples are made with.
     "append_eos",
+    "cutoff_len",
     "dataset",
     "dataset_dir",
     "dataset_path",
@@ -43,6 +45,8 @@ const FREE: &[&str] = &[
     "tool_format",
     "train_on_prompt",
     "val_size",
+    // It stands in the model's configuration.
+    "rope_scaling",
     // What is shown and kept.
     "disable_tqdm",
     "include_effective_tokens_per_second",
@@ -80,36 +84,70 @@ const FREE: &[&str] = &[
     "load_best_model_at_end",
     "metric_for_best_model",
     "per_device_eval_batch_size",
+    // What others say better.
+    "bf16",
+    "data_seed",
+    "finetuning_type",
+    "lora_alpha",
+    "optim",
+    "pure_bf16",
+    "quantization_bit",
+    "quantization_method",
+    "quantization_type",
+    "double_quantization",
+    "lr_scheduler_kwargs",
 ];
 /// Keys that only say how long a run is.
 const LENGTH: &[&str] = &["max_steps", "num_train_epochs"];
 /// Keys that a checkpoint has settled: others would change nothing, or go on with what was never trained so.
 const SETTLED: &[&str] = &[
     "additional_target",
-    "create_new_adapter",
-    "double_quantization",
-    "finetuning_type",
     "freeze_extra_modules",
     "freeze_trainable_layers",
     "freeze_trainable_modules",
-    "lora_alpha",
-    "lora_dropout",
     "lora_rank",
     "lora_target",
     "muon_variant",
-    "optim",
     "pissa_init",
     "pissa_iter",
-    "quantization_bit",
-    "quantization_type",
-    "rope_scaling",
     "target_parameters",
+    "train_from_scratch",
     "use_dora",
     "use_muon",
     "use_rslora",
 ];
-/// Of a tensor, as much as tells it from another.
+/// What stands for several keys, by the one that it is told under; the first of them are settled too.
+const TOLD: [&str; 7] = [
+    "finetuning_type",
+    "lora_alpha",
+    "optim",
+    "quantization_bit",
+    "bf16",
+    "data_seed",
+    "lr_scheduler_kwargs",
+];
+const TOLD_SETTLED: usize = 4;
+/// Keys that say something only where a new adapter is made; where some layers are trained; with Muon; and where
+/// weights are trained whole.
+const OF_ADAPTERS: &[&str] = &[
+    "additional_target",
+    "lora_dropout",
+    "lora_rank",
+    "lora_target",
+    "pissa_init",
+    "pissa_iter",
+    "target_parameters",
+    "use_dora",
+    "use_rslora",
+];
+const OF_FREEZE: &[&str] = &["freeze_extra_modules", "freeze_trainable_layers", "freeze_trainable_modules"];
+const OF_MUON: &[&str] = &["muon_variant", "adamw_learning_rate"];
+const OF_WHOLE: &[&str] = &["embedding_lr_ratio", "head_lr_ratio"];
+/// Of a tensor, as many bytes of its begin, middle and end as tell it from another.
 const SAMPLE: usize = 256;
+/// What a configuration says of the tools that wrote it.
+const OF_TOOLS: [&str; 4] =
+    ["transformers_version", "_name_or_path", "peft_version", "base_model_name_or_path"];
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Recipe {
@@ -117,6 +155,8 @@ pub(super) struct Recipe {
     settings: Map<String, Value>,
     model: String,
     data: String,
+    /// How the best is found, and by which examples, where it is looked for.
+    measured: String,
 }
 
 /// How a run differs from another, in words.
@@ -125,18 +165,23 @@ pub(super) struct Differences {
     pub(super) settled: Vec<String>,
     pub(super) others: Vec<String>,
     pub(super) length: Vec<String>,
+    /// Whether what was the best need not be it any more.
+    pub(super) is_measured_otherwise: bool,
 }
 
 impl Recipe {
     pub(super) fn new(
         choices: &Choices<'_>,
         source: &Source,
-        examples: &[Example],
+        prepared: &Prepared,
     ) -> Result<Recipe, RunError> {
-        let settings = choices.settings().in_force().filter(|(key, _)| !FREE.contains(key));
-        let settings = settings.map(|(key, value)| (key.to_owned(), Value::from(value.to_string())));
+        let keys = choices.settings().in_force();
+        let keys = keys.filter(|(key, _)| !FREE.contains(key) && says_something(choices, key));
+        let keys = keys.map(|(key, value)| (key, value.to_string()));
+        let settings = keys.chain(told(choices)).map(|(key, value)| (key.to_owned(), Value::from(value)));
         let mut model = Xxh3::new();
-        model.update(&source.files.config().map_err(SourceError::Files)?.unwrap_or_default());
+        let config = source.files.config().map_err(SourceError::Files)?;
+        model.update(essence(&config.unwrap_or_default()).as_bytes());
         sample(&source.checkpoint, &mut model).map_err(|error| failed(source.folder(), error))?;
         let continued = match &choices.method {
             Method::Adapter(folder) => Some(folder),
@@ -145,16 +190,25 @@ impl Recipe {
         for folder in choices.merged.iter().chain(continued) {
             sample_adapter(folder, &mut model)?;
         }
+        let Measuring { metric, best, .. } = choices.measuring;
+        let measured = best.map(|more| format!("{metric} {more} {:032x}", told_apart(&prepared.eval)));
         Ok(Recipe {
             settings: settings.collect(),
             model: format!("{:032x}", model.digest128()),
-            data: format!("{:032x}", told_apart(examples)),
+            data: format!("{:032x}", told_apart(&prepared.train)),
+            measured: measured.unwrap_or_default(),
         })
     }
 
     /// How `self` differs from what stood before. Keys that were not known then are passed over.
     pub(super) fn differences(&self, before: &Recipe) -> Differences {
         let mut found = Differences::default();
+        if self.measured != before.measured && !before.measured.is_empty() {
+            found.is_measured_otherwise = true;
+            if !self.measured.is_empty() {
+                found.others.push("another way to find the best".to_owned());
+            }
+        }
         if self.model != before.model {
             found.settled.push("another model".to_owned());
         }
@@ -166,7 +220,7 @@ impl Recipe {
             let words = [old, now].map(|value| value.as_str().unwrap_or_default());
             let words = format!("{key}: {} (here {})", words[0], words[1]);
             let of = |keys: &[&str]| keys.contains(&key.as_str());
-            match (of(SETTLED), of(LENGTH)) {
+            match (of(SETTLED) || of(&TOLD[..TOLD_SETTLED]), of(LENGTH)) {
                 (true, _) => found.settled.push(words),
                 (_, true) => found.length.push(words),
                 _ => found.others.push(words),
@@ -176,7 +230,7 @@ impl Recipe {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        json!({ "settings": self.settings, "model": self.model, "data": self.data })
+        json!({ "settings": self.settings, "model": self.model, "data": self.data, "measured": self.measured })
     }
 
     pub(super) fn of_json(json: &Value) -> Option<Recipe> {
@@ -185,25 +239,87 @@ impl Recipe {
             settings: json["settings"].as_object()?.clone(),
             model: text("model")?,
             data: text("data")?,
+            measured: text("measured")?,
         })
     }
 }
 
-/// Names, types, shapes and first bytes of all tensors.
+/// Whether a key changes anything, as others are.
+fn says_something(choices: &Choices<'_>, key: &str) -> bool {
+    let is_new = matches!(choices.method, Method::Lora(_));
+    let is_adapter = is_new || matches!(choices.method, Method::Adapter(_));
+    let has_wholes = matches!(&choices.method, Method::Lora(lora) if !lora.saved.is_empty());
+    let of = |keys: &[&str]| keys.contains(&key);
+    match key {
+        _ if of(OF_ADAPTERS) => is_new,
+        _ if of(OF_FREEZE) => matches!(choices.method, Method::Freeze(_)),
+        _ if of(OF_MUON) => choices.flag("use_muon"),
+        _ if of(OF_WHOLE) => !is_adapter || has_wholes,
+        "loraplus_lr_ratio" => is_adapter,
+        "train_from_scratch" => matches!(choices.method, Method::Full),
+        "num_train_epochs" => choices.settings().count("max_steps").is_none_or(|steps| steps <= 0),
+        _ => true,
+    }
+}
+
+/// What several keys say together, or one in several ways.
+fn told(choices: &Choices<'_>) -> [(&'static str, String); TOLD.len()] {
+    let settings = choices.settings();
+    let (method, alpha) = match &choices.method {
+        Method::Full => ("full", None),
+        Method::Freeze(_) => ("freeze", None),
+        Method::Adapter(_) => ("lora of adapter_name_or_path", None),
+        Method::Lora(lora) => ("lora", Some(lora.alpha)),
+    };
+    let optim = match settings.text("optim").unwrap_or_default() {
+        optim if optim.contains("8bit") => "adamw_8bit",
+        optim if optim == "sgd" => "sgd",
+        _ => "adamw_torch",
+    };
+    let mut bends = settings.table("lr_scheduler_kwargs").unwrap_or_default();
+    bends.sort();
+    let bends: Vec<String> = bends.into_iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    let values = [
+        method.to_owned(),
+        alpha.map_or_else(|| "null".to_owned(), |alpha| alpha.to_string()),
+        optim.to_owned(),
+        choices.quantization.map_or("null", |way| way.name).to_owned(),
+        choices.is_half().to_string(),
+        choices.data_seed.to_string(),
+        format!("{{{}}}", bends.join(", ")),
+    ];
+    let mut values = values.into_iter();
+    TOLD.map(|key| (key, values.next().unwrap_or_default()))
+}
+
+/// A configuration however it is spaced, without what tools say of themselves.
+fn essence(config: &[u8]) -> String {
+    let Ok(Value::Object(mut config)) = serde_json::from_slice(config) else {
+        return String::from_utf8_lossy(config).into_owned();
+    };
+    config.retain(|key, _| !OF_TOOLS.contains(&key.as_str()));
+    config.sort_keys();
+    Value::Object(config).to_string()
+}
+
+/// Names, types, shapes and some bytes of all tensors.
 fn sample(checkpoint: &Checkpoint, hash: &mut Xxh3) -> io::Result<()> {
     let mut tensors: Vec<_> = checkpoint.tensors().collect();
     // However they are divided into files.
     tensors.sort_by_key(|tensor| tensor.name);
     for tensor in tensors {
         hash.update(format!("{} {:?} {:?}", tensor.name, tensor.dtype, tensor.shape).as_bytes());
-        hash.update(&tensor.load(0..tensor.data.len().min(SAMPLE))?);
+        let (bytes, middle) = (tensor.data.len(), tensor.data.len() / 2);
+        for first in [0, middle, bytes.saturating_sub(SAMPLE)] {
+            hash.update(&tensor.load(first..bytes.min(first + SAMPLE))?);
+        }
     }
     Ok(())
 }
 
 fn sample_adapter(folder: &Path, hash: &mut Xxh3) -> Result<(), RunError> {
     let config = folder.join(CONFIG);
-    hash.update(&std::fs::read(&config).map_err(|error| failed(&config, error))?);
+    hash.update(essence(&std::fs::read(&config).map_err(|error| failed(&config, error))?).as_bytes());
     let weights = Checkpoint::open(&folder.join(WEIGHTS)).map_err(SourceError::from)?;
     sample(&weights, hash).map_err(|error| failed(folder, error))
 }
@@ -231,6 +347,10 @@ mod tests {
     #[test]
     fn keys_are_those_of_the_table_and_stand_once() {
         let all: Vec<&str> = [FREE, LENGTH, SETTLED].concat();
+        for key in [OF_ADAPTERS, OF_FREEZE, OF_MUON, OF_WHOLE].concat() {
+            assert!(keys().any(|known| known.name == key) && !FREE.contains(&key), "{key}");
+        }
+        assert!(TOLD.iter().all(|key| FREE.contains(key)));
         for (at, key) in all.iter().enumerate() {
             assert!(keys().any(|known| known.name == *key && known.fate == Fate::Done), "{key}");
             assert!(!all[..at].contains(key), "{key} stands twice");
@@ -242,7 +362,7 @@ mod tests {
         let recipe = |rate: &str, rank: &str, steps: &str, data: &str| {
             let settings = [("learning_rate", rate), ("lora_rank", rank), ("max_steps", steps)];
             let settings = settings.map(|(key, value)| (key.to_owned(), Value::from(value)));
-            Recipe { settings: settings.into_iter().collect(), model: "m".to_owned(), data: data.to_owned() }
+            Recipe { settings: settings.into_iter().collect(), data: data.to_owned(), ..Recipe::default() }
         };
         let (before, now) = (recipe("0.1", "8", "5", "a"), recipe("0.2", "4", "6", "b"));
         assert_eq!(now.differences(&now), Differences::default());
@@ -251,6 +371,7 @@ mod tests {
             settled: words(&["lora_rank: 8 (here 4)"]),
             others: words(&["other examples", "learning_rate: 0.1 (here 0.2)"]),
             length: words(&["max_steps: 5 (here 6)"]),
+            is_measured_otherwise: false,
         };
         assert_eq!(now.differences(&before), expected);
         assert_eq!(Recipe::of_json(&now.to_json()), Some(now));

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::choices::{Choices, Start};
-use super::recipe::Recipe;
+use super::recipe::{Differences, Recipe};
 use super::state::State;
-use super::{RunError, Watch, hold, output};
+use super::{RunError, Watch, absolute, hold, output};
 
 /// More differences than a message needs.
 const TOLD: usize = 8;
@@ -17,12 +17,23 @@ pub(super) fn find(
     watch: &mut dyn Watch,
 ) -> Result<(Option<PathBuf>, State), RunError> {
     let Some(checkpoint) = checkpoint(choices)? else { return Ok((None, State::new())) };
-    watch.note(&format!("goes on from {}", checkpoint.display()));
-    let state = output::read_state(&checkpoint)
+    let mut state = output::read_state(&checkpoint)
         .map_err(|found| RunError::Checkpoint { checkpoint: checkpoint.clone(), found })?;
-    match &state.recipe {
-        Some(before) => compare(choices, recipe, before, &checkpoint, watch)?,
+    let differences = state.recipe.as_ref().map(|before| recipe.differences(before));
+    differences.iter().try_for_each(|differences| check(choices, differences, &checkpoint))?;
+    watch.note(&format!("goes on from {}", checkpoint.display()));
+    match &differences {
+        Some(differences) => tell(differences, watch),
         None => watch.note("it does not say with which settings it was trained: they are not compared"),
+    }
+    let last = output::latest(&choices.output, hold::begun(&choices.output));
+    if last.is_none_or(|last| absolute(&last) != absolute(&checkpoint)) {
+        // From here on it is a run by itself, beside what went on from there.
+        state.begun = State::new().begun;
+    }
+    let is_of_folder = checkpoint.parent().map(absolute) == Some(absolute(&choices.output));
+    if !is_of_folder || differences.is_some_and(|differences| differences.is_measured_otherwise) {
+        state.forget_best();
     }
     Ok((Some(checkpoint), state))
 }
@@ -56,34 +67,30 @@ fn checkpoint(choices: &Choices<'_>) -> Result<Option<PathBuf>, RunError> {
 }
 
 /// Refuses what would not be this run: always, what a checkpoint has settled; all else, where nobody named it.
-fn compare(
-    choices: &Choices<'_>,
-    recipe: &Recipe,
-    before: &Recipe,
-    checkpoint: &Path,
-    watch: &mut dyn Watch,
-) -> Result<(), RunError> {
-    let differences = recipe.differences(before);
-    let told = |words: &[String]| {
-        let more = if words.len() > TOLD { ", and more" } else { "" };
-        format!("{}{more}", words[..words.len().min(TOLD)].join(", "))
-    };
-    if !differences.settled.is_empty() {
-        let found = format!("one with {}", told(&differences.settled));
-        return Err(RunError::Checkpoint { checkpoint: checkpoint.into(), found });
-    }
-    let others = &differences.others;
-    let is_named = matches!(choices.start, Start::Named(_));
-    match (others.is_empty(), is_named) {
-        (false, false) => {
-            return Err(RunError::Differs { checkpoint: checkpoint.into(), found: told(others) });
+fn check(choices: &Choices<'_>, differences: &Differences, checkpoint: &Path) -> Result<(), RunError> {
+    let checkpoint = checkpoint.to_owned();
+    let Differences { settled, others, .. } = differences;
+    match (settled.is_empty(), others.is_empty(), &choices.start) {
+        (false, ..) => {
+            let found = format!("one with {}", told(settled));
+            Err(RunError::Checkpoint { checkpoint, found })
         }
-        (false, true) => watch.note(&format!("before, it was trained with {}", told(others))),
-        _ => {}
+        (_, true, _) | (_, _, Start::Named(_)) => Ok(()),
+        _ => Err(RunError::Differs { checkpoint, found: told(others) }),
     }
-    if !differences.length.is_empty() {
-        let words = told(&differences.length);
-        watch.note(&format!("{words}: from here on rates are those of the new length"));
+}
+
+fn tell(differences: &Differences, watch: &mut dyn Watch) {
+    let Differences { others, length, .. } = differences;
+    if !others.is_empty() {
+        watch.note(&format!("before, it was trained with {}", told(others)));
     }
-    Ok(())
+    if !length.is_empty() {
+        watch.note(&format!("{}: from here on rates are those of the new length", told(length)));
+    }
+}
+
+fn told(words: &[String]) -> String {
+    let more = if words.len() > TOLD { ", and more" } else { "" };
+    format!("{}{more}", words[..words.len().min(TOLD)].join(", "))
 }

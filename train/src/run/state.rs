@@ -62,6 +62,11 @@ impl State {
         State { begun: since.as_micros() as u64, ..State::default() }
     }
 
+    /// Nothing was measured yet that others could be better than.
+    pub(super) fn forget_best(&mut self) {
+        (self.best, self.best_folder, self.disappointments) = (None, None, 0);
+    }
+
     /// Epochs, by batches: the last step of one may have fewer.
     pub(super) fn epoch(&self) -> f64 {
         let (whole, steps) = (self.step / self.epoch_steps.max(1), self.step % self.epoch_steps.max(1));

@@ -65,9 +65,16 @@ fn modules(spec: &ModelSpec) -> Vec<Module> {
 fn of_layer(spec: &ModelSpec, layer: &LayerSpec, add: &mut dyn FnMut(&str, usize, usize, bool)) {
     let (names, hidden, attention, mlp) = (spec.trained, spec.hidden, &layer.attention, &layer.mlp);
     let (query, kv) = (attention.heads * attention.head_width, attention.kv_heads * attention.head_width);
+    let output =
+        |add: &mut dyn FnMut(&str, usize, usize, bool)| add(names.output.module, hidden, query, false);
+    if names.output_first {
+        output(add);
+    }
     let inputs = [(names.query, query), (names.key, kv), (names.value, kv)];
     inputs.into_iter().for_each(|(part, rows)| add(part.module, rows, hidden, false));
-    add(names.output.module, hidden, query, false);
+    if !names.output_first {
+        output(add);
+    }
     match (mlp.experts, names.experts) {
         // The router comes first, and of an expert w1, w2, w3: new numbers are drawn in the order of the modules.
         (Some(experts), Some((router, Stack::Apart))) => {

@@ -173,7 +173,8 @@ pub(super) fn shown(node: &Node) -> String {
     }
 }
 
-fn flag(words: &str) -> Option<bool> {
+/// As YAML 1.1 has them.
+pub(crate) fn flag(words: &str) -> Option<bool> {
     match words.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" | "1" => Some(true),
         "false" | "no" | "off" | "0" => Some(false),

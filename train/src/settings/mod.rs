@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 
 use bantam_model::foreign::clipped;
 
-pub(crate) use key::number;
 pub use key::{Fate, Key, Kind, Value};
+pub(crate) use key::{flag, number};
 pub use table::keys;
 use yaml::{Content, Node};
 
@@ -177,7 +177,8 @@ impl Settings {
         let within = |path: &str| folder.join(path).display().to_string();
         for key in ["output_dir", "logging_dir", "resume_from_checkpoint"] {
             if let Some((Value::Text(path), _)) = self.chosen.given.get_mut(key)
-                && !matches!(path.as_str(), "" | "true" | "True" | "false" | "False")
+                && !path.is_empty()
+                && (key != "resume_from_checkpoint" || flag(path).is_none())
             {
                 *path = within(path);
             }
@@ -298,6 +299,12 @@ impl Collected {
             && table::find(table).is_some_and(|key| key.kind == Kind::Table)
         {
             return self.take_part(table, part, node, &place);
+        }
+        if let Some((whole, _)) = key.split_once('.')
+            && table::find(whole).is_some()
+        {
+            self.complaints.push(format!("{place}: expected {whole} without parts; write {whole}=VALUE"));
+            return;
         }
         self.take(sections::own_name(key), &node, &place);
     }

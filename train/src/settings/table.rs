@@ -164,7 +164,12 @@ const METHOD: &[Key] = &[
     // Ours, and PEFT's: raw tensors, as experts are.
     done("target_parameters", Names, "null"),
     done("loraplus_lr_ratio", ANY, "null"),
-    done("loraplus_lr_embedding", ANY, "1e-6"),
+    idle(
+        "loraplus_lr_embedding",
+        ANY,
+        "1e-6",
+        "embeddings have no adapter here: additional_target trains them whole",
+    ),
     done("use_rslora", Flag, "false"),
     done("use_dora", Flag, "false"),
     done("pissa_init", Flag, "false"),

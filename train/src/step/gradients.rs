@@ -28,12 +28,36 @@ pub struct Gradients {
     factor: f32,
     /// Of the squares of each block.
     sums: Vec<f64>,
+    /// Where parameters begin of which something may be none of a step's, and whether something came there.
+    rare: Vec<(usize, bool)>,
 }
 
 impl Gradients {
     pub(crate) fn new(count: usize) -> Gradients {
         let sums = vec![0.0; count.div_ceil(BLOCK)];
-        Gradients { store: Store::Floats(vec![0.0; count]), factor: 1.0, sums }
+        Gradients { store: Store::Floats(vec![0.0; count]), factor: 1.0, sums, rare: Vec::new() }
+    }
+
+    /// Watches parameters that begin at these places, in ascending order.
+    pub(crate) fn watch(&mut self, starts: Vec<usize>) {
+        self.rare = starts.into_iter().map(|start| (start, false)).collect();
+    }
+
+    pub(crate) fn watches(&self) -> bool {
+        !self.rare.is_empty()
+    }
+
+    /// Something comes to the parameter that begins there.
+    pub(crate) fn reach(&mut self, start: usize) {
+        if let Ok(at) = self.rare.binary_search_by_key(&start, |(start, _)| *start) {
+            self.rare[at].1 = true;
+        }
+    }
+
+    /// Whether a parameter is watched, and nothing came there.
+    pub(crate) fn is_missed(&self, start: usize) -> bool {
+        let found = self.rare.binary_search_by_key(&start, |(start, _)| *start);
+        found.is_ok_and(|at| !self.rare[at].1)
     }
 
     /// Keeps them in bfloat16 from now on.
@@ -55,6 +79,7 @@ impl Gradients {
 
     pub(crate) fn clear(&mut self, pool: &Threads) {
         self.factor = 1.0;
+        self.rare.iter_mut().for_each(|(_, is_reached)| *is_reached = false);
         match &mut self.store {
             Store::Floats(all) => each_part(pool, (all, BLOCK), |_, part| part.fill(0.0)),
             Store::Halves(all) => each_part(pool, (all, BLOCK), |_, part| part.fill(0)),

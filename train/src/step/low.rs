@@ -42,6 +42,11 @@ pub(crate) struct Low {
 }
 
 impl Low {
+    /// Where its parameters begin.
+    pub(crate) fn begins(&self) -> impl Iterator<Item = usize> {
+        self.of.iter().zip(self.starts).filter_map(|(of, start)| of.map(|_| start))
+    }
+
     /// Where the gradient of `down` begins.
     pub(crate) fn down_start(&self) -> usize {
         self.starts[0] + self.part.0 * self.rank * self.inputs

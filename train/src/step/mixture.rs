@@ -205,6 +205,8 @@ fn experts_backward(
         let of = |width: usize| first * width..(first + count) * width;
         let (input, dinput) = (&input[of(width)], &mut dinput[of(width)]);
         let dbent = room(b.dbent, count * hidden);
+        let reached = sites.gate.iter().chain([&sites.up, &sites.down]).map(|sites| &sites[expert]);
+        reached.flat_map(|site| site.begins(products.lows)).for_each(|start| gradients.reach(start));
         let (down, bent) = (&sites.down[expert], &b.bent[of(hidden)]);
         products.backward(down, bent, &dout[of(width)], Some((&mut *dbent, false)), gradients, s);
         let gate = &b.gate[of(hidden)];

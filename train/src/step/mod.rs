@@ -18,6 +18,8 @@ pub mod parameters;
 mod sites;
 mod streams;
 
+use std::collections::BTreeSet;
+
 use bantam_core::Cpu;
 use bantam_core::ops::backward::products::form;
 use bantam_core::ops::crew::Pool;
@@ -187,7 +189,9 @@ impl Training {
     fn new(bare: Bare, parameters: Parameters, lows: Lows) -> Training {
         let Sites { ends, layers, lowest } =
             Sites::new(&bare.spec, &bare.plan, &bare.places, &parameters, &lows);
-        let gradients = Gradients::new(parameters.count);
+        let mut gradients = Gradients::new(parameters.count);
+        let rare: BTreeSet<usize> = layers.iter().flat_map(|layer| layer.rare(&lows)).collect();
+        gradients.watch(rare.into_iter().collect());
         let buffers = Buffers::default();
         let mut training = Training {
             bare,
@@ -219,6 +223,16 @@ impl Training {
     /// The gradients of all parameters, each at its [`Parameter::range`].
     pub fn gradients(&self) -> &Gradients {
         &self.gradients
+    }
+
+    /// Whether a step may pass by some of what is trained: experts of their own that no token came to.
+    pub(crate) fn may_miss(&self) -> bool {
+        self.gradients.watches()
+    }
+
+    /// Whether all steps since [`clear`](Self::clear) passed by a parameter.
+    pub(crate) fn is_missed(&self, parameter: usize) -> bool {
+        self.gradients.is_missed(self.parameters.list[parameter].range().start)
     }
 
     /// Forgets all gradients.

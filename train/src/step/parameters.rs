@@ -105,6 +105,11 @@ impl Target {
         Target { first: self.first + row, ..self }
     }
 
+    /// Where its parameter begins.
+    pub(crate) fn parameter(&self) -> usize {
+        self.start
+    }
+
     /// The place of an element of a vector.
     pub(crate) fn of_element(&self, at: usize) -> usize {
         self.start + self.cut.source_row(self.first + at)

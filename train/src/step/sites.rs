@@ -85,6 +85,12 @@ impl Site {
 }
 
 impl Site {
+    /// Where the parameters begin that are trained here.
+    pub(crate) fn begins<'a>(&'a self, lows: &'a Lows) -> impl Iterator<Item = usize> + 'a {
+        let own = self.weight_to.iter().chain(&self.bias_to).map(Target::parameter);
+        own.chain(self.low.into_iter().flat_map(|low| lows.list[low.low].begins()))
+    }
+
     fn is_trained(&self) -> bool {
         self.weight_to.is_some() || self.bias_to.is_some() || self.low.is_some()
     }
@@ -128,6 +134,16 @@ impl LayerSites {
     pub(crate) fn sites(&self) -> impl Iterator<Item = &Site> {
         let alone = self.inputs.iter().chain([&self.output]).chain(&self.router);
         alone.chain(self.gate.iter().flatten()).chain(&self.up).chain(&self.down)
+    }
+
+    /// Where parameters begin that are one expert's alone: no token may come there.
+    pub(crate) fn rare<'a>(&'a self, lows: &'a Lows) -> impl Iterator<Item = usize> + 'a {
+        let all = self.router.iter().flat_map(|_| self.gate.iter().chain([&self.up, &self.down]));
+        let are_apart = |sites: &&Vec<Site>| match &sites[..] {
+            [first, second, ..] => !first.begins(lows).eq(second.begins(lows)),
+            _ => false,
+        };
+        all.filter(are_apart).flatten().flat_map(|site| site.begins(lows))
     }
 
     /// Matrices that are in files, and their rows.

@@ -4,13 +4,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bantam_core::arena::ALIGNMENT;
 use bantam_core::backend::Feed;
 use bantam_core::{Backend, Batch, Cpu, CpuBackend, KvKind, Precision, Region, Serial};
 use bantam_cuda::{Card, CudaBackend, OneOf, Sizes};
 use bantam_cusim::{child, is_child, requires_card};
-use bantam_model::card::{Card as _, NoCard, Stretch};
+use bantam_model::card::{Card as _, NoCard, Passage, Stretch};
 use bantam_model::decoder::Decoder;
 use bantam_model::engine::{Chunk, Engine, ExpertsMet, Placed, StepError, stored};
+use bantam_model::formats::on_load::WAYS;
 use bantam_model::plan::{Options, Plan};
 use bantam_model::{memory, weights};
 use bantam_tests::{MODELS, check_close, floats, ids, model_folder, open, options, repository};
@@ -446,6 +448,14 @@ fn a_model_stands_on_the_card_in_any_part() {
             let (logits, same) = replies(&mut engine, PROMPTS, 4);
             check_close(&format!("{model} at {part}"), &logits, &wanted);
             assert_eq!(same, tokens, "{model} at {part}");
+            // Prompts pass through the card, and single tokens do not.
+            engine.set_passage(Passage::From(3));
+            let found = engine.place(&OneOf(0), Some(vram as u64)).cloned().expect("it is there");
+            assert!(found.bytes <= vram && found.ring_bytes > 0, "{model}: {found:?} within {vram}");
+            assert_eq!(found.passes_from, Some(3), "{model}");
+            let (logits, same) = replies(&mut engine, PROMPTS, 4);
+            check_close(&format!("{model} at {part}, passing"), &logits, &wanted);
+            assert_eq!(same, tokens, "{model} at {part}, passing");
         }
     }
     println!("{by_heads} families divided by heads, {by_experts} by experts");
@@ -502,6 +512,141 @@ fn experts_that_are_met_often_move_to_the_card() {
         let last_moves = met[STEPS - 1].moved - met[STEPS / 2].moved;
         assert!(last_moves <= 4, "{model}: {last_moves} still moved for what does not change");
     }
+}
+
+/// A model whose layers are all on the card, and with about half of its feed-forward blocks there while the others pass
+/// through it: the logits of both, and what stood there. Where the embedding has a place of its own, it stands here.
+fn all_and_passing(model: &str, options: Options) -> (Vec<f32>, Vec<f32>, Placed) {
+    let load = || {
+        let mut engine = bantam_tests::load(&model_folder(model), options, Cpu::detect(), 2);
+        // Who goes where is found out here, whether it is needed or not.
+        engine.record_routing();
+        engine
+    };
+    let mut engine = load();
+    engine.set_passage(Passage::From(1));
+    let whole = engine.place(&OneOf(0), None).cloned().expect("it is there");
+    assert!(whole.is_whole && whole.ring_bytes == 0, "{whole:?}");
+    // What is computed here first has other last bits.
+    let least =
+        engine.place(&OneOf(0), Some((whole.bytes - ALIGNMENT) as u64)).cloned().expect("most of it fits");
+    if least.blocks[0] < least.blocks[1] {
+        engine.place(&OneOf(0), None).expect("it is there");
+    }
+    let (wanted, _) = replies(&mut engine, PROMPTS, 3);
+    // Less and less, until a half has no room; with a ring there is less than is foretold without.
+    for part in (1..50).rev() {
+        let placed = engine.place(&OneOf(0), Some((whole.bytes / 50 * part) as u64)).cloned();
+        let placed = placed.expect("the stand-in has room");
+        if placed.blocks[0] <= placed.blocks[1] / 2 {
+            let (found, _) = replies(&mut engine, PROMPTS, 3);
+            return (wanted, found, placed);
+        }
+    }
+    panic!("{model}: half of the blocks never had room");
+}
+
+/// What passes through the card meets the same kernels as what stands there: the same bits, whatever the layout.
+#[test]
+fn what_passes_through_the_card_is_computed_as_what_stands_there() {
+    if !is_child("what_passes_through_the_card_is_computed_as_what_stands_there", &[]) {
+        return;
+    }
+    let least = Options { sequences: 2, chunk: 16, context: 64, logits_rows: 2, ..options() };
+    let (exact, fast) = (Precision::Exact, Precision::Fast);
+    let mut cases = vec![("gpt_neox", None, exact), ("qwen3", None, fast), ("llama-untied", None, exact)];
+    cases.extend([("mixtral", None, exact), ("gpt_oss-mxfp4", None, fast)]);
+    cases.extend(WAYS.iter().map(|way| ("llama-untied", Some(way), fast)));
+    for (model, quantization, precision) in cases {
+        let options = Options { quantization, precision, ..least };
+        let (wanted, found, placed) = all_and_passing(model, options);
+        println!("{model} {quantization:?}: blocks {:?}, a ring of {}", placed.blocks, placed.ring_bytes);
+        assert!(placed.attention[0] == placed.attention[1] && placed.passes_from == Some(1), "{placed:?}");
+        assert!(found == wanted, "{model} {quantization:?}: relative {:.2e}", error_of(&wanted, &found));
+    }
+}
+
+/// A copy that nobody waits for is seen: the stand-in can be deaf to the events of one stream or the other, or to those
+/// that the host waits for.
+#[test]
+fn every_event_of_the_ring_is_needed() {
+    const TEST: &str = "every_event_of_the_ring_is_needed";
+    if requires_card() {
+        return;
+    }
+    let Ok(case) = std::env::var("CUSIM_DEAF") else {
+        for case in ["none", "first", "second", "host"] {
+            let done = child(TEST, &[("CUSIM_DEAF", case)]);
+            assert!(done.as_ref().is_none_or(|(passed, _)| *passed), "{case}: {done:?}");
+        }
+        return;
+    };
+    let options = Options { sequences: 2, chunk: 16, context: 64, logits_rows: 2, ..options() };
+    let (wanted, found, placed) = all_and_passing("gpt_neox", options);
+    assert!(placed.ring_bytes > 0, "{placed:?}");
+    assert_eq!(found == wanted, case == "none", "deaf: {case}");
+}
+
+/// Memory that is refused to the ring is done without, and nothing of it is kept.
+#[test]
+fn without_memory_for_a_ring_all_else_goes_on() {
+    const TEST: &str = "without_memory_for_a_ring_all_else_goes_on";
+    if requires_card() {
+        return;
+    }
+    if std::env::var_os("CUSIM_REFUSED").is_none() {
+        // Six are all else's; then each of three slots takes two.
+        for n in ["7", "8", "9", "10", "11", "12"] {
+            let done = child(TEST, &[("CUSIM_REFUSED", n)]);
+            assert!(done.as_ref().is_none_or(|(passed, _)| *passed), "{n}: {done:?}");
+        }
+        return;
+    }
+    let before = free();
+    let (mut engine, wanted, tokens) = placed_with(0.75, Passage::From(3));
+    let placed = engine.placed().cloned().expect("it stands there");
+    assert_eq!((placed.ring_bytes, placed.passes_from), (0, None));
+    assert!(placed.ring_refused > 0, "{placed:?}");
+    assert_eq!(before - free(), placed.bytes, "nothing of the ring is kept");
+    let (logits, same) = replies(&mut engine, PROMPTS, 4);
+    check_close("without a ring", &logits, &wanted);
+    assert_eq!(same, tokens);
+    drop(engine);
+    assert_eq!(free(), before);
+}
+
+/// Whether weights pass is measured where a ring has room, and then either is right; memory is what is told.
+#[test]
+fn whether_weights_pass_is_measured() {
+    if !is_child("whether_weights_pass_is_measured", &[]) {
+        return;
+    }
+    let before = free();
+    for model in ["gpt_neox", "mixtral"] {
+        // Many sequences make a budget of which a sixteenth holds a ring.
+        let options = Options { sequences: 16, chunk: 16, context: 512, logits_rows: 2, ..options() };
+        let load = || bantam_tests::load(&model_folder(model), options, Cpu::detect(), 2);
+        let (wanted, tokens) = replies(&mut load(), PROMPTS, 3);
+        let mut engine = load();
+        let whole = Placed::forecast(engine.plan(), usize::MAX).expect("it fits");
+        let vram = whole.bytes - whole.weight_bytes / 3;
+        let planned = Placed::forecast(engine.plan(), vram).expect("some of it fits");
+        assert!(planned.ring_bytes > 0 && planned.bytes <= vram, "{planned:?} within {vram}");
+        let placed = engine.place(&OneOf(0), Some(vram as u64)).cloned().expect("it is there");
+        println!("{model}: weights pass from {:?} on", placed.passes_from);
+        assert_eq!(placed.ring_bytes, placed.passes_from.map_or(0, |_| planned.ring_bytes));
+        let most = engine.plan().bytes() + Placed::host_bytes(engine.plan(), vram);
+        assert!(
+            placed.ring_refused == 0 && engine.memory_bytes() <= most,
+            "{} of {most}",
+            engine.memory_bytes()
+        );
+        assert!(requires_card() || before - free() == placed.bytes, "{placed:?}");
+        let (logits, same) = replies(&mut engine, PROMPTS, 3);
+        check_close(model, &logits, &wanted);
+        assert_eq!(same, tokens, "{model}");
+    }
+    assert!(requires_card() || free() == before);
 }
 
 /// Bytes of the card that are free.
@@ -604,10 +749,16 @@ fn a_move_that_fails_leaves_the_processor() {
 
 /// Steps of an engine that stands on the card in part; `end` says how it goes on.
 fn placed(part: f64) -> (Engine, Vec<f32>, Vec<u32>) {
+    placed_with(part, Passage::default())
+}
+
+/// The same, where weights pass through the card as is said.
+fn placed_with(part: f64, passage: Passage) -> (Engine, Vec<f32>, Vec<u32>) {
     let options = Options { sequences: 2, chunk: 16, context: 64, logits_rows: 2, ..options() };
     let load = || bantam_tests::load(&model_folder("gpt_neox"), options, Cpu::detect(), 2);
     let (wanted, tokens) = replies(&mut load(), PROMPTS, 4);
     let mut engine = load();
+    engine.set_passage(passage);
     let needs = engine.plan().bytes() as f64;
     engine.place(&OneOf(0), Some((part * needs) as u64)).expect("the stand-in has room");
     (engine, wanted, tokens)
@@ -621,9 +772,9 @@ fn nothing_is_allocated_on_the_card_after_loading() {
         return;
     }
     let allocations = || fs::read_to_string(&log).map_or(0, |text| text.lines().count());
-    for part in [2.0, 0.75] {
+    for (part, passage) in [(2.0, Passage::Never), (0.75, Passage::Never), (0.75, Passage::From(1))] {
         let before = allocations();
-        let (mut engine, ..) = placed(part);
+        let (mut engine, ..) = placed_with(part, passage);
         let loaded = allocations();
         assert!(loaded >= before + 6, "{loaded} allocations after loading, {before} before");
         let (_, tokens) = replies(&mut engine, PROMPTS, 8);
@@ -641,13 +792,24 @@ fn a_lost_card_leaves_the_processor() {
     }
     let Ok(part) = std::env::var("CUSIM_PART") else {
         // In the prompt, between layers, in the head of a step, later.
-        for (part, lost) in [("2.0", "3"), ("2.0", "70"), ("2.0", "150"), ("0.75", "40"), ("0.75", "111")] {
-            let lost = child(TEST, &[("CUSIM_PART", part), ("CUSIM_LOST", lost)]);
+        let cases = [
+            ("2.0", "3", "0"),
+            ("2.0", "70", "0"),
+            ("2.0", "150", "0"),
+            ("0.75", "40", "0"),
+            ("0.75", "111", "0"),
+            ("0.75", "40", "1"),
+            ("0.75", "111", "1"),
+        ];
+        for (part, lost, passes) in cases {
+            let lost = child(TEST, &[("CUSIM_PART", part), ("CUSIM_LOST", lost), ("CUSIM_PASSES", passes)]);
             assert!(lost.as_ref().is_none_or(|(passed, _)| *passed), "{lost:?}");
         }
         return;
     };
-    let (mut engine, wanted, tokens) = placed(part.parse().expect("a number"));
+    let passes = std::env::var("CUSIM_PASSES").is_ok_and(|passes| passes == "1");
+    let passage = if passes { Passage::From(1) } else { Passage::Never };
+    let (mut engine, wanted, tokens) = placed_with(part.parse().expect("a number"), passage);
     let sequence = engine.open().expect("there is room");
     let other = engine.open().expect("there is room");
     let begun = engine.step(&[Chunk { sequence: other, tokens: &[1] }]);

@@ -16,6 +16,7 @@ use bytemuck::Pod;
 
 use crate::driver::{Argument, Card, Fault, Memory, Pinned, Shape};
 use crate::kept::Kept;
+use crate::ring::Ring;
 use crate::steps::Steps;
 
 /// Bytes of a backend's memory.
@@ -53,6 +54,8 @@ pub struct CudaBackend {
     pub(crate) panels: Slot,
     pub(crate) steps: Steps,
     results: Pinned,
+    /// Where weights pass that do not stand here.
+    pub(crate) ring: Option<Ring>,
     fault: Cell<Option<Fault>>,
     pub(crate) kept: Kept,
 }
@@ -70,16 +73,8 @@ impl CudaBackend {
             }
         };
         let regions = <[Memory; 3]>::try_from(taken).expect("three regions were taken");
-        Ok(CudaBackend {
-            card,
-            precision,
-            regions,
-            panels,
-            steps,
-            results,
-            fault: Cell::new(None),
-            kept: Kept::default(),
-        })
+        let (ring, fault, kept) = (None, Cell::new(None), Kept::default());
+        Ok(CudaBackend { card, precision, regions, panels, steps, results, ring, fault, kept })
     }
 
     fn take(card: &Card, sizes: Sizes, taken: &mut Vec<Memory>) -> Result<(Steps, Pinned), Fault> {
@@ -97,7 +92,8 @@ impl CudaBackend {
 
     /// Bytes that it holds on the card.
     pub fn memory_bytes(&self) -> usize {
-        self.regions.iter().map(Memory::bytes).sum::<usize>() + self.steps.memory().bytes()
+        let ring = self.ring.as_ref().map_or(0, Ring::bytes);
+        self.regions.iter().map(Memory::bytes).sum::<usize>() + self.steps.memory().bytes() + ring
     }
 
     /// The card.
@@ -155,7 +151,7 @@ impl CudaBackend {
     }
 
     /// Takes the value of what may have gone wrong.
-    fn noted<T>(&self, done: Result<T, Fault>) -> Option<T> {
+    pub(crate) fn noted<T>(&self, done: Result<T, Fault>) -> Option<T> {
         done.map_err(|fault| self.note(Err(fault))).ok()
     }
 
@@ -421,6 +417,7 @@ impl Backend for CudaBackend {
 
 impl Drop for CudaBackend {
     fn drop(&mut self) {
+        self.drop_ring();
         // What is queued may still read pinned words.
         let _ = self.card.wait();
         self.kept.all().for_each(|graph| self.card.free_graph(graph));

@@ -456,6 +456,104 @@ impl Card {
         }
     }
 
+    /// A stream beside the first, for copies.
+    pub(crate) fn second_stream(&self) -> Result<Stream, Fault> {
+        self.enter()?;
+        let made = result::stream::create(result::stream::StreamKind::NonBlocking);
+        made.map(Stream).map_err(|error| fault("making a stream", error))
+    }
+
+    /// Memory on both sides that bytes pass through.
+    pub(crate) fn staging(&self, bytes: usize) -> Result<Staging, Fault> {
+        let memory = self.allocate("weights that pass through", bytes)?;
+        let made = self.pin(bytes).and_then(|pinned| match [self.event(), self.event()] {
+            [Ok(copied), Ok(used)] => Ok((pinned, copied, used)),
+            events => {
+                self.unpin(&pinned);
+                events.iter().flatten().for_each(|event| self.end_event(*event));
+                Err(events.into_iter().find_map(Result::err).expect("one of them was refused"))
+            }
+        });
+        if made.is_err() {
+            self.free(&memory);
+        }
+        let (pinned, copied, used) = made?;
+        Ok(Staging { memory, pinned, copied, used })
+    }
+
+    fn event(&self) -> Result<sys::CUevent, Fault> {
+        self.enter()?;
+        let made = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        made.map_err(|error| fault("making an event", error))
+    }
+
+    fn end_event(&self, event: sys::CUevent) {
+        // SAFETY: it was made here, and whoever ends it drops it.
+        let _ = unsafe { result::event::destroy(event) };
+    }
+
+    /// The host's side, to be filled, once what it held before has left it.
+    pub(crate) fn room<'a>(&self, staging: &'a mut Staging) -> Result<&'a mut [u8], Fault> {
+        self.enter()?;
+        let Pinned { address, bytes, .. } = staging.pinned;
+        // SAFETY: the event is the staging's own. The memory has so many bytes, which were written when it was pinned;
+        // `send_staged` alone lets the driver read them, and that has been waited for.
+        unsafe {
+            result::event::synchronize(staging.copied).map_err(|error| fault("waiting for a copy", error))?;
+            Ok(std::slice::from_raw_parts_mut(address.as_ptr(), bytes))
+        }
+    }
+
+    /// Queues the copy of the first bytes to the card's side, behind whatever still reads that; what is queued from now
+    /// on comes after it. Returns their address.
+    pub(crate) fn send_staged(
+        &self,
+        staging: &mut Staging,
+        bytes: usize,
+        copies: &Stream,
+    ) -> Result<u64, Fault> {
+        let to = staging.memory.at(0, bytes);
+        assert!(bytes <= staging.pinned.bytes, "{bytes} bytes of {}", staging.pinned.bytes);
+        self.enter()?;
+        let at_once = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: streams and events are the card's and the staging's own. The source is not written before the event
+        // that is recorded here (`room`), nor given back (`end_staging`).
+        let done = unsafe {
+            let from = std::slice::from_raw_parts(staging.pinned.address.as_ptr(), bytes);
+            result::stream::wait_event(copies.0, staging.used, at_once)
+                .and_then(|()| result::memcpy_htod_async(to, from, copies.0))
+                .and_then(|()| result::event::record(staging.copied, copies.0))
+                .and_then(|()| result::stream::wait_event(self.stream, staging.copied, at_once))
+        };
+        done.map(|()| to).map_err(|error| fault("a copy to it", error))
+    }
+
+    /// All that reads the card's side is queued: the next copy comes after it.
+    pub(crate) fn sent_is_used(&self, staging: &mut Staging) -> Result<(), Fault> {
+        self.enter()?;
+        // SAFETY: the event is the staging's own, the stream the card's.
+        let done = unsafe { result::event::record(staging.used, self.stream) };
+        done.map_err(|error| fault("marking its work", error))
+    }
+
+    /// Gives back what bytes passed through, once all that was queued is done.
+    pub(crate) fn end_staging(&self, staging: &Staging) {
+        let _ = self.enter();
+        // SAFETY: the event is the staging's own. A card that is lost copies nothing any more.
+        let _ = unsafe { result::event::synchronize(staging.copied) };
+        let _ = self.wait();
+        self.free(&staging.memory);
+        self.unpin(&staging.pinned);
+        [staging.copied, staging.used].into_iter().for_each(|event| self.end_event(event));
+    }
+
+    /// Ends a stream of this card.
+    pub(crate) fn end_stream(&self, stream: &Stream) {
+        let _ = self.enter();
+        // SAFETY: it was made here, and whoever ends it drops it.
+        let _ = unsafe { result::stream::destroy(stream.0) };
+    }
+
     /// Gives pinned memory back.
     pub(crate) fn unpin(&self, memory: &Pinned) {
         let _ = self.enter();
@@ -609,6 +707,33 @@ impl Pinned {
     /// Begins again: nobody looks at earlier results any more, or this could not be borrowed so.
     pub(crate) fn renew(&mut self) {
         self.used.set(0);
+    }
+}
+
+/// A stream beside the card's first.
+#[derive(Debug)]
+pub(crate) struct Stream(sys::CUstream);
+
+// SAFETY: a handle of the driver's, used with its context by one thread at a time.
+unsafe impl Send for Stream {}
+
+/// Memory of the host and as much of the card's, through which bytes pass.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    memory: Memory,
+    pinned: Pinned,
+    /// When the host's bytes have arrived there; when nothing reads them there any more.
+    copied: sys::CUevent,
+    used: sys::CUevent,
+}
+
+// SAFETY: plain memory and handles of the driver's, owned by this value, used with its context by one thread at a time.
+unsafe impl Send for Staging {}
+
+impl Staging {
+    /// Bytes of each side.
+    pub(crate) fn bytes(&self) -> usize {
+        self.memory.bytes
     }
 }
 

@@ -15,6 +15,7 @@ mod driver;
 mod kept;
 mod one_of;
 mod product;
+mod ring;
 mod steps;
 mod texts;
 

@@ -1,7 +1,7 @@
 //! A card as an engine takes it: one of the machine's, found by its number.
 
 use bantam_core::Slot;
-use bantam_model::card::{CardFault, Cards, Found, Needs, NoCard, Seen, Stretch};
+use bantam_model::card::{CardFault, Cards, Fill, Found, Needs, NoCard, Passing, Seen, Stretch};
 
 use crate::backend::{CudaBackend, Sizes};
 use crate::driver::{self, Absent, Card, Fault};
@@ -74,6 +74,22 @@ impl bantam_model::card::Card for CudaBackend {
 
     fn bytes(&self) -> usize {
         self.memory_bytes()
+    }
+
+    fn take_ring(&mut self, slot_bytes: usize) -> bool {
+        CudaBackend::take_ring(self, slot_bytes)
+    }
+
+    fn drop_ring(&mut self) {
+        CudaBackend::drop_ring(self);
+    }
+
+    fn gather_again(&mut self, rows: &[u32], width: usize, x: Slot, out: Slot) {
+        CudaBackend::gather_again(self, rows, width, x, out);
+    }
+
+    fn pass(&mut self, rows: usize, x: Slot, products: &[Passing], fill: Fill) {
+        CudaBackend::pass(self, rows, x, products, fill);
     }
 
     fn begin(&mut self) {

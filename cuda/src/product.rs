@@ -18,6 +18,9 @@ const SHARED_TERMS: usize = 2 * 64 * 32 * 4;
 /// Matrices of a launch at most: `Parts` of `tile.cuh`.
 const TOGETHER: usize = 3;
 
+/// What kernels are told of these: `Part` of `tile.cuh`.
+type Parts = [[[u64; 3]; 2]; TOGETHER];
+
 /// How a product's input is prepared.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
@@ -31,7 +34,7 @@ enum Form {
 
 /// Prepared input.
 #[derive(Clone, Copy, Debug)]
-struct Taken {
+pub(crate) struct Taken {
     form: Form,
     address: u64,
     /// Rows that it has, and how these are found: `Routed`.
@@ -41,13 +44,38 @@ struct Taken {
 
 /// The rows of a product.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
+pub(crate) struct Rows<'a> {
     tokens: usize,
     routed: Option<(&'a Routed, RowPer)>,
     /// Rows of the input.
     x: usize,
     /// Rows of the result.
     out: usize,
+}
+
+impl Rows<'_> {
+    /// So many rows that are not routed.
+    pub(crate) fn plain(tokens: usize) -> Self {
+        Rows { tokens, routed: None, x: tokens, out: tokens }
+    }
+
+    /// Rows of the result.
+    pub(crate) fn count(&self) -> usize {
+        self.out
+    }
+}
+
+/// Tiles of a matrix, and where their results go.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    /// Addresses: of the first tile, of its first row's bias or zero, and of the result.
+    pub(crate) tiles: u64,
+    pub(crate) bias: u64,
+    pub(crate) out: u64,
+    /// How many tiles.
+    pub(crate) count: usize,
+    /// Values from one row of the result to the next.
+    pub(crate) width: usize,
 }
 
 impl CudaBackend {
@@ -68,18 +96,19 @@ impl CudaBackend {
         let out = routed.map_or(tokens, |(routed, _)| routed.places(tokens));
         let of_places = matches!(routed, Some((_, RowPer::Place)));
         let rows = Rows { tokens, routed, x: if of_places { out } else { tokens }, out };
-        let takes = |product: &Product| {
-            let Matrix { order, factors, times, .. } = product.matrix;
-            (self.form(&product.matrix), order, factors, times)
-        };
         // Queued in order, so what is prepared later may lie where this was.
-        for alike in products.chunk_by(|a, b| takes(a) == takes(b)) {
-            let matrix = &alike[0].matrix;
-            let taken = self.prepare(self.form(matrix), matrix, &rows, x);
+        for alike in products.chunk_by(|a, b| self.takes_alike(&a.matrix, &b.matrix)) {
+            let taken = self.taken(&alike[0].matrix, &rows, x);
             for together in alike.chunk_by(|a, b| a.matrix.layout.stored() == b.matrix.layout.stored()) {
                 self.multiply(together, &taken, &rows);
             }
         }
+    }
+
+    /// Whether two matrices take their input in the same way.
+    pub(crate) fn takes_alike(&self, a: &Matrix, b: &Matrix) -> bool {
+        let how = |matrix: &Matrix| (self.form(matrix), matrix.order, matrix.factors, matrix.times);
+        how(a) == how(b)
     }
 
     /// What a matrix wants its input prepared as.
@@ -96,7 +125,9 @@ impl CudaBackend {
         }
     }
 
-    fn prepare(&self, form: Form, matrix: &Matrix, rows: &Rows, x: Slot) -> Taken {
+    /// The input as a matrix takes it.
+    pub(crate) fn taken(&self, matrix: &Matrix, rows: &Rows, x: Slot) -> Taken {
+        let form = self.form(matrix);
         let columns = matrix.shape.columns;
         let x = self.floats(x, rows.x * columns);
         let routed = rows.routed.map_or(NOT_ROUTED, |(routed, per)| self.routed(routed, rows.tokens, per));
@@ -147,20 +178,34 @@ impl CudaBackend {
         assert!(products.iter().all(is_alike), "tiles of one launch are of one size");
         let mut parts = [[[0; 3]; 2]; TOGETHER];
         for (part, product) in parts.iter_mut().zip(products) {
-            let out = self.floats(product.out, rows.out * product.matrix.shape.rows);
-            let sink = [out, self.optional(product.bias), u64::from(product.add)];
-            *part = [self.stack(&product.matrix), sink];
+            let matrix = &product.matrix;
+            let out = self.floats(product.out, rows.out * matrix.shape.rows);
+            *part = [self.stack(matrix), [out, self.optional(product.bias), u64::from(product.add)]];
         }
+        let tiles = products.iter().map(|product| product.matrix.shape.tiles()).sum();
+        self.multiply_parts(&products[0].matrix, parts, tiles, taken, rows);
+    }
+
+    /// The product of some tiles.
+    pub(crate) fn multiply_tiles(&self, product: &Product, target: &Target, taken: &Taken, rows: &Rows) {
+        let matrix = &product.matrix;
+        let words = matrix.layout.tile_bytes(matrix.width()) / 4;
+        let stack = [target.tiles, pair(words, target.count), pair(target.width, matrix.width())];
+        let mut parts = [[[0; 3]; 2]; TOGETHER];
+        parts[0] = [stack, [target.out, target.bias, u64::from(product.add)]];
+        self.multiply_parts(matrix, parts, target.count, taken, rows);
+    }
+
+    /// One launch for so many tiles of matrices like this one.
+    fn multiply_parts(&self, matrix: &Matrix, parts: Parts, tiles: usize, taken: &Taken, rows: &Rows) {
         let many = rows.routed.is_none() && rows.out > 1;
         let at_once = if many { MANY } else { 1 };
         // Tiles are the second dimension of a launch, which has an end; a vocabulary has some thousand.
-        let tiles: usize = products.iter().map(|product| product.matrix.shape.tiles()).sum();
         assert!(tiles <= GRID_MOST, "{tiles} tiles in one launch");
         let which = |kernels: Pair| kernels[usize::from(many)];
         let grid = (rows.out.div_ceil(at_once), tiles);
         let shape = Shape { grid, threads: THREADS, shared: SHARED };
         let (routed, tokens, inputs, x) = (taken.routed, rows.out as u32, taken.inputs as u32, taken.address);
-        let matrix = &products[0].matrix;
         let is_int8 = matches!(taken.form, Form::Int8(_));
         match matrix.layout.stored() {
             Stored::Plain { float, .. } => {

@@ -1,7 +1,8 @@
 //! A card beside the processor, as an engine sees it: one more backend, with memory of its own. Who drives cards stands
 //! outside of this package and is handed in by whoever opens an engine.
 
-use bantam_core::{Backend, Batch, Precision, Slot};
+use bantam_core::layouts::TILE_ROWS;
+use bantam_core::{Backend, Batch, Precision, Product, Slot};
 
 /// What an engine asks of a card when it is loaded; all of it is taken at once.
 #[derive(Debug, Clone, Copy)]
@@ -27,8 +28,17 @@ pub struct Needs {
 impl Needs {
     /// Bytes of the card that they come to, up to rounding.
     pub fn bytes(&self) -> usize {
-        // Four words for where a row stands, one for its token.
-        self.weights + self.cache + self.work + 4 * (5 * self.rows + self.tables)
+        self.weights + self.cache + self.work + self.words()
+    }
+
+    /// Bytes of the host's memory that are pinned for it.
+    pub fn pinned(&self) -> usize {
+        self.results + self.words()
+    }
+
+    fn words(&self) -> usize {
+        // Four for where a row stands, one for its token.
+        4 * (5 * self.rows + self.tables)
     }
 }
 
@@ -58,6 +68,53 @@ pub struct CardFault {
     /// The driver's word for it.
     pub code: &'static str,
 }
+
+/// From how many tokens of a step on weights that do not stand on a card pass through it, so that it computes all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Passage {
+    /// From where that is faster than the processor, as measured with the model's own matrices when it is placed.
+    #[default]
+    Measured,
+    /// From so many, whatever it costs, with pieces as small as they can be: for tests.
+    From(usize),
+    /// Never: no memory is taken for it.
+    Never,
+}
+
+/// A product, or the rows of one, whose results stand in wider rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Passing {
+    /// The product. All of its slots are the card's, its matrix' only where that stands there.
+    pub product: Product,
+    /// Whether the matrix does; otherwise its tiles are the host's.
+    pub stands: bool,
+    /// The first value of the output's slot that is written.
+    pub first: usize,
+    /// Values from one row of the output to the next.
+    pub width: usize,
+}
+
+impl Passing {
+    /// A product as it is.
+    pub fn plain(product: &Product) -> Self {
+        Passing { product: *product, stands: true, first: 0, width: product.matrix.shape.rows }
+    }
+
+    /// Whether a card can compute it with a ring of such slots: kernels know the end of a row by its width, so rows
+    /// that are no whole tiles must be all there are, and come in one piece.
+    pub fn fits(&self, slot_bytes: usize) -> bool {
+        let Product { matrix, .. } = self.product;
+        let is_even = matrix.shape.rows.is_multiple_of(TILE_ROWS);
+        let is_all = matrix.shape.rows == self.width && matrix.slot.bytes <= slot_bytes;
+        matrix.layout.tile_bytes(matrix.width()) <= slot_bytes && (is_even || is_all)
+    }
+}
+
+/// Slots of a ring: one is filled, one is copied, one is computed with.
+pub const RING_SLOTS: usize = 3;
+
+/// Who fills a piece with the host's weights from a byte of their region on.
+pub type Fill<'a> = &'a mut dyn FnMut(usize, &mut [u8]);
 
 /// Steps of up to so many rows can be kept, see [`Card::keep`].
 pub const KEPT_ROWS: usize = 8;
@@ -103,6 +160,16 @@ pub trait Card: Backend + Send + std::fmt::Debug {
     fn fault(&self) -> Option<CardFault>;
     /// Bytes of it that were taken.
     fn bytes(&self) -> usize;
+    /// Takes a ring of [`RING_SLOTS`] slots that weights pass through, here and there; `false` where there is no memory
+    /// for it, and then none is kept.
+    fn take_ring(&mut self, slot_bytes: usize) -> bool;
+    /// Gives that back.
+    fn drop_ring(&mut self);
+    /// Brings rows together as [`Backend::gather`] does, over and over within a step: no list waits for the one
+    /// before it.
+    fn gather_again(&mut self, rows: &[u32], width: usize, x: Slot, out: Slot);
+    /// Products of rows with matrices that stand there or pass through the ring.
+    fn pass(&mut self, rows: usize, x: Slot, products: &[Passing], fill: Fill);
     /// From here on operations are written down and not done, until [`Card::keep`].
     fn begin(&mut self);
     /// Keeps what was written down as a stretch, if that can be done again as it is.

@@ -5,7 +5,7 @@ use bantam_core::{Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
 
 use crate::adapter::Adapter;
 use crate::block::Tapped;
-use crate::card::{CardFault, Cards, NoCard};
+use crate::card::{CardFault, Cards, NoCard, Passage};
 use crate::checkpoint::map::{Image, Watch};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::decoder::Decoder;
@@ -123,6 +123,7 @@ pub struct Engine {
     decoder: Decoder,
     backend: Shards,
     placed: Option<Placed>,
+    passage: Passage,
     plan: Plan,
     sequences: Sequences,
     feeds: Vec<Feed>,
@@ -154,6 +155,12 @@ pub struct Placed {
     pub weight_bytes: usize,
     /// Of these, keys and values.
     pub cache_bytes: usize,
+    /// Of these, what weights pass through that stand elsewhere.
+    pub ring_bytes: usize,
+    /// From how many tokens of a step on they do; nothing where they never do, or nobody has measured it.
+    pub passes_from: Option<usize>,
+    /// What there was no memory for on either side, so that they never do.
+    pub ring_refused: usize,
     /// Whether the processor has nothing to compute.
     pub is_whole: bool,
     /// Key heads of all layers whose attention it computes, and all.
@@ -169,9 +176,12 @@ impl Placed {
         let (weight_bytes, cache_bytes) = (on_card.weight_bytes(), on_card.cache_bytes());
         Placed {
             card: Default::default(),
-            bytes: beside(plan) + weight_bytes + cache_bytes,
+            bytes: beside(plan) + weight_bytes + cache_bytes + on_card.ring_bytes(),
             weight_bytes,
             cache_bytes,
+            ring_bytes: on_card.ring_bytes(),
+            passes_from: None,
+            ring_refused: 0,
             is_whole: on_card.is_whole(),
             attention: on_card.attention,
             blocks: on_card.blocks,
@@ -181,12 +191,17 @@ impl Placed {
 
     /// What of a plan would stand on some card with so many bytes for it; nothing where they hold no part of the model.
     pub fn forecast(plan: &Plan, vram: usize) -> Option<Placed> {
-        Some(Placed::of(plan, &fitting(plan, vram)?))
+        Some(Placed::of(plan, &fitting(plan, vram, Passage::Measured)?))
+    }
+
+    /// Bytes of this machine's own memory that a card of so many takes beside the plan, at most.
+    pub fn host_bytes(plan: &Plan, vram: usize) -> usize {
+        Shards::host_bytes(plan, vram)
     }
 
     /// Refuses bytes of a card that hold no part of a plan.
     pub fn check(plan: &Plan, card: &str, vram: usize) -> Result<(), NoCard> {
-        fitting(plan, vram).map(|_| ()).ok_or_else(|| too_small(plan, card, vram))
+        fitting(plan, vram, Passage::Never).map(|_| ()).ok_or_else(|| too_small(plan, card, vram))
     }
 }
 
@@ -203,8 +218,8 @@ fn beside(plan: &Plan) -> usize {
     Shards::needs(plan, 0, 0).bytes()
 }
 
-fn fitting(plan: &Plan, vram: usize) -> Option<OnCard> {
-    OnCard::fill(plan, vram.checked_sub(beside(plan))?).filter(OnCard::is_worth_it)
+fn fitting(plan: &Plan, vram: usize, passage: Passage) -> Option<OnCard> {
+    OnCard::with_ring(plan, vram.checked_sub(beside(plan))?, passage).filter(OnCard::is_worth_it)
 }
 
 /// How a checkpoint's tensors are told to a plan.
@@ -309,6 +324,7 @@ impl Engine {
             decoder: Decoder::new(spec, &plan),
             backend: Shards::new(backend),
             placed: None,
+            passage: Passage::default(),
             sequences: Sequences::new(options.sequences, plan.pages_per_sequence, plan.pages),
             feeds: Vec::with_capacity(options.sequences),
             tokens: Vec::with_capacity(options.chunk),
@@ -333,9 +349,9 @@ impl Engine {
         Limits { context: self.plan.options.context, vocab: self.spec().vocab }
     }
 
-    /// Bytes of the memory that was taken.
+    /// Bytes of the memory that was taken, with what is pinned for a card.
     pub fn memory_bytes(&self) -> usize {
-        self.backend.host.arena().bytes()
+        self.backend.bytes(&self.plan)
     }
 
     /// Whether the weights are a native file's, and nothing was repacked.
@@ -367,9 +383,11 @@ impl Engine {
         // A card's own bookkeeping needs some of what it calls free.
         let wanted = vram.map_or(free - free / 16, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let budget = (wanted.min(free) as f64 * part) as usize;
-        let on_card = fitting(&self.plan, budget).ok_or_else(|| too_small(&self.plan, &name, budget))?;
+        let on_card = fitting(&self.plan, budget, self.passage);
+        let on_card = on_card.ok_or_else(|| too_small(&self.plan, &name, budget))?;
         let placed = Placed::of(&self.plan, &on_card);
-        self.backend.take(&self.plan, found, on_card, &self.sequences.pages())?;
+        let pages = self.sequences.pages();
+        let ring_refused = self.backend.take(&self.plan, found, on_card, self.passage, &pages)?;
         let tables = self.sequences.tables();
         let not_kept = self.backend.keep_steps(&self.decoder, &self.plan.options, tables).err();
         // Where it keeps nothing because it is lost, nobody need wait for a step to hear of it.
@@ -379,7 +397,21 @@ impl Engine {
             self.sequences.lose();
             return Err(NoCard::Failed(fault.to_string()));
         }
-        Ok(Placed { card: [cards.label(), name], bytes: self.backend.card_bytes(), not_kept, ..placed })
+        let (ring_bytes, passes_from) = self.backend.ring().unzip();
+        Ok(Placed {
+            card: [cards.label(), name],
+            bytes: self.backend.card_bytes(),
+            ring_bytes: ring_bytes.unwrap_or(0),
+            passes_from,
+            ring_refused,
+            not_kept,
+            ..placed
+        })
+    }
+
+    /// When weights that do not stand on a card pass through it, from the next placement on.
+    pub fn set_passage(&mut self, passage: Passage) {
+        self.passage = passage;
     }
 
     /// Takes back what stands on a card, and its memory: the processor goes on with everything. Where the card was lost

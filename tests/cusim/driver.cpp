@@ -47,6 +47,8 @@ struct Settings {
     unsigned long long refused = number("CUSIM_REFUSED", ~0ull);
     unsigned long long full = number("CUSIM_FULL", ~0ull);
     unsigned long long lost = number("CUSIM_LOST", ~0ull);
+    // Whose waits for events do nothing: those of the stream made "first", of others ("second"), of the "host".
+    std::string deaf = getenv("CUSIM_DEAF") ? getenv("CUSIM_DEAF") : "";
     // Graphs are refused: 1 when one is begun, 2 when it ends, 3 when it is made, 4 when it is sent there. With 5 the
     // device is lost then.
     unsigned long long no_graph = number("CUSIM_NO_GRAPH", 0);
@@ -399,12 +401,15 @@ int cuEventRecord(void* event, void* stream) {
 int cuStreamWaitEvent(void* stream, void* event, unsigned) {
     ENTER
     Event of = *static_cast<Event*>(event);
+    bool is_first = !streams.empty() && stream == streams.front();
+    if (settings().deaf == (is_first ? "first" : "second")) return OK;
     if (of.stream) stream_of(stream).add([=] { of.stream->run_to(of.place); });
     return OK;
 }
 int cuEventSynchronize(void* event) {
     ENTER
     auto* of = static_cast<Event*>(event);
+    if (settings().deaf == "host") return OK;
     if (of->stream) of->stream->run_to(of->place);
     return broken;
 }

@@ -112,7 +112,23 @@ pub(crate) fn line(placed: &Placed) -> String {
             let not_kept = placed.not_kept.map(|fault| format!(", kernel by kernel ({})", fault.code));
             format!("{on_card}; it computes everything{}", not_kept.unwrap_or_default())
         }
-        false => format!("{on_card}; {}; the processor computes the rest", shares(placed)),
+        false => format!("{on_card}; {}; the processor computes the rest{}", shares(placed), passage(placed)),
+    }
+}
+
+/// What is different where prompts are read.
+fn passage(placed: &Placed) -> String {
+    let bytes = |bytes: usize| output::bytes(bytes as u64);
+    match (placed.passes_from, placed.ring_refused) {
+        (Some(tokens), _) => format!(
+            "; from {tokens} tokens at once on, its weights pass through {} of the card, which multiplies them",
+            bytes(placed.ring_bytes)
+        ),
+        (None, 0) => String::new(),
+        (None, refused) => format!(
+            "; of prompts too, since there are no {} here and on the card that weights could pass through",
+            bytes(refused)
+        ),
     }
 }
 
@@ -132,6 +148,9 @@ pub(crate) fn as_json(placed: &Placed) -> Value {
         "bytes": placed.bytes,
         "weight_bytes": placed.weight_bytes,
         "cache_bytes": placed.cache_bytes,
+        "ring_bytes": placed.ring_bytes,
+        "passes_from_tokens": placed.passes_from,
+        "ring_refused_bytes": placed.ring_refused,
         "is_whole": placed.is_whole,
         "not_kept": placed.not_kept.map(|fault| fault.code),
         "attention_heads": placed.attention,

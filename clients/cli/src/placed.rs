@@ -200,7 +200,14 @@ impl Placed {
         match self.on_card() {
             Some(placed) if placed.is_whole => "`--device cuda` computes all of it on the card\n".to_owned(),
             Some(placed) => {
-                format!("`--device cuda` computes on the card: {}\n", device_flags::shares(&placed))
+                let ring = match placed.ring_bytes {
+                    0 => String::new(),
+                    bytes => format!(
+                        "; up to {} on either side for weights that pass through",
+                        output::bytes(bytes as u64)
+                    ),
+                };
+                format!("`--device cuda` computes on the card: {}{ring}\n", device_flags::shares(&placed))
             }
             None => String::new(),
         }

@@ -85,6 +85,8 @@ pub(crate) struct Variant {
     pub(super) opened: Arc<Opened>,
     pub(super) recipe: Recipe,
     pub(super) plan: Arc<Plan>,
+    /// See [`Keeper::beside`].
+    pub(super) beside: u64,
     bytes: Bytes,
     pub(super) ttl: Option<Duration>,
     pub(super) progress: Arc<AtomicUsize>,
@@ -324,7 +326,8 @@ impl Keeper {
         let (id, freed) = self
             .look(|state| {
                 let id = *state.current.get(&known.number())?;
-                Some((id, views::bytes(&state.variants.get(&id)?.plan)))
+                let variant = state.variants.get(&id)?;
+                Some((id, views::bytes(&variant.plan, variant.beside)))
             })
             .ok_or(NOT_LOADED)?;
         let (sender, done) = oneshot::channel();
@@ -406,6 +409,11 @@ impl Keeper {
         self.0.store.as_ref()
     }
 
+    /// Bytes of main memory that the card takes beside a plan, at most: it may have more of the card tomorrow.
+    pub(crate) fn beside(&self, plan: &Plan) -> u64 {
+        self.0.beside(plan)
+    }
+
     pub(crate) fn settings(&self) -> &Settings {
         &self.0.settings
     }
@@ -485,12 +493,14 @@ impl Shared {
         let opened = known.open()?;
         let (recipe, ttl) = self.recipe(known, asked, &opened);
         let plan = opened.source.plan(recipe.options, Cpu::detect()).map_err(Unusable::from)?;
-        let bytes = Bytes::ram(total_bytes(&plan)).places(1);
+        let beside = self.beside(&plan);
+        let bytes = Bytes::ram(total_bytes(&plan, beside)).places(1);
         Ok(Variant {
             known: known.clone(),
             opened,
             recipe,
             plan: Arc::new(plan),
+            beside,
             bytes,
             ttl,
             progress: Arc::default(),
@@ -689,10 +699,14 @@ fn reason(why: Why) -> &'static str {
     }
 }
 
-/// What a model takes of the memory: its regions, and what belongs to replies in the making.
-pub(crate) fn total_bytes(plan: &Plan) -> u64 {
-    let generations = (plan.generation_bytes as u64).saturating_mul(plan.options.sequences as u64);
-    (plan.bytes() as u64).saturating_add(generations)
+/// What a model takes of the memory: its regions, what belongs to replies in the making, and what a card needs here.
+pub(crate) fn total_bytes(plan: &Plan, beside: u64) -> u64 {
+    (plan.bytes() as u64).saturating_add(generation_bytes(plan)).saturating_add(beside)
+}
+
+/// What belongs to replies in the making.
+pub(crate) fn generation_bytes(plan: &Plan) -> u64 {
+    (plan.generation_bytes as u64).saturating_mul(plan.options.sequences as u64)
 }
 
 impl State {

@@ -12,7 +12,7 @@ use bantam_proto::v1;
 use bantam_proto::v1::watch_residency_response::Event as Told;
 
 use super::catalog::Known;
-use super::keeper::{State, total_bytes};
+use super::keeper::{State, generation_bytes, total_bytes};
 use super::recipe::Recipe;
 use crate::residency::{Bytes, Device, ModelId, Note, State as Phase, View, Why};
 
@@ -67,16 +67,15 @@ pub(crate) fn options(recipe: &Recipe, pin: bool, ttl: Option<Duration>) -> v1::
     }
 }
 
-/// What a plan takes.
-pub(crate) fn bytes(plan: &Plan) -> v1::DeviceBytes {
-    let total_bytes = total_bytes(plan);
+/// What a plan takes, and what a card needs here beside it.
+pub(crate) fn bytes(plan: &Plan, beside: u64) -> v1::DeviceBytes {
     v1::DeviceBytes {
         device: RAM.to_owned(),
         weight_bytes: plan.weight_bytes as u64,
         cache_bytes: plan.cache_bytes as u64,
-        work_bytes: plan.work_bytes as u64,
-        generation_bytes: total_bytes - plan.bytes() as u64,
-        total_bytes,
+        work_bytes: plan.work_bytes as u64 + beside,
+        generation_bytes: generation_bytes(plan),
+        total_bytes: total_bytes(plan, beside),
     }
 }
 
@@ -94,7 +93,7 @@ fn card_bytes(placed: &Placed) -> v1::DeviceBytes {
 }
 
 /// A plan's table.
-pub(crate) fn lines(plan: &Plan) -> Vec<v1::PlanLine> {
+pub(crate) fn lines(plan: &Plan, beside: u64) -> Vec<v1::PlanLine> {
     let line = |line: &bantam_model::plan::Line| v1::PlanLine {
         name: line.name.clone(),
         region: match line.region {
@@ -115,8 +114,18 @@ pub(crate) fn lines(plan: &Plan) -> Vec<v1::PlanLine> {
         device: RAM.to_owned(),
         lifetime: "run".to_owned(),
         shape: format!("{} x {} bytes", plan.options.sequences, plan.generation_bytes),
-        bytes: total_bytes(plan) - plan.bytes() as u64,
+        bytes: generation_bytes(plan),
     });
+    if beside > 0 {
+        lines.push(v1::PlanLine {
+            name: "on the way to and from the card, at most".to_owned(),
+            region: "work".to_owned(),
+            device: RAM.to_owned(),
+            lifetime: "run".to_owned(),
+            shape: String::new(),
+            bytes: beside,
+        });
+    }
     lines
 }
 
@@ -188,7 +197,7 @@ fn variant(state: &State, id: ModelId) -> v1::Model {
     v1::Model {
         state: is_there.into(),
         options: Some(options(&variant.recipe, pin, ttl)),
-        bytes: view.map(|_| bytes(&variant.plan)).into_iter().chain(on_card).collect(),
+        bytes: view.map(|_| bytes(&variant.plan, variant.beside)).into_iter().chain(on_card).collect(),
         references: u32::try_from(references).unwrap_or(u32::MAX),
         loaded_at: resident.map(|resident| timestamp(resident.loaded_at)),
         native: resident.is_some_and(|resident| resident.is_mapped),
@@ -243,7 +252,7 @@ pub(super) fn told(state: &State, note: Note) -> Vec<Told> {
     let handle =
         |id: ModelId| state.variants.get(&id).map_or(String::new(), |variant| variant.known.handle());
     let freed =
-        |id: ModelId| state.variants.get(&id).map(|variant| bytes(&variant.plan)).into_iter().collect();
+        |id: ModelId| state.variants.get(&id).map(|of| bytes(&of.plan, of.beside)).into_iter().collect();
     match note {
         Note::Hit(id) => vec![Told::Hit(v1::ModelHit { model_id: handle(id), resident: true })],
         Note::Miss(id) => vec![Told::Hit(v1::ModelHit { model_id: handle(id), resident: false })],
@@ -281,15 +290,15 @@ pub(super) fn told(state: &State, note: Note) -> Vec<Told> {
     }
 }
 
-/// Whether a plan fits now, idle models making room, and which of them would leave, in their order.
-pub(crate) fn fits(state: &State, known: &Known, plan: &Plan) -> (bool, Vec<String>) {
+/// Whether so many bytes for a model fit now, idle models making room, and which of them would leave, in their order.
+pub(crate) fn fits(state: &State, known: &Known, needed: u64) -> (bool, Vec<String>) {
     let snapshot = state.residency.snapshot();
     let mut used = snapshot.in_use;
     let own = state.current.get(&known.number()).copied();
     if snapshot.models.iter().any(|view| Some(view.id) == own && view.state == Phase::Resident) {
         return (true, Vec::new());
     }
-    let needed = Bytes::ram(total_bytes(plan)).places(1);
+    let needed = Bytes::ram(needed).places(1);
     let is_idle = |view: &&View| {
         view.references == 0 && view.waiting == 0 && !view.pinned && view.state == Phase::Resident
     };

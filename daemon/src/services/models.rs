@@ -119,16 +119,18 @@ impl Services {
                 path: native.path().display().to_string(),
                 is_there: native.is_there(),
             });
+            let beside = keeper.beside(&plan);
+            let bytes = views::bytes(&plan, beside);
             let (fits, leaving, devices) = keeper.look(|state| {
-                let (fits, leaving) = views::fits(state, &known, &plan);
+                let (fits, leaving) = views::fits(state, &known, bytes.total_bytes);
                 (fits, leaving, views::devices(state))
             });
             let idle = Some(keeper.settings().idle).filter(|idle| !idle.is_zero());
             let options = views::options(&recipe, asked.pin.unwrap_or(false), asked.ttl.unwrap_or(idle));
             Ok(v1::PlanResponse {
                 options: Some(options),
-                lines: views::lines(&plan),
-                bytes: vec![views::bytes(&plan)],
+                lines: views::lines(&plan, beside),
+                bytes: vec![bytes],
                 devices,
                 fits,
                 leaving,

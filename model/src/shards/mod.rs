@@ -5,13 +5,15 @@
 //! compute their rows at the same time: the card's work is queued, the processor's is done, then both are put together.
 //! Of attention that is divided by heads, and of experts of which the card has some, each side keeps what it made until
 //! somebody needs it together. So a model may stand on the card whole, by heads, by rows or by experts, and the decoder
-//! knows nothing of it. Weights are never moved while a layer waits for them.
+//! knows nothing of it. Weights are moved while a layer waits for them only where many rows are read at once
+//! ([`passing`]).
 
 mod fresh;
 mod heads;
 mod hot;
 mod kept;
 mod on_card;
+mod passing;
 mod shard;
 mod stacks;
 
@@ -24,7 +26,7 @@ use bantam_core::{
 };
 use memmap2::MmapMut;
 
-use crate::card::{CardFault, Found, Needs, NoCard};
+use crate::card::{CardFault, Found, Needs, NoCard, Passage, RING_SLOTS};
 use crate::engine::ExpertsMet;
 use crate::memory;
 use crate::plan::Plan;
@@ -33,6 +35,7 @@ use fresh::{At, Fresh, Split};
 use hot::Hot;
 pub(crate) use on_card::OnCard;
 use on_card::behind;
+use passing::Ring;
 use shard::{Moves, Shard};
 
 /// Bytes of results that are copied back at a time.
@@ -73,14 +76,29 @@ impl Shards {
         Needs { weights, cache, work, rows, tables, results: RESULTS_BYTES, panels, precision }
     }
 
-    /// Takes memory of a card and puts there what is to stand on it; of the cache the pages that hold anything.
+    /// Bytes of this machine that a card of so many takes for a plan, at most: activations on the way between both, and
+    /// what is pinned.
+    pub(crate) fn host_bytes(plan: &Plan, vram: usize) -> usize {
+        let ring = passing::slot_bytes(plan, vram, Passage::Measured).map_or(0, |bytes| RING_SLOTS * bytes);
+        scratch(plan).bytes + routing(plan).bytes + Self::needs(plan, 0, 0).pinned() + ring
+    }
+
+    /// Bytes of this machine that are taken.
+    pub(crate) fn bytes(&self, plan: &Plan) -> usize {
+        let pinned = self.shard.as_ref().map_or(0, |_| Self::needs(plan, 0, 0).pinned());
+        self.host.arena().bytes() + pinned + self.ring().map_or(0, |(bytes, _)| bytes)
+    }
+
+    /// Takes memory of a card and puts there what is to stand on it; of the cache the pages that hold anything. Returns
+    /// the bytes of a ring that there is no memory for.
     pub(crate) fn take(
         &mut self,
         plan: &Plan,
         found: Box<dyn Found>,
         on_card: OnCard,
+        passage: Passage,
         pages: &[Range<usize>],
-    ) -> Result<(), NoCard> {
+    ) -> Result<usize, NoCard> {
         let needs = Self::needs(plan, on_card.weight_bytes(), on_card.cache_bytes());
         let mut card = found.take(&needs)?;
         let (scratch, mine) = (scratch(plan), routing(plan));
@@ -98,14 +116,21 @@ impl Shards {
         if let (Some(hot), Some(stacks)) = (&mut hot, &on_card.stacks) {
             hot.fill(stacks, &self.host, card.as_mut());
         }
-        if let Some(fault) = card.fault() {
+        // Without memory for it, all else goes on.
+        let has_room = memory::available().is_none_or(|free| on_card.ring_bytes() as u64 <= free);
+        let slot_bytes = on_card.ring.filter(|&bytes| has_room && card.take_ring(bytes));
+        let refused = if slot_bytes.is_none() { on_card.ring_bytes() } else { 0 };
+        let ring = slot_bytes.map(|bytes| Ring::new(plan, &on_card, bytes));
+        let fresh = Fresh::new(&plan.work);
+        let mut shard = Shard { card, on_card, fresh, scratch, hot, routes_here: false, ring };
+        shard.choose(&mut self.host, plan, passage);
+        if let Some(fault) = shard.card.fault() {
             return Err(NoCard::Failed(fault.to_string()));
         }
         moves.close_up(&mut self.host.arena_mut().cache);
         self.host.arena_mut().work = work;
-        let fresh = Fresh::new(&plan.work);
-        self.shard = Some(Shard { card, on_card, fresh, scratch, hot, routes_here: false });
-        Ok(())
+        self.shard = Some(shard);
+        Ok(refused)
     }
 
     /// Brings keys and values of these pages back and lets the card go.
@@ -126,6 +151,12 @@ impl Shards {
     /// Bytes of a card that were taken.
     pub(crate) fn card_bytes(&self) -> usize {
         self.shard.as_ref().map_or(0, |shard| shard.card.bytes())
+    }
+
+    /// Bytes of the card that weights pass through, and from how many rows of a step on they do.
+    pub(crate) fn ring(&self) -> Option<(usize, usize)> {
+        let ring = self.shard.as_ref()?.ring.as_ref()?;
+        Some((RING_SLOTS * ring.slot_bytes, ring.from))
     }
 
     /// Whether the card has failed; if so it is let go, and the processor has all work from now on.
@@ -212,7 +243,7 @@ impl Backend for Shards {
     fn route(&mut self, routed: &Routed, rows: usize, logits: Slot) {
         let Some(shard) = &mut self.shard else { return self.host.route(routed, rows, logits) };
         let count = rows * routed.choice.experts;
-        let is_here = shard.routes_here || shard.hot.is_some();
+        let is_here = shard.routes_here || shard.hot.is_some() || shard.passes(rows);
         let at = if is_here { At::Host } else { shard.fresh.at(logits, count) };
         shard.need(&mut self.host, logits, count, at);
         match at {

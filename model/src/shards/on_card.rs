@@ -10,7 +10,9 @@ use bantam_core::arena::Layouter;
 use bantam_core::{KvCache, Matrix, Norm, Product, Region, Rope, Slot};
 
 use super::heads::{Divided, shared};
+use super::passing::{linears, slot_bytes};
 use super::stacks::Stacks;
+use crate::card::{Passage, RING_SLOTS};
 use crate::plan::{LayerWeights, Linear, Plan};
 
 /// Bytes of a region of the host that stand on the card too.
@@ -43,6 +45,8 @@ pub(crate) struct OnCard {
     /// Bytes of feed-forward blocks that it has, and all.
     pub(crate) blocks: [usize; 2],
     is_whole: bool,
+    /// Bytes of a slot of the ring that other weights pass through.
+    pub(super) ring: Option<usize>,
 }
 
 /// Where a product is computed.
@@ -104,8 +108,28 @@ impl Pieces {
 }
 
 impl OnCard {
+    /// As much as so many bytes can be, with a ring for the rest where that is wanted and has room.
+    pub(crate) fn with_ring(plan: &Plan, budget: usize, passage: Passage) -> Option<OnCard> {
+        let without = OnCard::fill(plan, budget)?;
+        if [without.attention, without.blocks].iter().all(|[there, all]| there == all) {
+            return Some(without);
+        }
+        let with = slot_bytes(plan, budget, passage).and_then(|slot| {
+            // What a product needs beside its matrix stands there for all.
+            let beside: Vec<Slot> = plan.weights.layers.iter().flat_map(linears).flat_map(beside).collect();
+            let filled = OnCard::fill_with(plan, budget.checked_sub(RING_SLOTS * slot)?, &beside)?;
+            filled.is_worth_it().then_some(OnCard { ring: Some(slot), ..filled })
+        });
+        Some(with.unwrap_or(without))
+    }
+
     /// As much as so many bytes of weights and cache can be; `None` where not even what every layer needs has room.
-    pub(crate) fn fill(plan: &Plan, budget: usize) -> Option<OnCard> {
+    fn fill(plan: &Plan, budget: usize) -> Option<OnCard> {
+        OnCard::fill_with(plan, budget, &[])
+    }
+
+    /// The same, with something that must be there.
+    fn fill_with(plan: &Plan, budget: usize, must: &[Slot]) -> Option<OnCard> {
         let (mut weights, mut caches) = (Pieces::new(Region::Weights), Pieces::new(Region::Cache));
         let mut left = budget;
         let of = &plan.weights;
@@ -114,7 +138,9 @@ impl OnCard {
             weights.take(&[all(Region::Weights, plan.weight_bytes)], &mut left);
             caches.take(&[all(Region::Cache, plan.cache_bytes)], &mut left);
         }
-        if !weights.take(&small(plan), &mut left) {
+        if !(weights.take(&small(plan), &mut left)
+            && must.iter().all(|slot| weights.take(&[*slot], &mut left)))
+        {
             return None;
         }
         let (attention, by_heads) = weights.take_attention(&mut caches, plan, &mut left);
@@ -128,7 +154,7 @@ impl OnCard {
         let has_ends =
             [of.embedding.slot, of.head.matrix.slot].iter().all(|slot| weights.whole(*slot).is_some());
         let is_whole = has_ends && attention[0] == attention[1] && blocks[0] == blocks[1];
-        Some(OnCard { weights, caches, attention, by_heads, stacks, blocks, is_whole })
+        Some(OnCard { weights, caches, attention, by_heads, stacks, blocks, is_whole, ring: None })
     }
 
     /// Bytes of weights there.
@@ -139,6 +165,11 @@ impl OnCard {
     /// Bytes of keys and values there.
     pub(crate) fn cache_bytes(&self) -> usize {
         self.caches.bytes()
+    }
+
+    /// Bytes that other weights pass through.
+    pub(crate) fn ring_bytes(&self) -> usize {
+        RING_SLOTS * self.ring.unwrap_or(0)
     }
 
     /// Whether everything is.
@@ -225,7 +256,7 @@ impl OnCard {
     }
 
     /// As many rows of a product as the card has.
-    fn part(&self, product: &Product) -> Option<Product> {
+    pub(super) fn part(&self, product: &Product) -> Option<Product> {
         let Matrix { layout, mut shape, slot, order, factors, .. } = product.matrix;
         let slot = self.weights.find(slot)?;
         if slot.bytes < product.matrix.slot.bytes {
@@ -358,6 +389,12 @@ pub(super) fn slots_of(linear: Linear) -> impl Iterator<Item = Slot> {
         [Some(low.down.slot), Some(low.up.slot), low.bias, low.factors].into_iter().flatten()
     });
     [Some(slot), order, factors, linear.bias].into_iter().flatten().chain(low)
+}
+
+/// Those that are no matrices.
+fn beside(linear: Linear) -> impl Iterator<Item = Slot> {
+    let low = linear.low.into_iter().flat_map(|low| [low.bias, low.factors].into_iter().flatten());
+    [linear.matrix.order, linear.matrix.factors, linear.bias].into_iter().flatten().chain(low)
 }
 
 fn slots(linear: &Linear) -> impl Iterator<Item = Slot> + use<> {

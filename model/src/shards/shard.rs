@@ -9,7 +9,8 @@ use super::Host;
 use super::fresh::{At, Fresh, Split};
 use super::hot::Hot;
 use super::on_card::{OnCard, Side};
-use crate::card::Card;
+use super::passing::{Passed, Ring, pass};
+use crate::card::{Card, Passing};
 
 /// What stands on a card.
 #[derive(Debug)]
@@ -23,26 +24,28 @@ pub(super) struct Shard {
     pub(super) hot: Option<Hot>,
     /// Whether somebody looks at who goes where, which is done here then.
     pub(super) routes_here: bool,
+    /// Where weights pass while prompts are read.
+    pub(super) ring: Option<Ring>,
 }
 
-/// One to three products.
+/// One to three products, or twice as many parts of them.
 #[derive(Debug, Clone, Copy)]
-struct Few {
-    list: [Product; 3],
+pub(super) struct Few<T> {
+    list: [T; 6],
     count: usize,
 }
 
-impl Few {
-    fn none(like: &Product) -> Self {
-        Few { list: [*like; 3], count: 0 }
+impl<T: Copy> Few<T> {
+    pub(super) fn none(like: &T) -> Self {
+        Few { list: [*like; 6], count: 0 }
     }
 
-    fn push(&mut self, product: Product) {
+    pub(super) fn push(&mut self, product: T) {
         self.list[self.count] = product;
         self.count += 1;
     }
 
-    fn all(&self) -> &[Product] {
+    pub(super) fn all(&self) -> &[T] {
         &self.list[..self.count]
     }
 }
@@ -100,9 +103,13 @@ impl Shard {
                 hot.begin_layer(layer);
             }
         }
+        if let Some((routed, per)) = routed.filter(|_| self.all_pass(rows, products)) {
+            return self.pass_routed(host, rows, routed, per, x, products);
+        }
         let places = routed.map_or(rows, |(routed, _)| routed.choice.places(rows));
         let x_rows = if matches!(routed, Some((_, RowPer::Place))) { places } else { rows };
         let (mut here, mut there) = (Few::none(&products[0]), Few::none(&products[0]));
+        let mut passing = Few::none(&Passing::plain(&products[0]));
         for product in products {
             let whole = |shard: &mut Self, host: &mut Host, at| {
                 let count = places * product.matrix.shape.rows;
@@ -111,6 +118,13 @@ impl Shard {
                 }
                 shard.fresh.set(product.out, count, at);
             };
+            if let Some(passed) = self.passed(rows, product).filter(|_| routed.is_none()) {
+                if !passed.is_by_heads {
+                    whole(self, host, At::Card);
+                }
+                passed.list.iter().flatten().for_each(|part| passing.push(*part));
+                continue;
+            }
             match self.on_card.side(product) {
                 Side::Host => {
                     whole(self, host, At::Host);
@@ -129,24 +143,64 @@ impl Shard {
                 }
             }
         }
-        for (few, at) in [(&here, At::Host), (&there, At::Card)] {
-            if few.count > 0 {
-                self.need(host, x, x_rows * products[0].matrix.shape.columns, at);
-                if let Some((routed, _)) = routed {
-                    self.need_routing(host, routed, rows, at);
-                }
+        let sides = [(here.count, At::Host), (there.count + passing.count, At::Card)];
+        for (_, at) in sides.into_iter().filter(|(count, _)| *count > 0) {
+            self.need(host, x, x_rows * products[0].matrix.shape.columns, at);
+            if let Some((routed, _)) = routed {
+                self.need_routing(host, routed, rows, at);
             }
         }
         // Queued first: the card computes while the processor does.
         send(self.card.as_mut(), rows, routed, x, there.all());
+        pass(self.card.as_mut(), host, rows, x, passing.all());
         send(host, rows, routed, x, here.all());
+        products.iter().for_each(|product| self.finish(host, rows, routed.is_some(), product));
+    }
+
+    /// Whether all of these are experts of the host's that pass.
+    fn all_pass(&self, rows: usize, products: &[Product]) -> bool {
+        let Some(ring) = self.ring.as_ref().filter(|_| self.passes(rows)) else { return false };
+        let passes = |product: &Product| {
+            matches!(self.on_card.side(product), Side::Host)
+                && self.on_card.can_pass_expert(product, ring.slot_bytes)
+        };
+        products.iter().all(passes)
+    }
+
+    /// Products with experts that all pass.
+    fn pass_routed(
+        &mut self,
+        host: &mut Host,
+        rows: usize,
+        routed: &Routed,
+        per: RowPer,
+        x: Slot,
+        products: &[Product],
+    ) {
+        let places = routed.choice.places(rows);
+        let x_rows = if per == RowPer::Place { places } else { rows };
+        self.need(host, x, x_rows * products[0].matrix.shape.columns, At::Card);
         for product in products {
-            if let Side::Both(mapped, rest) = self.on_card.side(product) {
-                let [there, here] = [mapped, rest].map(|part| part.matrix.shape.rows);
-                match self.on_card.is_by_heads(&product.matrix) {
-                    true => self.fresh.set_split(product.out, Split { rows, there, here }),
-                    false => self.merge(host, rows, product, there),
-                }
+            self.fresh.set(product.out, places * product.matrix.shape.rows, At::Card);
+        }
+        self.pass_experts(host, rows, routed, 0, per, x, products);
+    }
+
+    /// Puts the parts of a product together, or says that it is in two.
+    fn finish(&mut self, host: &mut Host, rows: usize, is_routed: bool, product: &Product) {
+        if let Some(passed) = self.passed(rows, product).filter(|_| !is_routed) {
+            let Passed { there, here, is_by_heads, .. } = passed;
+            if is_by_heads {
+                self.bring_heads(host, rows, product, [there, here]);
+                self.fresh.set_split(product.out, Split { rows, there, here });
+            }
+            return;
+        }
+        if let Side::Both(mapped, rest) = self.on_card.side(product) {
+            let [there, here] = [mapped, rest].map(|part| part.matrix.shape.rows);
+            match self.on_card.is_by_heads(&product.matrix) {
+                true => self.fresh.set_split(product.out, Split { rows, there, here }),
+                false => self.merge(host, rows, product, there),
             }
         }
     }
@@ -184,11 +238,12 @@ impl Shard {
         x: Slot,
         products: &[Product],
     ) {
+        let passes = self.experts_pass(rows);
         let hot = self.hot.as_mut().expect("there are experts one by one");
         let [there, here] = hot.places(host, self.card.as_mut(), routed, rows);
         let mine = hot.here(routed, here);
         let columns = products[0].matrix.shape.columns;
-        for (places, at) in [(there, At::Card), (here, At::Host)] {
+        for (places, at) in [(there, At::Card), (here, if passes { At::Card } else { At::Host })] {
             // Places have their rows where they are.
             if places > 0 && per == RowPer::Token {
                 self.need(host, x, rows * columns, at);
@@ -199,14 +254,22 @@ impl Shard {
             let stacks = self.on_card.stacks.as_ref().expect("there are experts one by one");
             few.push(stacks.product(product).expect("experts stand there in all their parts"));
             let width = product.matrix.shape.rows;
-            self.fresh.set_split(product.out, Split { rows: 1, there: there * width, here: here * width });
+            match passes {
+                true => self.fresh.set(product.out, (there + here) * width, At::Card),
+                false => {
+                    let split = Split { rows: 1, there: there * width, here: here * width };
+                    self.fresh.set_split(product.out, split);
+                }
+            }
         }
         // Queued first: the card computes while the processor does.
         if there > 0 {
             let routed = Routed { part: Some(there), ..*routed };
             self.card.matmul_experts(&routed, rows, per, x, few.all());
         }
-        if here > 0 {
+        if here > 0 && passes {
+            self.pass_experts(host, rows, &mine, there, per, x, products);
+        } else if here > 0 {
             host.matmul_experts(&mine, rows, per, x, products);
         }
         if let (RowPer::Place, Some(hot)) = (per, &mut self.hot) {

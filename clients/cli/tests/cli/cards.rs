@@ -248,6 +248,16 @@ fn models_share_the_card() {
         on_card()[0]
     };
     let one = load(&first);
+    // What a card takes of main memory counts there.
+    let plan = json(&["plan", &first, "--context", "64", "--json"]);
+    let lines = plan["lines"].as_array().unwrap().iter();
+    let beside = lines.filter(|line| line["name"].as_str().unwrap().contains("the card"));
+    let beside: u64 = beside.map(|line| line["bytes"].as_u64().unwrap()).sum();
+    let planned = plan["bytes"].as_u64().unwrap() + plan["generation_bytes"].as_u64().unwrap();
+    let told = json(&["models", "--json"]);
+    let [used, bytes] = [&told["devices"][0]["used_bytes"], &told["models"][0]["bytes"]];
+    assert_eq!((used.as_u64(), bytes.as_u64()), (Some(planned), Some(planned)), "{told}");
+    assert!(beside > 1 << 20, "{plan}");
     json(&["budget", &one.to_string(), "--device", "cuda:0", "--json"]);
     assert_eq!(load(&second), one, "the first has left nothing");
     json(&["budget", "200MiB", "--device", "cuda:0", "--json"]);

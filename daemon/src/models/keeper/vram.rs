@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bantam_model::card::NoCard;
 use bantam_model::engine::{Engine, LoadError, Placed};
+use bantam_model::plan::Plan;
 use bantam_model::source::SourceError;
 
 use super::super::opened::Unusable;
@@ -119,6 +120,13 @@ impl Shared {
         Ok(self.lock().card.insert(card).clone())
     }
 
+    /// See [`Keeper::beside`].
+    pub(super) fn beside(&self, plan: &Plan) -> u64 {
+        let card = Some(self.settings.device).filter(|device| *device != Device::Cpu).map(|_| self.card());
+        let bytes = |card: Card| usize::try_from(card.bytes).unwrap_or(usize::MAX);
+        card.and_then(Result::ok).map_or(0, |card| Placed::host_bytes(plan, bytes(card)) as u64)
+    }
+
     /// Puts a model that was just loaded on the card, as far as others have left room. To be called in
     /// [`Shared::turn`], which is to last until the model is known as resident.
     pub(super) fn place(&self, engine: &mut Engine) -> Result<(), Unusable> {
@@ -133,8 +141,17 @@ impl Shared {
         };
         match placed {
             Ok(placed) => {
-                if let Some(Placed { card: [device, name], bytes, is_whole, not_kept, .. }) = &placed {
+                if let Some(Placed {
+                    card: [device, name], bytes, is_whole, not_kept, ring_refused, ..
+                }) = &placed
+                {
                     tracing::info!(device, name, bytes, is_whole, "on a card");
+                    if *ring_refused > 0 {
+                        tracing::warn!(
+                            bytes = ring_refused,
+                            "no memory for weights to pass through the card"
+                        );
+                    }
                     if let Some(error) = not_kept {
                         tracing::warn!(device, %error, "it keeps no steps: they are queued kernel by kernel");
                     }

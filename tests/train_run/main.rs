@@ -123,6 +123,8 @@ fn all_weights_are_trained_with_muon() {
     let yaml =
         "finetuning_type: full\nlearning_rate: 0.001\nnum_train_epochs: 5\nuse_muon: true\nbf16: true\n";
     check("llama-untied", "muon", yaml, "model.safetensors");
+    // Some of whose tensors have three dimensions, and biases two.
+    check("gpt_oss-bf16", "muon-experts", yaml, "model.safetensors");
 }
 
 #[test]

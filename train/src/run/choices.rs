@@ -227,17 +227,21 @@ impl<'a> Choices<'a> {
         let is_sgd = self.settings.text("optim").as_deref() == Some("sgd");
         let rest = if is_muon { number("adamw_learning_rate", self.rate) } else { self.rate };
         let is_moonlight = is_muon && self.muon().variant == Variant::Moonlight;
-        // Moonlight's takes matrices alone, and tensors of many matrices with AdamW.
-        let is_turned = is_muon && !(is_moonlight && parameter.shape.len() != 2);
+        let is_turned = match parameter.role {
+            Role::Embedding | Role::Head => false,
+            // LLaMA-Factory's rule for Moonlight's: whatever has two dimensions, and nothing else.
+            _ if is_moonlight => parameter.shape.len() == 2,
+            role => is_muon && role == Role::Matrix,
+        };
         let rate = match parameter.role {
-            Role::Matrix if is_turned => self.rate,
+            _ if is_turned => self.rate,
             Role::Embedding => rest * number("embedding_lr_ratio", 1.0),
             Role::Head => rest * number("head_lr_ratio", 1.0),
             Role::Up => rest * number("loraplus_lr_ratio", 1.0),
             _ => rest,
         };
         let rule = match parameter.role {
-            Role::Matrix if is_turned => Rule::Muon(self.muon()),
+            _ if is_turned => Rule::Muon(self.muon()),
             _ if is_sgd && !is_muon => Rule::Sgd(Sgd { momentum: 0.0, nesterov: false }),
             _ => {
                 let epsilon = number("adam_epsilon", 1e-8);

@@ -78,9 +78,10 @@ impl Parameter {
         self.range.clone()
     }
 
-    /// How many matrices are in it, with their rows and columns; `None` for vectors and tables.
+    /// How many matrices are in it, with their rows and columns; the biases of all experts are one. `None` for vectors
+    /// and tables.
     pub fn matrices(&self) -> Option<(usize, usize, usize)> {
-        let is_matrix = matches!(self.role, Role::Matrix | Role::Down | Role::Up);
+        let is_matrix = matches!(self.role, Role::Matrix | Role::Down | Role::Up | Role::Bias);
         match self.shape[..] {
             [rows, columns] if is_matrix => Some((1, rows, columns)),
             [count, rows, columns] if is_matrix => Some((count, rows, columns)),

@@ -326,7 +326,7 @@ fn the_first_numbers_of_adapters_are_those_of_peft() {
     ];
     const PHI3: [(&str, [f32; 2]); 4] = [
         ("0.self_attn.o_proj", [0.049_230_795, -0.013_198_064]),
-        ("0.self_attn.qkv_proj", [-0.065_617_584, -0.003_904_926_6]),
+        ("0.self_attn.qkv_proj", [-0.065_617_58, -0.003_904_926_6]),
         ("0.mlp.gate_up_proj", [0.074_790_254, 0.043_280_788]),
         ("0.mlp.down_proj", [-0.059_985_712, -0.020_708_128]),
     ];

@@ -134,6 +134,11 @@ fn what_a_pissa_began_with_goes_with_its_checkpoints() {
     let elsewhere =
         scratch.train("llama-tied", "elsewhere", &yaml("resume_from_checkpoint: true\n"), None).unwrap();
     assert!(whole.bytes(weights) == elsewhere.bytes(weights) && elsewhere.output.join("pissa_init").is_dir());
+    let damaged = scratch.0.join("elsewhere/checkpoint-4/pissa_init").join(weights);
+    fs::write(&damaged, "nothing").unwrap();
+    let found = scratch.train("llama-tied", "elsewhere", &yaml(""), None).unwrap_err().to_string();
+    assert!(found.contains("expected a whole checkpoint") && !found.contains("download"), "{found}");
+    assert_ne!(elsewhere.bytes("pissa_init/adapter_model.safetensors"), b"nothing");
     let expected = whole.bytes(weights);
     let other = "overwrite_output_dir: true\nlora_alpha: 40\n";
     scratch.train("llama-tied", "whole", &yaml(other), Some(1)).unwrap();

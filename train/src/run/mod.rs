@@ -380,16 +380,15 @@ fn model(
             Ok((source, training))
         }
         (Method::Lora(Lora { pissa: Some(_), .. }), Some(folder)) => {
-            let start = output::first_parts(folder, &choices.output)?;
-            let (source, mut training) = adapted(choices, source, &start, cpu, threads)?;
+            let first = output::first_parts(folder);
+            let (source, mut training) = adapted_again(choices, source, &first, cpu, threads)?;
             training.hold_changes();
             output::read_parameters(folder, &mut training)?;
+            // Only what was read takes the place of what may be another run's.
+            output::take_first_parts(&first, &choices.output)?;
             Ok((source, training))
         }
-        (_, Some(folder)) => match adapted(choices, source, folder, cpu, threads) {
-            Err(RunError::Source(error)) => Err(output::damaged(folder, &error)),
-            other => other,
-        },
+        (_, Some(folder)) => adapted_again(choices, source, folder, cpu, threads),
         (Method::Adapter(folder), None) => adapted(choices, source, folder, cpu, threads),
         (Method::Lora(lora), None) => {
             let start = choices.output.join(START);
@@ -410,6 +409,20 @@ fn model(
 /// The weights of a checkpoint.
 fn opened(checkpoint: &Path) -> Result<Source, RunError> {
     Source::open(checkpoint).map_err(|error| output::damaged(checkpoint, &error))
+}
+
+/// The same with an adapter that a run has written.
+fn adapted_again(
+    choices: &Choices<'_>,
+    source: Source,
+    folder: &Path,
+    cpu: Cpu,
+    threads: usize,
+) -> Result<(Source, Training), RunError> {
+    match adapted(choices, source, folder, cpu, threads) {
+        Err(RunError::Source(error)) => Err(output::damaged(folder, &error)),
+        other => other,
+    }
 }
 
 fn adapted(

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::choices::{Choices, Lora, Method};
 use super::state::State;
-use super::{PISSA, RunError, START, shards};
+use super::{PISSA, RunError, START, absolute, shards};
 use crate::optimizer::{Memory, MemoryMut, Optimizer};
 use crate::step::{Training, rounded};
 
@@ -378,15 +378,20 @@ pub(super) fn moved(folder: &Path, name: &str) -> Result<PathBuf, RunError> {
     Ok(place)
 }
 
-/// What a run began with that began as parts of the model, in its folder: a checkpoint has it, in case that another run
-/// has been there meanwhile, or the run goes on elsewhere.
-pub(super) fn first_parts(checkpoint: &Path, output: &Path) -> Result<PathBuf, RunError> {
+/// Where that stands which a run began with, as parts of the model: a checkpoint has it, in case that another run has
+/// been there meanwhile, or the run goes on elsewhere.
+pub(super) fn first_parts(checkpoint: &Path) -> PathBuf {
     let kept = checkpoint.join(PISSA);
-    if !kept.is_dir() {
-        return Ok(checkpoint.parent().unwrap_or(checkpoint).join(PISSA));
+    if kept.is_dir() { kept } else { checkpoint.with_file_name(PISSA) }
+}
+
+/// Puts that into a run's folder, unless it stands there.
+pub(super) fn take_first_parts(first: &Path, output: &Path) -> Result<(), RunError> {
+    if absolute(first) == absolute(&output.join(PISSA)) {
+        return Ok(());
     }
-    copied(&kept, &output.join(START))?;
-    moved(&output.join(START), PISSA)
+    copied(first, &output.join(START))?;
+    moved(&output.join(START), PISSA).map(drop)
 }
 
 /// Copies an adapter.

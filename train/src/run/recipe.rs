@@ -84,49 +84,44 @@ const FREE: &[&str] = &[
     "load_best_model_at_end",
     "metric_for_best_model",
     "per_device_eval_batch_size",
-    // What others say better.
+];
+/// Keys that only say how long a run is.
+const LENGTH: &[&str] = &["max_steps", "num_train_epochs"];
+/// Keys that say something together, or one thing in several ways: [`together`] tells it under one of them.
+const TOGETHER: &[&str] = &[
     "bf16",
     "data_seed",
+    "double_quantization",
     "finetuning_type",
     "lora_alpha",
+    "lr_scheduler_kwargs",
     "optim",
     "pure_bf16",
     "quantization_bit",
     "quantization_method",
     "quantization_type",
-    "double_quantization",
-    "lr_scheduler_kwargs",
 ];
-/// Keys that only say how long a run is.
-const LENGTH: &[&str] = &["max_steps", "num_train_epochs"];
 /// Keys that a checkpoint has settled: others would change nothing, or go on with what was never trained so.
 const SETTLED: &[&str] = &[
     "additional_target",
+    "finetuning_type",
     "freeze_extra_modules",
     "freeze_trainable_layers",
     "freeze_trainable_modules",
+    "lora_alpha",
     "lora_rank",
     "lora_target",
     "muon_variant",
+    "optim",
     "pissa_init",
     "pissa_iter",
+    "quantization_bit",
     "target_parameters",
     "train_from_scratch",
     "use_dora",
     "use_muon",
     "use_rslora",
 ];
-/// What stands for several keys, by the one that it is told under; the first of them are settled too.
-const TOLD: [&str; 7] = [
-    "finetuning_type",
-    "lora_alpha",
-    "optim",
-    "quantization_bit",
-    "bf16",
-    "data_seed",
-    "lr_scheduler_kwargs",
-];
-const TOLD_SETTLED: usize = 4;
 /// Keys that say something only where a new adapter is made; where some layers are trained; with Muon; and where
 /// weights are trained whole.
 const OF_ADAPTERS: &[&str] = &[
@@ -176,9 +171,10 @@ impl Recipe {
         prepared: &Prepared,
     ) -> Result<Recipe, RunError> {
         let keys = choices.settings().in_force();
-        let keys = keys.filter(|(key, _)| !FREE.contains(key) && says_something(choices, key));
+        let is_alone = |key: &str| !FREE.contains(&key) && !TOGETHER.contains(&key);
+        let keys = keys.filter(|(key, _)| is_alone(key) && says_something(choices, key));
         let keys = keys.map(|(key, value)| (key, value.to_string()));
-        let settings = keys.chain(told(choices)).map(|(key, value)| (key.to_owned(), Value::from(value)));
+        let settings = keys.chain(together(choices)).map(|(key, value)| (key.to_owned(), Value::from(value)));
         let mut model = Xxh3::new();
         let config = source.files.config().map_err(SourceError::Files)?;
         model.update(essence(&config.unwrap_or_default()).as_bytes());
@@ -220,7 +216,7 @@ impl Recipe {
             let words = [old, now].map(|value| value.as_str().unwrap_or_default());
             let words = format!("{key}: {} (here {})", words[0], words[1]);
             let of = |keys: &[&str]| keys.contains(&key.as_str());
-            match (of(SETTLED) || of(&TOLD[..TOLD_SETTLED]), of(LENGTH)) {
+            match (of(SETTLED), of(LENGTH)) {
                 (true, _) => found.settled.push(words),
                 (_, true) => found.length.push(words),
                 _ => found.others.push(words),
@@ -262,8 +258,8 @@ fn says_something(choices: &Choices<'_>, key: &str) -> bool {
     }
 }
 
-/// What several keys say together, or one in several ways.
-fn told(choices: &Choices<'_>) -> [(&'static str, String); TOLD.len()] {
+/// What the keys of [`TOGETHER`] say.
+fn together(choices: &Choices<'_>) -> [(&'static str, String); 7] {
     let settings = choices.settings();
     let (method, alpha) = match &choices.method {
         Method::Full => ("full", None),
@@ -279,17 +275,15 @@ fn told(choices: &Choices<'_>) -> [(&'static str, String); TOLD.len()] {
     let mut bends = settings.table("lr_scheduler_kwargs").unwrap_or_default();
     bends.sort();
     let bends: Vec<String> = bends.into_iter().map(|(name, value)| format!("{name}: {value}")).collect();
-    let values = [
-        method.to_owned(),
-        alpha.map_or_else(|| "null".to_owned(), |alpha| alpha.to_string()),
-        optim.to_owned(),
-        choices.quantization.map_or("null", |way| way.name).to_owned(),
-        choices.is_half().to_string(),
-        choices.data_seed.to_string(),
-        format!("{{{}}}", bends.join(", ")),
-    ];
-    let mut values = values.into_iter();
-    TOLD.map(|key| (key, values.next().unwrap_or_default()))
+    [
+        ("finetuning_type", method.to_owned()),
+        ("lora_alpha", alpha.map_or_else(|| "null".to_owned(), |alpha| alpha.to_string())),
+        ("optim", optim.to_owned()),
+        ("quantization_bit", choices.quantization.map_or("null", |way| way.name).to_owned()),
+        ("bf16", choices.is_half().to_string()),
+        ("data_seed", choices.data_seed.to_string()),
+        ("lr_scheduler_kwargs", format!("{{{}}}", bends.join(", "))),
+    ]
 }
 
 /// A configuration however it is spaced, without what tools say of themselves.
@@ -350,7 +344,10 @@ mod tests {
         for key in [OF_ADAPTERS, OF_FREEZE, OF_MUON, OF_WHOLE].concat() {
             assert!(keys().any(|known| known.name == key) && !FREE.contains(&key), "{key}");
         }
-        assert!(TOLD.iter().all(|key| FREE.contains(key)));
+        for (at, key) in TOGETHER.iter().enumerate() {
+            assert!(keys().any(|known| known.name == *key && known.fate == Fate::Done), "{key}");
+            assert!(!TOGETHER[..at].contains(key) && !FREE.contains(key), "{key} stands twice");
+        }
         for (at, key) in all.iter().enumerate() {
             assert!(keys().any(|known| known.name == *key && known.fate == Fate::Done), "{key}");
             assert!(!all[..at].contains(key), "{key} stands twice");

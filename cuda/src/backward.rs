@@ -1,13 +1,15 @@
 //! Operations backwards, as in `core/src/ops/backward`: what training asks of a card beside the backend's own.
 
 use bantam_core::cuda::Kernel;
+use bantam_core::layouts::TILE_ROWS;
 use bantam_core::{Activation, Heads, Matrix, Norm, NormKind, Routed, RowPer, Slot};
+use bantam_model::card::{BACK_ROWS, Fill, Passing};
 
 use crate::backend::{CudaBackend, THREADS, kind_of, pair};
 use crate::driver::Shape;
 
 /// Rows of a matrix that are in float32 at a time.
-pub const UNPACKED_ROWS: usize = 128;
+pub const UNPACKED_ROWS: usize = BACK_ROWS;
 /// Threads of a block of attention.
 const ATTEND_THREADS: usize = 128;
 /// Results of a block of a product, each way.
@@ -34,6 +36,19 @@ pub struct Documents {
     pub window: Option<usize>,
     /// Bends scores.
     pub softcap: Option<f32>,
+}
+
+/// A product on its way back: addresses of `dy`, of the gradient of its input, and of the numbers of a block's rows.
+struct Back {
+    matrix: Matrix,
+    rows: usize,
+    dy: u64,
+    dx: u64,
+    add: bool,
+    unpacked: Slot,
+    list: u64,
+    /// Rows of a block, whole tiles.
+    most: usize,
 }
 
 impl CudaBackend {
@@ -202,17 +217,60 @@ impl CudaBackend {
         add: bool,
         unpacked: Slot,
     ) {
+        if let Some(back) = self.back(matrix, rows, [dy, dx], add, unpacked) {
+            self.back_tiles(&back, 0, (self.address(matrix.slot), matrix.shape.tiles()));
+        }
+    }
+
+    /// The same with a matrix that stands here or passes through; `fill` has the host's bytes.
+    pub fn pass_back(&mut self, rows: usize, dy: Slot, passing: &Passing, unpacked: Slot, fill: Fill) {
+        let product = &passing.product;
+        if passing.stands {
+            return self.product_back(&product.matrix, rows, dy, product.out, product.add, unpacked);
+        }
+        let Some(back) = self.back(&product.matrix, rows, [dy, product.out], product.add, unpacked) else {
+            return;
+        };
+        let mut ring = self.ring.take().expect("weights pass through a ring that was taken");
+        self.each_piece(&mut ring, &product.matrix, fill, &mut |first, piece| {
+            self.back_tiles(&back, first, piece);
+        });
+        self.ring = Some(ring);
+    }
+
+    fn back(
+        &mut self,
+        matrix: &Matrix,
+        rows: usize,
+        [dy, dx]: [Slot; 2],
+        add: bool,
+        unpacked: Slot,
+    ) -> Option<Back> {
         assert!(matrix.order.is_none(), "columns of a table stand in their order");
         let (outputs, columns) = (matrix.shape.rows, matrix.shape.columns);
         let (dy, dx) = (self.floats(dy, rows * outputs), self.floats(dx, rows * columns));
-        let most = UNPACKED_ROWS.min(self.step_rows());
-        for first in (0..outputs).step_by(most) {
-            let count = most.min(outputs - first);
-            let Some(list) = self.list((first..first + count).map(|row| row as u32)) else { return };
-            self.embed_rows(matrix, count, list, 1.0, unpacked);
-            let rows_of = self.floats(unpacked, count * columns);
-            let sides = [rows, columns, count];
-            self.float_product(sides, [dy + 4 * first as u64, rows_of, dx], outputs, false, add || first > 0);
+        let most = UNPACKED_ROWS.min(self.step_rows()) / TILE_ROWS * TILE_ROWS;
+        assert!(most > 0, "a step has as many rows as a tile");
+        // Always the same numbers, so that nobody waits until those before have left.
+        let list = self.list((0..most.min(outputs)).map(|row| row as u32))?;
+        Some(Back { matrix: *matrix, rows, dy, dx, add, unpacked, list, most })
+    }
+
+    /// What tiles from a number on, so many at an address, add to the gradient. Pieces begin where blocks of rows do, so
+    /// that sums are made in one order however a matrix comes.
+    fn back_tiles(&self, back: &Back, first: usize, (address, count): (u64, usize)) {
+        let Back { matrix, rows, most, .. } = back;
+        let (outputs, columns) = (matrix.shape.rows, matrix.shape.columns);
+        let (block, tile_bytes) = (most / TILE_ROWS, matrix.layout.tile_bytes(matrix.width()));
+        assert!(first.is_multiple_of(block), "pieces of whole blocks");
+        for at in (0..count).step_by(block) {
+            let row = (first + at) * TILE_ROWS;
+            let (tiles, height) = (block.min(count - at), (*most).min(outputs - row));
+            let stack = self.tiles_at(matrix, address + (at * tile_bytes) as u64, tiles);
+            self.embed_from(matrix, stack, height, back.list, 1.0, back.unpacked);
+            let numbers = self.floats(back.unpacked, height * columns);
+            let sides = [back.dy + 4 * row as u64, numbers, back.dx];
+            self.float_product([*rows, columns, height], sides, outputs, false, back.add || row > 0);
         }
     }
 
@@ -225,7 +283,7 @@ impl CudaBackend {
 
     /// `out = a * b`, of so many rows and columns, summed over so many.
     fn float_product(
-        &mut self,
+        &self,
         [rows, columns, depth]: [usize; 3],
         [a, b, out]: [u64; 3],
         stride: usize,

@@ -504,14 +504,13 @@ impl Card {
         }
     }
 
-    /// Queues the copy of the first bytes to the card's side, behind whatever still reads that; what is queued from now
-    /// on comes after it. Returns their address.
+    /// Queues the copy of the first bytes to the card's side, behind whatever still reads that.
     pub(crate) fn send_staged(
         &self,
         staging: &mut Staging,
         bytes: usize,
         copies: &Stream,
-    ) -> Result<u64, Fault> {
+    ) -> Result<(), Fault> {
         let to = staging.memory.at(0, bytes);
         assert!(bytes <= staging.pinned.bytes, "{bytes} bytes of {}", staging.pinned.bytes);
         self.enter()?;
@@ -523,9 +522,18 @@ impl Card {
             result::stream::wait_event(copies.0, staging.used, at_once)
                 .and_then(|()| result::memcpy_htod_async(to, from, copies.0))
                 .and_then(|()| result::event::record(staging.copied, copies.0))
-                .and_then(|()| result::stream::wait_event(self.stream, staging.copied, at_once))
         };
-        done.map(|()| to).map_err(|error| fault("a copy to it", error))
+        done.map_err(|error| fault("a copy to it", error))
+    }
+
+    /// What is queued from now on comes after the last copy to the card's side. Returns the address of so many bytes.
+    pub(crate) fn sent_has_come(&self, staging: &Staging, bytes: usize) -> Result<u64, Fault> {
+        let at = staging.memory.at(0, bytes);
+        self.enter()?;
+        let at_once = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: the event is the staging's own, the stream the card's.
+        let done = unsafe { result::stream::wait_event(self.stream, staging.copied, at_once) };
+        done.map(|()| at).map_err(|error| fault("a copy to it", error))
     }
 
     /// All that reads the card's side is queued: the next copy comes after it.

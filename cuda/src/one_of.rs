@@ -1,6 +1,6 @@
 //! A card as an engine takes it: one of the machine's, found by its number.
 
-use bantam_core::Slot;
+use bantam_core::{Matrix, Slot};
 use bantam_model::card::{CardFault, Cards, Fill, Found, Needs, NoCard, Passing, Seen, Stretch};
 
 use crate::backend::{CudaBackend, Sizes};
@@ -32,6 +32,10 @@ impl Found for Card {
 
     fn free_bytes(&self) -> Result<usize, NoCard> {
         Ok(self.memory().map_err(refused)?.0)
+    }
+
+    fn backward(self: Box<Self>) -> Result<Box<dyn Found>, NoCard> {
+        Ok(Box::new((*self).with_backward().map_err(refused)?))
     }
 
     fn take(self: Box<Self>, needs: &Needs) -> Result<Box<dyn bantam_model::card::Card>, NoCard> {
@@ -90,6 +94,14 @@ impl bantam_model::card::Card for CudaBackend {
 
     fn pass(&mut self, rows: usize, x: Slot, products: &[Passing], fill: Fill) {
         CudaBackend::pass(self, rows, x, products, fill);
+    }
+
+    fn back(&mut self, rows: usize, dy: Slot, passing: &Passing, unpacked: Slot, fill: Fill) {
+        CudaBackend::pass_back(self, rows, dy, passing, unpacked, fill);
+    }
+
+    fn send_ahead(&mut self, matrix: &Matrix, fill: Fill) {
+        CudaBackend::send_ahead(self, matrix, fill);
     }
 
     fn begin(&mut self) {

@@ -162,12 +162,7 @@ impl CudaBackend {
 
     /// What kernels are told of a matrix.
     fn stack(&self, matrix: &Matrix) -> [u64; 3] {
-        let words = matrix.layout.tile_bytes(matrix.width()) / 4;
-        [
-            self.address(matrix.slot),
-            pair(words, matrix.shape.tiles()),
-            pair(matrix.shape.rows, matrix.width()),
-        ]
+        self.tiles_at(matrix, self.address(matrix.slot), matrix.shape.tiles())
     }
 
     /// Products of one input and one layout.
@@ -234,8 +229,27 @@ impl CudaBackend {
 
     /// Rows of a table; `list` is the address of their numbers.
     pub(crate) fn embed_rows(&mut self, table: &Matrix, count: usize, list: u64, scale: f32, out: Slot) {
+        self.embed_from(table, self.stack(table), count, list, scale, out);
+    }
+
+    /// Tiles at an address, as kernels are told of them: so many of a matrix.
+    pub(crate) fn tiles_at(&self, matrix: &Matrix, address: u64, count: usize) -> [u64; 3] {
+        let words = matrix.layout.tile_bytes(matrix.width()) / 4;
+        [address, pair(words, count), pair(matrix.shape.rows, matrix.width())]
+    }
+
+    /// The same of a table's tiles, wherever they are.
+    pub(crate) fn embed_from(
+        &self,
+        table: &Matrix,
+        stack: [u64; 3],
+        count: usize,
+        list: u64,
+        scale: f32,
+        out: Slot,
+    ) {
         assert!(table.times == 1 && table.factors.is_none(), "rows of a table are read as they are");
-        let (stack, out) = (self.stack(table), self.floats(out, count * table.shape.columns));
+        let out = self.floats(out, count * table.shape.columns);
         let shape = Shape { grid: (count, 1), threads: THREADS, shared: 0 };
         match table.layout.stored() {
             Stored::Plain { kind, .. } => {

@@ -2,14 +2,17 @@
 //! into a slot here, from there on a second stream to the card, and multiplied while the next piece is on its way. What
 //! computes is the same kernels as for a matrix that stands there, a piece being some of its tiles.
 
-use bantam_core::Slot;
 use bantam_core::cuda::Kernel;
 use bantam_core::layouts::TILE_ROWS;
-use bantam_model::card::{Fill, Passing, RING_SLOTS};
+use bantam_core::{Matrix, Slot};
+use bantam_model::card::{BACK_ROWS, Fill, Passing, RING_SLOTS};
 
 use crate::backend::{CudaBackend, GRID_MOST};
 use crate::driver::{Card, Fault, Staging, Stream};
 use crate::product::{Rows, Taken, Target};
+
+/// Tiles of a block of rows that goes backwards.
+const BLOCK: usize = BACK_ROWS / TILE_ROWS;
 
 /// The slots, and the stream of their copies.
 #[derive(Debug)]
@@ -17,11 +20,14 @@ pub(crate) struct Ring {
     copies: Stream,
     slots: Vec<Staging>,
     next: usize,
+    /// Of each slot, which of the host's bytes were sent there before they were asked for: from where, and how many.
+    ahead: [Option<[usize; 2]>; RING_SLOTS],
 }
 
 impl Ring {
     fn new(card: &Card, slot_bytes: usize) -> Result<Ring, Fault> {
-        let mut ring = Ring { copies: card.second_stream()?, slots: Vec::new(), next: 0 };
+        let (copies, ahead) = (card.second_stream()?, [None; RING_SLOTS]);
+        let mut ring = Ring { copies, slots: Vec::new(), next: 0, ahead };
         for _ in 0..RING_SLOTS {
             match card.staging(slot_bytes) {
                 Ok(slot) => ring.slots.push(slot),
@@ -37,6 +43,19 @@ impl Ring {
     /// Bytes of the card.
     pub(crate) fn bytes(&self) -> usize {
         self.slots.iter().map(Staging::bytes).sum()
+    }
+
+    /// The pieces in which a matrix comes: which bytes of the host's, and the first tile with how many.
+    fn pieces(&self, matrix: &Matrix) -> impl Iterator<Item = ([usize; 2], [usize; 2])> + use<> {
+        let (tiles, tile_bytes) = (matrix.shape.tiles(), matrix.layout.tile_bytes(matrix.width()));
+        let most = (self.slots[0].bytes() / tile_bytes).min(GRID_MOST);
+        // Whole blocks of what goes backwards, where these have room.
+        let most = if most < BLOCK { most } else { most / BLOCK * BLOCK };
+        let start = matrix.slot.offset;
+        (0..tiles).step_by(most).map(move |first| {
+            let count = most.min(tiles - first);
+            ([start + first * tile_bytes, count * tile_bytes], [first, count])
+        })
     }
 
     fn end(&self, card: &Card) {
@@ -88,35 +107,62 @@ impl CudaBackend {
         self.ring = Some(ring);
     }
 
+    /// Sends the first pieces of a matrix that will pass next, as many as there are slots, while what was queued before is
+    /// computed. Where another comes after all, they were sent for nothing.
+    pub fn send_ahead(&mut self, matrix: &Matrix, fill: Fill) {
+        let Some(mut ring) = self.ring.take() else { return };
+        for (at, (bytes, _)) in ring.pieces(matrix).take(RING_SLOTS).enumerate() {
+            let slot = (ring.next + at) % RING_SLOTS;
+            if ring.ahead[slot] == Some(bytes) {
+                continue;
+            }
+            ring.ahead[slot] = None;
+            if self.send(&mut ring, slot, bytes, fill).is_none() {
+                break;
+            }
+            ring.ahead[slot] = Some(bytes);
+        }
+        self.ring = Some(ring);
+    }
+
     fn pass_pieces(&self, ring: &mut Ring, passing: &Passing, taken: &Taken, rows: &Rows, fill: Fill) {
-        let matrix = &passing.product.matrix;
-        let (tiles, tile_bytes) = (matrix.shape.tiles(), matrix.layout.tile_bytes(matrix.width()));
-        let most = (ring.slots[0].bytes() / tile_bytes).min(GRID_MOST);
         assert!(passing.fits(ring.slots[0].bytes()), "a product that does not fit the ring");
-        for first in (0..tiles).step_by(most) {
-            let (count, at) = (most.min(tiles - first), matrix.slot.offset + first * tile_bytes);
-            let slot = &mut ring.slots[ring.next];
-            ring.next = (ring.next + 1) % RING_SLOTS;
-            let sent = self.send(slot, count * tile_bytes, &ring.copies, &mut |to| fill(at, to));
-            let Some(address) = sent else { break };
-            self.pass_tiles(passing, taken, rows, first, Some((address, count)));
-            let marked = self.card.sent_is_used(slot);
+        self.each_piece(ring, &passing.product.matrix, fill, &mut |first, piece| {
+            self.pass_tiles(passing, taken, rows, first, Some(piece));
+        });
+    }
+
+    /// Brings a matrix piece by piece: the number of the first tile, the address, how many tiles.
+    pub(crate) fn each_piece(
+        &self,
+        ring: &mut Ring,
+        matrix: &Matrix,
+        fill: Fill,
+        each: &mut dyn FnMut(usize, (u64, usize)),
+    ) {
+        for (bytes, [first, count]) in ring.pieces(matrix) {
+            let slot = ring.next;
+            ring.next = (slot + 1) % RING_SLOTS;
+            let is_there = ring.ahead[slot].take() == Some(bytes);
+            if !is_there && self.send(ring, slot, bytes, fill).is_none() {
+                break;
+            }
+            let come = self.card.sent_has_come(&ring.slots[slot], bytes[1]);
+            let Some(address) = self.noted(come) else { break };
+            each(first, (address, count));
+            let marked = self.card.sent_is_used(&mut ring.slots[slot]);
             self.note(marked);
         }
     }
 
-    /// Fills a slot and queues its copy; nothing after a fault.
-    fn send(
-        &self,
-        slot: &mut Staging,
-        bytes: usize,
-        copies: &Stream,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Option<u64> {
+    /// Fills a slot with so many bytes from a place on and queues their copy; nothing after a fault.
+    fn send(&self, ring: &mut Ring, slot: usize, [at, bytes]: [usize; 2], fill: Fill) -> Option<()> {
         if !self.is_sound() {
             return None;
         }
-        fill(&mut self.noted(self.card.room(slot))?[..bytes]);
+        let Ring { copies, slots, .. } = ring;
+        let slot = &mut slots[slot];
+        fill(at, &mut self.noted(self.card.room(slot))?[..bytes]);
         self.noted(self.card.send_staged(slot, bytes, copies))
     }
 

@@ -2,7 +2,7 @@
 //! outside of this package and is handed in by whoever opens an engine.
 
 use bantam_core::layouts::TILE_ROWS;
-use bantam_core::{Backend, Batch, Precision, Product, Slot};
+use bantam_core::{Backend, Batch, Matrix, Precision, Product, Slot};
 
 /// What an engine asks of a card when it is loaded; all of it is taken at once.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +113,9 @@ impl Passing {
 /// Slots of a ring: one is filled, one is copied, one is computed with.
 pub const RING_SLOTS: usize = 3;
 
+/// Rows of a matrix that [`Card::back`] has as numbers at a time: whole tiles.
+pub const BACK_ROWS: usize = 128;
+
 /// Who fills a piece with the host's weights from a byte of their region on.
 pub type Fill<'a> = &'a mut dyn FnMut(usize, &mut [u8]);
 
@@ -170,6 +173,12 @@ pub trait Card: Backend + Send + std::fmt::Debug {
     fn gather_again(&mut self, rows: &[u32], width: usize, x: Slot, out: Slot);
     /// Products of rows with matrices that stand there or pass through the ring.
     fn pass(&mut self, rows: usize, x: Slot, products: &[Passing], fill: Fill);
+    /// From `dy`, rows of a product's results, to the gradient of its input, which its `out` gets, or has added. The
+    /// matrix stands there or passes through the ring, and takes its input as it is; `unpacked` has room for
+    /// [`BACK_ROWS`] of its rows, as many as a step must have. For a card that was made ready by [`Found::backward`].
+    fn back(&mut self, rows: usize, dy: Slot, passing: &Passing, unpacked: Slot, fill: Fill);
+    /// Sends the first pieces of a matrix that is to pass next into the ring, while what was queued is computed.
+    fn send_ahead(&mut self, matrix: &Matrix, fill: Fill);
     /// From here on operations are written down and not done, until [`Card::keep`].
     fn begin(&mut self);
     /// Keeps what was written down as a stretch, if that can be done again as it is.
@@ -184,6 +193,8 @@ pub trait Found {
     fn name(&self) -> String;
     /// Bytes of it that are free.
     fn free_bytes(&self) -> Result<usize, NoCard>;
+    /// The same card with what training asks for beside a decoder's operations.
+    fn backward(self: Box<Self>) -> Result<Box<dyn Found>, NoCard>;
     /// Takes its memory; without success none is kept.
     fn take(self: Box<Self>, needs: &Needs) -> Result<Box<dyn Card>, NoCard>;
 }

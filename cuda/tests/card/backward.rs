@@ -4,9 +4,12 @@ use bantam_core::layouts::{LAYOUTS, Shape};
 use bantam_core::ops::backward::{activation, attention, experts, loss, norm};
 use bantam_core::ops::experts::Routing;
 use bantam_core::ops::norm::RowNorm;
-use bantam_core::{Activation, Backend, Choice, Cpu, Heads, Norm, NormKind, Precision, Routed, Serial, Slot};
+use bantam_core::{
+    Activation, Backend, Choice, Cpu, Heads, Norm, NormKind, Precision, Product, Routed, Serial, Slot,
+};
 use bantam_cuda::{CudaBackend, Documents};
 use bantam_cusim::is_child;
+use bantam_model::card::Passing;
 
 use crate::both::{Both, Layouters, noise, pack, with};
 
@@ -313,6 +316,46 @@ fn products_of_every_layout_go_backwards() {
             }
             check(&format!("{} of the input", layout.name()), &both.card, dx, &wanted, 1e-5);
             check(&format!("{} of the matrix", layout.name()), &both.card, dw, &gradient, 1e-5);
+        });
+    }
+}
+
+/// Whether pieces were sent before they were asked for, of this matrix, of another, or not at all.
+#[test]
+fn matrices_that_pass_go_backwards_with_the_bits_of_those_that_stand() {
+    if !is_child("backward::matrices_that_pass_go_backwards_with_the_bits_of_those_that_stand", &[]) {
+        return;
+    }
+    for layout in LAYOUTS {
+        // Seven tiles: two pieces.
+        let (outputs, columns, rows) = (200, 96, 5);
+        let mut plan = Layouters::new();
+        let [matrix, other] = [(); 2].map(|()| plan.matrix(*layout, Shape { rows: outputs, columns }, 1, 1));
+        let [dy, stands, passes] = [outputs, columns, columns].map(|width| plan.work(rows * width));
+        let (unpacked, panels) = (plan.work(64 * columns), plan.work(16));
+        let values = noise(1, rows * outputs);
+        let fill = |arena: &mut bantam_core::Arena<crate::both::Block>| {
+            pack(arena, &matrix, 1, 7);
+            pack(arena, &other, 1, 8);
+            arena.floats_mut(dy).copy_from_slice(&values);
+        };
+        with(&plan, panels, Precision::Exact, fill, |both| {
+            let weights = both.cpu.arena().weights.to_vec();
+            let mut fill = |at: usize, to: &mut [u8]| to.copy_from_slice(&weights[at..at + to.len()]);
+            both.card.product_back(&matrix, rows, dy, stands, false, unpacked);
+            let wanted = both.card.read(stands).to_vec();
+            assert!(both.card.take_ring(4 * layout.tile_bytes(columns)), "memory for a ring");
+            let product = Product { matrix, bias: None, out: passes, add: false };
+            for ahead in [None, Some(matrix), Some(other), Some(matrix)] {
+                if let Some(ahead) = ahead {
+                    both.card.send_ahead(&ahead, &mut fill);
+                }
+                both.card.upload(passes.region, passes.offset, &vec![0xff; passes.bytes]);
+                let passing = Passing { stands: false, ..Passing::plain(&product) };
+                both.card.pass_back(rows, dy, &passing, unpacked, &mut fill);
+                let found = both.card.read(passes).to_vec();
+                assert_eq!((both.card.fault(), &found), (None, &wanted), "{} {ahead:?}", layout.name());
+            }
         });
     }
 }

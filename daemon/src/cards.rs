@@ -35,7 +35,8 @@ impl Device {
     }
 
     /// The card that it is, there or not.
-    fn card(self) -> Option<Box<dyn Cards>> {
+    #[must_use]
+    pub fn card(self) -> Option<Box<dyn Cards>> {
         match self {
             Self::Cpu => None,
             Self::Auto => Some(card(0)),

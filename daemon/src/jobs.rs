@@ -8,14 +8,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use bantam_core::Cpu;
+use bantam_model::card::Cards;
 use bantam_model::source::Source;
 use bantam_proto::v1;
 use bantam_proto::v1::JobState;
 use bantam_proto::v1::watch_response::Event;
-use bantam_train::run::{self, Progress, RunError, Watch};
+use bantam_train::run::{self, Machine, Progress, RunError, Watch};
 use bantam_train::settings::Settings;
 use tokio::sync::broadcast;
 
+use crate::cards::Device;
 use crate::models::Keeper;
 use crate::models::views::{duration, timestamp};
 
@@ -236,7 +238,8 @@ impl Training {
         told.stage("reads data");
         let prepared = run::prepared(&self.settings, &self.source).map_err(words)?;
         prepared.summary.to_string().lines().for_each(|line| told.note(line));
-        let machine = (Cpu::detect(), self.threads);
+        let card = card(&self.settings);
+        let machine = Machine::from((Cpu::detect(), self.threads)).beside(card.as_deref());
         let bytes = run::forecast(&self.settings, &self.source, &prepared, machine).map_err(words)?.bytes();
         told.stage("waits for memory");
         let Some(_reserved) = self.keeper.reserve(bytes, &|| told.is_ended())? else { return Ok(false) };
@@ -245,6 +248,13 @@ impl Training {
         told.note(&outcome.to_string());
         Ok(outcome.is_done)
     }
+}
+
+/// The card of a job. Here cards are the models' first: a job has a part of one only where it says so.
+fn card(settings: &Settings) -> Option<Box<dyn Cards>> {
+    let device = Device::parse(&settings.text("device").unwrap_or_default())?;
+    let is_asked = device != Device::Auto || settings.text("vram").is_some();
+    device.card().filter(|_| is_asked)
 }
 
 /// Tells whoever watches.

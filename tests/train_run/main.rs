@@ -4,6 +4,7 @@
 // Helpers of a test may unwrap: a failure is a failed test.
 #![allow(clippy::unwrap_used)]
 
+mod cards;
 mod refused;
 mod resumed;
 mod scratch;

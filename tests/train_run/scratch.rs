@@ -8,7 +8,7 @@ use bantam_model::engine::Chunk;
 use bantam_model::source::Source;
 use bantam_tests::{model_folder, options};
 use bantam_train::data::{Prepared, prepare};
-use bantam_train::run::{self, Outcome, Progress, RunError, Watch, check as check_settings, train};
+use bantam_train::run::{self, Machine, Outcome, Progress, RunError, Watch, check as check_settings, train};
 use bantam_train::settings::Settings;
 use serde_json::Value;
 
@@ -57,9 +57,21 @@ impl Scratch {
         yaml: &str,
         end: Option<u64>,
     ) -> Result<Run, RunError> {
+        self.train_on(model, output, yaml, end, Machine::from((Cpu::detect(), 2)))
+    }
+
+    /// The same on a machine.
+    pub(crate) fn train_on(
+        &self,
+        model: &Path,
+        output: &str,
+        yaml: &str,
+        end: Option<u64>,
+        machine: Machine<'_>,
+    ) -> Result<Run, RunError> {
         let (settings, source, prepared) = self.begin(model, output, yaml);
         let mut seen = Seen { losses: Vec::new(), measured: Vec::new(), notes: Vec::new(), end };
-        let outcome = train(&settings, source, &prepared, (Cpu::detect(), 2), &mut seen)?;
+        let outcome = train(&settings, source, &prepared, machine, &mut seen)?;
         Ok(Run { outcome, seen, output: self.0.join(output) })
     }
 

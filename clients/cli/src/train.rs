@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bantam_core::Cpu;
+use bantam_daemon::cards::Device;
+use bantam_model::card::Cards;
 use bantam_model::pool::Threads;
 use bantam_model::source::{Source, Text};
 use bantam_train::data::{Example, IGNORED, Prepared};
-use bantam_train::run::{self, Forecast, RunError, Watch};
+use bantam_train::run::{self, Forecast, Machine, RunError, Watch};
 use bantam_train::settings::{Fate, Settings, keys};
 use clap::Args;
 use serde_json::json;
@@ -44,7 +46,14 @@ pub(crate) struct Train {
     /// The most memory that the run may take, such as 20GiB: as the key ram_budget
     #[arg(long, value_name = "BYTES", value_parser = models::bytes)]
     ram: Option<u64>,
-    /// Shows what would stand in the memory of a card of so many bytes at each moment of a step
+    /// What computes beside the processor: cpu (nothing), cuda or cuda:N (a card), auto (one where it is found): as the
+    /// key device
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    device: Option<Device>,
+    /// Memory of the card that the run may take, such as 4GiB: as the key vram
+    #[arg(long, value_name = "BYTES", value_parser = models::bytes)]
+    vram: Option<u64>,
+    /// Shows what a card of so many bytes would hold of the run
     #[arg(long, value_name = "BYTES", value_parser = models::bytes, requires = "dry_run")]
     simulate_vram: Option<u64>,
     /// How many examples it shows
@@ -71,6 +80,8 @@ impl Train {
         };
         let mut overrides = self.overrides.clone();
         overrides.extend(self.ram.map(|bytes| format!("ram_budget={bytes}")));
+        overrides.extend(self.device.map(|device| format!("device={device}")));
+        overrides.extend(self.vram.map(|bytes| format!("vram={bytes}")));
         let settings = Settings::read(file, &overrides).map_err(|error| refused(error.to_string()))?;
         if !self.dry_run {
             // Reading data takes long, and what follows would be for nothing.
@@ -80,13 +91,14 @@ impl Train {
         let source = run::open(&settings, &chosen_model::found(Path::new(&model)))?;
         let prepared = run::prepared(&settings, &source).map_err(|error| refused(error.to_string()))?;
         settings.notes.iter().for_each(|note| output::say(&format!("note: {note}")));
+        let card = Device::parse(&settings.text("device").unwrap_or_default()).and_then(Device::card);
         if !self.dry_run {
             output::say(output::harmless(&prepared.summary.to_string()).trim_end());
-            return self.train(&settings, source, &prepared);
+            return self.train(&settings, source, &prepared, card.as_deref());
         }
         let text = source.text_if_any()?;
         let shown = Shown { source: &source, prepared: &prepared, text: text.as_ref(), count: self.examples };
-        self.show(&shown, run::forecast(&settings, &source, &prepared, self.machine()))
+        self.show(&shown, run::forecast(&settings, &source, &prepared, self.machine(card.as_deref())))
     }
 
     /// Data may be looked at before everything else is settled: then the memory is not known, and why.
@@ -108,17 +120,24 @@ impl Train {
     }
 
     /// With what is computed.
-    fn machine(&self) -> (Cpu, usize) {
+    fn machine<'a>(&self, card: Option<&'a dyn Cards>) -> Machine<'a> {
         let threads = self.threads.map_or_else(Threads::available, |threads| threads as usize);
-        (Cpu::detect(), threads)
+        Machine::from((Cpu::detect(), threads)).beside(card)
     }
 
-    fn train(&self, settings: &Settings, source: Source, prepared: &Prepared) -> Result<(), Failure> {
+    fn train(
+        &self,
+        settings: &Settings,
+        source: Source,
+        prepared: &Prepared,
+        card: Option<&dyn Cards>,
+    ) -> Result<(), Failure> {
         let interrupt = Interrupt::install_for_long()?;
         interrupt.note();
         let mut screen = Screen { interrupt, bar: None, told: Instant::now() };
-        let outcome =
-            without_file_size_signal(|| run::train(settings, source, prepared, self.machine(), &mut screen));
+        let outcome = without_file_size_signal(|| {
+            run::train(settings, source, prepared, self.machine(card), &mut screen)
+        });
         screen.bar = None;
         let outcome = outcome.map_err(|error| refused(error.to_string()))?;
         match self.json {
@@ -184,6 +203,10 @@ impl Watch for Screen {
     fn is_ended(&self) -> bool {
         self.interrupt.is_asked()
     }
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    Device::parse(text).ok_or_else(|| format!("expected {}", Device::EXPECTED))
 }
 
 fn key_table() -> String {

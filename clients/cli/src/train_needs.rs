@@ -1,8 +1,8 @@
-//! What a run of training takes, and what a card would hold of it, as a table and as JSON.
+//! What a run of training takes, and what a card has of it, as a table and as JSON.
 
 use bantam_model::placement::MACHINES;
-use bantam_train::run::Forecast;
-use bantam_train::step::outline::{Moment, Part};
+use bantam_train::run::{Forecast, Share};
+use bantam_train::step::outline::Part;
 use serde_json::{Map, Value, json};
 
 use crate::output;
@@ -10,74 +10,72 @@ use crate::output;
 /// The memory of a run, or why it is not known.
 pub(crate) struct Needs<'a> {
     pub(crate) forecast: Result<&'a Forecast, &'a String>,
-    /// Bytes of a card.
+    /// Bytes of a card that may not be there.
     pub(crate) card: Option<u64>,
 }
 
-/// A step on a card.
-struct Card {
+/// A run on a card that is described, not asked.
+struct Described {
     bytes: u64,
     /// What driver and desktop keep of it.
     reserved: u64,
-    slots: usize,
-    moments: Vec<Moment>,
+    share: Option<Share>,
 }
 
-impl Card {
-    fn new(forecast: &Forecast, bytes: u64) -> Card {
+impl Described {
+    fn new(forecast: &Forecast, bytes: u64) -> Described {
         let reserved = MACHINES.iter().find_map(|machine| machine.card).map_or(0, |card| card.reserved_bytes);
-        let (slots, moments) = forecast.on_card(bytes.saturating_sub(reserved));
-        Card { bytes, reserved, slots, moments }
-    }
-
-    fn largest(&self) -> Option<&Moment> {
-        self.moments.iter().max_by_key(|moment| moment.bytes())
-    }
-
-    fn fits(&self) -> bool {
-        self.largest().is_none_or(|most| most.bytes() <= self.bytes.saturating_sub(self.reserved))
+        Described { bytes, reserved, share: forecast.on_card(bytes.saturating_sub(reserved)) }
     }
 
     fn text(&self) -> String {
-        let rows: Vec<Vec<String>> = self.moments.iter().map(moment_row).collect();
-        let mut text = format!(
-            "a plan of a card of {}, no run: layers come through {} slots, inputs of layers, gradients and optimizer \
-             stay in main memory\n{}\n",
-            output::bytes(self.bytes),
-            self.slots,
-            output::table(&rows, &[false, true])
-        );
-        if let Some(largest) = self.largest() {
-            text += &format!("\nlargest moment: {}\n{}\n", largest.name, parts_table(&largest.parts));
+        let (bytes, reserved) = (output::bytes(self.bytes), output::bytes(self.reserved));
+        match &self.share {
+            Some(share) => {
+                format!(
+                    "a card of {bytes}, of which driver and desktop keep {reserved}, {}",
+                    share_text(share)
+                )
+            }
+            None => format!(
+                "a card of {bytes}, of which driver and desktop keep {reserved}, has nothing to do here: too little is \
+                 left for rows and a matrix that is not trained, or everything is trained"
+            ),
         }
-        let verdict = if self.fits() { "stays within" } else { "does not fit into" };
-        text + &format!(
-            "{verdict} {} of {}; driver and desktop keep {}",
-            output::bytes(self.bytes.saturating_sub(self.reserved)),
-            output::bytes(self.bytes),
-            output::bytes(self.reserved)
-        )
     }
 
     fn json(&self) -> Value {
-        let moment = |moment: &Moment| {
-            let parts = parts_json(&moment.parts);
-            json!({ "name": moment.name, "bytes": moment.bytes(), "parts": parts })
-        };
         json!({
             "is_plan_only": true,
             "vram_bytes": self.bytes,
             "reserved_bytes": self.reserved,
-            "slots": self.slots,
-            "largest_bytes": self.largest().map(Moment::bytes),
-            "fits": self.fits(),
-            "moments": self.moments.iter().map(moment).collect::<Vec<_>>(),
+            "fits": self.share.is_some(),
+            "share": self.share.as_ref().map(share_json),
         })
     }
 }
 
-fn moment_row(moment: &Moment) -> Vec<String> {
-    vec![format!("  {}", moment.name), output::bytes(moment.bytes())]
+/// What a card has of a run.
+fn share_text(share: &Share) -> String {
+    let [all, there] = share.frozen.map(output::bytes);
+    let mut parts = share.parts.clone();
+    parts.push(("in all", share.bytes()));
+    let host = output::bytes(share.host_bytes);
+    format!(
+        "has {there} of {all} of the matrices that are not trained, and computes their products; {host} of main memory \
+         are for what goes there and comes back\n{}",
+        parts_table(&parts)
+    )
+}
+
+fn share_json(share: &Share) -> Value {
+    json!({
+        "bytes": share.bytes(),
+        "parts": parts_json(&share.parts),
+        "frozen_bytes": share.frozen[0],
+        "standing_bytes": share.frozen[1],
+        "host_bytes": share.host_bytes,
+    })
 }
 
 fn parts_table(parts: &[Part]) -> String {
@@ -105,8 +103,12 @@ impl Needs<'_> {
             load.labelled,
             parts_table(&parts)
         );
+        if let Some((told, share)) = &forecast.card {
+            text += &format!("\n\n{told} {}", share_text(share));
+        }
+        forecast.no_card.iter().for_each(|why| text += &format!("\n\n{why}"));
         if let Some(card) = self.card {
-            text += &format!("\n\n{}", Card::new(forecast, card).text());
+            text += &format!("\n\n{}", Described::new(forecast, card).text());
         }
         text
     }
@@ -122,7 +124,13 @@ impl Needs<'_> {
             "parts": parts_json(&forecast.parts),
             "tokens": forecast.load.tokens,
             "learnt": forecast.load.labelled,
-            "card": self.card.map(|bytes| Card::new(forecast, bytes).json()),
+            "on_card": forecast.card.as_ref().map(|(told, share)| {
+                let mut json = share_json(share);
+                json["card"] = told.as_str().into();
+                json
+            }),
+            "no_card": forecast.no_card,
+            "card": self.card.map(|bytes| Described::new(forecast, bytes).json()),
         })
     }
 }

@@ -110,6 +110,16 @@ pub(super) enum Start {
     Named(PathBuf),
 }
 
+/// Whether a card takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Where there is one.
+    MayBe,
+    Never,
+    /// Or there is no run.
+    Must,
+}
+
 #[derive(Debug)]
 pub(super) struct Choices<'a> {
     settings: &'a Settings,
@@ -136,6 +146,9 @@ pub(super) struct Choices<'a> {
     pub(super) smoothing: f32,
     /// Bytes that the run may take.
     pub(super) ram: Option<u64>,
+    /// Whether a card takes part, and bytes of it.
+    pub(super) card: Wanted,
+    pub(super) vram: Option<u64>,
 }
 
 impl<'a> Choices<'a> {
@@ -166,6 +179,8 @@ impl<'a> Choices<'a> {
             noise: settings.number("neftune_noise_alpha").unwrap_or_default() as f32,
             smoothing: settings.number("label_smoothing_factor").unwrap_or_default() as f32,
             ram: settings.text("ram_budget").as_deref().and_then(bytes),
+            card: wanted(settings).unwrap_or(Wanted::Never),
+            vram: settings.text("vram").as_deref().and_then(bytes),
         })
     }
 
@@ -404,6 +419,17 @@ fn bytes(words: &str) -> Option<u64> {
     (bytes.is_finite() && bytes >= 1.0).then_some(bytes as u64)
 }
 
+/// What `device` says; which card it is, is for whoever has cards.
+fn wanted(settings: &Settings) -> Option<Wanted> {
+    let device = settings.text("device");
+    match device.as_deref().unwrap_or("auto") {
+        "auto" => Some(Wanted::MayBe),
+        "cpu" => Some(Wanted::Never),
+        "cuda" => Some(Wanted::Must),
+        named => named.strip_prefix("cuda:")?.parse::<u8>().ok().map(|_| Wanted::Must),
+    }
+}
+
 fn start(settings: &Settings) -> Start {
     let words = settings.text("resume_from_checkpoint").unwrap_or_default();
     match (words.as_str(), flag(&words)) {
@@ -421,9 +447,22 @@ fn complaints(settings: &Settings) -> Vec<String> {
     if settings.text("output_dir").is_none_or(|folder| folder.is_empty()) {
         say("output_dir", "expected output_dir, found none; name the folder for what is trained".to_owned());
     }
-    if let Some(budget) = settings.text("ram_budget").filter(|words| bytes(words).is_none()) {
-        let budget = bantam_model::foreign::clipped(&budget);
-        say("ram_budget", format!("expected bytes, found {budget}; write them like 20GiB"));
+    for key in ["ram_budget", "vram"] {
+        if let Some(budget) = settings.text(key).filter(|words| bytes(words).is_none()) {
+            let budget = bantam_model::foreign::clipped(&budget);
+            say(key, format!("expected bytes, found {budget}; write them like 20GiB"));
+        }
+    }
+    match wanted(settings) {
+        None => {
+            let device = settings.text("device").unwrap_or_default();
+            let found = bantam_model::foreign::clipped(&device);
+            say("device", format!("expected auto, cpu, cuda or cuda:N with a card's number, found {found}"));
+        }
+        Some(Wanted::Never) if settings.text("vram").is_some() => {
+            say("vram", "device: cpu uses none; leave one of them out".to_owned());
+        }
+        _ => {}
     }
     adapters(settings, &mut say);
     if settings.flag("train_from_scratch") && settings.text("finetuning_type").as_deref() != Some("full") {

@@ -9,18 +9,21 @@ use std::path::{Path, PathBuf};
 
 use bantam_core::Cpu;
 use bantam_model::adapter::{Adapter, CONFIG, WEIGHTS};
+use bantam_model::card::{NoCard, Passage};
 use bantam_model::checkpoint::writer::write_file;
 use bantam_model::source::{Source, SourceError};
 use serde_json::{Map, Value, json};
 
-use super::choices::{Choices, Lora, Method};
+use super::choices::{Choices, Lora, Method, Wanted};
+use super::machine::{self, Aid, Machine};
 use super::output::failed;
 use super::targets::{self, Shaped};
 use super::{RunError, absolute, check_form, continued, freeze, scratch};
 use crate::data::{Collation, Example, Prepared};
 use crate::optimizer::Optimizer;
 use crate::settings::Settings;
-use crate::step::outline::{Load, Measured, Moment, Outline, Part};
+use crate::step::CardPlan;
+use crate::step::outline::{Load, Measured, Outline, Part};
 
 /// The memory of a run.
 #[derive(Debug)]
@@ -31,7 +34,33 @@ pub struct Forecast {
     pub parts: Vec<Part>,
     /// What it may be at most, where somebody said so.
     pub budget: Option<u64>,
+    /// The card beside the processor, and what is held there.
+    pub card: Option<(String, Share)>,
+    /// Why none takes part, where somebody may want to know.
+    pub no_card: Option<String>,
     outline: Outline,
+}
+
+/// What a card has of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// What is held there, in bytes, all of it from the start.
+    pub parts: Vec<Part>,
+    /// Bytes of matrices that are not trained: all, and those that stand there. The others pass through, or stay here.
+    pub frozen: [u64; 2],
+    /// Bytes of main memory that it takes, pinned for the most part.
+    pub host_bytes: u64,
+}
+
+impl Share {
+    pub(super) fn of(plan: &CardPlan) -> Share {
+        Share { parts: plan.parts(), frozen: plan.frozen_bytes(), host_bytes: plan.host_bytes() as u64 }
+    }
+
+    /// Bytes of the card.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|(_, bytes)| bytes).sum()
+    }
 }
 
 impl Forecast {
@@ -48,9 +77,11 @@ impl Forecast {
         }
     }
 
-    /// See [`Outline::on_card`]. A plan: no such run exists yet.
-    pub fn on_card(&self, bytes: u64) -> (usize, Vec<Moment>) {
-        self.outline.on_card(&self.load, bytes)
+    /// What a card that may give so many bytes would have of this run; nothing where these are too few, or everything
+    /// is trained.
+    pub fn on_card(&self, bytes: u64) -> Option<Share> {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.outline.on_card(&self.load, bytes, Passage::Measured).as_ref().map(Share::of)
     }
 }
 
@@ -60,14 +91,27 @@ pub(super) fn words(parts: &[Part]) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-/// Adds up what a run will take. No weight is read.
-pub fn forecast(
+/// Adds up what a run will take. No weight is read, and nothing is taken of a card.
+pub fn forecast<'a>(
     settings: &Settings,
     source: &Source,
     prepared: &Prepared,
-    (cpu, threads): (Cpu, usize),
+    machine: impl Into<Machine<'a>>,
 ) -> Result<Forecast, RunError> {
-    let choices = Choices::new(settings)?;
+    let (choices, machine) = (Choices::new(settings)?, machine.into());
+    let aid = machine::ready(&machine, &choices, None)?;
+    forecast_with(settings, source, prepared, &machine, &aid)
+}
+
+/// The same with a card that was found, or none.
+pub(super) fn forecast_with(
+    settings: &Settings,
+    source: &Source,
+    prepared: &Prepared,
+    machine: &Machine<'_>,
+    aid: &Aid,
+) -> Result<Forecast, RunError> {
+    let (choices, Machine { cpu, threads, passage, .. }) = (Choices::new(settings)?, *machine);
     check_form(&choices, source)?;
     let outline = outline(&choices, source, cpu)?;
     let collation = Collation::new(&settings.data, settings.stage, prepared.pad);
@@ -82,7 +126,22 @@ pub fn forecast(
     let mut parts = outline.memory(&load);
     parts.extend([("optimizer", means), ("optimizer's step", step)]);
     parts.push(("data", data(&choices, prepared, &collation)));
-    Ok(Forecast { load, parts, budget: choices.ram, outline })
+    let (card, no_card) = match aid {
+        Err(why) => (None, why.as_ref().map(machine::without)),
+        Ok(ready) => match outline.on_card(&load, ready.budget, passage) {
+            Some(plan) => (Some((ready.told(), Share::of(&plan))), None),
+            None if choices.card == Wanted::Must => return Err(RunError::Card(nothing_to_do(&ready.told()))),
+            None => (None, Some(machine::without(&nothing_to_do(&ready.told())))),
+        },
+    };
+    parts.extend(card.iter().map(|(_, share)| ("beside the card", share.host_bytes)));
+    Ok(Forecast { load, parts, budget: choices.ram, card, no_card, outline })
+}
+
+fn nothing_to_do(card: &str) -> NoCard {
+    NoCard::TooSmall(format!(
+        "what may be taken of {card} has no room for rows and a matrix that is not trained, or everything is trained"
+    ))
 }
 
 /// The largest batch that can come, whatever the order of examples.

@@ -9,6 +9,7 @@ mod continued;
 mod forecast;
 mod freeze;
 mod hold;
+mod machine;
 mod measure;
 mod output;
 mod picture;
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bantam_core::Cpu;
+use bantam_model::card::NoCard;
 use bantam_model::checkpoint::Dtype;
 use bantam_model::checkpoint::writer::WriteError;
 use bantam_model::merge::cascade::Way;
@@ -44,8 +46,9 @@ use crate::optimizer::{Optimizer, clip, schedule::Schedule};
 use crate::settings::{Settings, SettingsError, Stage};
 use crate::step::{Flat, TrainError, Training};
 use choices::{Choices, Doing, Every, Lora, Method};
-pub use forecast::{Forecast, forecast};
+pub use forecast::{Forecast, Share, forecast};
 use hold::Hold;
+pub use machine::Machine;
 use output::Output;
 use recipe::Recipe;
 use report::Reports;
@@ -141,6 +144,8 @@ pub enum RunError {
         *.needed as f64 / 1e6
     )]
     Budget { needed: u64, budget: u64, parts: String },
+    #[error("device: {0}; give it more (vram), or compute with device: cpu")]
+    Card(NoCard),
     #[error(
         "step {step}: expected a loss, found {loss}; lower learning_rate, or look at the data of that step"
     )]
@@ -258,13 +263,24 @@ pub fn prepared(settings: &Settings, source: &Source) -> Result<Prepared, RunErr
 }
 
 /// Trains what the settings say.
-pub fn train(
+pub fn train<'m>(
     settings: &Settings,
     source: Source,
     prepared: &Prepared,
-    (cpu, threads): (Cpu, usize),
+    machine: impl Into<Machine<'m>>,
     watch: &mut dyn Watch,
 ) -> Result<Outcome, RunError> {
+    train_on(settings, source, prepared, &machine.into(), watch)
+}
+
+fn train_on(
+    settings: &Settings,
+    source: Source,
+    prepared: &Prepared,
+    machine: &Machine<'_>,
+    watch: &mut dyn Watch,
+) -> Result<Outcome, RunError> {
+    let Machine { cpu, threads, passage, .. } = *machine;
     let choices = Choices::new(settings)?;
     choices::notes(settings).iter().for_each(|words| watch.note(words));
     bend::notes(settings, &source).iter().for_each(|words| watch.note(words));
@@ -275,10 +291,13 @@ pub fn train(
     if choices.quantization.is_some() && source.spec.format.is_quantized() {
         watch.note("quantization_bit: the model is quantized already, and stays as it is");
     }
-    let forecast = forecast(settings, &source, prepared, (cpu, threads))?;
+    let aid = machine::ready(machine, &choices, state.card.as_ref())?;
+    let forecast = forecast::forecast_with(settings, &source, prepared, machine, &aid)?;
     let (mega, words) = (forecast.bytes() as f64 / 1e6, forecast::words(&forecast.parts));
     watch.note(&format!("memory: {words}: {mega:.2} MB in all"));
+    forecast.no_card.iter().for_each(|words| watch.note(words));
     forecast.check()?;
+    let load = forecast.load;
     drop(forecast);
     for adapter in &choices.merged {
         watch.note(&format!("{} becomes part of the model first", adapter.display()));
@@ -287,17 +306,10 @@ pub fn train(
     // What a killed run began with is in the way of none.
     sweep(&choices);
     let (source, mut training) = model(&choices, source, checkpoint.as_deref(), cpu, threads)?;
-    training.drop_inputs(continued::dropout(&choices), choices.seed);
-    training.disturb(choices.noise, choices.seed);
-    training.smooth_labels(choices.smoothing);
-    if choices.is_half() {
-        training.in_halves();
-    }
-    if choices.has_short_gradients() {
-        training.shorten_gradients();
-    }
-    if choices.flag("disable_gradient_checkpointing") {
-        training.keep_layers();
+    set(&choices, &mut training);
+    if let Ok(ready) = aid {
+        let known = state.card.take();
+        state.card = machine::take(ready, &mut training, &load, (&choices, passage), known.as_ref(), watch)?;
     }
     let mut optimizer = Optimizer::new(&training, |parameter| choices.group(parameter));
     if let Some(checkpoint) = &checkpoint {
@@ -326,6 +338,22 @@ pub fn train(
         _hold: hold,
     };
     run.all(watch)
+}
+
+/// How steps are taken.
+fn set(choices: &Choices<'_>, training: &mut Training) {
+    training.drop_inputs(continued::dropout(choices), choices.seed);
+    training.disturb(choices.noise, choices.seed);
+    training.smooth_labels(choices.smoothing);
+    if choices.is_half() {
+        training.in_halves();
+    }
+    if choices.has_short_gradients() {
+        training.shorten_gradients();
+    }
+    if choices.flag("disable_gradient_checkpointing") {
+        training.keep_layers();
+    }
 }
 
 /// Removes what a run begins with: of no use once it is read.
@@ -520,6 +548,7 @@ impl Run<'_> {
                 order = (epoch, self.order(epoch));
             }
             let progress = self.step(&order.1, schedule)?;
+            self.tell_of_card(watch);
             // The first loss is what a run is compared by.
             if self.is_due(logging) || progress.step == 1 {
                 self.log(&progress)?;
@@ -539,6 +568,13 @@ impl Run<'_> {
             }
         }
         self.finish(watch)
+    }
+
+    /// Says when a card failed. Nothing of the step is lost: the processor did what was under way.
+    fn tell_of_card(&mut self, watch: &mut dyn Watch) {
+        if let Some(fault) = self.training.lost_card() {
+            watch.note(&format!("{fault}: the processor computes from here on"));
+        }
     }
 
     /// Counts steps, and puts what a state does not keep into it; gives how many steps there are.

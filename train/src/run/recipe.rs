@@ -20,9 +20,12 @@ use crate::data::{Example, Prepared};
 const FREE: &[&str] = &[
     "adapter_name_or_path",
     "create_new_adapter",
+    // Who computes makes last bits, as another processor does: a run may go on elsewhere.
+    "device",
     "disable_gradient_checkpointing",
     "model_name_or_path",
     "ram_budget",
+    "vram",
     // What examples are made with.
     "append_eos",
     "cutoff_len",

@@ -16,6 +16,29 @@ pub(super) struct Best {
     pub(super) value: f64,
 }
 
+/// What a run that goes on must know of the card beside it, to get the same bits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Known {
+    /// What it calls itself.
+    pub(super) name: String,
+    /// Bytes that it might give.
+    pub(super) budget: usize,
+    /// Rows from which on it computed: with what stands there, with what passes. They were measured.
+    pub(super) from: [usize; 2],
+}
+
+impl Known {
+    fn to_json(&self) -> Value {
+        json!({ "name": self.name, "budget": self.budget, "from": self.from })
+    }
+
+    fn of_json(json: &Value) -> Option<Known> {
+        let number = |json: &Value| usize::try_from(json.as_u64()?).ok();
+        let from = [number(&json["from"][0])?, number(&json["from"][1])?];
+        Some(Known { name: json["name"].as_str()?.to_owned(), budget: number(&json["budget"])?, from })
+    }
+}
+
 /// What a run knows besides weights and what its optimizer remembers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct State {
@@ -51,6 +74,8 @@ pub(super) struct State {
     pub(super) best_folder: Option<String>,
     /// How often in a row measuring found nothing better.
     pub(super) disappointments: u64,
+    /// The card beside the processor.
+    pub(super) card: Option<Known>,
     /// How often is logged, measured and saved, in steps.
     pub(super) intervals: [u64; 3],
 }
@@ -104,6 +129,7 @@ impl State {
             "best_bits": self.best.map(|best| best.value.to_bits()),
             "best_folder": self.best_folder,
             "disappointments": self.disappointments,
+            "card": self.card.as_ref().map(Known::to_json),
         });
         format!("{state:#}\n")
     }
@@ -129,6 +155,7 @@ impl State {
                 .map(|(step, bits)| Best { step, value: f64::from_bits(bits) }),
             best_folder: json["best_folder"].as_str().map(str::to_owned),
             disappointments: count("disappointments").unwrap_or(0),
+            card: Known::of_json(&json["card"]),
             ..State::default()
         })
     }

@@ -179,7 +179,9 @@ const METHOD: &[Key] = &[
     done("pure_bf16", Flag, "false"),
     done("use_muon", Flag, "false"),
     // Ours.
+    done("device", Text, "auto"),
     done("ram_budget", Text, "null"),
+    done("vram", Text, "null"),
     done("muon_variant", Word(&["keller-jordan", "moonlight"]), "moonlight"),
     done("adamw_learning_rate", ANY, "null"),
     done("embedding_lr_ratio", ANY, "1.0"),

@@ -1,5 +1,7 @@
 //! A product of the decoder with what an adapter adds, forwards and backwards.
 
+use std::cell::RefCell;
+
 use bantam_core::layouts::panels::Form;
 use bantam_core::layouts::{Precision, Shape};
 use bantam_core::ops::activation::scale;
@@ -12,6 +14,7 @@ use bantam_core::ops::crew::Pool;
 use bantam_core::ops::matmul::{self, Input, Output, panel_bytes};
 use bantam_model::bare::Bare;
 
+use super::beside::Beside;
 use super::dropout::Dropout;
 use super::gradients::Gradients;
 use super::low::{Low, LowSite, Lows};
@@ -77,6 +80,8 @@ pub(crate) struct Products<'a> {
     pub(crate) dropout: Option<Dropout>,
     /// What products of numbers are made in.
     pub(crate) form: Form,
+    /// A card that computes those with matrices that are not trained, where there is one.
+    pub(crate) beside: Option<&'a RefCell<Beside>>,
 }
 
 /// A product's change: where it is, and the change.
@@ -92,9 +97,9 @@ impl Products<'_> {
         let bias = site.bias.map(|slot| self.bare.arena.floats(slot));
         let Some((at, low)) = self.changed(site) else { return self.base(site, x, bias, out, s) };
         let rows = site.shape().rows;
-        if let Some(matrix) =
-            self.matrix(site, false).filter(|_| !low.has_lengths() && self.dropout.is_none())
-        {
+        let is_here = !self.is_beside(site, out.len() / rows);
+        let is_alone = !low.has_lengths() && self.dropout.is_none();
+        if let Some(matrix) = self.matrix(site, false).filter(|_| is_here && is_alone) {
             let between = room(&mut s.between, x.len() / low.inputs * low.ranks);
             let of_base = Part { matrix, bias, out: &mut *out, add: false };
             let matrix = as_rows(&low.down, low.down_shape());
@@ -134,8 +139,32 @@ impl Products<'_> {
         out
     }
 
+    /// Whether the decoder's own product is a card's, with so many rows.
+    fn is_beside(&self, site: &Site, rows: usize) -> bool {
+        self.beside.is_some_and(|beside| beside.borrow().takes(site, rows))
+    }
+
+    /// Whether a matrix is read here where so many rows meet it: of what stands on a card nothing is.
+    pub(crate) fn reads(&self, site: &Site, rows: usize) -> bool {
+        !self.beside.is_some_and(|beside| beside.borrow().has(site, rows))
+    }
+
     /// The decoder's own product.
-    fn base(&self, site: &Site, x: &[f32], bias: Option<&[f32]>, out: &mut [f32], s: &mut Scratch) {
+    pub(super) fn base(
+        &self,
+        site: &Site,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+        s: &mut Scratch,
+    ) {
+        let Shape { rows, columns } = site.shape();
+        let done = self.beside.map_or(0, |beside| beside.borrow_mut().forward(self.bare, site, x, bias, out));
+        // What a card left, of which nothing is kept beyond the product.
+        let (x, out) = (&x[done * columns..], &mut out[done * rows..]);
+        if x.is_empty() {
+            return;
+        }
         if let Some(matrix) = self.matrix(site, false) {
             return self.multiply(x, &mut [Part { matrix, bias, out, add: false }], &mut s.words);
         }
@@ -280,7 +309,7 @@ impl Products<'_> {
         }
         match (&mut dx, self.dropout) {
             (Some((dx, add)), None) => {
-                match self.matrix(site, true) {
+                match self.matrix(site, true).filter(|_| !self.is_beside(site, dy.len() / rows)) {
                     Some(matrix) => {
                         let of_base = Part { matrix, bias: None, out: dx, add: *add };
                         self.between_backward(at, low, rows, lengthened, Some(of_base), s);
@@ -314,7 +343,13 @@ impl Products<'_> {
     }
 
     /// `dx = dy * W`, or added to it.
-    fn turned(&self, site: &Site, dy: &[f32], dx: &mut [f32], add: bool, s: &mut Scratch) {
+    pub(super) fn turned(&self, site: &Site, dy: &[f32], dx: &mut [f32], add: bool, s: &mut Scratch) {
+        let Shape { rows, columns } = site.shape();
+        let done = self.beside.map_or(0, |beside| beside.borrow_mut().backward(self.bare, site, dy, dx, add));
+        let (dy, dx) = (&dy[done * rows..], &mut dx[done * columns..]);
+        if dy.is_empty() {
+            return;
+        }
         if let Some(matrix) = self.matrix(site, true) {
             return self.multiply(dy, &mut [Part { matrix, bias: None, out: dx, add }], &mut s.words);
         }

@@ -4,6 +4,7 @@
 //! layer; backward runs every layer once more and then back, so that what stands in memory is one layer's activations.
 //! All buffers grow in the first step that needs them and stay.
 
+mod beside;
 mod dropout;
 mod flat;
 pub mod gradients;
@@ -18,16 +19,20 @@ pub mod parameters;
 mod sites;
 mod streams;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use bantam_core::Cpu;
 use bantam_core::ops::backward::products::form;
 use bantam_core::ops::crew::Pool;
 use bantam_model::bare::{Bare, Held};
+use bantam_model::card::{CardFault, Found, NoCard, Passage};
 use bantam_model::formats::on_load::OnLoad;
 use bantam_model::source::{Source, SourceError};
 use bantam_model::weights::WeightsError;
 
+use beside::Beside;
+pub(crate) use beside::CardPlan;
 use dropout::Dropout;
 pub use flat::Flat;
 use gradients::Gradients;
@@ -137,6 +142,7 @@ pub struct Training {
     halves: bool,
     gradients: Gradients,
     buffers: Buffers,
+    beside: Option<RefCell<Beside>>,
 }
 
 #[derive(Debug, Default)]
@@ -205,6 +211,7 @@ impl Training {
             halves: false,
             gradients,
             buffers,
+            beside: None,
         };
         training.measure();
         training
@@ -335,6 +342,52 @@ impl Training {
         self.buffers.layers.resize_with(self.layers.len() - self.lowest, Kept::default);
     }
 
+    /// What a card would have of steps, in so many bytes of it.
+    pub(crate) fn card_plan(&self, load: &Load, budget: usize, passage: Passage) -> Option<CardPlan> {
+        let sites = (&self.ends, &self.layers[..], self.lowest);
+        CardPlan::new(&self.bare.spec, sites, load, budget, passage)
+    }
+
+    /// Has a card beside the processor compute what its plan says, from so many rows on as was known before, or is
+    /// measured now; gives the rows, nothing where none pay, and then the card is let go. An error leaves the processor.
+    pub(crate) fn take_card(
+        &mut self,
+        found: Box<dyn Found>,
+        plan: CardPlan,
+        passage: Passage,
+        known: Option<[usize; 2]>,
+    ) -> Result<Option<[usize; 2]>, NoCard> {
+        let Training { bare, lows, .. } = &*self;
+        let mut beside = Beside::new(found, plan, bare)?;
+        match (known, passage) {
+            (Some(from), _) => beside.set_from(from),
+            (None, Passage::From(rows)) => beside.set_from([rows; 2]),
+            (None, _) => {
+                let form = form(bare.cpu, self.halves);
+                beside.measure(&Products { bare, lows, dropout: None, form, beside: None });
+            }
+        }
+        if let Some(fault) = beside.fault() {
+            return Err(NoCard::Failed(fault.to_string()));
+        }
+        let from = beside.from();
+        let pays = from.iter().any(|&rows| rows < usize::MAX);
+        self.beside = pays.then(|| RefCell::new(beside));
+        Ok(pays.then_some(from))
+    }
+
+    /// Bytes of the card that computes beside the processor.
+    pub(crate) fn card_bytes(&self) -> Option<usize> {
+        self.beside.as_ref().map(|beside| beside.borrow().bytes())
+    }
+
+    /// Lets a card go that failed, and says how. The processor has computed what was under way.
+    pub(crate) fn lost_card(&mut self) -> Option<CardFault> {
+        let fault = self.beside.as_ref()?.borrow().fault()?;
+        self.beside = None;
+        Some(fault)
+    }
+
     /// Who computes.
     pub(crate) fn machine(&self) -> (Cpu, &bantam_model::pool::Threads) {
         (self.bare.cpu, &self.bare.pool)
@@ -381,10 +434,10 @@ impl Training {
     /// Leaves the gradient of the last hidden states in the stream, if it is wanted.
     fn forward(&mut self, batch: &Batch, scale: f32, with_gradients: bool) -> f64 {
         let form = form(self.bare.cpu, self.halves);
-        let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
+        let Training { bare, lows, ends, layers, gradients, buffers, beside, .. } = self;
         let Buffers { streams, stream, kept, layers: all, ends: loss, .. } = buffers;
         let dropout = self.dropout.filter(|_| with_gradients);
-        let products = Products { bare, lows, dropout, form };
+        let products = Products { bare, lows, dropout, form, beside: beside.as_ref() };
         let size = batch.tokens.len() * bare.spec.hidden;
         let stream = room(stream, size);
         if with_gradients {
@@ -406,7 +459,7 @@ impl Training {
                 streams.keep(number - self.lowest, stream);
             }
             if let Some(next) = layers.get(number + 1) {
-                next.ask_for(bare);
+                next.ask_for(bare, |site| products.reads(site, batch.tokens.len()));
             }
             let layer = Layer { products, spec, sites };
             match number.checked_sub(self.lowest).and_then(|number| all.get_mut(number)) {
@@ -425,9 +478,9 @@ impl Training {
 
     fn backward(&mut self, batch: &Batch) {
         let form = form(self.bare.cpu, self.halves);
-        let Training { bare, lows, ends, layers, gradients, buffers, .. } = self;
+        let Training { bare, lows, ends, layers, gradients, buffers, beside, .. } = self;
         let Buffers { streams, stream, kept, layers: all, input, .. } = buffers;
-        let products = Products { bare, lows, dropout: self.dropout, form };
+        let products = Products { bare, lows, dropout: self.dropout, form, beside: beside.as_ref() };
         let size = batch.tokens.len() * bare.spec.hidden;
         let documents = batch.layout();
         let d = &mut stream[..size];
@@ -439,7 +492,7 @@ impl Training {
         {
             streams.read(number, x);
             if let Some(next) = number.checked_sub(1).map(|next| &layers[self.lowest + next]) {
-                next.ask_for(bare);
+                next.ask_for(bare, |site| products.reads(site, batch.tokens.len()));
             }
             let layer = Layer { products, spec, sites };
             match all.get_mut(number) {

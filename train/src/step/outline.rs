@@ -3,8 +3,7 @@
 //! Sizes stand here once more, beside the functions that ask for them (`room`); a test counts
 //! what these took. Where numbers depend on the data (how many rows one expert gets), the most is said.
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use bantam_core::Cpu;
 use bantam_core::arena::ALIGNMENT;
 use bantam_core::layouts::panels::Taken;
 use bantam_core::layouts::{Precision, Shape};
@@ -13,9 +12,9 @@ use bantam_core::ops::backward::loss::Entropy;
 use bantam_core::ops::backward::numbers::Rows;
 use bantam_core::ops::backward::products::{BLOCK, cross_floats, floats, form, transposed_floats};
 use bantam_core::ops::matmul::panel_bytes;
-use bantam_core::{Cpu, Norm, Slot};
 use bantam_model::adapter::Adapter;
 use bantam_model::bare::{is_filled, places};
+use bantam_model::card::Passage;
 use bantam_model::engine::stored;
 use bantam_model::formats::on_load::OnLoad;
 use bantam_model::plan::{Options, Plan};
@@ -23,11 +22,12 @@ use bantam_model::source::{Source, SourceError};
 use bantam_model::spec::{LayerSpec, ModelSpec};
 
 use super::TrainError;
+use super::beside::CardPlan;
 use super::gradients::Gradients;
 use super::head::{CHUNK, EndSites, Sites};
 use super::low::Lows;
 use super::parameters::{Parameter, Parameters};
-use super::sites::{LayerSites, NormSite, Site};
+use super::sites::{LayerSites, Site};
 
 /// The largest batch of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Load {
     }
 
     /// What has to have room forwards.
-    fn forward(&self) -> Load {
+    pub(super) fn forward(&self) -> Load {
         let Measured { tokens, labelled, longest } = self.measured;
         Load {
             tokens: self.tokens.max(tokens),
@@ -235,22 +235,6 @@ impl Kept {
     }
 }
 
-/// A moment of a step on a card, and what stands in its memory then.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Moment {
-    /// What is done.
-    pub name: String,
-    /// What is there for it.
-    pub parts: Vec<Part>,
-}
-
-impl Moment {
-    /// Bytes of all.
-    pub fn bytes(&self) -> u64 {
-        self.parts.iter().map(|(_, bytes)| bytes).sum()
-    }
-}
-
 impl Outline {
     /// As [`Training::some`](super::Training::some).
     pub fn some(source: &Source, is_trained: &dyn Fn(&str) -> bool, cpu: Cpu) -> Result<Outline, TrainError> {
@@ -305,6 +289,12 @@ impl Outline {
         let head = &self.sites.ends.head;
         let head = head.part(0, CHUNK.min(head.shape().rows));
         layers.max(head.place.map_or(0, |_| head.matrix.slot.bytes))
+    }
+
+    /// What a card would have of steps, in so many bytes of it.
+    pub(crate) fn on_card(&self, load: &Load, budget: usize, passage: Passage) -> Option<CardPlan> {
+        let Sites { ends, layers, lowest } = &self.sites;
+        CardPlan::new(&self.spec, (ends, layers, *lowest), load, budget, passage)
     }
 
     /// Bytes of everything but the optimizer and the data.
@@ -409,121 +399,4 @@ impl Outline {
 /// Floats of a row with its change, where its length is wanted.
 fn row_floats(site: &Site) -> usize {
     (2 + site.matrix.times) * site.shape().columns
-}
-
-/// A layer as it is brought to a card.
-#[derive(Debug, Clone, Copy, Default)]
-struct Brought {
-    weights: u64,
-    adapter: u64,
-    gradients: u64,
-}
-
-impl Brought {
-    fn most(self, other: Brought) -> Brought {
-        Brought {
-            weights: self.weights.max(other.weights),
-            adapter: self.adapter.max(other.adapter),
-            gradients: self.gradients.max(other.gradients),
-        }
-    }
-}
-
-/// Layers in a card's memory at once, at most: one that is computed, one that comes, one that is late.
-const SLOTS: usize = 3;
-/// The least: one that is computed, and one that comes.
-const SLOTS_LEAST: usize = 2;
-
-impl Outline {
-    /// What would stand in a card's memory of so many bytes at every moment of a step: weights in as many slots as
-    /// have room (two at least) while inputs of layers, gradients, the adapter and the optimizer stay in main memory.
-    pub fn on_card(&self, load: &Load, bytes: u64) -> (usize, Vec<Moment>) {
-        let load = &Load { measured: Measured::default(), ..*load };
-        let most = self.sites.layers.len().clamp(1, SLOTS);
-        let fits = |slots: &usize| {
-            self.moments(load, *slots).iter().map(Moment::bytes).max().is_none_or(|most| most <= bytes)
-        };
-        let slots = (SLOTS_LEAST.min(most)..=most).rev().find(fits).unwrap_or(SLOTS_LEAST.min(most));
-        (slots, self.moments(load, slots))
-    }
-
-    fn moments(&self, load: &Load, slots: usize) -> Vec<Moment> {
-        let Sites { layers, lowest, .. } = &self.sites;
-        let stream = (4 * load.tokens * self.spec.hidden) as u64;
-        let all = layers.iter().map(|layer| self.brought(layer));
-        let slot = all.fold(Brought::default(), Brought::most);
-        let (ring, kept) = (slots as u64, self.kept(load));
-        let room = 4 * self.room(load).floats() as u64;
-        let layer = |name: String, more: &[Part]| {
-            let always = [
-                ("weights in slots", ring * slot.weights),
-                ("adapter in slots", ring * slot.adapter),
-                ("a layer forward", 4 * kept.forward as u64),
-                ("products", room),
-                // The one that is kept now, while the one before is taken to main memory; backwards the other way.
-                ("inputs of layers", 2 * stream),
-            ];
-            Moment { name, parts: always.into_iter().chain(more.iter().copied()).collect() }
-        };
-        let mut all = Vec::new();
-        let first = [("weights in slots", ring * slot.weights), ("stream", stream)];
-        all.push(Moment { name: "embedding, in main memory".to_owned(), parts: first.to_vec() });
-        all.extend((0..layers.len()).map(|number| layer(format!("layer {number} forward"), &[])));
-        all.push(self.head_moment(load, ring, &slot, stream, room));
-        // Those of a layer, while those of the layer before it are taken away.
-        let back = [("a layer backward", 4 * kept.backward as u64), ("gradients", 2 * slot.gradients)];
-        all.extend(
-            (*lowest..layers.len()).rev().map(|number| layer(format!("layer {number} backward"), &back)),
-        );
-        let last = [("weights in slots", ring * slot.weights)];
-        all.push(Moment { name: "optimizer, in main memory".to_owned(), parts: last.to_vec() });
-        all
-    }
-
-    fn head_moment(&self, load: &Load, ring: u64, slot: &Brought, stream: u64, room: u64) -> Moment {
-        let head = &self.sites.ends.head;
-        let count = CHUNK.min(head.shape().rows);
-        let chunk = head.part(0, count).matrix.slot.bytes as u64;
-        let trained = if head.weight_to.is_some() { 4 * count * head.shape().columns } else { 0 };
-        let parts = vec![
-            ("weights in slots", ring * slot.weights),
-            ("pieces of the head", 2 * chunk),
-            ("gradients", 2 * trained as u64),
-            ("stream", stream),
-            ("head and loss", self.ends(load) as u64),
-            ("products", room),
-        ];
-        Moment { name: "head and loss".to_owned(), parts }
-    }
-
-    /// Bytes of a layer: of its weights, of what is added to them, of the gradients of both.
-    fn brought(&self, layer: &LayerSites) -> Brought {
-        let mut slots: BTreeMap<usize, usize> = BTreeMap::new();
-        let (mut lows, mut gradients) = (BTreeSet::new(), 0);
-        let mut add = |slot: Slot| {
-            slots.insert(slot.offset, slot.bytes);
-        };
-        for site in layer.sites() {
-            let parts = [Some(site.matrix.slot), site.bias, site.matrix.order, site.matrix.factors];
-            parts.into_iter().flatten().for_each(&mut add);
-            lows.extend(site.low.map(|at| at.low));
-            let Shape { rows, columns } = site.shape();
-            gradients += site.weight_to.map_or(0, |_| rows * columns) + site.bias_to.map_or(0, |_| rows);
-        }
-        let pairs = layer.post_norms.iter().chain(&layer.head_norms).flatten();
-        for NormSite { norm: Norm { weight, bias, width, .. }, weight_to, bias_to } in
-            pairs.chain([&layer.attention_norm, &layer.mlp_norm])
-        {
-            [Some(*weight), *bias].into_iter().flatten().for_each(&mut add);
-            gradients += width * [weight_to, bias_to].into_iter().flatten().count();
-        }
-        layer.sinks.iter().for_each(|(slot, _)| add(*slot));
-        let adapter: usize = lows.iter().map(|&at| self.lows.list[at].bytes()).sum();
-        Brought {
-            weights: slots.values().sum::<usize>() as u64,
-            adapter: adapter as u64,
-            // As many as the adapter has, and the layer's own.
-            gradients: (4 * gradients + adapter) as u64,
-        }
-    }
 }

@@ -151,9 +151,11 @@ impl LayerSites {
         self.sites().filter_map(|site| Some((site.place?, site.shape().rows)))
     }
 
-    /// Asks for what is in files: it comes next.
-    pub(crate) fn ask_for(&self, bare: &Bare) {
-        self.places().for_each(|(place, rows)| bare.ask_for(place, rows));
+    /// Asks for what is in files and read here: it comes next.
+    pub(crate) fn ask_for(&self, bare: &Bare, is_read: impl Fn(&Site) -> bool) {
+        let read = self.sites().filter(|site| is_read(site));
+        let places = read.filter_map(|site| Some((site.place?, site.shape().rows)));
+        places.for_each(|(place, rows)| bare.ask_for(place, rows));
     }
 
     /// Gives its memory back.

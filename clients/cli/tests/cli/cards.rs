@@ -296,3 +296,58 @@ fn a_daemon_computes_on_a_card_and_outlives_it() {
     let refused = bantam(&["load", &model]);
     assert!(!refused.status.success() && said(&refused).contains("finds no card"), "{}", said(&refused));
 }
+
+/// Rows of ids and a file that trains an adapter on them.
+fn training(folder: &Path) -> String {
+    fs::create_dir_all(folder).unwrap();
+    let row = |row: u32| {
+        let ids: Vec<u32> = (0..10).map(|at| 5 + (row * 31 + at * 7) % 90).collect();
+        format!("{}\n", serde_json::json!({ "input_ids": ids, "labels": ids }))
+    };
+    fs::write(folder.join("rows.jsonl"), (0..2).map(row).collect::<String>()).unwrap();
+    let yaml = format!(
+        "model_name_or_path: {}\ndataset_path: {}\ndataset_type: tokenized\noutput_dir: {}\nmax_steps: 1\n\
+         overwrite_output_dir: true\nper_device_train_batch_size: 1\n",
+        golden("llama-tied"),
+        folder.join("rows.jsonl").display(),
+        folder.join("out").display()
+    );
+    let file = folder.join("train.yaml");
+    fs::write(&file, yaml).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn training_tells_of_its_card_beforehand_and_does_without() {
+    let file = training(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("cards-training"));
+    let show = |more: &[&str], variables: Pairs| {
+        with_card(&[&["train", &file, "--dry-run", "--json"], more].concat(), variables)
+    };
+    let Some(shown) = show(&["--vram", "64MiB"], &[]) else { return };
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let (memory, there) = (&shown["memory"], &shown["memory"]["on_card"]);
+    assert_eq!(there["card"], "cuda:0 (cusim)", "{memory}");
+    assert_eq!(there["standing_bytes"], there["frozen_bytes"], "{memory}");
+    assert_eq!(memory["parts"]["beside the card"], there["host_bytes"], "{memory}");
+    assert!(there["bytes"].as_u64().is_some_and(|bytes| bytes < 64 << 20), "{memory}");
+    let small = show(&["--vram", "1000"], &[]).unwrap();
+    let small: Value = serde_json::from_slice(&small.stdout).unwrap();
+    let why = small["memory"]["no_card"].as_str().unwrap_or_default();
+    assert!(why.contains("no room") && why.ends_with("the processor computes"), "{small}");
+    let without = json(&["train", &file, "--dry-run", "--json", "--device", "cpu"]);
+    assert_eq!((&without["memory"]["on_card"], &without["memory"]["no_card"]), (&Value::Null, &Value::Null));
+    // What stands in for a card is slower than anything.
+    let trained = with_card(&["train", &file, "--device", "cuda"], &[]).unwrap();
+    let told = said(&trained);
+    assert!(trained.status.success(), "{told}");
+    assert!(told.contains("is no faster with these matrices: the processor computes"), "{told}");
+    for (variables, flags, why) in [
+        (&[("CUSIM_DEVICES", "0")][..], &["--device", "cuda"][..], "finds no card"),
+        (&[], &["--device", "cuda:7"], "finds no card 7"),
+        (&[], &["--device", "cuda", "--vram", "1000"], "has no room"),
+        (&[], &["--device", "gpu"], "expected auto, cpu, cuda or cuda:N"),
+    ] {
+        let refused = with_card(&[&["train", &file], flags].concat(), variables).unwrap();
+        assert!(!refused.status.success() && said(&refused).contains(why), "{flags:?}: {}", said(&refused));
+    }
+}

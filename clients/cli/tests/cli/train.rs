@@ -67,8 +67,14 @@ fn memory_is_told_beforehand_and_held_to() {
     let all: u64 = parts.values().map(|bytes| bytes.as_u64().unwrap()).sum();
     assert_eq!((&memory["bytes"], &memory["tokens"]), (&all.into(), &24.into()), "{memory}");
     assert_eq!((&card["fits"], &card["is_plan_only"]), (&true.into(), &true.into()), "{card}");
-    let moments = list(&card["moments"]);
-    assert!(moments.len() > 4 && moments[1]["name"] == "layer 0 forward", "{card}");
+    let share = &card["share"];
+    let there: u64 = share["parts"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!(
+        (&share["bytes"], &share["standing_bytes"]),
+        (&there.into(), &share["frozen_bytes"]),
+        "{card}"
+    );
+    assert_eq!(share["parts"]["weights that pass"], 0, "{card}");
     // Nothing was made, and less is refused with the same numbers.
     assert!(!Path::new(&folder.path("out")).exists());
     let refused = bantam(&[&arguments[..], &["--ram", "100000"]].concat());

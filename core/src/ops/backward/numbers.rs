@@ -59,6 +59,14 @@ impl<'a> Lying<'a> {
             .for_each(|(out, half)| *out = f32::from_bits(u32::from(number(half)) << 16));
     }
 
+    /// A tile as a bfloat16 matrix of so many rows has it, into words' bytes.
+    pub fn put_tile(&self, cpu: Cpu, rows: usize, number: usize, out: &mut [u8]) {
+        let shape = Shape { rows, columns: self.columns };
+        let matrix = Matrix { shape, numbers: Numbers::Lying(*self), turned: false };
+        let out = bytemuck::cast_slice_mut(out);
+        launch(cpu, Make { matrix: &matrix, layout: Wide::Bf16, number, out });
+    }
+
     /// A tile of rows. The first words of whole rows are done by the vector unit.
     #[inline(always)]
     fn tile<V: Vector>(&self, rows: usize, number: usize, out: &mut [u32]) {

@@ -256,8 +256,8 @@ impl CudaBackend {
         Some(Back { matrix: *matrix, rows, dy, dx, add, unpacked, list, most })
     }
 
-    /// What tiles from a number on, so many at an address, add to the gradient. Pieces begin where blocks of rows do, so
-    /// that sums are made in one order however a matrix comes.
+    /// What tiles from a number on, so many at an address, add to the gradient. Pieces begin where blocks of rows do:
+    /// sums are made in one order however a matrix comes.
     fn back_tiles(&self, back: &Back, first: usize, (address, count): (u64, usize)) {
         let Back { matrix, rows, most, .. } = back;
         let (outputs, columns) = (matrix.shape.rows, matrix.shape.columns);

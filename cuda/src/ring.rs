@@ -107,8 +107,8 @@ impl CudaBackend {
         self.ring = Some(ring);
     }
 
-    /// Sends the first pieces of a matrix that will pass next, as many as there are slots, while what was queued before is
-    /// computed. Where another comes after all, they were sent for nothing.
+    /// Sends the first pieces of a matrix that will pass next, as many as there are slots, while what was queued before
+    /// is computed. Where another comes after all, they were sent for nothing.
     pub fn send_ahead(&mut self, matrix: &Matrix, fill: Fill) {
         let Some(mut ring) = self.ring.take() else { return };
         for (at, (bytes, _)) in ring.pieces(matrix).take(RING_SLOTS).enumerate() {

@@ -56,8 +56,8 @@ impl Ready {
 /// A card, or why none takes part, where somebody may want to know.
 pub(super) type Aid = Result<Ready, Option<NoCard>>;
 
-/// The card of a run, if it may have one; an error only where it must. A run that goes on takes as much of the same card
-/// as before, if it can.
+/// The card of a run, if it may have one; an error only where it must. A run that goes on takes as much of the same
+/// card as before, if it can.
 pub(super) fn ready(
     machine: &Machine<'_>,
     choices: &Choices<'_>,

@@ -349,7 +349,7 @@ impl Training {
     }
 
     /// Has a card beside the processor compute what its plan says, from so many rows on as was known before, or is
-    /// measured now; gives the rows, nothing where none pay, and then the card is let go. An error leaves the processor.
+    /// measured now; gives the rows, nothing where none pay: the card is let go. An error leaves the processor.
     pub(crate) fn take_card(
         &mut self,
         found: Box<dyn Found>,

@@ -1,5 +1,5 @@
-//! From how many rows on a product is faster on the card: measured with the model's own matrices, there and back, before
-//! the first step.
+//! From how many rows on a product is faster on the card: measured with the model's own matrices, there and back,
+//! before the first step.
 
 use std::time::Instant;
 

@@ -26,6 +26,7 @@ void* shared();
 void barrier();
 void warp_barrier(unsigned mask);
 unsigned exchange(unsigned mask, unsigned value, unsigned source);
+void multiply_bytes(int (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
 
 // A kernel by its name, with the sizes of its parameters, so that a launch can keep them until it is run.
 struct Entry {
@@ -79,6 +80,8 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     }
     return out;
 }
+
+using cusim::multiply_bytes;
 
 // The dot product of four unsigned bytes with four signed ones, added to a sum.
 static inline int dot4(unsigned bytes, unsigned x, int sum) {

@@ -48,6 +48,7 @@ const unsigned short SEVERAL_LANES = 0x8000;  // and the warp
 
 struct Warp {
     unsigned slots[32];
+    unsigned fragments[32][6];  // of `a` four, of `b` two
     unsigned turn;
 };
 
@@ -264,6 +265,26 @@ unsigned exchange(unsigned mask, unsigned value, unsigned source) {
     unsigned found = warp.slots[source & 31];
     warp_barrier(mask);
     return found;
+}
+
+// As PTX has it for m16n8k32: register r of `a` in lane 4g + t holds row g + 8 (r % 2), columns 16 (r / 2) + 4t to + 3;
+// that of `b` rows 16r + 4t to + 3 of column g; sum i is of row g + 8 (i / 2) and column 2t + i % 2.
+void multiply_bytes(int (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    Warp& warp = warps[current / 32];
+    unsigned lane = current & 31;
+    memcpy(warp.fragments[lane], a, sizeof a);
+    memcpy(warp.fragments[lane] + 4, b, sizeof b);
+    warp_barrier(~0u);
+    for (unsigned i = 0; i < 4; ++i) {
+        unsigned row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+        for (unsigned k = 0; k < 32; ++k) {
+            unsigned t = k % 16 / 4, shift = 8 * (k % 4);
+            unsigned of_a = warp.fragments[4 * (row % 8) + t][row / 8 + 2 * (k / 16)];
+            unsigned of_b = warp.fragments[4 * column + t][4 + k / 16];
+            sums[i] += (int)(of_a >> shift & 0xff) * (int)(int8_t)(of_b >> shift & 0xff);
+        }
+    }
+    warp_barrier(~0u);
 }
 
 bool launch(const Entry* kernel, Index grid, Index size, size_t bytes, void** given) {

@@ -14,8 +14,10 @@ const WARPS: usize = THREADS / 32;
 /// Bytes of shared memory of a product: a word for every warp, token and lane; of terms, two rounds of 64 words.
 const SHARED: usize = WARPS * MANY * 32 * 4;
 const SHARED_TERMS: usize = 2 * 64 * 32 * 4;
-/// On tensor cores, a word for every row and token; their stages, which lie there before, are less.
+/// On tensor cores, a word for every row and token, where integers' stages lie before; or two stages of two slices, 32
+/// bytes of every row, and of every token for each part of a float32.
 const SHARED_TENSOR: usize = TENSOR_TILES * 32 * TENSOR_TOKENS * 4;
+const SHARED_FLOATS: usize = 2 * 2 * 32 * (TENSOR_TILES * 32 + 3 * TENSOR_TOKENS);
 
 /// Tokens from which tensor cores are asked: two launches of the kernels for a few would read weights as often.
 const TENSOR_FROM: usize = 16;
@@ -205,8 +207,8 @@ impl CudaBackend {
     fn multiply_parts(&self, matrix: &Matrix, parts: Parts, tiles: usize, taken: &Taken, rows: &Rows) {
         // Tiles are the second dimension of a launch, which has an end; a vocabulary has some thousand.
         assert!(tiles <= GRID_MOST, "{tiles} tiles in one launch");
-        if rows.tokens >= TENSOR_FROM && matches!(taken.form, Form::Int8(_)) {
-            return self.multiply_many(matrix, parts, tiles, taken, rows);
+        if let Some(many) = self.tensor_kernel(matrix, taken, rows) {
+            return self.multiply_many(many, matrix, parts, tiles, taken, rows);
         }
         let many = rows.routed.is_none() && rows.out > 1;
         let at_once = if many { MANY } else { 1 };
@@ -240,8 +242,28 @@ impl CudaBackend {
         }
     }
 
-    /// The same for many rows of int8, with the same bits. Those of one expert meet it together.
-    fn multiply_many(&self, matrix: &Matrix, parts: Parts, tiles: usize, taken: &Taken, rows: &Rows) {
+    /// The kernel on tensor cores, for as many rows as it takes to pay.
+    fn tensor_kernel(&self, matrix: &Matrix, taken: &Taken, rows: &Rows) -> Option<Kernel> {
+        let is_int8 = matches!(taken.form, Form::Int8(_));
+        match matrix.layout.stored() {
+            _ if rows.tokens < TENSOR_FROM => None,
+            Stored::Plain { many, .. } if self.card.has_bfloats() => many,
+            Stored::Rows if is_int8 => Some(Kernel::rows8_64),
+            Stored::Coded(_) if is_int8 => Some(Kernel::coded_64),
+            _ => None,
+        }
+    }
+
+    /// The same for many rows. Those of one expert meet it together.
+    fn multiply_many(
+        &self,
+        kernel: Kernel,
+        matrix: &Matrix,
+        parts: Parts,
+        tiles: usize,
+        taken: &Taken,
+        rows: &Rows,
+    ) {
         // Nobody knows here how rows are divided among experts: groups at most, and those that there are not end.
         let groups = match rows.routed {
             None => rows.out.div_ceil(TENSOR_TOKENS),
@@ -251,11 +273,15 @@ impl CudaBackend {
         let shape = Shape { grid, threads: THREADS, shared: SHARED_TENSOR };
         let (routed, tokens, inputs, x) = (taken.routed, rows.out as u32, taken.inputs as u32, taken.address);
         match matrix.layout.stored() {
+            Stored::Plain { .. } => {
+                let shape = Shape { shared: SHARED_FLOATS, ..shape };
+                self.launch(kernel, shape, (parts, routed, tokens, x));
+            }
+            Stored::Rows => self.launch(kernel, shape, (parts, routed, tokens, inputs, x)),
             Stored::Coded(coding) => {
                 let words = coding_of(&coding, matrix);
-                self.launch(Kernel::coded_64, shape, (words, parts, routed, tokens, inputs, x));
+                self.launch(kernel, shape, (words, parts, routed, tokens, inputs, x));
             }
-            _ => self.launch(Kernel::rows8_64, shape, (parts, routed, tokens, inputs, x)),
         }
     }
 

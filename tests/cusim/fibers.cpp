@@ -267,24 +267,39 @@ unsigned exchange(unsigned mask, unsigned value, unsigned source) {
     return found;
 }
 
-// As PTX has it for m16n8k32: register r of `a` in lane 4g + t holds row g + 8 (r % 2), columns 16 (r / 2) + 4t to + 3;
-// that of `b` rows 16r + 4t to + 3 of column g; sum i is of row g + 8 (i / 2) and column 2t + i % 2.
-void multiply_bytes(int (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+namespace {
+// As PTX has it for m16n8k32 of bytes, and for m16n8k16 of halves of words: register r of `a` in lane 4g + t holds row
+// g + 8 (r % 2), columns of which the word is t, and t + 4 for r of 2 and 3; that of `b` rows t and t + 4 of column g.
+// Sum i is of row g + 8 (i / 2) and column 2t + i % 2.
+template <class T, class Add> void multiply_fragments(T (&sums)[4], const unsigned* a, const unsigned* b, Add add) {
     Warp& warp = warps[current / 32];
     unsigned lane = current & 31;
-    memcpy(warp.fragments[lane], a, sizeof a);
-    memcpy(warp.fragments[lane] + 4, b, sizeof b);
+    memcpy(warp.fragments[lane], a, 4 * sizeof *a);
+    memcpy(warp.fragments[lane] + 4, b, 2 * sizeof *b);
     warp_barrier(~0u);
     for (unsigned i = 0; i < 4; ++i) {
         unsigned row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-        for (unsigned k = 0; k < 32; ++k) {
-            unsigned t = k % 16 / 4, shift = 8 * (k % 4);
-            unsigned of_a = warp.fragments[4 * (row % 8) + t][row / 8 + 2 * (k / 16)];
-            unsigned of_b = warp.fragments[4 * column + t][4 + k / 16];
-            sums[i] += (int)(of_a >> shift & 0xff) * (int)(int8_t)(of_b >> shift & 0xff);
+        for (unsigned word = 0; word < 8; ++word) {
+            unsigned of_a = warp.fragments[4 * (row % 8) + word % 4][row / 8 + 2 * (word / 4)];
+            unsigned of_b = warp.fragments[4 * column + word % 4][4 + word / 4];
+            add(sums[i], of_a, of_b);
         }
     }
     warp_barrier(~0u);
+}
+}  // namespace
+
+void multiply_bytes(int (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    multiply_fragments(sums, a, b, [](int& sum, unsigned a, unsigned b) {
+        for (unsigned at = 0; at < 32; at += 8) sum += (int)(a >> at & 0xff) * (int)(int8_t)(b >> at & 0xff);
+    });
+}
+
+void multiply_bfloats(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    multiply_fragments(sums, a, b, [](float& sum, unsigned a, unsigned b) {
+        sum += __uint_as_float(a << 16) * __uint_as_float(b << 16);
+        sum += __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
+    });
 }
 
 bool launch(const Entry* kernel, Index grid, Index size, size_t bytes, void** given) {

@@ -32,7 +32,8 @@ kernels! {
     route combine
     store attend_f32 attend_f16 attend_int8
     take_int8 take_float
-    wide_f32_1 wide_f32_8 wide_bf16_1 wide_bf16_8 wide_f16_1 wide_f16_8 embed_wide
+    wide_f32_1 wide_f32_8 wide_bf16_1 wide_bf16_8 wide_f16_1 wide_f16_8
+    wide_bf16_64 embed_wide
     rows8_1 rows8_8 rows8_64 rows8_float_1 rows8_float_8 embed_rows8
     coded_float_1 coded_float_8 embed_coded
     table4_pair_1 table4_pair_8 table4_powers_1 table4_powers_8
@@ -66,6 +67,8 @@ pub enum Stored {
     Plain {
         /// Its products.
         float: Pair,
+        /// The one on tensor cores, of cards that have them for such numbers: compute capability 8.0 and later.
+        many: Option<Kernel>,
         /// float32, bfloat16, float16.
         kind: u32,
     },

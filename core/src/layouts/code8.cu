@@ -45,19 +45,19 @@ struct SlicesOfRows {
 
     DEVICE bool has_zeros() const { return false; }
     DEVICE bool is_first(unsigned slice) const { return slice == 0; }
-    DEVICE void load(Fresh& fresh, const unsigned* tile, unsigned slice) const {
+    DEVICE void load(FreshIntegers& fresh, const unsigned* tile, unsigned slice) const {
         UNROLLED for (unsigned i = 0; i < SLICE_WORDS; ++i) {
             unsigned w = slice * SLICE_WORDS + i;
             if (w < words) fresh.words[i] = tile[(size_t)w * LANES + lane()];
         }
     }
     DEVICE unsigned word_of_x(size_t row, unsigned w) const { return w < words ? x[row * words + w] : 0; }
-    DEVICE void load_x(Fresh& fresh, size_t row, unsigned slice, unsigned half) const {
+    DEVICE void load_x(FreshIntegers& fresh, size_t row, unsigned slice, unsigned half) const {
         unsigned w = slice * SLICE_WORDS + half * 4;
         fresh.x = {word_of_x(row, w), word_of_x(row, w + 1), word_of_x(row, w + 2), word_of_x(row, w + 3)};
         if (slice == 0 && !half) fresh.sum = sums[row];
     }
-    DEVICE void open(const Fresh& fresh, unsigned, unsigned (&bytes)[SLICE_WORDS], float&, float&) const {
+    DEVICE void open(const FreshIntegers& fresh, unsigned, unsigned (&bytes)[SLICE_WORDS], float&, float&) const {
         UNROLLED for (unsigned i = 0; i < SLICE_WORDS; ++i) bytes[i] = fresh.words[i];
     }
     DEVICE float multiple(const Stack& stack, const unsigned* tile) const { return scales_of(stack, tile)[lane()]; }

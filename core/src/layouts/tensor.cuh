@@ -1,9 +1,9 @@
-// Products of many tokens by tensor cores: a block of threads meets four tiles with up to 64 tokens of one matrix. Codes
-// become bytes once for all of these, in shared memory, stage after stage: what the next one takes is loaded while one
-// is multiplied. A warp has a tile and half of the tokens.
+// Products of many tokens by tensor cores: a block of threads meets four tiles with up to 64 tokens of one matrix. What
+// a layout holds is opened once for all of these, in shared memory, stage after stage: what the next one takes is
+// loaded while one is multiplied. A warp has a tile and half of the tokens.
 //
-// A stage has two *slices* of up to 32 columns: eight words of each row and token, of which a lane takes two beside one
-// another. Tensor cores take these for columns further apart; that is alike on both sides, and integers do not mind.
+// A stage has two *slices* of up to 32 columns of bytes or 16 of bfloat16: eight words of each row and token, of which a
+// lane takes two beside one another. Tensor cores take these for columns further apart; that is alike on both sides.
 #pragma once
 #include "tile.cuh"
 
@@ -15,7 +15,7 @@
 #define INTEGER_ZERO 0x4b400000
 #define FLOAT_ZERO 12582912.0f
 
-struct Stage {
+struct StageOfIntegers {
     uint2 weights[SLICES][TILES * LANES * SLICE_WORDS / 2];
     uint2 x[SLICES][AT_ONCE * SLICE_WORDS / 2];
     float scales[SLICES][TILES * LANES], zeros[SLICES][TILES * LANES];
@@ -24,15 +24,15 @@ struct Stage {
     float sums[SLICES][AT_ONCE];
 };
 
-// Where the halves of a slice's words lie, of which lanes write one each and read a quarter of: so that neither of both
-// keeps two lanes of a turn at one bank.
+// Where the halves of a row's words lie, and the two words of them that a lane reads: every fourth row they change
+// places, so that lanes that have a turn together meet different banks, writing and reading.
 DEVICE uint4& half_of(uint2* slice, unsigned row, unsigned half) {
     return ((uint4*)slice)[2 * row + (half ^ (row >> 2 & 1))];
 }
 DEVICE unsigned two_words(unsigned row) { return 4 * row + ((lane() % 4) ^ (row >> 2 & 1) << 1); }
 
 // What a thread has loaded for the stage after the next barrier: a slice of a row, half a slice of a token.
-struct Fresh {
+struct FreshIntegers {
     unsigned words[SLICE_WORDS];
     unsigned scales, trits;
     uint4 x;
@@ -44,7 +44,7 @@ struct Span {
     unsigned matrix, first, end;
 };
 
-// Those of a segment are as many as there are, so there may be more blocks than spans.
+// An expert's are as many as chose it, so there may be more blocks than spans.
 DEVICE Span span_of(const Routed& routed, unsigned tokens) {
     unsigned group = blockIdx.x, first = group * AT_ONCE;
     if (!routed.memory) return {0, first, tokens - first < AT_ONCE ? tokens : first + AT_ONCE};
@@ -61,21 +61,14 @@ DEVICE Span span_of(const Routed& routed, unsigned tokens) {
     return {0, 0, 0};
 }
 
-// `Weights` says how slices of a layout are loaded and opened, how many there are (`slices`), in how many of them
-// integers are added (`together`), and whether these are all (`is_one`).
-template <class Weights> struct Many {
-    Weights weights;
+// A block's tokens, and the tile that a warp has of some matrix, if there is one left.
+struct Meeting {
     const Parts& parts;
     const Routed& routed;
     Span span;
     const Part* part;
     const unsigned* tile;
     unsigned of_part;
-    // By sixteen rows, eight tokens, and as tensor cores have them.
-    int dots[2][4][4];
-    float sums[2][4][4];
-    // Slices that are still to be added.
-    unsigned left;
 
     DEVICE void find_tile() {
         of_part = blockIdx.y * TILES + warp() / 2;
@@ -96,6 +89,54 @@ template <class Weights> struct Many {
         unsigned at = span.first + token < span.end ? span.first + token : span.end - 1;
         return routed.memory && routed.by_token ? row_of(routed, at) : at;
     }
+
+    // The first of a warp's tokens.
+    DEVICE unsigned first_token() const { return warp() % 2 * LANES; }
+
+    // Where a lane lays the sums that it has by tensor cores, so that lanes have rows again; and where they find them.
+    DEVICE float& sum_at(float* room, unsigned i, unsigned j, unsigned at) const {
+        unsigned row = 16 * i + at / 2 * 8 + lane() / 4, token = 8 * j + lane() % 4 * 2 + at % 2;
+        return room[(warp() * LANES + token) * LANES + (row ^ (lane() % 4) << 3)];
+    }
+    DEVICE float sum_of(const float* room, unsigned token) const {
+        return room[(warp() * LANES + token) * LANES + (lane() ^ (token / 2 % 4) << 3)];
+    }
+};
+
+// Shared memory: two stages, or a word for every row and token of the block, whichever is more.
+template <class Many> DEVICE void run(Many& many) {
+    many.find_tile();
+    size_t row = many.row_of_token(threadIdx.x % (2 * AT_ONCE) / 2);
+    bool has_any = many.part && many.span.first + many.first_token() < many.span.end;
+    auto* stages = SHARED(typename Many::Stage);
+    AS_WRITTEN for (unsigned first = 0, turn = 0;; first += SLICES, turn ^= 1) {
+        bool is_more = first < many.slices();
+        typename Many::Fresh fresh = {};
+        if (is_more) fresh = many.load(first, row);
+        if (first && has_any) many.multiply(stages[turn ^ 1], first - SLICES);
+        if (!is_more) break;
+        // All have multiplied the stage before that one, which lay here.
+        many.lay(stages[turn], fresh, first);
+        __syncthreads();
+    }
+    __syncthreads();
+    if (has_any) many.emit_all(SHARED(float));
+}
+
+// Integers: `Weights` says how slices of a layout are loaded and opened, how many there are (`slices`), in how many of
+// them integers are added (`together`), and whether these are all (`is_one`).
+template <class Weights> struct Integers : Meeting {
+    typedef StageOfIntegers Stage;
+    typedef FreshIntegers Fresh;
+
+    Weights weights;
+    // By sixteen rows, eight tokens, and as tensor cores have them.
+    int dots[2][4][4];
+    float sums[2][4][4];
+    // Slices that are still to be added.
+    unsigned left;
+
+    DEVICE unsigned slices() const { return weights.slices; }
 
     DEVICE Fresh load(unsigned first, size_t row) const {
         Fresh fresh = {};
@@ -167,7 +208,7 @@ template <class Weights> struct Many {
     }
 
     DEVICE void multiply(const Stage& stage, unsigned first) {
-        unsigned rows = warp() / 2 * LANES, tokens = warp() % 2 * LANES;
+        unsigned rows = warp() / 2 * LANES, tokens = first_token();
         AS_WRITTEN for (unsigned s = 0; s < SLICES && first + s < weights.slices; ++s) {
             if (weights.is_first(first + s)) begin(stage.starts[s] + tokens, first + s);
             add_dots(stage.weights[s] + rows * SLICE_WORDS / 2, stage.x[s] + tokens * SLICE_WORDS / 2);
@@ -177,43 +218,18 @@ template <class Weights> struct Many {
         }
     }
 
-    // By way of shared memory, so that lanes have rows again.
     DEVICE void emit_all(float* room) const {
-        room += warp() * LANES * LANES;
         UNROLLED for (unsigned n = 0; n < 32; ++n) {
-            unsigned i = n / 16, j = n / 4 % 4, at = n % 4, row = 16 * i + at / 2 * 8 + lane() / 4;
-            unsigned token = 8 * j + lane() % 4 * 2 + at % 2;
-            float sum = weights.is_one ? (float)dots[i][j][at] : sums[i][j][at];
-            room[token * LANES + (row ^ (lane() % 4) << 3)] = sum;
+            unsigned i = n / 16, j = n / 4 % 4;
+            sum_at(room, i, j, n % 4) = weights.is_one ? (float)dots[i][j][n % 4] : sums[i][j][n % 4];
         }
         __syncwarp();
         float multiple = weights.multiple(part->stack, tile);
-        unsigned first = span.first + warp() % 2 * LANES;
-        AS_WRITTEN for (unsigned token = 0; token < LANES && first + token < span.end; ++token) {
-            float sum = room[token * LANES + (lane() ^ (token / 2 % 4) << 3)];
-            float scale = weights.scale_of_x(row_of_token(first + token - span.first));
-            emit_row(*part, of_part, span.matrix, first + token, sum * multiple * scale);
+        unsigned first = first_token(), end = span.end - span.first;
+        AS_WRITTEN for (unsigned i = 0; i < LANES && first + i < end; ++i) {
+            float scale = weights.scale_of_x(row_of_token(first + i));
+            emit_row(*part, of_part, span.matrix, span.first + first + i, sum_of(room, i) * multiple * scale);
         }
-    }
-
-    // Shared memory: two stages, or a word for every row and token of the block, whichever is more.
-    DEVICE void run() {
-        find_tile();
-        size_t row = row_of_token(threadIdx.x % (2 * AT_ONCE) / 2);
-        bool has_any = part && span.first + warp() % 2 * LANES < span.end;
-        Stage* stages = SHARED(Stage);
-        AS_WRITTEN for (unsigned first = 0, turn = 0;; first += SLICES, turn ^= 1) {
-            bool is_more = first < weights.slices;
-            Fresh fresh = {};
-            if (is_more) fresh = load(first, row);
-            if (first && has_any) multiply(stages[turn ^ 1], first - SLICES);
-            if (!is_more) break;
-            // All have multiplied the stage before that one, which lay here.
-            lay(stages[turn], fresh, first);
-            __syncthreads();
-        }
-        __syncthreads();
-        if (has_any) emit_all(SHARED(float));
     }
 };
 
@@ -221,6 +237,6 @@ template <class Weights>
 DEVICE void multiply_many(const Weights& weights, const Parts& parts, const Routed& routed, unsigned tokens) {
     Span span = span_of(routed, tokens);
     if (span.first == span.end) return;
-    Many<Weights> many = {weights, parts, routed, span};
-    many.run();
+    Integers<Weights> many = {{parts, routed, span}, weights};
+    run(many);
 }

@@ -1,20 +1,37 @@
-//! Products of many rows, which are the tensor cores' where activations are int8: the processor's bits, however ragged.
+//! Products of many rows, which are the tensor cores': of integers the processor's bits, however ragged.
 
 use bantam_core::cuda::{Codes, Stored};
-use bantam_core::layouts::{LAYOUTS, Layout, Shape};
+use bantam_core::layouts::{LAYOUTS, Layout, Shape, TILE_ROWS};
 use bantam_core::ops::matmul::IN_ORDER;
-use bantam_core::{Arena, Backend, Choice, Matrix, Precision, Product, Routed, RowPer};
+use bantam_core::{Arena, Backend, Choice, Matrix, Precision, Product, Routed, RowPer, Slot};
 use bantam_cusim::{is_child, requires_card};
 
-use crate::both::{Block, Layouters, noise, pack, with};
+use crate::both::{Block, Both, Layouters, noise, pack, with};
 use crate::operations::{is_exact, panels};
 
-fn exact() -> impl Iterator<Item = &'static dyn Layout> {
-    LAYOUTS.iter().copied().filter(|layout| is_exact(*layout, Precision::Fast))
+/// Layouts whose products are the tensor cores', and in which precision.
+fn layouts() -> impl Iterator<Item = (&'static dyn Layout, Precision)> {
+    LAYOUTS.iter().filter_map(|layout| match layout.stored() {
+        Stored::Plain { many: Some(_), .. } => Some((*layout, Precision::Exact)),
+        _ => is_exact(*layout, Precision::Fast).then_some((*layout, Precision::Fast)),
+    })
+}
+
+/// Floats within rounding, integers to the bit.
+fn compare(both: &Both, precision: Precision, what: &str, slot: Slot) {
+    match precision {
+        Precision::Exact => both.check_close(what, slot, 1e-5),
+        Precision::Fast => both.check_same(what, slot),
+    }
 }
 
 /// Matrices of so many rows each, in one launch.
-fn check(layout: &'static dyn Layout, rows: &[usize], columns: usize, tokens: usize) {
+fn check(
+    (layout, precision): (&'static dyn Layout, Precision),
+    rows: &[usize],
+    columns: usize,
+    tokens: usize,
+) {
     let mut plan = Layouters::new();
     let mut products = Vec::new();
     for (n, &rows) in rows.iter().enumerate() {
@@ -23,7 +40,7 @@ fn check(layout: &'static dyn Layout, rows: &[usize], columns: usize, tokens: us
         products.push(Product { matrix, bias, out: plan.work(tokens * rows), add: n == 2 });
     }
     let x = plan.work(tokens * columns);
-    let panels = panels(&mut plan, Precision::Fast, columns, tokens);
+    let panels = panels(&mut plan, precision, columns, tokens);
     let fill = |arena: &mut Arena<Block>| {
         arena.floats_mut(x).copy_from_slice(&noise(3, tokens * columns));
         for (n, product) in products.iter().enumerate() {
@@ -33,13 +50,13 @@ fn check(layout: &'static dyn Layout, rows: &[usize], columns: usize, tokens: us
             }
         }
     };
-    with(&plan, panels, Precision::Fast, fill, |both| {
+    with(&plan, panels, precision, fill, |both| {
         both.cpu.matmul(tokens, x, &products);
         both.card.matmul(tokens, x, &products);
         for product in &products {
             let Shape { rows, columns } = product.matrix.shape;
             let what = format!("{} {rows} x {columns}, {tokens} tokens", layout.name());
-            both.check_same(&what, product.out);
+            compare(both, precision, &what, product.out);
         }
     });
 }
@@ -57,7 +74,7 @@ fn products_of_many_rows_are_the_processors() {
         (&[5], 16, 200),
         (&[161, 31, 32], 196, 128),
     ] {
-        exact().for_each(|layout| check(layout, rows, columns, tokens));
+        layouts().for_each(|layout| check(layout, rows, columns, tokens));
     }
 }
 
@@ -67,8 +84,10 @@ fn rows_wider_than_float32_counts_are_the_processors() {
     if !is_child("many::rows_wider_than_float32_counts_are_the_processors", &[]) {
         return;
     }
-    let is_grouped = |layout: &&dyn Layout| matches!(layout.stored(), Stored::Coded(Codes { bits: 2, .. }));
-    exact().filter(is_grouped).for_each(|layout| check(layout, &[3], (1 << 16) + 70, 16));
+    let is_grouped = |layout: &dyn Layout| matches!(layout.stored(), Stored::Coded(Codes { bits: 2, .. }));
+    layouts()
+        .filter(|(layout, _)| is_grouped(*layout))
+        .for_each(|layout| check(layout, &[3], (1 << 16) + 70, 16));
 }
 
 /// Of every expert so many places, in no order.
@@ -104,7 +123,7 @@ fn experts_of_many_rows_are_the_processors() {
     }
     let experts = PLACES.len();
     let (shape, back) = (Shape { rows: 70, columns: 40 }, Shape { rows: 33, columns: 70 });
-    for layout in exact() {
+    for (layout, precision) in layouts() {
         for chosen in [1, 2] {
             let is_ordered = chosen == 2 && layout.coded().is_some();
             let rows = if chosen == 1 { PLACES.iter().sum() } else { 19 };
@@ -121,7 +140,7 @@ fn experts_of_many_rows_are_the_processors() {
             let (scores, x) = (plan.work(rows * experts), plan.work(rows * shape.columns));
             let [middle, other] = [0; 2].map(|_| plan.work(places * shape.rows));
             let out = plan.work(places * back.rows);
-            let panels = panels(&mut plan, Precision::Fast, shape.rows.max(shape.columns), places);
+            let panels = panels(&mut plan, precision, shape.rows.max(shape.columns), places);
             let [up, gate] = [up, gate].map(|matrix| Matrix { order, ..matrix });
             let fill = |arena: &mut Arena<Block>| {
                 [(up, 51), (gate, 61), (down, 71)]
@@ -135,7 +154,7 @@ fn experts_of_many_rows_are_the_processors() {
                     orders(arena.floats_mut(order), shape.columns);
                 }
             };
-            with(&plan, panels, Precision::Fast, fill, |both| {
+            with(&plan, panels, precision, fill, |both| {
                 let first = [
                     Product { matrix: up, bias: Some(bias), out: middle, add: false },
                     Product { matrix: gate, bias: None, out: other, add: false },
@@ -147,9 +166,39 @@ fn experts_of_many_rows_are_the_processors() {
                     backend.matmul_experts(&routed, rows, RowPer::Place, middle, &second);
                 }
                 let what = format!("{}, {chosen} of {experts}, {rows} rows", layout.name());
-                [middle, other, out].iter().for_each(|slot| both.check_same(&what, *slot));
+                [middle, other, out].iter().for_each(|slot| compare(both, precision, &what, *slot));
             });
         }
+    }
+}
+
+/// Numbers that differ in their last bits alone take turns with their sign: nothing of them is left out of a sum.
+#[test]
+fn floats_keep_every_bit_on_tensor_cores() {
+    if !is_child("many::floats_keep_every_bit_on_tensor_cores", &[]) {
+        return;
+    }
+    for (layout, precision) in layouts().filter(|(_, precision)| *precision == Precision::Exact) {
+        let (shape, tokens) = (Shape { rows: TILE_ROWS, columns: 66 }, 16);
+        let mut plan = Layouters::new();
+        let matrix = plan.matrix(layout, shape, 1, 1);
+        let (x, out) = (plan.work(tokens * shape.columns), plan.work(tokens * shape.rows));
+        let panels = panels(&mut plan, precision, shape.columns, tokens);
+        let fill = |arena: &mut Arena<Block>| {
+            let ones = [1.0; TILE_ROWS * 66];
+            layout.pack(shape.columns, &ones, arena.write(matrix.slot)).expect("finite numbers");
+            for (i, x) in arena.floats_mut(x).iter_mut().enumerate() {
+                let value = f32::from_bits(1.3f32.to_bits() + (i * i % 251) as u32);
+                *x = if i.is_multiple_of(2) { value } else { -value };
+            }
+        };
+        with(&plan, panels, precision, fill, |both| {
+            let product = Product { matrix, bias: None, out, add: false };
+            both.cpu.matmul(tokens, x, &[product]);
+            both.card.matmul(tokens, x, &[product]);
+            both.check_same(layout.name(), out);
+            assert!(both.read(out).0.iter().all(|&sum| sum != 0.0 && sum.abs() < 1e-3));
+        });
     }
 }
 
@@ -164,12 +213,12 @@ fn many_rows_are_the_tensor_cores() {
         return;
     }
     let mut seen = 0;
-    for (layout, tokens) in exact().flat_map(|layout| [15, 16].map(|tokens| (layout, tokens))) {
+    for (layout, tokens) in layouts().flat_map(|layout| [15, 16].map(|tokens| (layout, tokens))) {
         check(layout, &[40], 64, tokens);
         let calls = std::fs::read_to_string(&path).expect("the stand-in writes it");
         let all: Vec<_> = calls.lines().filter_map(|call| call.strip_prefix("cuLaunchKernel ")).collect();
         let kernels = &all[std::mem::replace(&mut seen, all.len())..];
-        let [_, product] = kernels else { panic!("{kernels:?}") };
-        assert_eq!(product.ends_with("_64"), tokens == 16, "{} {tokens}: {product}", layout.name());
+        let [.., product] = kernels else { panic!("no kernel for {}", layout.0.name()) };
+        assert_eq!(product.ends_with("_64"), tokens == 16, "{} {tokens}: {product}", layout.0.name());
     }
 }

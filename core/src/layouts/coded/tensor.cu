@@ -29,7 +29,7 @@ struct SlicesOfCodes {
         return place_of(tile, coding.side, block_words(), coding.trits, slice / of_block);
     }
 
-    DEVICE void load(Fresh& fresh, const unsigned* tile, unsigned slice) const {
+    DEVICE void load(FreshIntegers& fresh, const unsigned* tile, unsigned slice) const {
         Place at = place(tile, slice);
         unsigned of_slice = slice % of_block, count = code_words();
         const unsigned* codes = at.codes + of_slice * (coding.trits ? 1 : count) * LANES + lane();
@@ -41,13 +41,13 @@ struct SlicesOfCodes {
         if (coding.trits && of_slice) fresh.trits = side[scale_words(coding.side) * LANES];
     }
 
-    DEVICE void load_x(Fresh& fresh, size_t row, unsigned slice, unsigned half) const {
+    DEVICE void load_x(FreshIntegers& fresh, size_t row, unsigned slice, unsigned half) const {
         const unsigned* words = x.words + row * x.of_row + slice * (is_half() ? 4 : SLICE_WORDS);
         if (!(half && is_half())) fresh.x = ((const uint4*)words)[half];
         if (!half) fresh.sum = x.sums[row * x.blocks + slice / of_block];
     }
 
-    DEVICE void open_trits(const Fresh& fresh, unsigned slice, unsigned (&bytes)[SLICE_WORDS]) const {
+    DEVICE void open_trits(const FreshIntegers& fresh, unsigned slice, unsigned (&bytes)[SLICE_WORDS]) const {
         unsigned first[DIGITS], second[DIGITS], member = slice / of_block % 4;
         digits_of(fresh.words[0], first);
         digits_of(fresh.words[1], second);
@@ -61,7 +61,7 @@ struct SlicesOfCodes {
         }
     }
 
-    DEVICE void open(const Fresh& fresh, unsigned slice, unsigned (&bytes)[SLICE_WORDS], float& scale,
+    DEVICE void open(const FreshIntegers& fresh, unsigned slice, unsigned (&bytes)[SLICE_WORDS], float& scale,
                      float& zero) const {
         if (coding.trits) {
             open_trits(fresh, slice, bytes);

@@ -587,8 +587,8 @@ impl Card {
         }
     }
 
-    /// Queues a copy to another card's memory, behind all that is queued on both, and before whatever is queued from now
-    /// on; each card has its own mark. Where copies cannot go straight, the driver takes them by way of the host.
+    /// Queues a copy to another card's memory, behind all that is queued on both, and before whatever is queued from
+    /// now on; each card has its own mark. Where copies cannot go straight, the driver takes them by way of the host.
     pub(crate) fn copy_to(
         &self,
         from: (&Memory, &Mark),

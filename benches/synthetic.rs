@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::checkpoint::Dtype;
 use bantam_model::checkpoint::writer::{self, Outline, WriteError};
 use bantam_model::plan::{Options, Plan, Stored};
@@ -197,6 +197,7 @@ fn options() -> Options {
         head: None,
         cache_positions: None,
         experts: None,
+        trits: Trits::Packed,
     }
 }
 

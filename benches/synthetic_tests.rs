@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use bantam_benches::synthetic::{FORMATS, Format, Request};
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::{Engine, StepError};
 use bantam_model::plan::Options;
@@ -44,6 +44,7 @@ fn logits(folder: &std::path::Path) -> Vec<f32> {
         head: None,
         cache_positions: None,
         experts: None,
+        trits: Trits::Packed,
     };
     let mut engine = Engine::load(spec, &checkpoint, options, Cpu::detect(), 1).expect("it loads");
     let sequence = engine.open().expect("a free sequence");

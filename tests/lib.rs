@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::Engine;
 use bantam_model::plan::Options;
@@ -61,6 +61,7 @@ pub fn options() -> Options {
         head: None,
         cache_positions: None,
         experts: None,
+        trits: Trits::Packed,
     }
 }
 

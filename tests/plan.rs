@@ -6,7 +6,7 @@
 //! `zero_alloc.rs`.
 
 use bantam_core::layouts::TILE_ROWS;
-use bantam_core::{Choice, Cpu, KvKind, Precision, Region, Slot};
+use bantam_core::{Choice, Cpu, KvKind, Precision, Region, Slot, Trits};
 use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::{Engine, stored};
 use bantam_model::formats::on_load::way;
@@ -42,6 +42,7 @@ fn small(kv: KvKind) -> Options {
         head: None,
         cache_positions: None,
         experts: None,
+        trits: Trits::Packed,
     }
 }
 

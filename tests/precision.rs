@@ -3,7 +3,7 @@
 //!
 //! Untrained models (`goldens.rs`) cannot tell this: their distributions are almost flat.
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::engine::{Chunk, Engine};
 use bantam_model::formats::on_load::{OnLoad, way};
@@ -44,6 +44,7 @@ fn options(kv: KvKind, precision: Precision, quantization: Option<&'static OnLoa
         head: None,
         cache_positions: None,
         experts: None,
+        trits: Trits::Packed,
     }
 }
 

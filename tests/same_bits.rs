@@ -4,7 +4,7 @@
 //! It does not compare processor levels with one another: they may round differently. Whether the logits are right is
 //! the business of `goldens.rs`.
 
-use bantam_core::{Cpu, KvKind, Precision, Region};
+use bantam_core::{Cpu, KvKind, Precision, Region, Trits};
 use bantam_model::engine::{Chunk, Engine};
 use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::plan::Options;
@@ -171,6 +171,7 @@ fn hold(model: &str, precision: Precision, way: Option<&'static OnLoad>) {
                 head: way,
                 cache_positions: None,
                 experts: None,
+                trits: Trits::Packed,
             };
             let threads = THREADS[(round + level + i) % THREADS.len()];
             let begin = |threads| load(&model_folder(model), options, cpu, threads);

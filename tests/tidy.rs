@@ -131,9 +131,9 @@ const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "helper", "helpers", "
 const LINE_CHARACTERS: usize = 120;
 
 /// (h) What a clone costs: the carried model, a trained one with goldens, about a megabyte of golden for every family
-/// and format, five for adapters, five for the code, of which one is generated (`proto/`, `clients/python`), and 1.2
+/// and format, five for adapters, five for the code, of which one is generated (`proto/`, `clients/python`), and two
 /// for the texts of kernels.
-const REPOSITORY_BYTES: u64 = 75_000_000;
+const REPOSITORY_BYTES: u64 = 76_000_000;
 
 /// One Rust file: its path from the root, its text, the same taken apart.
 struct File {

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::detokenizer::ByteTable;
 use bantam_model::engine::{Chunk, Engine, StepError};
 use bantam_model::formats::on_load::way;
@@ -127,6 +127,7 @@ fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
         head: None,
         cache_positions: None,
         experts: None,
+        trits: Trits::Packed,
     }
 }
 

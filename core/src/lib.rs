@@ -23,6 +23,7 @@ pub use backend::{
 pub use cpu::{Cpu, Level};
 pub use cpu_backend::CpuBackend;
 pub use layouts::Precision;
+pub use layouts::coded::Trits;
 pub use layouts::page::KvKind;
 pub use ops::crew::{Pool, Serial};
 pub use ops::experts::Choice;

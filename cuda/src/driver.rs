@@ -248,6 +248,11 @@ impl Card {
         &self.name
     }
 
+    /// Whether its tensor cores know bfloat16.
+    pub(crate) fn has_bfloats(&self) -> bool {
+        self.capability >= (8, 0)
+    }
+
     /// Bytes of it that are free, and all.
     pub fn memory(&self) -> Result<(usize, usize), Fault> {
         self.enter()?;

@@ -1,7 +1,7 @@
 //! Products: the input is prepared as the processor does it, then a block of threads meets every tile, those of all
 //! matrices of one layout that take it in one launch. And rows of tables, which are matrices too.
 
-use bantam_core::cuda::{Codes, Kernel, MANY, Pair, Stored};
+use bantam_core::cuda::{CODING_WORDS, Codes, Kernel, MANY, Pair, Stored, TENSOR_TILES, TENSOR_TOKENS};
 use bantam_core::layouts::Precision;
 use bantam_core::{Matrix, Product, Routed, RowPer, Slot};
 
@@ -14,6 +14,13 @@ const WARPS: usize = THREADS / 32;
 /// Bytes of shared memory of a product: a word for every warp, token and lane; of terms, two rounds of 64 words.
 const SHARED: usize = WARPS * MANY * 32 * 4;
 const SHARED_TERMS: usize = 2 * 64 * 32 * 4;
+/// On tensor cores, a word for every row and token, where integers' stages lie before; or two stages of two slices, 32
+/// bytes of every row, and of every token for each part of a float32.
+const SHARED_TENSOR: usize = TENSOR_TILES * 32 * TENSOR_TOKENS * 4;
+const SHARED_FLOATS: usize = 2 * 2 * 32 * (TENSOR_TILES * 32 + 3 * TENSOR_TOKENS);
+
+/// Tokens from which tensor cores are asked: two launches of the kernels for a few would read weights as often.
+const TENSOR_FROM: usize = 16;
 
 /// Matrices of a launch at most: `Parts` of `tile.cuh`.
 const TOGETHER: usize = 3;
@@ -198,10 +205,13 @@ impl CudaBackend {
 
     /// One launch for so many tiles of matrices like this one.
     fn multiply_parts(&self, matrix: &Matrix, parts: Parts, tiles: usize, taken: &Taken, rows: &Rows) {
-        let many = rows.routed.is_none() && rows.out > 1;
-        let at_once = if many { MANY } else { 1 };
         // Tiles are the second dimension of a launch, which has an end; a vocabulary has some thousand.
         assert!(tiles <= GRID_MOST, "{tiles} tiles in one launch");
+        if let Some(many) = self.tensor_kernel(matrix, taken, rows) {
+            return self.multiply_many(many, matrix, parts, tiles, taken, rows);
+        }
+        let many = rows.routed.is_none() && rows.out > 1;
+        let at_once = if many { MANY } else { 1 };
         let which = |kernels: Pair| kernels[usize::from(many)];
         let grid = (rows.out.div_ceil(at_once), tiles);
         let shape = Shape { grid, threads: THREADS, shared: SHARED };
@@ -220,7 +230,7 @@ impl CudaBackend {
                 self.launch(which(kernels), shape, (parts, routed, tokens, x));
             }
             Stored::Coded(coding) => {
-                let words = coding.words(matrix.width().div_ceil(coding.block as usize) as u32);
+                let words = coding_of(&coding, matrix);
                 if let (true, Some(kernels)) = (is_int8, coding.integer) {
                     let shape = Shape { shared: SHARED_TERMS, ..shape };
                     self.launch(which(kernels), shape, (words, parts, routed, tokens, inputs, x));
@@ -228,6 +238,49 @@ impl CudaBackend {
                     let kernels = [Kernel::coded_float_1, Kernel::coded_float_8];
                     self.launch(which(kernels), shape, (words, parts, routed, tokens, x));
                 }
+            }
+        }
+    }
+
+    /// The kernel on tensor cores, for as many rows as it takes to pay.
+    fn tensor_kernel(&self, matrix: &Matrix, taken: &Taken, rows: &Rows) -> Option<Kernel> {
+        let is_int8 = matches!(taken.form, Form::Int8(_));
+        match matrix.layout.stored() {
+            _ if rows.tokens < TENSOR_FROM => None,
+            Stored::Plain { many, .. } if self.card.has_bfloats() => many,
+            Stored::Rows if is_int8 => Some(Kernel::rows8_64),
+            Stored::Coded(_) if is_int8 => Some(Kernel::coded_64),
+            _ => None,
+        }
+    }
+
+    /// The same for many rows. Those of one expert meet it together.
+    fn multiply_many(
+        &self,
+        kernel: Kernel,
+        matrix: &Matrix,
+        parts: Parts,
+        tiles: usize,
+        taken: &Taken,
+        rows: &Rows,
+    ) {
+        // Nobody knows here how rows are divided among experts: groups at most, and those that there are not end.
+        let groups = match rows.routed {
+            None => rows.out.div_ceil(TENSOR_TOKENS),
+            Some((routed, _)) => rows.out / TENSOR_TOKENS + rows.out.min(routed.choice.experts),
+        };
+        let grid = (groups, tiles.div_ceil(TENSOR_TILES));
+        let shape = Shape { grid, threads: THREADS, shared: SHARED_TENSOR };
+        let (routed, tokens, inputs, x) = (taken.routed, rows.out as u32, taken.inputs as u32, taken.address);
+        match matrix.layout.stored() {
+            Stored::Plain { .. } => {
+                let shape = Shape { shared: SHARED_FLOATS, ..shape };
+                self.launch(kernel, shape, (parts, routed, tokens, x));
+            }
+            Stored::Rows => self.launch(kernel, shape, (parts, routed, tokens, inputs, x)),
+            Stored::Coded(coding) => {
+                let words = coding_of(&coding, matrix);
+                self.launch(kernel, shape, (words, parts, routed, tokens, inputs, x));
             }
         }
     }
@@ -243,11 +296,16 @@ impl CudaBackend {
             }
             Stored::Rows => self.launch(Kernel::embed_rows8, shape, (stack, list, scale, out)),
             Stored::Coded(coding) => {
-                let words = coding.words(table.shape.columns.div_ceil(coding.block as usize) as u32);
+                let words = coding_of(&coding, table);
                 self.launch(Kernel::embed_coded, shape, (words, stack, list, scale, out));
             }
         }
     }
+}
+
+/// A layout of codes, as kernels take it for a matrix.
+fn coding_of(coding: &Codes, matrix: &Matrix) -> [u32; CODING_WORDS] {
+    coding.words(matrix.width().div_ceil(coding.block as usize) as u32)
 }
 
 /// Words of a row's codes, of a block, and blocks.

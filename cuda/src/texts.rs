@@ -41,7 +41,7 @@ macro_rules! modules {
 
 modules! {
     /// What a decoder needs.
-    FORWARD: "norm" "rope" "activation" "experts" "attention" "panels" "wide" "code8" "float" "integer";
+    FORWARD: "norm" "rope" "activation" "experts" "attention" "panels" "wide" "code8" "float" "integer" "tensor";
     /// What training needs beside it: a driver takes its time to read a text.
     BACKWARD: "norm_back" "activation_back" "experts_back" "documents" "loss" "products_back";
 }

@@ -8,5 +8,7 @@ mod backward;
 mod both;
 #[path = "card/faults.rs"]
 mod faults;
+#[path = "card/many.rs"]
+mod many;
 #[path = "card/operations.rs"]
 mod operations;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_daemon::scheduler::{
     ClientId, Desk, Embed, Event, Options, Piece, Request, Score, Steps, Timings, Work, Worker,
 };
@@ -42,6 +42,7 @@ fn engine(sequences: usize) -> Engine {
         quantization: None,
         head: None,
         experts: None,
+        trits: Trits::Packed,
     };
     Engine::load(spec, &Checkpoint::open(&folder).unwrap(), options, Cpu::detect(), 2).unwrap()
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::task::{Context, Poll, Waker};
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_daemon::scheduler::{
     Advance, Answer, Batch, ClientId, Desk, Event, Monotonic, Options, Request, Score, Work, pair,
 };
@@ -41,6 +41,7 @@ fn engine(folder: &Path) -> Engine {
         quantization: None,
         head: None,
         experts: None,
+        trits: Trits::Packed,
     };
     let checkpoint = Checkpoint::open(folder).expect("sound");
     Engine::load(spec, &checkpoint, options, Cpu::detect(), 2).expect("the model loads")

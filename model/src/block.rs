@@ -10,7 +10,7 @@ use bantam_core::layouts::{NotFinite, Shape, TILE_ROWS};
 use bantam_core::ops::experts::Routing;
 use bantam_core::{
     Activation, Attention, Backend, Batch, Cpu, CpuBackend, Feed, Heads, KvCache, KvKind, Matrix, Norm,
-    Precision, Product, Rope, Routed, RowPer, Slot,
+    Precision, Product, Rope, Routed, RowPer, Slot, Trits,
 };
 use memmap2::MmapMut;
 
@@ -193,6 +193,7 @@ fn options(length: usize) -> Options {
         quantization: None,
         head: None,
         experts: None,
+        trits: Trits::Packed,
     }
 }
 

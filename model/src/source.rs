@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bantam_core::Cpu;
+use bantam_core::{Cpu, Trits};
 
 use crate::adapter::{Adapter, AdapterError};
 use crate::checkpoint::{Checkpoint, CheckpointError, GONE};
@@ -238,8 +238,12 @@ impl Source {
     }
 
     /// Every byte of a run, from the headers alone.
-    pub fn plan(&self, options: Options, cpu: Cpu) -> Result<Plan, SourceError> {
+    pub fn plan(&self, mut options: Options, cpu: Cpu) -> Result<Plan, SourceError> {
         let adapter = self.adapter.as_deref();
+        if self.checkpoint.native().is_some() {
+            // Such a file is mapped as it was written, for every processor.
+            options.trits = Trits::Packed;
+        }
         Plan::adapted(&self.spec, stored(&self.checkpoint), adapter, options, cpu).map_err(|source| {
             let folder = match (&source, adapter) {
                 (PlanError::Adapter { .. }, Some(adapter)) => adapter.folder(),

@@ -26,6 +26,8 @@ void* shared();
 void barrier();
 void warp_barrier(unsigned mask);
 unsigned exchange(unsigned mask, unsigned value, unsigned source);
+void multiply_bytes(int (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+void multiply_bfloats(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
 
 // A kernel by its name, with the sizes of its parameters, so that a launch can keep them until it is run.
 struct Entry {
@@ -79,6 +81,10 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     }
     return out;
 }
+
+#define HAS_BFLOATS 1
+using cusim::multiply_bfloats;
+using cusim::multiply_bytes;
 
 // The dot product of four unsigned bytes with four signed ones, added to a sum.
 static inline int dot4(unsigned bytes, unsigned x, int sum) {

@@ -48,6 +48,7 @@ const unsigned short SEVERAL_LANES = 0x8000;  // and the warp
 
 struct Warp {
     unsigned slots[32];
+    unsigned fragments[32][6];  // of `a` four, of `b` two
     unsigned turn;
 };
 
@@ -264,6 +265,41 @@ unsigned exchange(unsigned mask, unsigned value, unsigned source) {
     unsigned found = warp.slots[source & 31];
     warp_barrier(mask);
     return found;
+}
+
+namespace {
+// As PTX has it for m16n8k32 of bytes, and for m16n8k16 of halves of words: register r of `a` in lane 4g + t holds row
+// g + 8 (r % 2), columns of which the word is t, and t + 4 for r of 2 and 3; that of `b` rows t and t + 4 of column g.
+// Sum i is of row g + 8 (i / 2) and column 2t + i % 2.
+template <class T, class Add> void multiply_fragments(T (&sums)[4], const unsigned* a, const unsigned* b, Add add) {
+    Warp& warp = warps[current / 32];
+    unsigned lane = current & 31;
+    memcpy(warp.fragments[lane], a, 4 * sizeof *a);
+    memcpy(warp.fragments[lane] + 4, b, 2 * sizeof *b);
+    warp_barrier(~0u);
+    for (unsigned i = 0; i < 4; ++i) {
+        unsigned row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+        for (unsigned word = 0; word < 8; ++word) {
+            unsigned of_a = warp.fragments[4 * (row % 8) + word % 4][row / 8 + 2 * (word / 4)];
+            unsigned of_b = warp.fragments[4 * column + word % 4][4 + word / 4];
+            add(sums[i], of_a, of_b);
+        }
+    }
+    warp_barrier(~0u);
+}
+}  // namespace
+
+void multiply_bytes(int (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    multiply_fragments(sums, a, b, [](int& sum, unsigned a, unsigned b) {
+        for (unsigned at = 0; at < 32; at += 8) sum += (int)(a >> at & 0xff) * (int)(int8_t)(b >> at & 0xff);
+    });
+}
+
+void multiply_bfloats(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    multiply_fragments(sums, a, b, [](float& sum, unsigned a, unsigned b) {
+        sum += __uint_as_float(a << 16) * __uint_as_float(b << 16);
+        sum += __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
+    });
 }
 
 bool launch(const Entry* kernel, Index grid, Index size, size_t bytes, void** given) {

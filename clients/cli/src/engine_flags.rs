@@ -1,6 +1,6 @@
 //! Flags that decide how a model is held in memory and computed, the same for every verb.
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::engine::Engine;
 use bantam_model::formats::on_load::{OnLoad, WAYS, way};
 use bantam_model::native::Native;
@@ -111,6 +111,7 @@ pub(crate) fn usual_options(spec: &ModelSpec, quantization: Option<&'static OnLo
         head: None,
         cache_positions: None,
         experts: None,
+        trits: Trits::of(Cpu::detect(), Threads::available()),
     }
 }
 
@@ -145,6 +146,7 @@ impl EngineFlags {
             head: self.head,
             cache_positions: None,
             experts: self.experts,
+            trits: Trits::of(Cpu::detect(), self.threads()),
         }
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::engine::Engine;
 use bantam_model::memory;
 use bantam_model::native::Native;
@@ -813,5 +813,6 @@ fn options(source: &Source, window: usize, precision: Precision) -> Options {
         quantization: None,
         head: None,
         experts: None,
+        trits: Trits::Packed,
     }
 }

@@ -8,6 +8,7 @@
 #ifdef BANTAM_SIM
 #include "cusim.h"
 #define AS_WRITTEN
+#define UNROLLED
 #else
 typedef signed char int8_t;
 typedef unsigned char uint8_t;
@@ -17,6 +18,8 @@ extern __shared__ uint4 shared_memory[];
 #define EXPORT(name)
 // A loop that is not unrolled: texts are committed, and unrolled ones are four times as long.
 #define AS_WRITTEN _Pragma("unroll 1")
+// One that has to be: what it counts are registers.
+#define UNROLLED _Pragma("unroll")
 
 // The dot product of four unsigned bytes with four signed ones, added to a sum.
 __device__ __forceinline__ int dot4(unsigned bytes, unsigned x, int sum) {
@@ -24,6 +27,35 @@ __device__ __forceinline__ int dot4(unsigned bytes, unsigned x, int sum) {
     asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(bytes), "r"(x), "r"(sum));
     return out;
 }
+
+// By the tensor cores of a warp, all of whose lanes come here: 16 rows of 32 unsigned bytes times 8 columns of signed
+// ones, added to sums; registers are in the order of mma.m16n8k32.
+__device__ __forceinline__ void multiply_bytes(int (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    // Half the rows and half the bytes at a time.
+    UNROLLED for (unsigned i = 0; i < 4; ++i) {
+        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.u8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                     : "+r"(sums[i % 2 * 2]), "+r"(sums[i % 2 * 2 + 1])
+                     : "r"(a[i]), "r"(b[i / 2]));
+    }
+#endif
+}
+
+// The same of 16 columns of bfloat16 with float32 sums, as mma.m16n8k16 has it: cards of 8.0 and later.
+#define HAS_BFLOATS (__CUDA_ARCH__ >= 800)
+#if HAS_BFLOATS
+__device__ __forceinline__ void multiply_bfloats(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
 __device__ __forceinline__ float half_value(unsigned bits) {
     float out;
     asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"((uint16_t)bits));

@@ -32,13 +32,15 @@ kernels! {
     route combine
     store attend_f32 attend_f16 attend_int8
     take_int8 take_float
-    wide_f32_1 wide_f32_8 wide_bf16_1 wide_bf16_8 wide_f16_1 wide_f16_8 embed_wide
-    rows8_1 rows8_8 rows8_float_1 rows8_float_8 embed_rows8
+    wide_f32_1 wide_f32_8 wide_bf16_1 wide_bf16_8 wide_f16_1 wide_f16_8
+    wide_bf16_64 embed_wide
+    rows8_1 rows8_8 rows8_64 rows8_float_1 rows8_float_8 embed_rows8
     coded_float_1 coded_float_8 embed_coded
     table4_pair_1 table4_pair_8 table4_powers_1 table4_powers_8
     count4_pair_1 count4_pair_8 count4_zero_1 count4_zero_8
     count2_1 count2_8 trits_1 trits_8
     count8_pair_1 count8_pair_8 count8_zero_1 count8_zero_8
+    coded_64
     norm_back norm_back_weights
     activate_back cap_back
     combine_back
@@ -53,6 +55,11 @@ pub type Pair = [Kernel; 2];
 /// Tokens that a kernel for many takes at once.
 pub const MANY: usize = 8;
 
+/// Tokens, and tiles, that a kernel on tensor cores takes at once.
+pub const TENSOR_TOKENS: usize = 64;
+/// See [`TENSOR_TOKENS`].
+pub const TENSOR_TILES: usize = 4;
+
 /// How a layout lies, for kernels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Stored {
@@ -60,6 +67,8 @@ pub enum Stored {
     Plain {
         /// Its products.
         float: Pair,
+        /// The one on tensor cores, of cards that have them for such numbers: compute capability 8.0 and later.
+        many: Option<Kernel>,
         /// float32, bfloat16, float16.
         kind: u32,
     },

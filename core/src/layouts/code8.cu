@@ -1,5 +1,5 @@
 // Eight-bit weights with a scale per row, see `code8.rs`. Times int8 the same bits as on the processor.
-#include "tile.cuh"
+#include "tensor.cuh"
 
 DEVICE const float* scales_of(const Stack& stack, const unsigned* tile) {
     return (const float*)(tile + (size_t)(stack.columns + 3) / 4 * LANES);
@@ -33,6 +33,44 @@ DEVICE void multiply(const Parts& parts, const Routed& routed, unsigned tokens, 
 #define PARAMETERS (PARTS, Routed routed, unsigned tokens, unsigned inputs, const unsigned* memory)
 #define INTEGERS(G) multiply<G>(parts, routed, tokens, inputs, memory)
 FOR_TOKENS(rows8, PARAMETERS, INTEGERS)
+
+// The same for many tokens, see `tensor.cuh`: all of a row is one block.
+struct SlicesOfRows {
+    const unsigned* x;
+    const float* scales;
+    const int* sums;
+    unsigned words, slices, together;
+    int bias;
+    bool is_one;
+
+    DEVICE bool has_zeros() const { return false; }
+    DEVICE bool is_first(unsigned slice) const { return slice == 0; }
+    DEVICE void load(FreshIntegers& fresh, const unsigned* tile, unsigned slice) const {
+        UNROLLED for (unsigned i = 0; i < SLICE_WORDS; ++i) {
+            unsigned w = slice * SLICE_WORDS + i;
+            if (w < words) fresh.words[i] = tile[(size_t)w * LANES + lane()];
+        }
+    }
+    DEVICE unsigned word_of_x(size_t row, unsigned w) const { return w < words ? x[row * words + w] : 0; }
+    DEVICE void load_x(FreshIntegers& fresh, size_t row, unsigned slice, unsigned half) const {
+        unsigned w = slice * SLICE_WORDS + half * 4;
+        fresh.x = {word_of_x(row, w), word_of_x(row, w + 1), word_of_x(row, w + 2), word_of_x(row, w + 3)};
+        if (slice == 0 && !half) fresh.sum = sums[row];
+    }
+    DEVICE void open(const FreshIntegers& fresh, unsigned, unsigned (&bytes)[SLICE_WORDS], float&, float&) const {
+        UNROLLED for (unsigned i = 0; i < SLICE_WORDS; ++i) bytes[i] = fresh.words[i];
+    }
+    DEVICE float multiple(const Stack& stack, const unsigned* tile) const { return scales_of(stack, tile)[lane()]; }
+    DEVICE float scale_of_x(size_t row) const { return scales[row]; }
+};
+
+KERNEL __launch_bounds__(THREADS, 2) rows8_64 PARAMETERS {
+    unsigned words = (parts.list[0].stack.columns + 3) / 4, slices = (words + SLICE_WORDS - 1) / SLICE_WORDS;
+    const float* scales = (const float*)(memory + (size_t)inputs * words);
+    SlicesOfRows weights = {memory, scales, (const int*)(scales + inputs), words, slices, slices, 128, true};
+    multiply_many(weights, parts, routed, tokens);
+}
+EXPORT(rows8_64)
 
 DEVICE float value(unsigned word, unsigned j) { return (float)(word >> (8 * j) & 0xff) - 128.0f; }
 

@@ -70,14 +70,18 @@ DEVICE size_t input_row(const Job& job, const Routed& routed, unsigned token) {
     return token < job.tokens ? token : job.tokens - 1;
 }
 
+// A lane's row of a tile, of one token.
+DEVICE void emit_row(const Part& part, unsigned tile, unsigned matrix, unsigned token, float y) {
+    unsigned row = tile * LANES + lane(), rows = part.stack.rows;
+    if (row >= rows) return;
+    float* out = part.sink.out + (size_t)token * rows + row;
+    if (part.sink.bias) y += part.sink.bias[(size_t)matrix * rows + row];
+    *out = part.sink.add ? *out + y : y;
+}
+
 DEVICE void emit(const Job& job, unsigned token, float y) {
     Spot spot = spot_of(job.parts);
-    const Sink& sink = spot.part.sink;
-    unsigned row = spot.tile * LANES + lane(), rows = spot.part.stack.rows;
-    if (row >= rows || token >= job.tokens) return;
-    float* out = sink.out + (size_t)token * rows + row;
-    if (sink.bias) y += sink.bias[(size_t)job.matrix * rows + row];
-    *out = sink.add ? *out + y : y;
+    if (token < job.tokens) emit_row(spot.part, spot.tile, job.matrix, token, y);
 }
 
 // The sums of all warps in their order; warp `g` gets those of the block's token `g`. `room` holds a word for every

@@ -157,7 +157,8 @@ impl Layout for Wide {
             Wide::Bf16 => ([Kernel::wide_bf16_1, Kernel::wide_bf16_8], 1),
             Wide::F16 => ([Kernel::wide_f16_1, Kernel::wide_f16_8], 2),
         };
-        Stored::Plain { float, kind }
+        let many = (*self == Wide::Bf16).then_some(Kernel::wide_bf16_64);
+        Stored::Plain { float, many, kind }
     }
 
     fn form(&self, precision: Precision, cpu: Cpu) -> Form {

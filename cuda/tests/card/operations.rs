@@ -13,7 +13,12 @@ use bantam_cusim::is_child;
 use crate::both::{Layouters, noise, pack, with};
 
 /// A panel slot for products of so many stored columns and rows.
-fn panels(plan: &mut Layouters, precision: Precision, columns: usize, rows: usize) -> bantam_core::Slot {
+pub(crate) fn panels(
+    plan: &mut Layouters,
+    precision: Precision,
+    columns: usize,
+    rows: usize,
+) -> bantam_core::Slot {
     let bytes =
         LAYOUTS.iter().map(|layout| panel_bytes(layout.form(precision, Cpu::detect()), columns, rows));
     let float = 4 * columns * rows;
@@ -21,7 +26,7 @@ fn panels(plan: &mut Layouters, precision: Precision, columns: usize, rows: usiz
 }
 
 /// Whether a layout's product with int8 is the processor's, bit for bit.
-fn is_exact(layout: &dyn bantam_core::layouts::Layout, precision: Precision) -> bool {
+pub(crate) fn is_exact(layout: &dyn bantam_core::layouts::Layout, precision: Precision) -> bool {
     use bantam_core::cuda::{Codes, Stored};
     let integers = matches!(layout.stored(), Stored::Rows | Stored::Coded(Codes { integer: Some(_), .. }));
     precision == Precision::Fast && integers

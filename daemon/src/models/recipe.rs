@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bantam_core::{KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::formats::on_load::{OnLoad, way};
 use bantam_model::plan::Options;
 use bantam_model::pool::Threads;
@@ -62,6 +62,8 @@ impl Recipe {
         // A step never has more tokens than all sequences together, and always room for one of each.
         let most = context.saturating_mul(sequences).max(1);
         let chunk = asked.chunk.unwrap_or(CHUNK).min(most).max(sequences);
+        let usual = Some(settings.threads).filter(|&threads| threads > 0);
+        let threads = asked.threads.or(usual).unwrap_or_else(Threads::available);
         let options = Options {
             context,
             sequences,
@@ -73,9 +75,8 @@ impl Recipe {
             quantization: asked.quantization.unwrap_or(way(&settings.load_quantization)),
             head: asked.head.unwrap_or(way(&settings.load_head)),
             experts: asked.experts.unwrap_or(way(&settings.load_experts)),
+            trits: Trits::of(Cpu::detect(), threads),
         };
-        let usual = Some(settings.threads).filter(|&threads| threads > 0);
-        let threads = asked.threads.or(usual).unwrap_or_else(Threads::available);
         Recipe { options, threads, no_cache: asked.no_cache.unwrap_or(!settings.native_files) }
     }
 

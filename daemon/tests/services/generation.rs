@@ -1,6 +1,6 @@
 //! What comes over the wire is what the library makes of the same request.
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::embedding::{self, Pooling};
 use bantam_model::engine::Engine;
 use bantam_model::generate::Generation;
@@ -38,6 +38,7 @@ fn engine(source: &Source) -> Engine {
         quantization: None,
         head: None,
         experts: None,
+        trits: Trits::Packed,
     };
     source.load(options, Cpu::detect(), 1, None, &mut |_| {}).unwrap()
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bantam_core::Trits;
 use bantam_core::layouts::coded::{COUNT, Coded, CodedRows, Coding, E2M1, FP4, NF4, TRITS, WHOLE_ROW};
 use bantam_core::layouts::{INT8_ROWS, Layout, NotFinite, Precision, Shape};
 
@@ -96,10 +97,15 @@ const INT8_COLUMNS_MAX: usize = 1 << 16;
 
 impl OnLoad {
     /// The layout of a matrix; `None` where none holds it.
-    pub(crate) fn layout(&self, shape: Shape, precision: Precision) -> Option<&'static dyn Layout> {
+    pub(crate) fn layout(
+        &self,
+        shape: Shape,
+        precision: Precision,
+        trits: Trits,
+    ) -> Option<&'static dyn Layout> {
         match &self.blocks {
             None => (shape.columns <= INT8_COLUMNS_MAX).then_some(INT8_ROWS),
-            Some(blocks) => blocks.coding.layout(precision).map(|layout| layout as &dyn Layout),
+            Some(blocks) => blocks.coding.layout(precision, trits).map(|layout| layout as &dyn Layout),
         }
     }
 

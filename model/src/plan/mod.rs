@@ -8,7 +8,7 @@ mod planner;
 
 use bantam_core::layouts::coded::Coding;
 use bantam_core::layouts::page::POSITIONS;
-use bantam_core::{Cpu, KvCache, KvKind, Matrix, Norm, Precision, Region, Rope, Slot};
+use bantam_core::{Cpu, KvCache, KvKind, Matrix, Norm, Precision, Region, Rope, Slot, Trits};
 
 use crate::adapter::{Adapter, Used};
 use crate::checkpoint::Dtype;
@@ -44,6 +44,8 @@ pub struct Options {
     pub head: Option<&'static OnLoad>,
     /// The same for experts; `None` is as `quantization` says.
     pub experts: Option<&'static OnLoad>,
+    /// How ternary codes are held.
+    pub trits: Trits,
 }
 
 impl Options {
@@ -59,6 +61,7 @@ impl Options {
         quantization: None,
         head: None,
         experts: None,
+        trits: Trits::Packed,
     };
 }
 
@@ -506,8 +509,9 @@ impl Plan {
         if options.context > spec.context {
             return Err(PlanError::Context { asked: options.context, most: spec.context });
         }
-        let layout =
-            replaced.and_then(|Replaced { coding, times }| Some((coding.layout(options.precision)?, times)));
+        let layout = replaced.and_then(|Replaced { coding, times }| {
+            Some((coding.layout(options.precision, options.trits)?, times))
+        });
         let lean = layout.zip(spec.layers[0].mlp.experts);
         let mut planner = Planner::new(spec, &stored, None, options, cpu);
         let weights = planner.layer_alone(number, lean.is_some())?;

@@ -260,7 +260,7 @@ impl<'a> Planner<'a> {
             (false, _) => of_head.filter(|_| head),
         };
         if let Some((way, layout)) =
-            way.and_then(|way| Some((way, way.layout(shape, self.options.precision)?)))
+            way.and_then(|way| Some((way, way.layout(shape, self.options.precision, self.options.trits)?)))
         {
             let encode = layout.coded().map(|_| way);
             return Held::plain(layout, encode);
@@ -282,7 +282,7 @@ impl<'a> Planner<'a> {
         // Rows of a table are read without an input.
         let unread = packed.divisors.is_some() || line == "embedding" && (factored || times > 1);
         let coding = packed.decode.coding(packed.shape).filter(|_| !unread && !self.is_float(line, tensor));
-        match coding.and_then(|coding| coding.layout(self.options.precision)) {
+        match coding.and_then(|coding| coding.layout(self.options.precision, self.options.trits)) {
             Some(layout) => Held { layout, ordered, factored, times, encode: None },
             None => self.held_floats(line, tensor, self.unpacked_dtype(), packed.shape),
         }

@@ -3,7 +3,7 @@
 //! What a model writes when nobody asks is close to what it was trained on, in its own proportions of languages and
 //! formats, and needs no text to be carried or fetched.
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::engine::Chunk;
 use bantam_model::plan::Options;
 use bantam_model::sampler::{Sampler, SamplingParams};
@@ -48,6 +48,7 @@ pub fn options(written: &Written) -> Options {
         quantization: None,
         head: None,
         experts: None,
+        trits: Trits::Packed,
     }
 }
 

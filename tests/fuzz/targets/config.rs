@@ -1,7 +1,7 @@
 //! Fuzzes `config.json`: an architecture comes of it and a plan for it, or an error.
 #![no_main]
 
-use bantam_core::{Cpu, KvKind, Precision};
+use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::synthetic_plan;
 use bantam_model::formats::on_load::way;
@@ -25,6 +25,7 @@ fuzz_target!(|input: &[u8]| {
         head: None,
         cache_positions: None,
         experts: None,
+        trits: Trits::Packed,
     };
     // The lists of a plan grow with layers and experts, as they should.
     let experts = spec.layers.first().and_then(|layer| layer.mlp.experts).map_or(1, |e| e.choice.experts);

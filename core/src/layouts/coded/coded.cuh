@@ -45,18 +45,24 @@ DEVICE Place place_of(const unsigned* tile, unsigned side, unsigned block_words,
     return place;
 }
 
-// The scale of a lane's row, without the row's multiple; and its zero.
-DEVICE float scale_of(const Place& place, unsigned side) {
-    const unsigned* words = place.side + lane();
+// A block's scale is in one of its unit's side words: which, and what that word says.
+DEVICE unsigned scale_at(unsigned side, unsigned member) { return side == QUARTERS ? member / 2 : 0; }
+DEVICE float scale_in(unsigned word, unsigned side, unsigned member) {
     switch (side) {
-        case FLOAT: return __uint_as_float(words[0]);
-        case PAIR: return half_value(words[0] >> (16 * place.member) & 0xffff);
-        case ZERO: return half_value(words[0] & 0xffff);
-        case EXPONENTS: return __uint_as_float((words[0] >> (8 * place.member) & 0xff) << 23);
-        case QUARTERS: return half_value(words[place.member / 2 * LANES] >> (16 * (place.member % 2)) & 0xffff);
-        case HALVES: return half_value(words[0] >> (16 * (place.member / 2)) & 0xffff);
+        case FLOAT: return __uint_as_float(word);
+        case PAIR: return half_value(word >> (16 * member) & 0xffff);
+        case ZERO: return half_value(word & 0xffff);
+        case EXPONENTS: return __uint_as_float((word >> (8 * member) & 0xff) << 23);
+        case QUARTERS: return half_value(word >> (16 * (member % 2)) & 0xffff);
+        case HALVES: return half_value(word >> (16 * (member / 2)) & 0xffff);
         default: return 1.0f;
     }
+}
+
+// The scale of a lane's row, without the row's multiple; and its zero.
+DEVICE float scale_of(const Place& place, unsigned side) {
+    if (side == ROW) return 1.0f;
+    return scale_in(place.side[scale_at(side, place.member) * LANES + lane()], side, place.member);
 }
 
 DEVICE float zero_of(const Place& place, unsigned side) {
@@ -78,4 +84,34 @@ DEVICE void digits_of(unsigned word, unsigned (&digits)[DIGITS]) {
         digits[k] = (even >> 8 & 0x00ff00ffu) | (odd & 0xff00ff00u);
         even &= 0x00ff00ffu, odd &= 0x00ff00ffu;
     }
+}
+
+// Sixteen bytes to choose from, by the halves of a word's bytes: the low ones, the high ones.
+DEVICE void choose(const unsigned (&table)[4], unsigned word, unsigned& low, unsigned& high) {
+    unsigned below = word & 0x77777777u;
+    // Where a half is 8 or more, the second eight bytes count.
+    unsigned which = 0x32103210u | (word & 0x88888888u) >> 1;
+    unsigned a = __byte_perm(__byte_perm(table[0], table[1], below), __byte_perm(table[2], table[3], below), which);
+    below >>= 16, which >>= 16;
+    unsigned b = __byte_perm(__byte_perm(table[0], table[1], below), __byte_perm(table[2], table[3], below), which);
+    low = __byte_perm(a, b, 0x6420);
+    high = __byte_perm(a, b, 0x7531);
+}
+
+// What `take_int8` made.
+struct Codes {
+    const unsigned* words;
+    const float* scales;
+    const int* sums;
+    unsigned of_row, blocks;
+};
+
+DEVICE Codes codes_of(const Coding& coding, unsigned inputs, const unsigned* memory) {
+    Codes x;
+    x.of_row = coding.blocks * (coding.block / 4);
+    x.blocks = coding.blocks;
+    x.words = memory;
+    x.scales = (const float*)(memory + (size_t)inputs * x.of_row);
+    x.sums = (const int*)(x.scales + inputs);
+    return x;
 }

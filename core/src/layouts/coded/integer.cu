@@ -4,26 +4,6 @@
 // one another and lay them down, and one warp per token adds them in the order of the columns while the others go on.
 #include "coded.cuh"
 
-// Sixteen bytes to choose from, by the halves of a word's bytes: the low ones, the high ones.
-DEVICE void choose(const unsigned (&table)[4], unsigned word, unsigned& low, unsigned& high) {
-    unsigned below = word & 0x77777777u;
-    // Where a half is 8 or more, the second eight bytes count.
-    unsigned which = 0x32103210u | (word & 0x88888888u) >> 1;
-    unsigned a = __byte_perm(__byte_perm(table[0], table[1], below), __byte_perm(table[2], table[3], below), which);
-    below >>= 16, which >>= 16;
-    unsigned b = __byte_perm(__byte_perm(table[0], table[1], below), __byte_perm(table[2], table[3], below), which);
-    low = __byte_perm(a, b, 0x6420);
-    high = __byte_perm(a, b, 0x7531);
-}
-
-// What `take_int8` made.
-struct Codes {
-    const unsigned* words;
-    const float* scales;
-    const int* sums;
-    unsigned of_row, blocks;
-};
-
 template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G> struct Product {
     static const unsigned WORDS = 64 / G;  // terms of a round
 
@@ -130,12 +110,7 @@ template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G> stru
 template <unsigned BITS, bool TABLE, bool TRITS, unsigned SIDE, unsigned G>
 DEVICE void multiply(const Coding& coding, const Parts& parts, const Routed& routed, unsigned tokens, unsigned inputs,
                      const unsigned* memory) {
-    Codes x;
-    x.of_row = coding.blocks * (coding.block / 4);
-    x.blocks = coding.blocks;
-    x.words = memory;
-    x.scales = (const float*)(memory + (size_t)inputs * x.of_row);
-    x.sums = (const int*)(x.scales + inputs);
+    Codes x = codes_of(coding, inputs, memory);
     Product<BITS, TABLE, TRITS, SIDE, G> product = {coding, job_of(parts, routed, tokens, G), x, {}};
     product.multiply(routed);
 }

@@ -32,7 +32,8 @@ pub(super) struct Job<'a> {
 /// As for `Layout::multiply`, for the form that the layout asks for in fast precision.
 pub(super) unsafe fn multiply(cpu: Cpu, job: &Job) {
     let Coded { bits, side, book, .. } = *job.layout;
-    let small = book.table.is_some_and(|(_, bytes)| bytes.iter().all(|&byte| byte < 128));
+    let is_small = |&byte: &u8| usize::from(byte) <= Small4::MOST;
+    let small = book.table.is_some_and(|(_, bytes)| bytes.iter().all(is_small));
     // SAFETY: passed on.
     unsafe {
         match (bits, side, book.table.is_some()) {
@@ -49,31 +50,53 @@ pub(super) unsafe fn multiply(cpu: Cpu, job: &Job) {
     }
 }
 
-/// A function for each pair and instruction set: one for all would take compilers minutes.
-///
 /// # Safety
 /// As for [`multiply`].
 unsafe fn with<K: Kind, S: Sides>(cpu: Cpu, job: &Job) {
+    // SAFETY: passed on.
+    unsafe {
+        match job.x.tokens {
+            ..=FEW => of_level::<K, S, true>(cpu, job),
+            _ => of_level::<K, S, false>(cpu, job),
+        }
+    }
+}
+
+/// A function for each pair and instruction set: one for all would take compilers minutes. And one for few tokens apart
+/// from that for many, whose room on the stack is touched page by page when it is called, for every tile.
+///
+/// # Safety
+/// As for [`multiply`].
+unsafe fn of_level<K: Kind, S: Sides, const IS_FEW: bool>(cpu: Cpu, job: &Job) {
     // SAFETY: each arm's instruction set is proven by the level; passed on otherwise.
     unsafe {
         match cpu.level() {
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
-            Level::Avx512 if cpu.vnni() && cpu.vbmi() => x86::vbmi512::<K, S>(job),
+            Level::Avx512 if cpu.vnni() && cpu.vbmi() => x86::vbmi512::<K, S, IS_FEW>(job),
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
-            Level::Avx512 if cpu.vnni() => x86::vnni512::<K, S>(job),
+            Level::Avx512 if cpu.vnni() => x86::vnni512::<K, S, IS_FEW>(job),
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
-            Level::Avx512 | Level::Avx2 if cpu.avx_vnni() => x86::vnni256::<K, S>(job),
+            Level::Avx512 | Level::Avx2 if cpu.avx_vnni() => x86::vnni256::<K, S, IS_FEW>(job),
             #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
-            Level::Avx512 | Level::Avx2 => x86::avx2::<K, S>(job),
+            Level::Avx512 | Level::Avx2 => x86::avx2::<K, S, IS_FEW>(job),
             #[cfg(target_arch = "aarch64")]
-            Level::Neon if cpu.i8mm() => Product::<super::quads::neon::Mixed, K, S>::new(job).run(),
+            Level::Neon if cpu.i8mm() => run::<super::quads::neon::Mixed, K, S, IS_FEW>(job),
             #[cfg(target_arch = "aarch64")]
-            Level::Neon if cpu.dotprod() => Product::<super::quads::neon::Dotprod, K, S>::new(job).run(),
+            Level::Neon if cpu.dotprod() => run::<super::quads::neon::Dotprod, K, S, IS_FEW>(job),
             #[cfg(target_arch = "aarch64")]
-            Level::Neon => Product::<super::quads::neon::Widening, K, S>::new(job).run(),
-            _ => Product::<Plain, K, S>::new(job).run(),
+            Level::Neon => run::<super::quads::neon::Widening, K, S, IS_FEW>(job),
+            // What the others are held to has one way for any number of tokens.
+            _ => run::<Plain, K, S, false>(job),
         }
     }
+}
+
+/// # Safety
+/// As for [`Product::run`].
+#[inline(never)]
+unsafe fn run<Q: Quads, K: Kind, S: Sides, const IS_FEW: bool>(job: &Job) {
+    // SAFETY: passed on.
+    unsafe { Product::<Q, K, S>::new(job).run::<IS_FEW>() }
 }
 
 #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
@@ -84,33 +107,33 @@ mod x86 {
     /// # Safety
     /// The processor must have AVX-512 F, BW, DQ, VL, VNNI and VBMI; otherwise as for `Layout::multiply`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")]
-    pub(super) unsafe fn vbmi512<K: Kind, S: Sides>(job: &Job) {
+    pub(super) unsafe fn vbmi512<K: Kind, S: Sides, const IS_FEW: bool>(job: &Job) {
         // SAFETY: the features of this function are those that the kernel needs.
-        unsafe { Product::<Vbmi512, K, S>::new(job).run() }
+        unsafe { Product::<Vbmi512, K, S>::new(job).run::<IS_FEW>() }
     }
 
     /// # Safety
     /// The processor must have AVX-512 F, BW, DQ, VL and VNNI; otherwise as for `Layout::multiply`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    pub(super) unsafe fn vnni512<K: Kind, S: Sides>(job: &Job) {
+    pub(super) unsafe fn vnni512<K: Kind, S: Sides, const IS_FEW: bool>(job: &Job) {
         // SAFETY: the features of this function are those that the kernel needs.
-        unsafe { Product::<Vnni512, K, S>::new(job).run() }
+        unsafe { Product::<Vnni512, K, S>::new(job).run::<IS_FEW>() }
     }
 
     /// # Safety
     /// The processor must have AVX2, FMA, F16C and AVX-VNNI; otherwise as for `Layout::multiply`.
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-    pub(super) unsafe fn vnni256<K: Kind, S: Sides>(job: &Job) {
+    pub(super) unsafe fn vnni256<K: Kind, S: Sides, const IS_FEW: bool>(job: &Job) {
         // SAFETY: as above.
-        unsafe { Product::<Vnni256, K, S>::new(job).run() }
+        unsafe { Product::<Vnni256, K, S>::new(job).run::<IS_FEW>() }
     }
 
     /// # Safety
     /// The processor must have AVX2, FMA and F16C; otherwise as for `Layout::multiply`.
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn avx2<K: Kind, S: Sides>(job: &Job) {
+    pub(super) unsafe fn avx2<K: Kind, S: Sides, const IS_FEW: bool>(job: &Job) {
         // SAFETY: as above.
-        unsafe { Product::<Madd, K, S>::new(job).run() }
+        unsafe { Product::<Madd, K, S>::new(job).run::<IS_FEW>() }
     }
 }
 
@@ -119,8 +142,9 @@ trait Kind {
     /// Four bits, chosen from the book's bytes; four bits that are bytes; eight bits.
     const BITS: usize;
     const TABLE: bool;
-    /// No byte is above 127.
-    const SMALL: bool;
+    /// The largest byte.
+    const MOST: usize;
+    const SMALL: bool = Self::MOST < 128;
     /// Five to a byte.
     const TRITS: bool = false;
 }
@@ -129,14 +153,14 @@ struct Count2;
 impl Kind for Count2 {
     const BITS: usize = 2;
     const TABLE: bool = false;
-    const SMALL: bool = true;
+    const MOST: usize = 3;
 }
 
 struct Trits;
 impl Kind for Trits {
     const BITS: usize = 2;
     const TABLE: bool = false;
-    const SMALL: bool = true;
+    const MOST: usize = 2;
     const TRITS: bool = true;
 }
 
@@ -144,28 +168,28 @@ struct Wide4;
 impl Kind for Wide4 {
     const BITS: usize = 4;
     const TABLE: bool = true;
-    const SMALL: bool = false;
+    const MOST: usize = 255;
 }
 
 struct Small4;
 impl Kind for Small4 {
     const BITS: usize = 4;
     const TABLE: bool = true;
-    const SMALL: bool = true;
+    const MOST: usize = 24;
 }
 
 struct Count4;
 impl Kind for Count4 {
     const BITS: usize = 4;
     const TABLE: bool = false;
-    const SMALL: bool = true;
+    const MOST: usize = 15;
 }
 
 struct Count8;
 impl Kind for Count8 {
     const BITS: usize = 8;
     const TABLE: bool = false;
-    const SMALL: bool = false;
+    const MOST: usize = 255;
 }
 
 /// What a unit's side words hold.
@@ -334,14 +358,15 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
     }
 
     /// # Safety
-    /// The instruction set of `Q` is proven; otherwise as for `Layout::multiply`.
+    /// The instruction set of `Q` is proven, and few tokens are no more than [`FEW`]; otherwise as for
+    /// `Layout::multiply`.
     #[inline(always)]
-    unsafe fn run(&self) {
+    unsafe fn run<const IS_FEW: bool>(&self) {
         let x = self.job.x;
         let groups = x.groups();
         // SAFETY: passed on.
         unsafe {
-            if x.tokens <= FEW && !Q::IS_DEFINITION {
+            if IS_FEW {
                 // Few tokens are one group, whatever the processor.
                 let (_, count, panel) = x.group(0);
                 self.few(count, panel.as_ptr());
@@ -653,14 +678,26 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     }
                     dots[g] = [start; 2];
                 });
-                for _ in 0..together * self.block / 4 {
-                    let words = [Q::load(bytes), Q::load(bytes.add(lanes))];
+                let (mut left, most) = (together * self.block / 4, Self::NARROW_WORDS.max(1));
+                while left > 0 {
+                    let run = if Self::NARROW_WORDS > 0 { left.min(most) } else { left };
+                    let mut run_dots = if Self::NARROW_WORDS > 0 { [[Q::splat(0); 2]; G] } else { dots };
+                    for _ in 0..run {
+                        let words = [Q::load(bytes), Q::load(bytes.add(lanes))];
+                        unroll!(12: g < G, {
+                            run_dots[g][0] = Self::dot_of_many(run_dots[g][0], words[0], x.add(g));
+                            run_dots[g][1] = Self::dot_of_many(run_dots[g][1], words[1], x.add(g));
+                        });
+                        bytes = bytes.add(TILE_ROWS);
+                        x = x.add(piece.stride);
+                    }
                     unroll!(12: g < G, {
-                        dots[g][0] = Self::dot(dots[g][0], words[0], x.add(g));
-                        dots[g][1] = Self::dot(dots[g][1], words[1], x.add(g));
+                        dots[g] = match Self::NARROW_WORDS {
+                            0 => run_dots[g],
+                            _ => [0, 1].map(|v: usize| Q::add(dots[g][v], Q::widened(run_dots[g][v]))),
+                        };
                     });
-                    bytes = bytes.add(TILE_ROWS);
-                    x = x.add(piece.stride);
+                    left -= run;
                 }
                 unroll!(2: v < 2, {
                     let at = b * TILE_ROWS + v * lanes;
@@ -687,6 +724,21 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     done[g][1].store(sums.add(lanes));
                 });
             }
+        }
+    }
+
+    /// Words of activations whose products with many tokens are added up in 16 bits, where that is to be won; a power of
+    /// two, as blocks are.
+    const NARROW_WORDS: usize = match (i16::MAX as usize / (2 * 127 * K::MOST)).checked_ilog2() {
+        Some(power) if Q::NARROW => 1 << power,
+        _ => 0,
+    };
+
+    #[inline(always)]
+    unsafe fn dot_of_many(sum: Q::Lanes, bytes: Q::Lanes, x: *const u32) -> Q::Lanes {
+        // SAFETY: passed on; no more than that are added up.
+        unsafe {
+            if Self::NARROW_WORDS > 0 { Q::dot_narrow(sum, bytes, x) } else { Self::dot(sum, bytes, x) }
         }
     }
 

@@ -35,6 +35,15 @@ pub(super) trait Quads {
     unsafe fn dot(sum: Self::Lanes, bytes: Self::Lanes, x: *const u32) -> Self::Lanes;
     /// `sum + dot(bytes, x)` of bytes up to 127.
     unsafe fn dot_small(sum: Self::Lanes, bytes: Self::Lanes, x: *const u32) -> Self::Lanes;
+    /// The same, of which no more are added up than 16 bits hold before they are widened, where they are
+    /// [`Quads::NARROW`].
+    unsafe fn dot_narrow(sum: Self::Lanes, bytes: Self::Lanes, x: *const u32) -> Self::Lanes {
+        // SAFETY: passed on.
+        unsafe { Self::dot_small(sum, bytes, x) }
+    }
+    unsafe fn widened(sum: Self::Lanes) -> Self::Lanes {
+        sum
+    }
     /// Integers as float32.
     unsafe fn floats(lanes: Self::Lanes) -> Self::Floats;
     /// The float16 at bit `shift`.
@@ -55,7 +64,7 @@ pub(super) trait Quads {
 
     /// One token's dot product with codes none above 3, in parts: nothing need be shifted or widened until the end.
     type Parts: Copy;
-    /// Whether parts hold no more than a block of 64.
+    /// Whether sums that are not widened yet have 16 bits: parts hold no more than a block of 64.
     const NARROW: bool = false;
     unsafe fn no_parts() -> Self::Parts;
     /// Adds the fields of a word; `x` is four words.

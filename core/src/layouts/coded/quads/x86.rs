@@ -503,6 +503,14 @@ impl Quads for Madd {
             _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         }
     }
+    #[inline(always)]
+    unsafe fn dot_narrow(sum: __m256i, bytes: __m256i, x: *const u32) -> __m256i {
+        unsafe { Self::part(sum, bytes, x) }
+    }
+    #[inline(always)]
+    unsafe fn widened(sum: __m256i) -> __m256i {
+        unsafe { Self::widen(sum) }
+    }
 }
 
 impl Madd {

@@ -14,7 +14,7 @@ use bantam_core::{
 };
 use bytemuck::Pod;
 
-use crate::driver::{Argument, Card, Fault, Memory, Pinned, Shape};
+use crate::driver::{Argument, Card, Fault, Mark, Memory, Pinned, Shape};
 use crate::kept::Kept;
 use crate::ring::Ring;
 use crate::steps::Steps;
@@ -58,6 +58,8 @@ pub struct CudaBackend {
     pub(crate) ring: Option<Ring>,
     fault: Cell<Option<Fault>>,
     pub(crate) kept: Kept,
+    /// Where there are other cards to copy to.
+    pub(crate) mark: Option<Mark>,
 }
 
 impl CudaBackend {
@@ -73,8 +75,8 @@ impl CudaBackend {
             }
         };
         let regions = <[Memory; 3]>::try_from(taken).expect("three regions were taken");
-        let (ring, fault, kept) = (None, Cell::new(None), Kept::default());
-        Ok(CudaBackend { card, precision, regions, panels, steps, results, ring, fault, kept })
+        let (ring, fault, kept, mark) = (None, Cell::new(None), Kept::default(), None);
+        Ok(CudaBackend { card, precision, regions, panels, steps, results, ring, fault, kept, mark })
     }
 
     fn take(card: &Card, sizes: Sizes, taken: &mut Vec<Memory>) -> Result<(Steps, Pinned), Fault> {
@@ -153,6 +155,11 @@ impl CudaBackend {
     /// Takes the value of what may have gone wrong.
     pub(crate) fn noted<T>(&self, done: Result<T, Fault>) -> Option<T> {
         done.map_err(|fault| self.note(Err(fault))).ok()
+    }
+
+    /// A region's memory.
+    pub(crate) fn region(&self, region: Region) -> &Memory {
+        &self.regions[region as usize]
     }
 
     /// The address of a slot.
@@ -420,6 +427,7 @@ impl Drop for CudaBackend {
         self.drop_ring();
         // What is queued may still read pinned words.
         let _ = self.card.wait();
+        self.mark.iter().for_each(|mark| self.card.end_mark(mark));
         self.kept.all().for_each(|graph| self.card.free_graph(graph));
         self.regions.iter().for_each(|memory| self.card.free(memory));
         self.steps.free(&self.card);

@@ -98,6 +98,8 @@ fn name(code: sys::CUresult) -> &'static str {
         CUDA_ERROR_INVALID_DEVICE => "CUDA_ERROR_INVALID_DEVICE",
         CUDA_ERROR_INVALID_IMAGE => "CUDA_ERROR_INVALID_IMAGE",
         CUDA_ERROR_INVALID_CONTEXT => "CUDA_ERROR_INVALID_CONTEXT",
+        CUDA_ERROR_INVALID_HANDLE => "CUDA_ERROR_INVALID_HANDLE",
+        CUDA_ERROR_PEER_ACCESS_UNSUPPORTED => "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED",
         CUDA_ERROR_NO_BINARY_FOR_GPU => "CUDA_ERROR_NO_BINARY_FOR_GPU",
         CUDA_ERROR_ECC_UNCORRECTABLE => "CUDA_ERROR_ECC_UNCORRECTABLE",
         CUDA_ERROR_INVALID_PTX => "CUDA_ERROR_INVALID_PTX",
@@ -339,7 +341,7 @@ impl Card {
 
     /// What is queued from here on is written down and not done.
     pub(crate) fn begin_graph(&self) -> Result<(), Fault> {
-        if !has_graphs() {
+        if !has_all(&GRAPHS) {
             return Err(Fault::Lost { what: "a graph", code: "the driver lacks functions for it" });
         }
         self.wait()?;
@@ -560,6 +562,80 @@ impl Card {
         [staging.copied, staging.used].into_iter().for_each(|event| self.end_event(event));
     }
 
+    /// A mark for [`Card::copy_to`].
+    pub(crate) fn mark(&self) -> Result<Mark, Fault> {
+        self.event().map(Mark)
+    }
+
+    /// Gives a mark of this card back.
+    pub(crate) fn end_mark(&self, mark: &Mark) {
+        let _ = self.enter();
+        self.end_event(mark.0);
+    }
+
+    /// Asks that copies between both cards go straight, which not all machines can; whether they do from here on.
+    pub(crate) fn ask_peer(&self, other: &Card) -> bool {
+        let granted = |card: &Card, peer: &Card| {
+            let mut can = 0;
+            // SAFETY: both devices are the driver's own numbers; writes one number.
+            let asked = unsafe { sys::cuDeviceCanAccessPeer(&mut can, card.device, peer.device) };
+            if asked != sys::CUresult::CUDA_SUCCESS || can == 0 || card.enter().is_err() {
+                return false;
+            }
+            // SAFETY: the context lives as long as the peer; what is asked lasts as long as both.
+            let asked = unsafe { sys::cuCtxEnablePeerAccess(peer.context, 0) };
+            use sys::CUresult::{CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED, CUDA_SUCCESS};
+            matches!(asked, CUDA_SUCCESS | CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED)
+        };
+        has_all(&PEERS) && granted(self, other) && granted(other, self)
+    }
+
+    /// Takes that back: copies go by way of the host.
+    pub(crate) fn end_peer(&self, other: &Card) {
+        for (card, peer) in [(self, other), (other, self)] {
+            if card.enter().is_ok() {
+                // SAFETY: both contexts are there; whoever was not asked answers so.
+                let _ = unsafe { sys::cuCtxDisablePeerAccess(peer.context) };
+            }
+        }
+    }
+
+    /// Queues a copy to another card's memory, behind all that is queued on both, and before whatever is queued from
+    /// now on; each card has its own mark. Where copies cannot go straight, the driver takes them by way of the host.
+    pub(crate) fn copy_to(
+        &self,
+        from: (&Memory, &Mark),
+        other: &Card,
+        to: (&Memory, &Mark),
+        offset: usize,
+        bytes: usize,
+    ) -> Result<(), Fault> {
+        let (here, there) = (from.0.at(offset, bytes), to.0.at(offset, bytes));
+        if !has_all(&COPIES) {
+            return Err(Fault::Lost {
+                what: "a copy to another card",
+                code: "the driver lacks a function for it",
+            });
+        }
+        if bytes == 0 {
+            return Ok(());
+        }
+        other.enter()?;
+        let at_once = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: streams, contexts and marks are those of the two cards, the bytes inside their allocations, which
+        // whoever frees them waits for.
+        let done = unsafe {
+            result::event::record(from.1.0, self.stream)
+                .and_then(|()| result::stream::wait_event(other.stream, from.1.0, at_once))
+                .and_then(|()| {
+                    result::memcpy_peer_async(other.context, there, self.context, here, bytes, other.stream)
+                })
+                .and_then(|()| result::event::record(to.1.0, other.stream))
+                .and_then(|()| result::stream::wait_event(self.stream, to.1.0, at_once))
+        };
+        done.map_err(|error| fault("a copy to another card", error))
+    }
+
     /// Ends a stream of this card.
     pub(crate) fn end_stream(&self, stream: &Stream) {
         let _ = self.enter();
@@ -591,20 +667,26 @@ impl Drop for Card {
     }
 }
 
-/// Whether the driver has all that graphs take. Its version alone does not tell: what stands in for a driver may say
-/// any, and a function that is not there ends the process.
-fn has_graphs() -> bool {
-    const NAMES: [&str; 7] = [
-        "cuStreamBeginCapture_v2",
-        "cuStreamEndCapture",
-        "cuGraphInstantiateWithFlags",
-        "cuGraphUpload",
-        "cuGraphLaunch",
-        "cuGraphDestroy",
-        "cuGraphExecDestroy",
-    ];
+/// What graphs take of the driver.
+const GRAPHS: [&str; 7] = [
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphUpload",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+];
+/// What straight copies between cards do.
+const PEERS: [&str; 3] = ["cuDeviceCanAccessPeer", "cuCtxEnablePeerAccess", "cuCtxDisablePeerAccess"];
+/// What copies between cards do in any case.
+const COPIES: [&str; 1] = ["cuMemcpyPeerAsync"];
+
+/// Whether the driver has all of these. Its version alone does not tell: what stands in for a driver may say any, and
+/// a function that is not there ends the process.
+fn has_all(names: &[&str]) -> bool {
     // SAFETY: names are looked up, and nothing is called.
-    NAMES.iter().all(|name| unsafe { sys::culib().get::<*const c_void>(name.as_bytes()) }.is_ok())
+    names.iter().all(|name| unsafe { sys::culib().get::<*const c_void>(name.as_bytes()) }.is_ok())
 }
 
 fn capability(device: sys::CUdevice) -> Result<(u32, u32), DriverError> {
@@ -722,6 +804,13 @@ impl Pinned {
         self.used.set(0);
     }
 }
+
+/// How far the work of a card had come when it was set.
+#[derive(Debug)]
+pub(crate) struct Mark(sys::CUevent);
+
+// SAFETY: a handle of the driver's, used with its context by one thread at a time.
+unsafe impl Send for Mark {}
 
 /// A stream beside the card's first.
 #[derive(Debug)]

@@ -14,6 +14,7 @@ mod backward;
 mod driver;
 mod kept;
 mod one_of;
+mod peers;
 mod product;
 mod ring;
 mod steps;

@@ -1,5 +1,7 @@
 //! A card as an engine takes it: one of the machine's, found by its number.
 
+use std::any::Any;
+
 use bantam_core::{Matrix, Slot};
 use bantam_model::card::{CardFault, Cards, Fill, Found, Needs, NoCard, Passing, Seen, Stretch};
 
@@ -114,6 +116,22 @@ impl bantam_model::card::Card for CudaBackend {
 
     fn again(&mut self, stretch: Stretch) -> bool {
         self.queue_stretch(&stretch)
+    }
+
+    fn meet(&mut self, other: &mut dyn bantam_model::card::Card, slot: Slot) -> Result<(), NoCard> {
+        let other: &mut dyn Any = other;
+        match other.downcast_mut::<CudaBackend>() {
+            Some(other) => CudaBackend::meet(self, other, slot).map_err(refused),
+            None => Err(NoCard::Failed(
+                "expected another card of CUDA to copy to, found something else".to_owned(),
+            )),
+        }
+    }
+
+    fn hand(&mut self, slot: Slot, to: &mut dyn bantam_model::card::Card) {
+        let to: &mut dyn Any = to;
+        let to = to.downcast_mut::<CudaBackend>().expect("cards have met before they copy");
+        CudaBackend::hand(self, slot, to);
     }
 }
 

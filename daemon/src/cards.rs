@@ -1,19 +1,45 @@
-//! What computes a model: the processor, and a card beside it. The only place here that knows whose cards those are.
+//! What computes a model: the processor, and cards beside it. The only place here that knows whose cards those are.
 
 use std::fmt;
 
-use bantam_model::card::{Cards, NoCard, Seen};
+use bantam_model::card::{CARDS_MOST, Cards, NoCard, Seen};
 use bantam_model::engine::{Engine, Placed};
 
 /// What is to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
-    /// The first card, as far as a model fits there, and the processor for the rest, or where there is none.
+    /// The first card, as far as a model fits there, then the next ones, and the processor for the rest, or where there
+    /// is none.
     Auto,
     /// The processor.
     Cpu,
-    /// The same as `Auto`, but not without this card.
-    Cuda(usize),
+    /// The same as `Auto` with these cards, and not without them.
+    Cuda(Numbers),
+}
+
+/// Numbers of cards, in the order in which they are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbers {
+    list: [usize; CARDS_MOST],
+    count: usize,
+}
+
+impl Numbers {
+    fn parse(text: &str) -> Option<Self> {
+        let mut found = Numbers { list: [0; CARDS_MOST], count: 0 };
+        for number in text.split(',') {
+            let number = number.parse().ok().filter(|n| *n < NUMBERS)?;
+            let is_new = !found.all().contains(&number);
+            *found.list.get_mut(found.count).filter(|_| is_new)? = number;
+            found.count += 1;
+        }
+        Some(found)
+    }
+
+    /// At least one.
+    fn all(&self) -> &[usize] {
+        &self.list[..self.count]
+    }
 }
 
 /// More cards than any machine has.
@@ -21,7 +47,8 @@ const NUMBERS: usize = 64;
 
 impl Device {
     /// What one may write.
-    pub const EXPECTED: &str = "auto, cpu, cuda or cuda:N with a card's number";
+    pub const EXPECTED: &str =
+        "auto, cpu, cuda or cuda:N with a card's number, or several with commas between them";
 
     /// From a setting or a flag.
     #[must_use]
@@ -29,65 +56,94 @@ impl Device {
         match text {
             "auto" => Some(Self::Auto),
             "cpu" => Some(Self::Cpu),
-            "cuda" => Some(Self::Cuda(0)),
-            _ => text.strip_prefix("cuda:")?.parse().ok().filter(|n| *n < NUMBERS).map(Self::Cuda),
+            "cuda" => Numbers::parse("0").map(Self::Cuda),
+            _ => Numbers::parse(text.strip_prefix("cuda:")?).map(Self::Cuda),
         }
     }
 
-    /// The card that it is, there or not.
+    /// The first of its cards, there or not.
     #[must_use]
     pub fn card(self) -> Option<Box<dyn Cards>> {
+        self.cards().into_iter().next()
+    }
+
+    /// The cards that it is, there or not; of all that a machine may have those that are there, or the first.
+    fn cards(self) -> Vec<Box<dyn Cards>> {
         match self {
-            Self::Cpu => None,
-            Self::Auto => Some(card(0)),
-            Self::Cuda(number) => Some(card(number)),
+            Self::Cpu => Vec::new(),
+            Self::Auto => {
+                let there = (0..CARDS_MOST).map(card).filter(|card| card.look().is_ok());
+                let there: Vec<Box<dyn Cards>> = there.collect();
+                if there.is_empty() { vec![card(0)] } else { there }
+            }
+            Self::Cuda(numbers) => numbers.all().iter().map(|&number| card(number)).collect(),
         }
     }
 
-    /// How its card is spelled; the processor is none.
-    pub(crate) fn label(self) -> String {
-        self.card().map_or(String::new(), |card| card.label())
-    }
-
-    /// Looks whether its card is there.
+    /// Looks at its cards, how they are spelled and what they are.
     ///
     /// # Errors
-    /// Where it is not, or none is meant.
-    pub(crate) fn look(self) -> Result<Seen, NoCard> {
-        let none = || NoCard::Absent("the processor alone computes: models.device is cpu".to_owned());
-        self.card().ok_or_else(none)?.look()
+    /// Where one that is named is not there, or none is meant, or found.
+    pub(crate) fn look(self) -> Result<Vec<(String, Seen)>, NoCard> {
+        if self == Self::Cpu {
+            return Err(NoCard::Absent("the processor alone computes: models.device is cpu".to_owned()));
+        }
+        self.cards().iter().map(|card| Ok((card.label(), card.look()?))).collect()
     }
 
-    /// Looks at the card, if it is one, before anything of a model is read.
+    /// Looks at the cards, if it is any, before anything of a model is read. Of `vram` there is nothing (what is free),
+    /// one figure for each card, or as many as cards.
     ///
     /// # Errors
     /// Where a card that must be there is not, or has less memory than is to be taken of it.
-    pub fn check(self, vram: Option<u64>) -> Result<Option<Seen>, NoCard> {
-        let Some(card) = self.card() else { return Ok(None) };
-        let seen = match card.look() {
-            Err(_) if self == Self::Auto => return Ok(None),
+    pub fn check(self, vram: &[u64]) -> Result<Vec<Seen>, NoCard> {
+        let seen = match self.look() {
+            Err(_) if matches!(self, Self::Auto | Self::Cpu) => return Ok(Vec::new()),
             seen => seen?,
         };
-        match vram.filter(|&vram| vram > seen.bytes) {
-            None => Ok(Some(seen)),
-            Some(vram) => Err(NoCard::TooSmall(format!(
-                "expected at most {} bytes, all that {} ({}) has, found {vram}; take less, or leave it out for \
-                 what is free",
-                seen.bytes,
-                card.label(),
-                seen.name
-            ))),
+        if vram.len() > 1 && vram.len() != seen.len() {
+            let (cards, found) = (seen.len(), vram.len());
+            return Err(NoCard::TooSmall(format!(
+                "expected one figure, or one for each card, of which there are {cards}, found {found}; correct it"
+            )));
         }
+        for (at, (label, seen)) in seen.iter().enumerate() {
+            if let Some(vram) = nth(vram, at).filter(|&vram| vram > seen.bytes) {
+                let Seen { name, bytes } = seen;
+                return Err(NoCard::TooSmall(format!(
+                    "expected at most {bytes} bytes, all that {label} ({name}) has, found {vram}; take less, or leave \
+                     it out for what is free"
+                )));
+            }
+        }
+        Ok(seen.into_iter().map(|(_, seen)| seen).collect())
     }
 
-    /// Puts a model that was just loaded on the card; nothing where none is wanted.
+    /// Puts a model that was just loaded on the cards, with so many bytes of each (what is free where nobody says);
+    /// nothing where none is wanted.
     ///
     /// # Errors
     /// Where no card takes part. The model is computed by the processor then.
-    pub fn place(self, engine: &mut Engine, vram: Option<u64>) -> Result<Option<Placed>, NoCard> {
-        let Some(card) = self.card() else { return Ok(None) };
-        engine.place(card.as_ref(), vram).map(|placed| Some(placed.clone()))
+    pub fn place(
+        self,
+        engine: &mut Engine,
+        vram: &dyn Fn(usize) -> Option<u64>,
+    ) -> Result<Option<Placed>, NoCard> {
+        let cards = self.cards();
+        let asked = cards.iter().enumerate().map(|(at, card)| (card.as_ref(), vram(at)));
+        // A card of which nothing is left takes no part.
+        let asked: Vec<(&dyn Cards, Option<u64>)> = asked.filter(|(_, vram)| *vram != Some(0)).collect();
+        if asked.is_empty() {
+            return Ok(None);
+        }
+        engine.place_on(&asked).map(|placed| Some(placed.clone()))
     }
+}
+
+/// What may be taken of one of several cards.
+#[must_use]
+pub fn nth(vram: &[u64], card: usize) -> Option<u64> {
+    if vram.len() == 1 { Some(vram[0]) } else { vram.get(card).copied() }
 }
 
 impl fmt::Display for Device {
@@ -95,7 +151,10 @@ impl fmt::Display for Device {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::Cuda(numbers) => {
+                let numbers: Vec<String> = numbers.all().iter().map(usize::to_string).collect();
+                write!(f, "cuda:{}", numbers.join(","))
+            }
         }
     }
 }
@@ -143,11 +202,14 @@ mod tests {
 
     #[test]
     fn devices_are_named_as_they_are_shown() {
-        for text in ["auto", "cpu", "cuda:0", "cuda:3"] {
+        for text in ["auto", "cpu", "cuda:0", "cuda:3", "cuda:0,1", "cuda:2,0,1"] {
             assert_eq!(Device::parse(text).map(|device| device.to_string()).as_deref(), Some(text));
         }
-        assert_eq!(Device::parse("cuda"), Some(Device::Cuda(0)));
-        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:64", "CUDA"] {
+        assert_eq!(Device::parse("cuda"), Device::parse("cuda:0"));
+        let many = "cuda:0,1,2,3,4,5,6,7,8";
+        for wrong in
+            ["", "gpu", "cuda:", "cuda:-1", "cuda:64", "CUDA", "cuda:0,", "cuda:0,0", "cuda:0, 1", many]
+        {
             assert_eq!(Device::parse(wrong), None, "{wrong}");
         }
     }

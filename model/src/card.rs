@@ -1,6 +1,8 @@
 //! A card beside the processor, as an engine sees it: one more backend, with memory of its own. Who drives cards stands
 //! outside of this package and is handed in by whoever opens an engine.
 
+use std::any::Any;
+
 use bantam_core::layouts::TILE_ROWS;
 use bantam_core::{Backend, Batch, Matrix, Precision, Product, Slot};
 
@@ -110,6 +112,9 @@ impl Passing {
     }
 }
 
+/// So many cards compute one model at most.
+pub const CARDS_MOST: usize = 8;
+
 /// Slots of a ring: one is filled, one is copied, one is computed with.
 pub const RING_SLOTS: usize = 3;
 
@@ -154,7 +159,7 @@ impl Stretch<'_> {
 ///
 /// Operations are queued, in order; [`Card::fetch`] and [`Card::fault`] wait for them. After a fault nothing is
 /// computed, and what is fetched are zeros.
-pub trait Card: Backend + Send + std::fmt::Debug {
+pub trait Card: Backend + Any + Send + std::fmt::Debug {
     /// Puts bytes into the beginning of a slot.
     fn upload(&mut self, slot: Slot, bytes: &[u8]);
     /// Hands out a slot's values, piece by piece, each with the place of its first.
@@ -185,6 +190,15 @@ pub trait Card: Backend + Send + std::fmt::Debug {
     fn keep(&mut self, stretch: Stretch) -> Result<(), CardFault>;
     /// Queues a stretch that was kept; `false` where none of so many rows was.
     fn again(&mut self, stretch: Stretch) -> bool;
+    /// Makes both ready for [`Card::hand`], either way, by the straightest way that brings values over unharmed; what
+    /// stands in the slot is lost.
+    fn meet(&mut self, _other: &mut dyn Card, _slot: Slot) -> Result<(), NoCard> {
+        Err(NoCard::Failed("it copies to no other card".to_owned()))
+    }
+    /// Queues a copy of a slot's values to the same slot of another card, behind all that either was asked before.
+    fn hand(&mut self, _slot: Slot, _to: &mut dyn Card) {
+        unreachable!("cards have met before they copy");
+    }
 }
 
 /// A card that was found, and of which nothing is taken yet.

@@ -1,11 +1,13 @@
-//! A loaded model: a decoder on the processor, and on a card where one takes part, with its sequences. After loading,
+//! A loaded model: a decoder on the processor, and on cards where any take part, with its sequences. After loading,
 //! nothing here allocates.
+
+use std::ops::Range;
 
 use bantam_core::{Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
 
 use crate::adapter::Adapter;
 use crate::block::Tapped;
-use crate::card::{CardFault, Cards, NoCard, Passage};
+use crate::card::{CARDS_MOST, CardFault, Cards, Found, NoCard, Passage};
 use crate::checkpoint::map::{Image, Watch};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::decoder::Decoder;
@@ -144,12 +146,29 @@ pub struct ExpertsMet {
     pub moved: u64,
 }
 
-/// What of a model a card has.
+/// What of a model one of several cards has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
+pub struct Portion {
     /// How the card is spelled, and what it calls itself.
     pub card: [String; 2],
     /// Bytes of it that were taken.
+    pub bytes: usize,
+    /// Of these, weights.
+    pub weight_bytes: usize,
+    /// Of these, keys and values.
+    pub cache_bytes: usize,
+    /// The layers that it has, as far as they are on a card.
+    pub layers: Range<usize>,
+}
+
+/// What of a model a card has, or several together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// Card by card.
+    pub each: Vec<Portion>,
+    /// What did not take part that was asked to, and why.
+    pub without: Vec<(String, NoCard)>,
+    /// Bytes of them that were taken.
     pub bytes: usize,
     /// Of these, weights.
     pub weight_bytes: usize,
@@ -174,9 +193,19 @@ pub struct Placed {
 impl Placed {
     fn of(plan: &Plan, on_card: &OnCard) -> Placed {
         let (weight_bytes, cache_bytes) = (on_card.weight_bytes(), on_card.cache_bytes());
-        Placed {
+        let parts = on_card.bytes();
+        let ring_bytes = on_card.ring_bytes() / parts.len();
+        let portion = |(&[weight_bytes, cache_bytes], layers): (&[usize; 2], &Range<usize>)| Portion {
             card: Default::default(),
-            bytes: beside(plan) + weight_bytes + cache_bytes + on_card.ring_bytes(),
+            bytes: beside(plan) + weight_bytes + cache_bytes + ring_bytes,
+            weight_bytes,
+            cache_bytes,
+            layers: layers.clone(),
+        };
+        Placed {
+            each: parts.iter().zip(&on_card.layers).map(portion).collect(),
+            without: Vec::new(),
+            bytes: parts.len() * beside(plan) + weight_bytes + cache_bytes + on_card.ring_bytes(),
             weight_bytes,
             cache_bytes,
             ring_bytes: on_card.ring_bytes(),
@@ -191,17 +220,37 @@ impl Placed {
 
     /// What of a plan would stand on some card with so many bytes for it; nothing where they hold no part of the model.
     pub fn forecast(plan: &Plan, vram: usize) -> Option<Placed> {
-        Some(Placed::of(plan, &fitting(plan, vram, Passage::Measured)?))
+        Placed::forecast_on(plan, &[("", vram)])
     }
 
-    /// Bytes of this machine's own memory that a card of so many takes beside the plan, at most.
-    pub fn host_bytes(plan: &Plan, vram: usize) -> usize {
+    /// The same for several that are spelled so: as many of them as [`Engine::place_on`] takes.
+    pub fn forecast_on(plan: &Plan, cards: &[(&str, usize)]) -> Option<Placed> {
+        let (mut choice, mut labels) = (Choice::default(), Vec::new());
+        for &(label, bytes) in cards {
+            if !choice.is_enough() && choice.add(plan, bytes, Passage::Measured) {
+                labels.push(label);
+            }
+        }
+        let mut placed = Placed::of(plan, &choice.on_card?);
+        for (label, portion) in labels.into_iter().zip(&mut placed.each) {
+            label.clone_into(&mut portion.card[0]);
+        }
+        Some(placed)
+    }
+
+    /// Bytes of this machine's own memory that cards of so many take beside the plan, at most.
+    pub fn host_bytes(plan: &Plan, vram: &[usize]) -> usize {
         Shards::host_bytes(plan, vram)
+    }
+
+    /// How its cards are spelled.
+    pub fn labels(&self) -> String {
+        self.each.iter().map(|portion| portion.card[0].as_str()).collect::<Vec<_>>().join(" and ")
     }
 
     /// Refuses bytes of a card that hold no part of a plan.
     pub fn check(plan: &Plan, card: &str, vram: usize) -> Result<(), NoCard> {
-        fitting(plan, vram, Passage::Never).map(|_| ()).ok_or_else(|| too_small(plan, card, vram))
+        fitting(plan, &[vram], Passage::Never).map(|_| ()).ok_or_else(|| too_small(plan, card, vram))
     }
 }
 
@@ -218,8 +267,37 @@ fn beside(plan: &Plan) -> usize {
     Shards::needs(plan, 0, 0).bytes()
 }
 
-fn fitting(plan: &Plan, vram: usize, passage: Passage) -> Option<OnCard> {
-    OnCard::with_ring(plan, vram.checked_sub(beside(plan))?, passage).filter(OnCard::is_worth_it)
+fn fitting(plan: &Plan, vram: &[usize], passage: Passage) -> Option<OnCard> {
+    let left = vram.iter().map(|bytes| bytes.checked_sub(beside(plan))).collect::<Option<Vec<_>>>()?;
+    OnCard::with_ring(plan, &left, passage).filter(OnCard::is_worth_it)
+}
+
+/// Cards that a model is to stand on, as they are chosen one after another: another one costs a step the way to it, so
+/// there are no more than it takes.
+#[derive(Default)]
+struct Choice {
+    budgets: Vec<usize>,
+    on_card: Option<OnCard>,
+}
+
+impl Choice {
+    /// Whether no other card would compute anything.
+    fn is_enough(&self) -> bool {
+        self.budgets.len() == CARDS_MOST || self.on_card.as_ref().is_some_and(OnCard::has_all_layers)
+    }
+
+    /// Adds a card with so many bytes, unless no more of the model has room with it; says whether it does.
+    fn add(&mut self, plan: &Plan, budget: usize, passage: Passage) -> bool {
+        let budgets = [&self.budgets[..], &[budget]].concat();
+        let bytes = |on_card: &OnCard| on_card.weight_bytes() + on_card.cache_bytes();
+        let least = self.on_card.as_ref().map_or(0, bytes);
+        let found = fitting(plan, &budgets, passage).filter(|found| bytes(found) > least);
+        let is_worth_it = found.is_some();
+        if is_worth_it {
+            (self.budgets, self.on_card) = (budgets, found);
+        }
+        is_worth_it
+    }
 }
 
 /// How a checkpoint's tensors are told to a plan.
@@ -362,44 +440,93 @@ impl Engine {
     /// Puts as much of the model on a card as `vram` bytes hold, or what is free there; the rest stays with the
     /// processor, and so does everything where it fails. What stood on a card before leaves it first, and open
     /// sequences go on: their keys and values move along. Rows of the last step are gone.
-    pub fn place(&mut self, cards: &dyn Cards, vram: Option<u64>) -> Result<&Placed, NoCard> {
+    pub fn place(&mut self, card: &dyn Cards, vram: Option<u64>) -> Result<&Placed, NoCard> {
+        self.place_on(&[(card, vram)])
+    }
+
+    /// The same on several cards, each of which has whole layers in a row: the first of them that hold all of it, or
+    /// all where none do. What one refuses, or cannot, the others do without it.
+    pub fn place_on(&mut self, cards: &[(&dyn Cards, Option<u64>)]) -> Result<&Placed, NoCard> {
         self.leave_card();
         self.tokens.clear();
-        let first = self.place_within(cards, vram, 1.0);
-        // Somebody else may have taken memory meanwhile.
-        let placed = match first {
-            Err(NoCard::Memory(_)) => self.place_within(cards, vram, 0.75),
-            other => other,
-        }?;
+        let mut list: Vec<Asked> =
+            cards.iter().map(|&(card, vram)| Asked { card, vram, part: 1.0 }).collect();
+        let mut without = Vec::new();
+        let placed = loop {
+            let (at, error) = match self.place_within(&list) {
+                Ok(placed) => break placed,
+                Err(refused) => refused,
+            };
+            // Somebody else may have taken memory meanwhile.
+            if matches!(error, NoCard::Memory(_)) && list[at].part == 1.0 {
+                list[at].part = 0.75;
+                continue;
+            }
+            if list.len() == 1 {
+                return Err(error);
+            }
+            without.push((list.remove(at).card.label(), error));
+        };
         if self.recorder.is_some() {
             self.backend.route_here();
         }
-        Ok(self.placed.insert(placed))
+        let without = [without, placed.without].concat();
+        Ok(self.placed.insert(Placed { without, ..placed }))
     }
 
-    fn place_within(&mut self, cards: &dyn Cards, vram: Option<u64>, part: f64) -> Result<Placed, NoCard> {
-        let found = cards.find()?;
-        let (name, free) = (found.name(), found.free_bytes()?);
-        // A card's own bookkeeping needs some of what it calls free.
-        let wanted = vram.map_or(free - free / 16, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-        let budget = (wanted.min(free) as f64 * part) as usize;
-        let on_card = fitting(&self.plan, budget, self.passage);
-        let on_card = on_card.ok_or_else(|| too_small(&self.plan, &name, budget))?;
-        let placed = Placed::of(&self.plan, &on_card);
+    /// Finds cards until there are enough; where one is refused that would have had a part, says which.
+    fn place_within(&mut self, list: &[Asked]) -> Result<Placed, (usize, NoCard)> {
+        let (mut choice, mut taken, mut without) = (Choice::default(), Vec::new(), Vec::new());
+        for (at, asked) in list.iter().enumerate() {
+            if choice.is_enough() {
+                break;
+            }
+            let (found, budget) = asked.find().map_err(|error| (at, error))?;
+            match choice.add(&self.plan, budget, self.passage) {
+                true => taken.push((at, found)),
+                false => without.push((at, too_small(&self.plan, &found.name(), budget))),
+            }
+        }
+        let Some(on_card) = choice.on_card else { return Err(without.remove(0)) };
+        let mut placed = Placed::of(&self.plan, &on_card);
+        for ((at, found), portion) in taken.iter().zip(&mut placed.each) {
+            portion.card = [list[*at].card.label(), found.name()];
+        }
+        placed.without = without.into_iter().map(|(at, error)| (list[at].card.label(), error)).collect();
+        let (numbers, found): (Vec<usize>, Vec<Box<dyn Found>>) = taken.into_iter().unzip();
+        let number = |(at, error): (usize, NoCard)| (numbers[at], error);
+        self.take(found, on_card, placed).map_err(number)
+    }
+
+    fn take(
+        &mut self,
+        found: Vec<Box<dyn Found>>,
+        on_card: OnCard,
+        placed: Placed,
+    ) -> Result<Placed, (usize, NoCard)> {
         let pages = self.sequences.pages();
+        let last = found.len() - 1;
         let ring_refused = self.backend.take(&self.plan, found, on_card, self.passage, &pages)?;
         let tables = self.sequences.tables();
-        let not_kept = self.backend.keep_steps(&self.decoder, &self.plan.options, tables).err();
+        let mut not_kept = self.backend.keep_steps(&self.decoder, &self.plan.options, tables).err();
         // Where it keeps nothing because it is lost, nobody need wait for a step to hear of it.
         if not_kept.is_some()
             && let Some(fault) = self.backend.lost()
         {
             self.sequences.lose();
-            return Err(NoCard::Failed(fault.to_string()));
+            return Err((last, NoCard::Failed(fault.to_string())));
+        }
+        if placed.is_whole && last > 0 {
+            not_kept = Some(CardFault { what: "a graph", code: "over several cards" });
         }
         let (ring_bytes, passes_from) = self.backend.ring().unzip();
+        let mut each = placed.each;
+        if ring_bytes.is_none() {
+            let ring = placed.ring_bytes / each.len();
+            each.iter_mut().for_each(|portion| portion.bytes -= ring);
+        }
         Ok(Placed {
-            card: [cards.label(), name],
+            each,
             bytes: self.backend.card_bytes(),
             ring_bytes: ring_bytes.unwrap_or(0),
             passes_from,
@@ -698,6 +825,25 @@ impl Engine {
     /// Rows of the last step.
     pub fn rows(&self) -> usize {
         self.tokens.len()
+    }
+}
+
+/// A card that a model is to stand on, with what it may take of it.
+struct Asked<'a> {
+    card: &'a dyn Cards,
+    vram: Option<u64>,
+    /// Less than all where all was refused.
+    part: f64,
+}
+
+impl Asked<'_> {
+    fn find(&self) -> Result<(Box<dyn Found>, usize), NoCard> {
+        let found = self.card.find()?;
+        let free = found.free_bytes()?;
+        // A card's own bookkeeping needs some of what it calls free.
+        let wanted = self.vram.map_or(free - free / 16, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let budget = (wanted.min(free) as f64 * self.part) as usize;
+        Ok((found, budget))
     }
 }
 

@@ -1,9 +1,11 @@
 // A stand-in for libcuda.so.1 over `fibers.cpp`: the functions that our backend calls, and no others.
 //
 // Streams are queues. What is put into one runs when somebody waits for it and not before, so that a result that is
-// looked at too early is seen to be missing. Variables of the environment make it fail: see `Settings`.
+// looked at too early is seen to be missing. Devices have memory, streams and kernels of their own, in one space of
+// addresses; a thread says whose context it is in. Variables of the environment make it fail: see `Settings`.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -25,9 +28,13 @@ enum Status {
     NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201,
+    PEERS_UNSUPPORTED = 217,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     ILLEGAL_ADDRESS = 700,
+    PEERS_ENABLED = 704,
+    PEERS_NOT_ENABLED = 705,
     LAUNCH_FAILED = 719,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901,
@@ -38,15 +45,39 @@ unsigned long long number(const char* name, unsigned long long otherwise) {
     return text ? strtoull(text, nullptr, 10) : otherwise;
 }
 
+// A number for all devices, or one for each with commas between them: where a device has none, the usual.
+struct Each {
+    std::vector<std::string> list;
+    unsigned long long usual;
+    Each(const char* name, unsigned long long otherwise) : usual(otherwise) {
+        const char* text = getenv(name);
+        if (text) list.emplace_back();
+        for (; text && *text; ++text) {
+            if (*text == ',') list.emplace_back();
+            else list.back() += *text;
+        }
+    }
+    unsigned long long of(size_t device) const {
+        size_t at = list.size() == 1 ? 0 : device;
+        return at < list.size() && !list[at].empty() ? strtoull(list[at].c_str(), nullptr, 10) : usual;
+    }
+};
+
+const size_t DEVICES_MOST = 8;
+
 struct Settings {
-    unsigned long long devices = number("CUSIM_DEVICES", 1);
+    unsigned long long devices = std::min<unsigned long long>(number("CUSIM_DEVICES", 1), DEVICES_MOST);
     unsigned long long version = number("CUSIM_VERSION", 12020);
-    unsigned long long bytes = number("CUSIM_BYTES", 256ull << 20);
-    // The n-th allocation is refused, counting from 1, or all from the n-th on; after so many launches the device is
-    // lost.
+    Each bytes{"CUSIM_BYTES", 256ull << 20};
+    // The n-th allocation is refused, counting from 1 and on all devices, or all from the n-th on; a device that is
+    // full refuses all of its own; after so many of its launches a device is lost.
     unsigned long long refused = number("CUSIM_REFUSED", ~0ull);
     unsigned long long full = number("CUSIM_FULL", ~0ull);
-    unsigned long long lost = number("CUSIM_LOST", ~0ull);
+    unsigned long long full_device = number("CUSIM_FULL_DEVICE", ~0ull);
+    Each lost{"CUSIM_LOST", ~0ull};
+    // Whether devices may touch the memory of others: "refused" when they are asked, or "torn": then they may, and
+    // what is copied between them directly does not arrive.
+    std::string peers = getenv("CUSIM_PEERS") ? getenv("CUSIM_PEERS") : "";
     // Whose waits for events do nothing: those of the stream made "first", of others ("second"), of the "host".
     std::string deaf = getenv("CUSIM_DEAF") ? getenv("CUSIM_DEAF") : "";
     // Graphs are refused: 1 when one is begun, 2 when it ends, 3 when it is made, 4 when it is sent there. With 5 the
@@ -63,19 +94,37 @@ const Settings& settings() {
     return settings;
 }
 
-// All of the device's addresses, and what is allocated there: beginning and size.
+struct Device {
+    size_t used = 0, launches = 0;
+    Status broken = OK;
+    std::set<const Device*> peers;  // whose memory its kernels may touch
+    size_t number() const;
+};
+Device devices[DEVICES_MOST];
+size_t Device::number() const { return (size_t)(this - devices); }
+// Whose context a thread is in, and whose kernel is running.
+thread_local Device* current;
+Device* running;
+
+struct Block {
+    size_t bytes;
+    Device* device;
+};
+using Blocks = std::map<char*, Block>;
+
+// All addresses of all devices, and what is allocated there.
 const size_t RANGE = 8ull << 30;
 const size_t APART = 4096;
 char* range;
 char* next_free;
-std::map<char*, size_t> allocated, pinned;
-size_t changes;  // of `allocated`
-size_t used, allocations, launches;
-Status broken = OK;
+Blocks allocated, pinned;
+size_t changes;  // of `allocated`, and of who may touch what
+size_t allocations;
 std::recursive_mutex lock;
 
 struct Stream;
 struct Event {
+    Device* device;
     Stream* stream = nullptr;
     size_t place = 0;  // how many operations of its stream must be done
 };
@@ -86,6 +135,7 @@ struct Capture {
     bool is_valid = true;
 };
 struct Stream {
+    Device* device;
     std::deque<std::function<void()>> waiting;
     std::unique_ptr<Capture> capture;
     size_t put = 0, done = 0;
@@ -93,7 +143,7 @@ struct Stream {
         while (done < place && !waiting.empty()) {
             auto operation = std::move(waiting.front());
             waiting.pop_front();
-            if (broken == OK) operation();
+            if (device->broken == OK) operation();
             ++done;
         }
     }
@@ -109,29 +159,40 @@ struct Stream {
     }
 };
 std::vector<Stream*> streams;
-Stream default_stream;
 
-Stream& stream_of(void* handle) { return handle ? *static_cast<Stream*>(handle) : default_stream; }
+// There is no stream but those that were made.
+Stream& stream_of(void* handle) { return *static_cast<Stream*>(handle); }
 
-Status run_all() {
-    default_stream.run_to(default_stream.put);
+// All devices, to the end of what is queued.
+void run_all() {
     for (Stream* stream : streams) stream->run_to(stream->put);
-    return broken;
 }
 
-bool is_within(const std::map<char*, size_t>& blocks, const void* address, size_t bytes) {
+const Block* block_of(const Blocks& blocks, const void* address, size_t bytes) {
     char* at = static_cast<char*>(const_cast<void*>(address));
     auto after = blocks.upper_bound(at);
-    if (after == blocks.begin()) return false;
+    if (after == blocks.begin()) return nullptr;
     --after;
-    return at + bytes <= after->first + after->second;
+    return at + bytes <= after->first + after->second.bytes ? &after->second : nullptr;
+}
+
+bool is_within(const Blocks& blocks, const void* address, size_t bytes) {
+    return block_of(blocks, address, bytes) != nullptr;
+}
+
+// Whether so many bytes from there on are a device's own.
+bool is_on(const Device* device, const void* address, size_t bytes) {
+    const Block* block = block_of(allocated, address, bytes);
+    return block && block->device == device;
 }
 
 struct Image {
     std::string text;
+    Device* device;
 };
 struct Function {
     const cusim::Entry* entry;
+    Device* device;
     unsigned most = 48 << 10;  // bytes of shared memory without asking
 };
 
@@ -146,11 +207,11 @@ bool has_entry(const std::string& text, const cusim::Entry& entry) {
     return count == entry.count;
 }
 
-void copy_checked(void* to, const void* from, size_t bytes) {
+void copy_checked(Device* device, void* to, const void* from, size_t bytes) {
     for (const void* side : {static_cast<const void*>(to), from}) {
         if (cusim::is_device(side) && !is_within(allocated, side, bytes)) {
             cusim::fault("a copy of %zu bytes beyond what was allocated", bytes);
-            broken = ILLEGAL_ADDRESS;
+            device->broken = ILLEGAL_ADDRESS;
             return;
         }
     }
@@ -166,13 +227,16 @@ bool is_device(const void* address) {
 bool is_allocated(const void* address, size_t bytes) {
     // Kernels mostly stay in one block.
     static char* first;
-    static size_t size;
-    static size_t known;
+    static size_t size, known;
+    static const Device* whose;
     const char* at = static_cast<const char*>(address);
-    if (known == changes && first && at >= first && at + bytes <= first + size) return true;
-    if (!is_within(allocated, address, bytes)) return false;
+    bool is_known = known == changes && whose == running;
+    if (is_known && first && at >= first && at + bytes <= first + size) return true;
+    const Block* block = block_of(allocated, address, bytes);
+    // Memory of another device counts where that was asked for and granted.
+    if (!block || (block->device != running && !running->peers.count(block->device))) return false;
     auto found = --allocated.upper_bound(const_cast<char*>(at));
-    first = found->first, size = found->second, known = changes;
+    first = found->first, size = found->second.bytes, known = changes, whose = running;
     return true;
 }
 }  // namespace cusim
@@ -188,6 +252,7 @@ static void log(const char* what, size_t bytes) {
 bool is_refused(const char* what, size_t bytes) {
     ++allocations;
     log(what, bytes);
+    if (current->number() == settings().full_device) return true;
     return allocations == settings().refused || allocations >= settings().full;
 }
 
@@ -201,7 +266,8 @@ static void note(const char* call, const char* kernel = "") {
 #define ENTER                                           \
     std::lock_guard<std::recursive_mutex> guard(lock); \
     note(__func__);                                     \
-    if (broken != OK) return broken;
+    if (!current) return INVALID_CONTEXT;               \
+    if (current->broken != OK) return current->broken;
 
 extern "C" {
 int cuInit(unsigned) { return settings().devices ? OK : NO_DEVICE; }
@@ -212,7 +278,7 @@ int cuDeviceGet(int* device, int ordinal) {
     return *device = ordinal, OK;
 }
 int cuDeviceGetName(char* name, int bytes, int) { return snprintf(name, bytes, "cusim"), OK; }
-int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = settings().bytes, OK; }
+int cuDeviceTotalMem_v2(size_t* bytes, int device) { return *bytes = settings().bytes.of((size_t)device), OK; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
         case 16: *value = 2; break;                // processors
@@ -223,23 +289,45 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
     }
     return OK;
 }
-int cuDevicePrimaryCtxRetain(void** context, int) { return *context = reinterpret_cast<void*>(16), OK; }
+int cuDevicePrimaryCtxRetain(void** context, int device) { return *context = &devices[device], OK; }
 int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
-int cuCtxSetCurrent(void*) { return note(__func__), OK; }
-int cuCtxGetCurrent(void** context) { return *context = reinterpret_cast<void*>(16), OK; }
-int cuCtxSynchronize() { ENTER return run_all(); }
+int cuCtxSetCurrent(void* context) {
+    note(__func__);
+    current = static_cast<Device*>(context);
+    return OK;
+}
+int cuCtxGetCurrent(void** context) { return *context = current, OK; }
+int cuCtxSynchronize() {
+    ENTER
+    run_all();
+    return current->broken;
+}
+int cuDeviceCanAccessPeer(int* can, int device, int peer) {
+    return *can = device != peer && settings().peers != "refused", OK;
+}
+int cuCtxEnablePeerAccess(void* peer, unsigned) {
+    ENTER
+    if (settings().peers == "refused" || peer == current) return PEERS_UNSUPPORTED;
+    ++changes;
+    return current->peers.insert(static_cast<Device*>(peer)).second ? OK : PEERS_ENABLED;
+}
+int cuCtxDisablePeerAccess(void* peer) {
+    ENTER
+    ++changes;
+    return current->peers.erase(static_cast<Device*>(peer)) ? OK : PEERS_NOT_ENABLED;
+}
 
 int cuMemGetInfo_v2(size_t* available, size_t* total) {
     ENTER
-    *total = settings().bytes;
-    *available = settings().bytes - used;
+    *total = settings().bytes.of(current->number());
+    *available = *total - current->used;
     return OK;
 }
 int cuMemAlloc_v2(void** to, size_t bytes) {
     ENTER
     bool refused = is_refused("device", bytes);
     if (!bytes) return INVALID_VALUE;
-    if (refused || used + bytes > settings().bytes) return OUT_OF_MEMORY;
+    if (refused || current->used + bytes > settings().bytes.of(current->number())) return OUT_OF_MEMORY;
     if (!range) {
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         range = static_cast<char*>(mmap(nullptr, RANGE, PROT_READ | PROT_WRITE, flags, -1, 0));
@@ -247,12 +335,12 @@ int cuMemAlloc_v2(void** to, size_t bytes) {
     }
     // Addresses are not given out twice, so that what is used after it was freed is seen.
     if (next_free + bytes + APART > range + RANGE) return OUT_OF_MEMORY;
-    allocated[next_free] = bytes;
+    allocated[next_free] = {bytes, current};
     ++changes;
     memset(next_free, 0xa5, bytes);
     *to = next_free;
     next_free += (bytes + 2 * APART - 1) / APART * APART;
-    used += bytes;
+    current->used += bytes;
     return OK;
 }
 int cuMemFree_v2(void* address) {
@@ -260,10 +348,11 @@ int cuMemFree_v2(void* address) {
     run_all();
     auto found = allocated.find(static_cast<char*>(address));
     if (found == allocated.end()) return INVALID_VALUE;
-    used -= found->second;
+    Device* device = found->second.device;
+    device->used -= found->second.bytes;
     allocated.erase(found);
     ++changes;
-    return broken;
+    return device->broken;
 }
 int cuMemHostAlloc(void** to, size_t bytes, unsigned) {
     ENTER
@@ -271,7 +360,7 @@ int cuMemHostAlloc(void** to, size_t bytes, unsigned) {
     void* memory = aligned_alloc(APART, (bytes + APART - 1) / APART * APART);
     if (!memory) return OUT_OF_MEMORY;
     memset(memory, 0xa5, bytes);
-    pinned[static_cast<char*>(memory)] = bytes;
+    pinned[static_cast<char*>(memory)] = {bytes, current};
     *to = memory;
     return OK;
 }
@@ -280,49 +369,68 @@ int cuMemFreeHost(void* address) {
     run_all();
     if (!pinned.erase(static_cast<char*>(address))) return INVALID_VALUE;
     free(address);
-    return broken;
+    return OK;
 }
 int cuMemsetD8Async(void* to, unsigned char value, size_t bytes, void* stream) {
     ENTER
-    if (!is_within(allocated, to, bytes)) return INVALID_VALUE;
+    if (!is_on(current, to, bytes)) return INVALID_VALUE;
     stream_of(stream).add([=] { memset(to, value, bytes); });
     return OK;
 }
 int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
     ENTER
-    if (!is_within(allocated, to, bytes)) return INVALID_VALUE;
+    Device* device = stream_of(stream).device;
+    if (!is_on(device, to, bytes)) return INVALID_VALUE;
     // Memory that is not pinned is taken before the call returns.
     if (is_within(pinned, from, bytes)) {
-        stream_of(stream).add([=] { copy_checked(to, from, bytes); });
+        stream_of(stream).add([=] { copy_checked(device, to, from, bytes); });
     } else if (!stream_of(stream).is_plain()) {
         return CAPTURE_UNSUPPORTED;
     } else {
         const char* source = static_cast<const char*>(from);
         std::vector<char> taken(source, source + bytes);
-        stream_of(stream).add([=] { copy_checked(to, taken.data(), taken.size()); });
+        stream_of(stream).add([=] { copy_checked(device, to, taken.data(), taken.size()); });
     }
     return OK;
 }
 int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
     ENTER
-    if (!is_within(allocated, from, bytes)) return INVALID_VALUE;
     Stream& queue = stream_of(stream);
+    Device* device = queue.device;
+    if (!is_on(device, from, bytes)) return INVALID_VALUE;
     bool is_pinned = is_within(pinned, to, bytes);
     if (!is_pinned && !queue.is_plain()) return CAPTURE_UNSUPPORTED;
-    queue.add([=] { copy_checked(to, from, bytes); });
+    queue.add([=] { copy_checked(device, to, from, bytes); });
     if (!is_pinned) queue.run_to(queue.put);
-    return broken;
+    return device->broken;
 }
 int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
     ENTER
-    if (!is_within(allocated, from, bytes) || !is_within(allocated, to, bytes)) return INVALID_VALUE;
-    stream_of(stream).add([=] { copy_checked(to, from, bytes); });
+    Device* device = stream_of(stream).device;
+    if (!is_on(device, from, bytes) || !is_on(device, to, bytes)) return INVALID_VALUE;
+    stream_of(stream).add([=] { copy_checked(device, to, from, bytes); });
+    return OK;
+}
+int cuMemcpyPeerAsync(void* to, void* to_context, const void* from, void* from_context, size_t bytes, void* stream) {
+    ENTER
+    auto *there = static_cast<Device*>(to_context), *here = static_cast<Device*>(from_context);
+    if (!is_on(there, to, bytes) || !is_on(here, from, bytes)) return INVALID_VALUE;
+    if (here->broken != OK) return here->broken;
+    if (!stream_of(stream).is_plain()) return CAPTURE_UNSUPPORTED;
+    Device* device = stream_of(stream).device;
+    stream_of(stream).add([=] {
+        // What a lost device had is gone with it.
+        if (here->broken != OK) return;
+        // Without leave to touch one another the driver goes by way of the host.
+        bool is_direct = there->peers.count(here) || here->peers.count(there);
+        if (!is_direct || settings().peers != "torn") copy_checked(device, to, from, bytes);
+    });
     return OK;
 }
 
 int cuStreamCreate(void** stream, unsigned) {
     ENTER
-    streams.push_back(new Stream);
+    streams.push_back(new Stream{current});
     *stream = streams.back();
     return OK;
 }
@@ -331,7 +439,7 @@ int cuStreamSynchronize(void* stream) {
     Stream& queue = stream_of(stream);
     if (!queue.is_plain()) return CAPTURE_UNSUPPORTED;
     queue.run_to(queue.put);
-    return broken;
+    return queue.device->broken;
 }
 int cuStreamBeginCapture_v2(void* stream, int) {
     ENTER
@@ -358,8 +466,8 @@ int cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long) {
 }
 int cuGraphUpload(void*, void*) {
     ENTER
-    if (settings().no_graph == 5) broken = LAUNCH_FAILED;
-    return settings().no_graph == 4 ? OUT_OF_MEMORY : broken;
+    if (settings().no_graph == 5) current->broken = LAUNCH_FAILED;
+    return settings().no_graph == 4 ? OUT_OF_MEMORY : current->broken;
 }
 int cuGraphDestroy(void* graph) {
     delete static_cast<Operations*>(graph);
@@ -369,9 +477,10 @@ int cuGraphLaunch(void* made, void* stream) {
     ENTER
     if (!stream_of(stream).is_plain()) return CAPTURE_UNSUPPORTED;
     std::shared_ptr<Operations> operations = *static_cast<std::shared_ptr<Operations>*>(made);
+    Device* device = stream_of(stream).device;
     stream_of(stream).add([=] {
         for (auto& operation : *operations) {
-            if (broken == OK) operation();
+            if (device->broken == OK) operation();
         }
     });
     return OK;
@@ -388,12 +497,17 @@ int cuStreamDestroy_v2(void* stream) {
         if (streams[i] == stream) streams.erase(streams.begin() + i);
     }
     delete static_cast<Stream*>(stream);
-    return broken;
+    return OK;
 }
-int cuEventCreate(void** event, unsigned) { return *event = new Event, OK; }
+int cuEventCreate(void** event, unsigned) {
+    ENTER
+    *event = new Event{current};
+    return OK;
+}
 int cuEventRecord(void* event, void* stream) {
     ENTER
     auto* of = static_cast<Event*>(event);
+    if (of->device != stream_of(stream).device) return INVALID_HANDLE;
     of->stream = &stream_of(stream);
     of->place = of->stream->put;
     return OK;
@@ -403,6 +517,7 @@ int cuStreamWaitEvent(void* stream, void* event, unsigned) {
     Event of = *static_cast<Event*>(event);
     bool is_first = !streams.empty() && stream == streams.front();
     if (settings().deaf == (is_first ? "first" : "second")) return OK;
+    if (!stream_of(stream).is_plain()) return CAPTURE_UNSUPPORTED;
     if (of.stream) stream_of(stream).add([=] { of.stream->run_to(of.place); });
     return OK;
 }
@@ -411,7 +526,7 @@ int cuEventSynchronize(void* event) {
     auto* of = static_cast<Event*>(event);
     if (settings().deaf == "host") return OK;
     if (of->stream) of->stream->run_to(of->place);
-    return broken;
+    return of->device->broken;
 }
 int cuEventDestroy_v2(void* event) {
     delete static_cast<Event*>(event);
@@ -422,7 +537,7 @@ int cuModuleLoadData(void** module, const void* image) {
     ENTER
     const char* text = static_cast<const char*>(image);
     if (!strstr(text, ".version")) return INVALID_IMAGE;
-    *module = new Image{text};
+    *module = new Image{text, current};
     return OK;
 }
 int cuModuleUnload(void* module) {
@@ -437,7 +552,7 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
         fprintf(stderr, "cusim: %s has %u parameters here and not there: make the text anew\n", name, entry->count);
         return NOT_FOUND;
     }
-    *function = new Function{entry};
+    *function = new Function{entry, static_cast<Image*>(module)->device};
     return OK;
 }
 int cuFuncSetAttribute(void* function, int attribute, int value) {
@@ -450,7 +565,10 @@ int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned
     auto* function = static_cast<Function*>(handle);
     std::lock_guard<std::recursive_mutex> guard(lock);
     note(__func__, function->entry->name);
-    if (broken != OK) return broken;
+    Device* device = function->device;
+    // Kernel, stream and thread are of one context.
+    if (device != current || device != stream_of(stream).device) return INVALID_HANDLE;
+    if (device->broken != OK) return device->broken;
     if (bytes > function->most || !gx || !gy || !gz || gy > 65535 || gz > 65535) return INVALID_VALUE;
     // Parameters are taken now, the launch comes later.
     std::vector<std::vector<char>> kept;
@@ -460,13 +578,15 @@ int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned
     }
     const cusim::Entry* entry = function->entry;
     stream_of(stream).add([=]() mutable {
-        if (++launches > settings().lost) {
-            broken = LAUNCH_FAILED;
+        if (++device->launches > settings().lost.of(device->number())) {
+            device->broken = LAUNCH_FAILED;
             return;
         }
         std::vector<void*> pointers;
         for (auto& parameter : kept) pointers.push_back(parameter.data());
-        if (!cusim::launch(entry, {gx, gy, gz}, {bx, by, bz}, bytes, pointers.data())) broken = ILLEGAL_ADDRESS;
+        running = device;
+        bool is_done = cusim::launch(entry, {gx, gy, gz}, {bx, by, bz}, bytes, pointers.data());
+        if (!is_done) device->broken = ILLEGAL_ADDRESS;
     });
     return OK;
 }
@@ -476,6 +596,8 @@ int cuGetErrorName(int status, const char** name) {
         case INVALID_VALUE: *name = "CUDA_ERROR_INVALID_VALUE"; break;
         case OUT_OF_MEMORY: *name = "CUDA_ERROR_OUT_OF_MEMORY"; break;
         case NO_DEVICE: *name = "CUDA_ERROR_NO_DEVICE"; break;
+        case INVALID_CONTEXT: *name = "CUDA_ERROR_INVALID_CONTEXT"; break;
+        case INVALID_HANDLE: *name = "CUDA_ERROR_INVALID_HANDLE"; break;
         case INVALID_IMAGE: *name = "CUDA_ERROR_INVALID_IMAGE"; break;
         case NOT_FOUND: *name = "CUDA_ERROR_NOT_FOUND"; break;
         case ILLEGAL_ADDRESS: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;

@@ -1,8 +1,8 @@
 //! Flags that decide what computes a model, and the line that says so.
 
-use bantam_daemon::cards::Device;
-use bantam_model::card::NoCard;
-use bantam_model::engine::{Engine, Placed};
+use bantam_daemon::cards::{Device, nth};
+use bantam_model::card::{NoCard, Seen};
+use bantam_model::engine::{Engine, Placed, Portion};
 use bantam_model::plan::Plan;
 use clap::Args;
 use serde_json::{Value, json};
@@ -17,12 +17,12 @@ use crate::{models, output};
 #[command(next_help_heading = "Engine")]
 pub(crate) struct DeviceFlags {
     /// What computes, in this process: cpu, cuda or cuda:N (a card, as far as the model fits there, and the processor
-    /// for the rest), auto (the same where a card is found) [default: auto]
+    /// for the rest), cuda:0,1 (several, as many as it takes), auto (the same where cards are found) [default: auto]
     #[arg(long, value_name = "DEVICE", value_parser = device)]
     device: Option<Device>,
-    /// Memory of the card that the model may take, such as 4GiB [default: what is free]
-    #[arg(long, value_name = "BYTES", value_parser = models::bytes)]
-    vram: Option<u64>,
+    /// Memory of the card that the model may take, such as 4GiB, or 4GiB,8GiB of two [default: what is free]
+    #[arg(long, value_name = "BYTES", value_parser = models::bytes, value_delimiter = ',')]
+    vram: Vec<u64>,
 }
 
 fn device(text: &str) -> Result<Device, String> {
@@ -31,7 +31,7 @@ fn device(text: &str) -> Result<Device, String> {
 
 impl DeviceFlags {
     fn is_given(&self) -> bool {
-        self.device.is_some() || self.vram.is_some()
+        self.device.is_some() || !self.vram.is_empty()
     }
 
     /// A daemon that can do it: where its models go is for its own settings to say.
@@ -53,22 +53,28 @@ impl DeviceFlags {
     /// read.
     pub(crate) fn check(&self, plan: Option<&Plan>) -> Result<(), Failure> {
         let device = self.device();
-        if device == Device::Cpu && self.vram.is_some() {
+        if device == Device::Cpu && !self.vram.is_empty() {
             return Err(usage("--vram: --device cpu uses none; leave one of them out"));
         }
         if !self.is_given() {
             return Ok(());
         }
-        let seen = match (device.check(self.vram), device) {
+        let seen = match (device.check(&self.vram), device) {
             (Ok(seen), _) => seen,
             (Err(error @ NoCard::TooSmall(_)), _) => return Err(usage(format!("--vram: {error}"))),
             (Err(error), _) => return Err(usage(not_by(device, &error))),
         };
-        match (seen, plan, device) {
-            (Some(seen), Some(plan), Device::Cuda(_)) => {
-                let vram = self.vram.map_or(seen.bytes, |vram| vram.min(seen.bytes));
-                let vram = usize::try_from(vram).unwrap_or(usize::MAX);
-                Placed::check(plan, &seen.name, vram).map_err(|error| refused(not_by(device, &error)))
+        match (plan, device) {
+            (Some(plan), Device::Cuda(_)) => {
+                let bytes =
+                    |(at, seen): (usize, &Seen)| nth(&self.vram, at).unwrap_or(seen.bytes).min(seen.bytes);
+                let bytes = |of| usize::try_from(bytes(of)).unwrap_or(usize::MAX);
+                // One of them suffices.
+                let mut checked =
+                    seen.iter().enumerate().map(|of| Placed::check(plan, &of.1.name, bytes(of)));
+                let first = checked.next().unwrap_or(Ok(()));
+                let any = first.or_else(|error| checked.find(Result::is_ok).unwrap_or(Err(error)));
+                any.map_err(|error| refused(not_by(device, &error)))
             }
             _ => Ok(()),
         }
@@ -77,11 +83,14 @@ impl DeviceFlags {
     /// Puts a model that was just loaded where it is to be.
     pub(crate) fn place(&self, engine: &mut Engine) -> Result<(), Failure> {
         let device = self.device();
-        match (device.place(engine, self.vram), device) {
+        match (device.place(engine, &|card| nth(&self.vram, card)), device) {
             (Ok(None), _) => {}
             (Ok(Some(placed)), _) => {
                 if self.is_given() || output::is_watched() {
                     output::say(&line(&placed));
+                    for (label, error) in &placed.without {
+                        output::say(&format!("without {label}: {error}"));
+                    }
                 }
             }
             (Err(error), Device::Cuda(_)) => return Err(refused(not_by(device, &error))),
@@ -99,21 +108,32 @@ fn not_by(device: Device, error: &NoCard) -> String {
 
 /// What stands on a card, for people.
 pub(crate) fn line(placed: &Placed) -> String {
-    let [label, name] = &placed.card;
-    let bytes = |bytes: usize| output::bytes(bytes as u64);
-    let on_card = format!(
-        "{label} ({name}): {} of it for {} of weights and {} of keys and values",
-        bytes(placed.bytes),
-        bytes(placed.weight_bytes),
-        bytes(placed.cache_bytes)
-    );
+    let on_card = placed.each.iter().map(|portion| portion_line(portion, placed.each.len() > 1));
+    let on_card = on_card.collect::<Vec<_>>().join("; ");
     match placed.is_whole {
         true => {
             let not_kept = placed.not_kept.map(|fault| format!(", kernel by kernel ({})", fault.code));
-            format!("{on_card}; it computes everything{}", not_kept.unwrap_or_default())
+            let who = if placed.each.len() > 1 { "they compute" } else { "it computes" };
+            format!("{on_card}; {who} everything{}", not_kept.unwrap_or_default())
         }
         false => format!("{on_card}; {}; the processor computes the rest{}", shares(placed), passage(placed)),
     }
+}
+
+/// What one card has.
+fn portion_line(portion: &Portion, is_one_of_several: bool) -> String {
+    let Portion { card: [label, name], layers, .. } = portion;
+    let bytes = |bytes: usize| output::bytes(bytes as u64);
+    let layers = match is_one_of_several {
+        true => format!(", layers {} to {}", layers.start + 1, layers.end),
+        false => String::new(),
+    };
+    format!(
+        "{label} ({name}): {} of it for {} of weights and {} of keys and values{layers}",
+        bytes(portion.bytes),
+        bytes(portion.weight_bytes),
+        bytes(portion.cache_bytes)
+    )
 }
 
 /// What is different where prompts are read.
@@ -140,11 +160,25 @@ pub(crate) fn shares(placed: &Placed) -> String {
     format!("attention of {heads} of {of} key heads, {percent:.0} % of feed-forward blocks")
 }
 
+/// What one card has, for scripts.
+fn portion(portion: &Portion) -> Value {
+    let Portion { card: [device, name], bytes, weight_bytes, cache_bytes, layers } = portion;
+    json!({
+        "device": device,
+        "name": name,
+        "bytes": bytes,
+        "weight_bytes": weight_bytes,
+        "cache_bytes": cache_bytes,
+        "layers": [layers.start, layers.end],
+    })
+}
+
 /// The same for scripts.
 pub(crate) fn as_json(placed: &Placed) -> Value {
     json!({
-        "device": placed.card[0],
-        "name": placed.card[1],
+        "device": placed.labels(),
+        "name": placed.each.first().map(|portion| &portion.card[1]),
+        "cards": placed.each.iter().map(portion).collect::<Vec<_>>(),
         "bytes": placed.bytes,
         "weight_bytes": placed.weight_bytes,
         "cache_bytes": placed.cache_bytes,

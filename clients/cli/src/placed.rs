@@ -1,5 +1,6 @@
 //! `bantam plan --machine`: what of a model stands where on a machine that is described, and how fast it will be.
 
+use bantam_model::card::CARDS_MOST;
 use bantam_model::engine;
 use bantam_model::placement::{
     Forecast, MACHINES, Machine, POSITIONS_READ, Parts, Prefill, Question, Stand, Trace, stands,
@@ -27,9 +28,9 @@ pub(crate) struct PlacementFlags {
     /// Shows what stands where on a described machine, and how fast it is expected to be; `list` names them
     #[arg(long, value_name = "NAME")]
     machine: Option<String>,
-    /// Its VRAM, such as 4GiB [without --machine: of the first that is described]
-    #[arg(long, value_name = "BYTES", value_parser = models::bytes)]
-    vram: Option<u64>,
+    /// Its VRAM, such as 4GiB, or 4GiB,8GiB of two such cards [without --machine: of the first that is described]
+    #[arg(long, value_name = "BYTES", value_parser = models::bytes, value_delimiter = ',')]
+    vram: Vec<u64>,
     /// Its main memory, such as 24GiB
     #[arg(long, value_name = "BYTES", value_parser = models::bytes)]
     ram: Option<u64>,
@@ -46,6 +47,8 @@ pub(crate) struct Placed {
     forecasts: Vec<Forecast>,
     auto: Forecast,
     more: Option<f64>,
+    /// Bytes of every card, and tokens per second with the first, the first two and so on.
+    cards: Vec<(u64, f64)>,
     prefill: Prefill,
     plan: Plan,
     is_traced: bool,
@@ -61,7 +64,7 @@ impl PlacementFlags {
 
     /// Whether a placement is wanted at all.
     pub(crate) fn is_asked(&self) -> bool {
-        self.machine.is_some() || self.vram.is_some() || self.ram.is_some() || self.routing.is_some()
+        self.machine.is_some() || !self.vram.is_empty() || self.ram.is_some() || self.routing.is_some()
     }
 
     fn machine(&self) -> Result<Machine, Failure> {
@@ -71,12 +74,18 @@ impl PlacementFlags {
                 usage(format!("--machine {name}: not a machine that is described; see --machine list"))
             })?,
         };
-        if let Some(bytes) = self.vram {
+        if !self.vram.is_empty() {
+            if self.vram.len() > CARDS_MOST {
+                let found = self.vram.len();
+                return Err(usage(format!(
+                    "--vram: expected at most {CARDS_MOST} cards, found {found}; leave some out"
+                )));
+            }
             if machine.card.is_none() {
                 let name = machine.name;
                 return Err(usage(format!("--vram: {name} has no card; choose another of --machine list")));
             }
-            machine = machine.with_vram(bytes);
+            machine = machine.with_cards(&self.vram);
         }
         machine.ram_bytes = self.ram.unwrap_or(machine.ram_bytes);
         Ok(machine)
@@ -88,6 +97,15 @@ impl PlacementFlags {
         let trace = self.routing.as_deref().map(|path| trace_of(path, spec)).transpose()?;
         let question = Question { parts: &parts, machine: &machine, trace: trace.as_ref() };
         let auto = question.auto();
+        let vram = if self.vram.is_empty() {
+            machine.card.iter().map(|card| card.vram_bytes).collect()
+        } else {
+            self.vram.clone()
+        };
+        let cards = vram.iter().enumerate().map(|(at, &bytes)| {
+            let machine = machine.with_cards(&vram[..=at]);
+            (bytes, 1.0 / Question { machine: &machine, ..question }.auto().seconds)
+        });
         let more = machine.card.map(|card| {
             let machine = machine.with_vram(card.vram_bytes.saturating_add(MORE_BYTES));
             1.0 / Question { machine: &machine, ..question }.auto().seconds
@@ -96,6 +114,7 @@ impl PlacementFlags {
             model,
             forecasts: question.forecasts(),
             prefill: question.prefill(&auto, plan.options.chunk),
+            cards: cards.collect(),
             machine,
             more,
             auto,
@@ -163,6 +182,7 @@ impl Placed {
                 "name": self.machine.name,
                 "measured": false,
                 "vram_bytes": card.map(|card| card.vram_bytes),
+                "cards": self.cards.iter().map(|(bytes, _)| bytes).collect::<Vec<_>>(),
                 "ram_bytes": self.machine.ram_bytes,
                 "ram_bytes_per_s": self.machine.read,
                 "vram_bytes_per_s": card.map(|card| card.read),
@@ -173,6 +193,7 @@ impl Placed {
             "stands": self.stands().into_iter().map(stand).collect::<Vec<_>>(),
             "policies": policies.collect::<Vec<_>>(),
             "on_card": self.on_card().as_ref().map(device_flags::as_json),
+            "by_cards": self.cards.iter().map(|(_, rate)| rate).collect::<Vec<_>>(),
             "auto": self.auto.policy.name(),
             "fits": self.auto.fits,
             "tokens_per_s": 1.0 / self.auto.seconds,
@@ -190,13 +211,40 @@ impl Placed {
         self.plan.options.context.min(POSITIONS_READ)
     }
 
-    /// What the engine itself would put on that card.
+    /// What the engine itself would put on those cards.
     fn on_card(&self) -> Option<engine::Placed> {
-        let vram = self.machine.card?.vram_bytes;
-        engine::Placed::forecast(&self.plan, usize::try_from(vram).unwrap_or(usize::MAX))
+        let labels: Vec<String> = (0..self.cards.len()).map(|at| format!("cuda:{at}")).collect();
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let cards: Vec<(&str, usize)> =
+            labels.iter().zip(&self.cards).map(|(label, card)| (label.as_str(), bytes(card.0))).collect();
+        engine::Placed::forecast_on(&self.plan, &cards)
+    }
+
+    /// Card by card, where there are several.
+    fn cards_told(&self, placed: &engine::Placed) -> String {
+        let portion = |portion: &engine::Portion| {
+            let engine::Portion { card: [label, _], bytes, layers, .. } = portion;
+            let bytes = output::bytes(*bytes as u64);
+            format!("  {label}: {bytes} for layers {} to {}\n", layers.start + 1, layers.end)
+        };
+        let rate = |(at, (_, rate)): (usize, &(u64, f64))| format!("{rate:.2} with {}", at + 1);
+        let rates: Vec<String> = self.cards.iter().enumerate().map(rate).collect();
+        let portions: String = placed.each.iter().map(portion).collect();
+        format!("{portions}tokens/s by the number of cards: {}\n", rates.join(", "))
     }
 
     fn on_card_told(&self) -> String {
+        let Some(placed) = self.on_card().filter(|_| self.cards.len() > 1) else { return self.on_one_told() };
+        let numbers: Vec<String> = (0..self.cards.len()).map(|at| at.to_string()).collect();
+        let what = if placed.is_whole { "all of it".to_owned() } else { device_flags::shares(&placed) };
+        format!(
+            "`--device cuda:{}` computes on cards: {what}\n{}",
+            numbers.join(","),
+            self.cards_told(&placed)
+        )
+    }
+
+    fn on_one_told(&self) -> String {
         match self.on_card() {
             Some(placed) if placed.is_whole => "`--device cuda` computes all of it on the card\n".to_owned(),
             Some(placed) => {

@@ -84,8 +84,50 @@ fn a_card_that_is_lost_is_a_fault_that_stays() {
     );
 }
 
+/// Memory of another card is not there for a kernel, unless both may touch each other's.
+#[test]
+fn a_kernel_that_touches_another_cards_memory_is_caught() {
+    const TEST: &str = "faults::a_kernel_that_touches_another_cards_memory_is_caught";
+    if requires_card() {
+        return;
+    }
+    let Ok(case) = std::env::var("CASE") else {
+        for (case, peers) in [("met", ""), ("met", "refused"), ("strangers", "")] {
+            let variables = [("CUSIM_DEVICES", "2"), ("CASE", case), ("CUSIM_PEERS", peers)];
+            let Some((passed, said)) = child(TEST, &variables) else { return };
+            let is_caught = said.contains("outside of what was allocated");
+            assert!(
+                passed && is_caught == (case == "strangers" || peers == "refused"),
+                "{case} {peers}:\n{said}"
+            );
+        }
+        return;
+    };
+    let sizes =
+        bantam_cuda::Sizes { weights: 4096, cache: 4096, work: 4096, rows: 8, tables: 8, results: 4096 };
+    let mut plan = Layouters::new();
+    let (panels, slot) = (plan.work(16), plan.work(64));
+    let backend = |number| {
+        let card = Card::open(number).expect("the stand-in");
+        bantam_cuda::CudaBackend::new(card, Precision::Fast, sizes, panels).expect("there is room")
+    };
+    let [mut first, mut second] = [0, 1].map(backend);
+    if case == "met" {
+        first.meet(&mut second, slot).expect("copies arrive");
+    }
+    let memory = second.card().allocate("a test", 256).expect("small");
+    let (done, _) = planted_at("planted_sound", 256, Some(memory.at(0, 256)));
+    let may_touch = case == "met" && std::env::var("CUSIM_PEERS").is_ok_and(|peers| peers.is_empty());
+    assert_eq!(done.is_ok(), may_touch, "{done:?}");
+}
+
 /// Runs a planted kernel over 64 values; what the card said of it.
 fn planted(kernel: &str, shared: usize) -> (Result<(), Fault>, Vec<f32>) {
+    planted_at(kernel, shared, None)
+}
+
+/// The same over values at an address, if there is one.
+fn planted_at(kernel: &str, shared: usize, at: Option<u64>) -> (Result<(), Fault>, Vec<f32>) {
     let names = ["planted_sound", "planted_no_barrier", "planted_early_end", "planted_beyond"];
     let mut card = Card::open(0).expect("the stand-in");
     let first = card.load(bantam_cusim::PLANTED, names.into_iter()).expect("the stand-in has them");
@@ -94,7 +136,8 @@ fn planted(kernel: &str, shared: usize) -> (Result<(), Fault>, Vec<f32>) {
     let values: Vec<f32> = (0..64).map(|i| i as f32).collect();
     card.write(&memory, 0, &values).expect("it fits");
     let shape = Shape { grid: (1, 1), threads: 64, shared };
-    let launched = card.launch_number(number, "planted", shape, &[Argument::of(&memory.at(0, 256))]);
+    let at = at.unwrap_or(memory.at(0, 256));
+    let launched = card.launch_number(number, "planted", shape, &[Argument::of(&at)]);
     (launched.and_then(|()| card.wait()), values)
 }
 

@@ -31,7 +31,7 @@ use crate::residency::{
 };
 use crate::scheduler::paced::Pace;
 use crate::settings::Settings;
-pub(crate) use vram::{Card, NoBudget};
+pub(crate) use vram::{Card, NoBudget, bytes_of};
 
 /// Changes that a watcher may be behind before it loses some.
 const NOTES: usize = 256;
@@ -118,8 +118,8 @@ pub(crate) struct State {
     /// How a model was loaded last: how it is loaded again.
     pub(super) remembered: HashMap<u64, (Recipe, Option<Duration>)>,
     pub(super) last_used: HashMap<u64, SystemTime>,
-    /// The card, once it was found.
-    pub(super) card: Option<Card>,
+    /// The cards, once they were found.
+    pub(super) cards: Vec<Card>,
     waiting: HashMap<Ticket, (ModelId, Waiting)>,
     next: u64,
     sequence: u64,
@@ -263,7 +263,7 @@ impl Keeper {
             current: HashMap::new(),
             remembered: HashMap::new(),
             last_used: HashMap::new(),
-            card: None,
+            cards: Vec::new(),
             waiting: HashMap::new(),
             next: 0,
             sequence: 0,

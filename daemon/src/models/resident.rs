@@ -40,9 +40,9 @@ pub(crate) fn desk_options(settings: &Settings) -> Options {
     }
 }
 
-/// Bytes of the card that the settings name, where they do.
-fn vram(settings: &Settings) -> Option<u64> {
-    Some(settings.vram.0).filter(|&bytes| bytes > 0)
+/// Bytes of every card that the settings name, where they do.
+fn vram(settings: &Settings) -> Vec<u64> {
+    Some(settings.vram.0).filter(|&bytes| bytes > 0).into_iter().collect()
 }
 
 impl Resident {
@@ -60,7 +60,7 @@ impl Resident {
         let began = Instant::now();
         let (source, cpu) = (&opened.source, Cpu::detect());
         let plan = source.plan(recipe.options, cpu)?;
-        settings.device.check(vram(settings)).map_err(|error| SourceError::Load(LoadError::Card(error)))?;
+        settings.device.check(&vram(settings)).map_err(|error| SourceError::Load(LoadError::Card(error)))?;
         let native = store.filter(|_| !recipe.no_cache).and_then(|store| Native::of(source, &plan, store));
         let mut engine = source.load(recipe.options, cpu, recipe.threads, native.as_ref(), tell)?;
         let is_mapped = engine.is_mapped();

@@ -5,14 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use bantam_core::{KvKind, Precision, Region};
-use bantam_model::engine::Placed;
+use bantam_model::engine::Portion;
 use bantam_model::formats::on_load::OnLoad;
 use bantam_model::plan::Plan;
 use bantam_proto::v1;
 use bantam_proto::v1::watch_residency_response::Event as Told;
 
 use super::catalog::Known;
-use super::keeper::{State, generation_bytes, total_bytes};
+use super::keeper::{State, bytes_of, generation_bytes, total_bytes};
 use super::recipe::Recipe;
 use crate::residency::{Bytes, Device, ModelId, Note, State as Phase, View, Why};
 
@@ -80,15 +80,15 @@ pub(crate) fn bytes(plan: &Plan, beside: u64) -> v1::DeviceBytes {
 }
 
 /// What a model takes of a card.
-fn card_bytes(placed: &Placed) -> v1::DeviceBytes {
-    let [device, _] = &placed.card;
+fn card_bytes(portion: &Portion) -> v1::DeviceBytes {
+    let Portion { card: [device, _], bytes, weight_bytes, cache_bytes, .. } = portion;
     v1::DeviceBytes {
         device: device.clone(),
-        weight_bytes: placed.weight_bytes as u64,
-        cache_bytes: placed.cache_bytes as u64,
-        work_bytes: (placed.bytes - placed.weight_bytes - placed.cache_bytes) as u64,
+        weight_bytes: *weight_bytes as u64,
+        cache_bytes: *cache_bytes as u64,
+        work_bytes: (bytes - weight_bytes - cache_bytes) as u64,
         generation_bytes: 0,
-        total_bytes: placed.bytes as u64,
+        total_bytes: *bytes as u64,
     }
 }
 
@@ -141,10 +141,11 @@ pub(crate) fn devices(state: &State) -> Vec<v1::DeviceUse> {
         pinned_bytes: snapshot.pinned.on(Device::Ram),
         referenced_bytes: referenced.on(Device::Ram),
     };
-    let card = state.card.as_ref().map(|card| {
+    let cards = state.cards.iter().map(|card| {
         let sum = |which: &dyn Fn(&View) -> bool| {
             let of = |id| snapshot.models.iter().any(|view| view.id == id && which(view));
-            state.on_card().filter(|(id, _)| of(*id)).map(|(_, placed)| placed.bytes as u64).sum()
+            let placed = state.on_cards().filter(|(id, _)| of(*id));
+            placed.map(|(_, placed)| bytes_of(&placed, &card.label)).sum()
         };
         v1::DeviceUse {
             device: card.label.clone(),
@@ -154,7 +155,7 @@ pub(crate) fn devices(state: &State) -> Vec<v1::DeviceUse> {
             referenced_bytes: sum(&|view| view.references > 0),
         }
     });
-    [ram].into_iter().chain(card).collect()
+    [ram].into_iter().chain(cards).collect()
 }
 
 /// A model as it is now.
@@ -192,12 +193,13 @@ fn variant(state: &State, id: ModelId) -> v1::Model {
     let references = view.map_or(0, |view| view.references) + state.waiting_for(id);
     let (pin, ttl) = view.map_or((false, variant.ttl), |view| (view.pinned, view.ttl));
     let resident = variant.resident.as_deref();
-    let on_card = resident.and_then(|resident| resident.desk.placed()).map(|placed| card_bytes(&placed));
+    let placed = resident.and_then(|resident| resident.desk.placed());
+    let on_cards = placed.iter().flat_map(|placed| placed.each.iter().map(card_bytes));
     let can_chat = resident.is_some() && matches!(variant.opened.template(), Ok(Some(_)));
     v1::Model {
         state: is_there.into(),
         options: Some(options(&variant.recipe, pin, ttl)),
-        bytes: view.map(|_| bytes(&variant.plan, variant.beside)).into_iter().chain(on_card).collect(),
+        bytes: view.map(|_| bytes(&variant.plan, variant.beside)).into_iter().chain(on_cards).collect(),
         references: u32::try_from(references).unwrap_or(u32::MAX),
         loaded_at: resident.map(|resident| timestamp(resident.loaded_at)),
         native: resident.is_some_and(|resident| resident.is_mapped),

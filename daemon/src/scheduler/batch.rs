@@ -139,7 +139,7 @@ impl<S: Steps> Batch<S> {
 
     /// Moves what stands on a card.
     fn place(&mut self, Move { device, bytes, done }: Move) {
-        let placed = self.steps.place(device, bytes);
+        let placed = self.steps.place(device, &bytes);
         self.tell_placed();
         // Who asked may have gone.
         let _ = done.send(placed);

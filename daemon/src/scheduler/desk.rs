@@ -153,7 +153,7 @@ impl Job {
 #[derive(Debug)]
 pub(super) struct Move {
     pub(super) device: Device,
-    pub(super) bytes: u64,
+    pub(super) bytes: Vec<Option<u64>>,
     pub(super) done: Sender<Result<(), NoCard>>,
 }
 
@@ -319,9 +319,9 @@ impl Desk {
         self.shared.tell();
     }
 
-    /// Asks for so many bytes of a device to be what the model stands on, between two steps. Whoever reads the answer
-    /// waits for it; there is none where the engine ends first.
-    pub(crate) fn place(&self, device: Device, bytes: u64) -> Receiver<Result<(), NoCard>> {
+    /// Asks for so many bytes of each card of a device to be what the model stands on, between two steps. Whoever reads
+    /// the answer waits for it; there is none where the engine ends first.
+    pub(crate) fn place(&self, device: Device, bytes: Vec<Option<u64>>) -> Receiver<Result<(), NoCard>> {
         let (done, answer) = channel();
         let mut state = self.shared.lock();
         if !matches!(state.phase, Phase::Stopped | Phase::Gone) {

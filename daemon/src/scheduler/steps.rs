@@ -49,9 +49,9 @@ pub trait Steps: Send + 'static {
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], StepError>;
     /// Hidden states, after the last norm, of some rows of the last step; as many at once as logits.
     fn hidden(&mut self, rows: &[usize]) -> Result<&[f32], StepError>;
-    /// Moves what stands on a device to where so many bytes of that hold it: open sequences go on. Where it fails, the
-    /// processor computes.
-    fn place(&mut self, _: Device, _: u64) -> Result<(), NoCard> {
+    /// Moves what stands on a device to where so many bytes of each of its cards hold it: open sequences go on. Where
+    /// it fails, the processor computes.
+    fn place(&mut self, _: Device, _: &[Option<u64>]) -> Result<(), NoCard> {
         Ok(())
     }
     /// What stands on a card.
@@ -114,12 +114,12 @@ impl Steps for Engine {
         Engine::try_hidden(self, rows)
     }
 
-    fn place(&mut self, device: Device, bytes: u64) -> Result<(), NoCard> {
-        if bytes == 0 {
+    fn place(&mut self, device: Device, bytes: &[Option<u64>]) -> Result<(), NoCard> {
+        if bytes.iter().all(|bytes| *bytes == Some(0)) {
             self.leave_card();
             return Ok(());
         }
-        device.place(self, Some(bytes)).map(|_| ())
+        device.place(self, &|card| bytes.get(card).copied().flatten()).map(|_| ())
     }
 
     fn placed(&self) -> Option<&Placed> {

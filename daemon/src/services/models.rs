@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bantam_core::Cpu;
+use bantam_model::card::CARDS_MOST;
 use bantam_model::inspect::Inspection;
 use bantam_model::native::Native;
 use bantam_model::plan::{Options, Plan};
@@ -145,7 +146,7 @@ impl Services {
     async fn budgeted(&self, budgets: Vec<v1::DeviceBudget>) -> Result<v1::SetBudgetResponse, Trouble> {
         let named =
             |budget: &v1::DeviceBudget| budgets.iter().filter(|of| of.device == budget.device).count();
-        if budgets.len() > 2 || budgets.iter().any(|budget| named(budget) > 1) {
+        if budgets.len() > 1 + CARDS_MOST || budgets.iter().any(|budget| named(budget) > 1) {
             let why = format!("expected each device once, found {} budgets; leave some out", budgets.len());
             return Err(Trouble::field("budgets", why));
         }

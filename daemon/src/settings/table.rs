@@ -141,10 +141,12 @@ settings! {
     /// The same for the experts of a mixture. Empty: as the layers.
     load_experts: String = "models.experts", [""], |name| quantization(name),
         "a way to quantize as --experts of bantam run takes it, or nothing";
-    /// What computes models: a card (cuda, or cuda:1 for the second) with the processor for what does not fit there,
-    /// the same where one is found (auto), or the processor alone (cpu).
-    device: Device = "models.device", ["auto"], |_| true, "auto, cpu, cuda or cuda:N with a card's number";
-    /// Memory of the card that models may take together, until somebody changes it. 0: what is free when one is loaded.
+    /// What computes models: a card (cuda, or cuda:1 for the second) or several (cuda:0,1) with the processor for what
+    /// does not fit there, the same where any is found (auto), or the processor alone (cpu).
+    device: Device = "models.device", ["auto"], |_| true,
+        "auto, cpu, cuda or cuda:N with a card's number, or several with commas between them";
+    /// Memory of each card that models may take together, until somebody changes it. 0: what is free when one is
+    /// loaded.
     vram: Bytes = "models.vram", ["0"], |_| true, "bytes like \"4GiB\", or 0";
     /// Whether repacked weights are kept in native files for the next start.
     native_files: bool = "models.native_files", ["true"], |_| true, "true or false";

@@ -1,9 +1,11 @@
 //! What a machine is to a placement: two memories, how fast each is read, and what it costs to go from one to the
 //! other. The table describes machines that are not at hand; what was measured on one takes the same form.
 
-/// A graphics card.
+/// A graphics card, or several alike that each have whole layers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Card {
+    /// How many there are; bytes are those of all.
+    pub count: usize,
     /// Bytes of its memory.
     pub vram_bytes: u64,
     /// Bytes of it that driver and desktop keep.
@@ -12,7 +14,7 @@ pub struct Card {
     pub read: f64,
     /// Bytes per second that reach it from pinned memory.
     pub upload: f64,
-    /// Seconds until one side has what the other made of a token.
+    /// Seconds until one side, or the next card, has what the other made of a token.
     pub exchange: f64,
     /// Seconds per layer for launching kernels.
     pub launch: f64,
@@ -48,6 +50,7 @@ const MIB: u64 = 1 << 20;
 
 /// A card of 4 GB in a laptop: 82 % of its memory's nominal speed, eight lanes of PCIe 4.
 const LAPTOP_CARD: Card = Card {
+    count: 1,
     vram_bytes: 4 * GIB,
     reserved_bytes: 430 * MIB,
     read: 154e9,
@@ -109,6 +112,7 @@ pub static MACHINES: &[Machine] = &[
         compute: 5e12,
         launch: 15e-6,
         card: Some(Card {
+            count: 1,
             vram_bytes: 139 * GIB,
             reserved_bytes: GIB,
             read: 3.6e12,
@@ -132,6 +136,17 @@ impl Machine {
     pub fn with_vram(mut self, bytes: u64) -> Machine {
         if let Some(card) = &mut self.card {
             card.vram_bytes = bytes;
+        }
+        self
+    }
+
+    /// The same with as many such cards as there are amounts of VRAM.
+    pub fn with_cards(mut self, bytes: &[u64]) -> Machine {
+        if let Some(card) = &mut self.card {
+            let each = card.reserved_bytes / card.count as u64;
+            card.count = bytes.len();
+            card.reserved_bytes = each * bytes.len() as u64;
+            card.vram_bytes = bytes.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes));
         }
         self
     }

@@ -142,8 +142,9 @@ impl Question<'_> {
 
     /// VRAM for what can be divided; `None` without a card.
     fn budget(&self) -> Option<f64> {
-        let free = self.machine.card?.free_vram();
-        Some(free.saturating_sub(self.parts.work + RING_BYTES) as f64)
+        let card = self.machine.card?;
+        let beside = card.count as u64 * (self.parts.work + RING_BYTES);
+        Some(card.free_vram().saturating_sub(beside) as f64)
     }
 
     fn of_shares(&self, policy: Policy, shares: Shares, replayed: Option<Replayed>) -> Forecast {
@@ -154,8 +155,9 @@ impl Question<'_> {
         // Copies read the memory that the cores read, and take their time on the way.
         let on_the_way = machine.card.map_or(0.0, |card| copied / card.upload);
         let seconds = (seconds + copied / machine.read).max(on_the_way);
-        let ram = shares.ram(parts) as u64 + parts.work + if shares.is_none() { 0 } else { RING_BYTES };
-        let vram = if shares.is_none() { 0 } else { shares.vram(parts) as u64 + parts.work + RING_BYTES };
+        let cards = machine.card.filter(|_| !shares.is_none()).map_or(0, |card| card.count as u64);
+        let ram = shares.ram(parts) as u64 + parts.work + cards * RING_BYTES;
+        let vram = if cards == 0 { 0 } else { shares.vram(parts) as u64 + cards * (parts.work + RING_BYTES) };
         let fits = ram <= machine.free_ram();
         Forecast { policy, shares, vram, ram, seconds, uploads, fits }
     }
@@ -230,7 +232,9 @@ impl Question<'_> {
 
     /// The card computes everything. The cache stays there; of experts, those that a token needs are copied.
     fn copied(&self, policy: Policy, keep: Keep) -> Option<Forecast> {
-        let (parts, card, budget) = (self.parts, self.machine.card?, self.budget()?);
+        let (parts, budget) = (self.parts, self.budget()?);
+        // Who copies layers to one card has no use for another.
+        let card = self.machine.card.filter(|card| card.count == 1)?;
         let cache: f64 = parts.layers.iter().map(|layer| layer.cache.held).sum();
         let left = budget - parts.small as f64 - cache - parts.head.held;
         let (seconds, taken) = match parts.experts() {

@@ -40,7 +40,8 @@ pub fn stands(parts: &Parts, forecast: &Forecast, machine: &Machine) -> Vec<Stan
     let is_mixture = parts.experts() > 0;
     let (name, unit) = if is_mixture { ("experts", "experts") } else { ("feed-forward", "tiles of rows") };
     let both = if uses_card { parts.small } else { 0 };
-    let step = |bytes: u64| if uses_card { bytes } else { 0 };
+    let cards = machine.card.map_or(0, |card| card.count as u64);
+    let step = |bytes: u64| if uses_card { cards * bytes } else { 0 };
     let plain = |name, vram, ram, how: &str| Stand { name, vram, ram, how: how.to_owned() };
     vec![
         line("keys and values", split(&|layer| layer.cache.held, &attention), heads.clone(), false),

@@ -69,7 +69,12 @@ pub fn step_seconds(
     // Only the last row is asked for logits.
     let [card, cores] = divided(&parts.head, shares.head.part(), 1.0);
     walk.phase(card, cores, 0.0);
-    walk.seconds
+    // Each card but the last hands the stream to the next.
+    let hops = machine
+        .card
+        .filter(|_| !shares.is_none())
+        .map_or(0.0, |card| (card.count - 1) as f64 * card.exchange);
+    walk.seconds + hops
 }
 
 /// Rows through the whole model on the card alone, whatever stands where: what streaming hides its copies behind.

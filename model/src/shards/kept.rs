@@ -5,6 +5,7 @@ use bantam_core::{Batch, Feed, Slot};
 
 use super::Shards;
 use super::fresh::At;
+use super::shard::Shard;
 use crate::card::{CardFault, KEPT_ROWS, Stretch};
 use crate::decoder::Decoder;
 use crate::plan::Options;
@@ -39,7 +40,8 @@ impl Shards {
     }
 
     fn keep(&mut self, stretch: Stretch, step: impl FnOnce(&mut Self)) -> Result<(), CardFault> {
-        let Some(shard) = self.shard.as_mut().filter(|shard| shard.on_card.is_whole()) else { return Ok(()) };
+        let keeps = |shard: &&mut Shard| shard.on_card.is_whole() && shard.on_card.layers.len() == 1;
+        let Some(shard) = self.shard.as_mut().filter(keeps) else { return Ok(()) };
         shard.card.begin();
         step(self);
         self.shard.as_mut().map_or(Ok(()), |shard| shard.card.keep(stretch))

@@ -1,4 +1,5 @@
-//! The backend of an engine: the processor, and a card beside it where one takes part.
+//! The backend of an engine: the processor, and a card beside it where one takes part, or several that are seen as one
+//! ([`chain`]).
 //!
 //! Every operation runs where its weights or its cache are, and where it has none, where its input is; what the other
 //! side needs is copied first, and nothing else is ([`fresh::Fresh`]). Of a matrix that stands on the card in part both
@@ -8,12 +9,14 @@
 //! knows nothing of it. Weights are moved while a layer waits for them only where many rows are read at once
 //! ([`passing`]).
 
+mod chain;
 mod fresh;
 mod heads;
 mod hot;
 mod kept;
 mod on_card;
 mod passing;
+mod ranges;
 mod shard;
 mod stacks;
 
@@ -26,11 +29,12 @@ use bantam_core::{
 };
 use memmap2::MmapMut;
 
-use crate::card::{CardFault, Found, Needs, NoCard, Passage, RING_SLOTS};
+use crate::card::{Card, CardFault, Found, Needs, NoCard, Passage, RING_SLOTS};
 use crate::engine::ExpertsMet;
 use crate::memory;
 use crate::plan::Plan;
 use crate::pool::Threads;
+use chain::Chain;
 use fresh::{At, Fresh, Split};
 use hot::Hot;
 pub(crate) use on_card::OnCard;
@@ -63,6 +67,22 @@ fn routing(plan: &Plan) -> Slot {
     Slot { region, offset: offset + bytes, bytes: plan.work.routing.bytes }
 }
 
+/// Takes memory of one card, or of several that go on as one.
+fn taken(
+    plan: &Plan,
+    found: Vec<Box<dyn Found>>,
+    on_card: &OnCard,
+) -> Result<Box<dyn Card>, (usize, NoCard)> {
+    let mut cards = Vec::new();
+    for (at, (found, [weights, cache])) in found.into_iter().zip(on_card.bytes()).enumerate() {
+        cards.push(found.take(&Shards::needs(plan, weights, cache)).map_err(|error| (at, error))?);
+    }
+    match cards.len() {
+        1 => Ok(cards.remove(0)),
+        _ => Ok(Box::new(Chain::new(cards, &on_card.ends(), &plan.work, scratch(plan))?)),
+    }
+}
+
 impl Shards {
     pub(crate) fn new(host: CpuBackend<MmapMut, Threads>) -> Self {
         Shards { host, shard: None }
@@ -76,35 +96,39 @@ impl Shards {
         Needs { weights, cache, work, rows, tables, results: RESULTS_BYTES, panels, precision }
     }
 
-    /// Bytes of this machine that a card of so many takes for a plan, at most: activations on the way between both, and
+    /// Bytes of this machine that cards of so many take for a plan, at most: activations on the way between both, and
     /// what is pinned.
-    pub(crate) fn host_bytes(plan: &Plan, vram: usize) -> usize {
-        let ring = passing::slot_bytes(plan, vram, Passage::Measured).map_or(0, |bytes| RING_SLOTS * bytes);
-        scratch(plan).bytes + routing(plan).bytes + Self::needs(plan, 0, 0).pinned() + ring
+    pub(crate) fn host_bytes(plan: &Plan, vram: &[usize]) -> usize {
+        let slot = |vram| passing::slot_bytes(plan, vram, Passage::Measured);
+        let ring = |vram: &usize| slot(*vram).map_or(0, |bytes| RING_SLOTS * bytes);
+        let each = |vram| Self::needs(plan, 0, 0).pinned() + ring(vram);
+        scratch(plan).bytes + routing(plan).bytes + vram.iter().map(each).sum::<usize>()
     }
 
     /// Bytes of this machine that are taken.
     pub(crate) fn bytes(&self, plan: &Plan) -> usize {
-        let pinned = self.shard.as_ref().map_or(0, |_| Self::needs(plan, 0, 0).pinned());
+        let cards = self.shard.as_ref().map_or(0, |shard| shard.on_card.layers.len());
+        let pinned = cards * Self::needs(plan, 0, 0).pinned();
         self.host.arena().bytes() + pinned + self.ring().map_or(0, |(bytes, _)| bytes)
     }
 
-    /// Takes memory of a card and puts there what is to stand on it; of the cache the pages that hold anything. Returns
-    /// the bytes of a ring that there is no memory for.
+    /// Takes memory of cards and puts there what is to stand on them; of the cache the pages that hold anything.
+    /// Returns the bytes of a ring that there is no memory for; where one of them refuses, which.
     pub(crate) fn take(
         &mut self,
         plan: &Plan,
-        found: Box<dyn Found>,
+        found: Vec<Box<dyn Found>>,
         on_card: OnCard,
         passage: Passage,
         pages: &[Range<usize>],
-    ) -> Result<usize, NoCard> {
-        let needs = Self::needs(plan, on_card.weight_bytes(), on_card.cache_bytes());
-        let mut card = found.take(&needs)?;
+    ) -> Result<usize, (usize, NoCard)> {
+        let last = found.len() - 1;
+        let mut card = taken(plan, found, &on_card)?;
         let (scratch, mine) = (scratch(plan), routing(plan));
         let work = memory::region(mine.offset + mine.bytes);
         let more = mine.offset + mine.bytes - plan.work_bytes;
-        let work = work.map_err(|error| NoCard::Memory(format!("{more} bytes of memory: {error}")))?;
+        let work =
+            work.map_err(|error| (last, NoCard::Memory(format!("{more} bytes of memory: {error}"))))?;
         for (from, to) in on_card.copies() {
             card.upload(to, self.host.arena().read(from));
         }
@@ -112,8 +136,8 @@ impl Shards {
         for (here, there) in moves.pieces() {
             card.upload(there, self.host.arena().read(here));
         }
-        let mut hot = on_card.stacks.as_ref().map(|stacks| Hot::new(stacks, mine));
-        if let (Some(hot), Some(stacks)) = (&mut hot, &on_card.stacks) {
+        let mut hot: Vec<Hot> = on_card.stacks.iter().map(|stacks| Hot::new(stacks, mine)).collect();
+        for (hot, stacks) in hot.iter_mut().zip(&on_card.stacks) {
             hot.fill(stacks, &self.host, card.as_mut());
         }
         // Without memory for it, all else goes on.
@@ -125,7 +149,7 @@ impl Shards {
         let mut shard = Shard { card, on_card, fresh, scratch, hot, routes_here: false, ring };
         shard.choose(&mut self.host, plan, passage);
         if let Some(fault) = shard.card.fault() {
-            return Err(NoCard::Failed(fault.to_string()));
+            return Err((last, NoCard::Failed(fault.to_string())));
         }
         moves.close_up(&mut self.host.arena_mut().cache);
         self.host.arena_mut().work = work;
@@ -153,10 +177,10 @@ impl Shards {
         self.shard.as_ref().map_or(0, |shard| shard.card.bytes())
     }
 
-    /// Bytes of the card that weights pass through, and from how many rows of a step on they do.
+    /// Bytes of all cards that weights pass through, and from how many rows of a step on they do.
     pub(crate) fn ring(&self) -> Option<(usize, usize)> {
-        let ring = self.shard.as_ref()?.ring.as_ref()?;
-        Some((RING_SLOTS * ring.slot_bytes, ring.from))
+        let Shard { ring, on_card, .. } = self.shard.as_ref()?;
+        Some((on_card.ring_bytes(), ring.as_ref()?.from))
     }
 
     /// Whether the card has failed; if so it is let go, and the processor has all work from now on.
@@ -168,13 +192,20 @@ impl Shards {
 
     /// How often experts were met on the card.
     pub(crate) fn experts_met(&self) -> Option<ExpertsMet> {
-        self.shard.as_ref()?.hot.as_ref().map(|hot| hot.met)
+        let hot = &self.shard.as_ref()?.hot;
+        let sum = |of: fn(&ExpertsMet) -> u64| hot.iter().map(|hot| of(&hot.met)).sum();
+        let met = ExpertsMet {
+            places: sum(|of| of.places),
+            on_card: sum(|of| of.on_card),
+            moved: sum(|of| of.moved),
+        };
+        (!hot.is_empty()).then_some(met)
     }
 
     /// All layers are through.
     pub(crate) fn end_step(&mut self) {
-        let Some(Shard { card, on_card, hot: Some(hot), .. }) = &mut self.shard else { return };
-        if let Some(stacks) = &on_card.stacks {
+        let Some(Shard { card, on_card, hot, .. }) = &mut self.shard else { return };
+        for (hot, stacks) in hot.iter_mut().zip(&on_card.stacks) {
             hot.end_step(stacks, &self.host, card.as_mut());
         }
     }
@@ -243,7 +274,7 @@ impl Backend for Shards {
     fn route(&mut self, routed: &Routed, rows: usize, logits: Slot) {
         let Some(shard) = &mut self.shard else { return self.host.route(routed, rows, logits) };
         let count = rows * routed.choice.experts;
-        let is_here = shard.routes_here || shard.hot.is_some() || shard.passes(rows);
+        let is_here = shard.routes_here || !shard.hot.is_empty() || shard.passes(rows);
         let at = if is_here { At::Host } else { shard.fresh.at(logits, count) };
         shard.need(&mut self.host, logits, count, at);
         match at {

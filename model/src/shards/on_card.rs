@@ -5,12 +5,18 @@
 //! so that both sides compute on every layer at once; of experts as many as have room (`stacks.rs`). A share is so many
 //! tiles of rows from the first on: tiles lie one after another in every layout, so that nothing is repacked. The host
 //! keeps all weights, and so goes on alone where the card fails.
+//!
+//! Of several cards each has whole layers in a row, and is filled with these as one card is with all (`ranges.rs`).
+//! Where something stands is counted over all of them, one card's behind the other's.
 
 use bantam_core::arena::Layouter;
+use std::ops::Range;
+
 use bantam_core::{KvCache, Matrix, Norm, Product, Region, Rope, Slot};
 
 use super::heads::{Divided, shared};
 use super::passing::{linears, slot_bytes};
+use super::ranges::ranges;
 use super::stacks::Stacks;
 use crate::card::{Passage, RING_SLOTS};
 use crate::plan::{LayerWeights, Linear, Plan};
@@ -29,9 +35,11 @@ pub(super) struct Pieces {
     region: Region,
     list: Vec<Piece>,
     layouter: Layouter,
+    /// Where each card's ends.
+    ends: Vec<usize>,
 }
 
-/// What of a plan stands on a card, and where there.
+/// What of a plan stands on a card, or on several, and where there.
 #[derive(Debug, Clone)]
 pub(crate) struct OnCard {
     weights: Pieces,
@@ -40,11 +48,13 @@ pub(crate) struct OnCard {
     pub(crate) attention: [usize; 2],
     /// Where matrices begin whose results stay divided by heads, ascending.
     by_heads: Vec<usize>,
-    /// Where experts stand that are there one by one.
-    pub(super) stacks: Option<Stacks>,
+    /// Where experts stand that are there one by one, card by card.
+    pub(super) stacks: Vec<Stacks>,
     /// Bytes of feed-forward blocks that it has, and all.
     pub(crate) blocks: [usize; 2],
     is_whole: bool,
+    /// The layers of each card.
+    pub(crate) layers: Vec<Range<usize>>,
     /// Bytes of a slot of the ring that other weights pass through.
     pub(super) ring: Option<usize>,
 }
@@ -61,12 +71,22 @@ pub(super) enum Side {
 
 impl Pieces {
     fn new(region: Region) -> Self {
-        Pieces { region, list: Vec::new(), layouter: Layouter::new(region) }
+        Pieces { region, list: Vec::new(), layouter: Layouter::new(region), ends: Vec::new() }
     }
 
-    /// Bytes on the card.
+    /// Bytes on all cards.
     fn bytes(&self) -> usize {
         self.layouter.bytes()
+    }
+
+    /// What is taken from here on stands on the next card.
+    fn end_card(&mut self) {
+        self.ends.push(self.layouter.bytes());
+    }
+
+    /// Which card has a slot, if one has any of it.
+    fn card(&self, slot: Slot) -> Option<usize> {
+        self.find(slot).map(|there| self.ends.partition_point(|&end| end <= there.offset))
     }
 
     /// Adds what is not there yet, if all of it has room; says whether it had.
@@ -108,53 +128,111 @@ impl Pieces {
 }
 
 impl OnCard {
-    /// As much as so many bytes can be, with a ring for the rest where that is wanted and has room.
-    pub(crate) fn with_ring(plan: &Plan, budget: usize, passage: Passage) -> Option<OnCard> {
-        let without = OnCard::fill(plan, budget)?;
-        if [without.attention, without.blocks].iter().all(|[there, all]| there == all) {
+    /// As much as so many bytes of each card can be, with a ring for the rest where that is wanted and has room.
+    pub(crate) fn with_ring(plan: &Plan, budgets: &[usize], passage: Passage) -> Option<OnCard> {
+        let without = OnCard::fill(plan, budgets)?;
+        if without.has_all_layers() {
             return Some(without);
         }
-        let with = slot_bytes(plan, budget, passage).and_then(|slot| {
+        let least = budgets.iter().copied().min()?;
+        let with = slot_bytes(plan, least, passage).and_then(|slot| {
+            let left = budgets.iter().map(|budget| budget.checked_sub(RING_SLOTS * slot));
             // What a product needs beside its matrix stands there for all.
-            let beside: Vec<Slot> = plan.weights.layers.iter().flat_map(linears).flat_map(beside).collect();
-            let filled = OnCard::fill_with(plan, budget.checked_sub(RING_SLOTS * slot)?, &beside)?;
+            let filled = OnCard::fill_with(plan, &left.collect::<Option<Vec<_>>>()?, true)?;
             filled.is_worth_it().then_some(OnCard { ring: Some(slot), ..filled })
         });
         Some(with.unwrap_or(without))
     }
 
     /// As much as so many bytes of weights and cache can be; `None` where not even what every layer needs has room.
-    fn fill(plan: &Plan, budget: usize) -> Option<OnCard> {
-        OnCard::fill_with(plan, budget, &[])
+    fn fill(plan: &Plan, budgets: &[usize]) -> Option<OnCard> {
+        OnCard::fill_with(plan, budgets, false)
     }
 
-    /// The same, with something that must be there.
-    fn fill_with(plan: &Plan, budget: usize, must: &[Slot]) -> Option<OnCard> {
+    /// The same, with or without what products need beside their matrices, wherever these stand.
+    fn fill_with(plan: &Plan, budgets: &[usize], with_beside: bool) -> Option<OnCard> {
         let (mut weights, mut caches) = (Pieces::new(Region::Weights), Pieces::new(Region::Cache));
-        let mut left = budget;
         let of = &plan.weights;
-        if plan.weight_bytes + plan.cache_bytes <= budget {
-            let all = |region, bytes| Slot { region, offset: 0, bytes };
-            weights.take(&[all(Region::Weights, plan.weight_bytes)], &mut left);
-            caches.take(&[all(Region::Cache, plan.cache_bytes)], &mut left);
+        let layers = ranges(plan, budgets)?;
+        let mut found = OnCard {
+            weights: weights.clone(),
+            caches: caches.clone(),
+            attention: [0, plan.caches.iter().map(|cache| cache.heads).sum()],
+            by_heads: Vec::new(),
+            stacks: Vec::new(),
+            blocks: [0, 0],
+            is_whole: false,
+            layers: layers.clone(),
+            ring: None,
+        };
+        for (range, &budget) in layers.iter().zip(budgets) {
+            let (mut left, is_last) = (budget, range.end == of.layers.len());
+            if plan.weight_bytes + plan.cache_bytes <= budget && budgets.len() == 1 {
+                let all = |region, bytes| Slot { region, offset: 0, bytes };
+                weights.take(&[all(Region::Weights, plan.weight_bytes)], &mut left);
+                caches.take(&[all(Region::Cache, plan.cache_bytes)], &mut left);
+            }
+            let must = of.layers[range.clone()].iter().flat_map(linears).flat_map(beside);
+            let must: Vec<Slot> = if with_beside { must.collect() } else { Vec::new() };
+            let has_small = weights.take(&small(plan, range), &mut left);
+            if !(has_small && must.iter().all(|slot| weights.take(&[*slot], &mut left))) {
+                return None;
+            }
+            let (heads, by_heads) = weights.take_attention(&mut caches, plan, range, &mut left);
+            found.attention[0] += heads;
+            found.by_heads.extend(by_heads);
+            let head: Vec<Slot> = slots(&of.head).collect();
+            if is_last && !weights.take(&head, &mut left) {
+                let share = left as f64 / of.head.matrix.slot.bytes.max(1) as f64;
+                weights.take_rows(&of.head, share, &mut left);
+            }
+            let (blocks, stacks) = weights.take_blocks(&of.layers[range.clone()], &mut left);
+            (0..2).for_each(|i| found.blocks[i] += blocks[i]);
+            if budgets.len() > 1 && heads == 0 && blocks[0] == 0 {
+                return None;
+            }
+            found.stacks.extend(stacks);
+            // A head that is the embedding stands where the last layer does.
+            if is_last || of.embedding.slot != of.head.matrix.slot {
+                weights.take(&[of.embedding.slot], &mut left);
+            }
+            weights.end_card();
+            caches.end_card();
         }
-        if !(weights.take(&small(plan), &mut left)
-            && must.iter().all(|slot| weights.take(&[*slot], &mut left)))
-        {
-            return None;
-        }
-        let (attention, by_heads) = weights.take_attention(&mut caches, plan, &mut left);
-        let head: Vec<Slot> = slots(&of.head).collect();
-        if !weights.take(&head, &mut left) {
-            let share = left as f64 / of.head.matrix.slot.bytes.max(1) as f64;
-            weights.take_rows(&of.head, share, &mut left);
-        }
-        let (blocks, stacks) = weights.take_blocks(&of.layers, &mut left);
-        weights.take(&[of.embedding.slot], &mut left);
+        found.by_heads.sort_unstable();
         let has_ends =
             [of.embedding.slot, of.head.matrix.slot].iter().all(|slot| weights.whole(*slot).is_some());
-        let is_whole = has_ends && attention[0] == attention[1] && blocks[0] == blocks[1];
-        Some(OnCard { weights, caches, attention, by_heads, stacks, blocks, is_whole, ring: None })
+        found.is_whole = has_ends && found.has_all_layers();
+        (found.weights, found.caches) = (weights, caches);
+        found.is_together(plan).then_some(found)
+    }
+
+    /// Whether of every layer there is all.
+    pub(crate) fn has_all_layers(&self) -> bool {
+        [self.attention, self.blocks].iter().all(|[there, all]| there == all)
+    }
+
+    /// Whether what an operation takes at once stands on one card. Tensors that layers share could be elsewhere.
+    fn is_together(&self, plan: &Plan) -> bool {
+        let mut groups = plan.weights.layers.iter().flat_map(linears).map(|linear| {
+            let Matrix { slot, order, factors, .. } = linear.matrix;
+            let mut cards = [Some(slot), order, factors, linear.bias].into_iter().flatten();
+            let first = cards.find_map(|slot| self.weights.card(slot));
+            cards.all(|slot| self.weights.card(slot).is_none_or(|card| Some(card) == first))
+        });
+        self.layers.len() == 1 || groups.all(|is_together| is_together)
+    }
+
+    /// Where the weights and the cache of each card end.
+    pub(super) fn ends(&self) -> Vec<[usize; 2]> {
+        self.weights.ends.iter().zip(&self.caches.ends).map(|(&weights, &cache)| [weights, cache]).collect()
+    }
+
+    /// Bytes of weights and of the cache on each card.
+    pub(crate) fn bytes(&self) -> Vec<[usize; 2]> {
+        let ends = self.ends();
+        let before = |at: usize| at.checked_sub(1).map_or([0; 2], |at| ends[at]);
+        (0..ends.len()).map(|at| [0, 1].map(|of| ends[at][of] - before(at)[of])).collect()
     }
 
     /// Bytes of weights there.
@@ -167,9 +245,9 @@ impl OnCard {
         self.caches.bytes()
     }
 
-    /// Bytes that other weights pass through.
+    /// Bytes of all cards that other weights pass through.
     pub(crate) fn ring_bytes(&self) -> usize {
-        RING_SLOTS * self.ring.unwrap_or(0)
+        self.layers.len() * RING_SLOTS * self.ring.unwrap_or(0)
     }
 
     /// Whether everything is.
@@ -304,14 +382,15 @@ impl Pieces {
         }
     }
 
-    /// Attention: key heads that it has, and all; where matrices begin that are divided by heads.
+    /// Attention of some layers: key heads that it has; where matrices begin that are divided by heads.
     fn take_attention(
         &mut self,
         caches: &mut Pieces,
         plan: &Plan,
+        range: &Range<usize>,
         left: &mut usize,
-    ) -> ([usize; 2], Vec<usize>) {
-        let layers = plan.weights.layers.iter().zip(&plan.caches);
+    ) -> (usize, Vec<usize>) {
+        let layers = plan.weights.layers[range.clone()].iter().zip(&plan.caches[range.clone()]);
         let layers: Vec<Divided> = layers.map(|(layer, cache)| Divided::new(layer, cache)).collect();
         // Where everything stands there already, this only counts.
         let is_there = layers.iter().all(|of| caches.whole(of.cache.slot).is_some());
@@ -335,8 +414,7 @@ impl Pieces {
                 by_heads.extend(inputs.map(|linear| linear.matrix.slot.offset));
             }
         }
-        by_heads.sort_unstable();
-        ([taken, plan.caches.iter().map(|cache| cache.heads).sum()], by_heads)
+        (taken, by_heads)
     }
 
     /// Room for what has no place of its own in the host's region.
@@ -401,19 +479,21 @@ fn slots(linear: &Linear) -> impl Iterator<Item = Slot> + use<> {
     slots_of(*linear)
 }
 
-/// What every layer needs, whoever computes it: norms, routers, sinks, tables of positions.
-fn small(plan: &Plan) -> Vec<Slot> {
+/// What these layers need, whoever computes them: norms, routers, sinks; with the first of all tables of positions,
+/// with the last the norm after it.
+pub(super) fn small(plan: &Plan, range: &Range<usize>) -> Vec<Slot> {
     let of = &plan.weights;
     let norm = |norm: &Norm| [Some(norm.weight), norm.bias];
-    let mut found: Vec<Option<Slot>> = norm(&of.final_norm).into();
-    for layer in &of.layers {
+    let is_last = range.end == of.layers.len();
+    let mut found: Vec<Option<Slot>> = if is_last { norm(&of.final_norm).into() } else { Vec::new() };
+    for layer in &of.layers[range.clone()] {
         let pairs = layer.post_norms.iter().chain(&layer.head_norms).flatten();
         found.extend([&layer.attention_norm, &layer.mlp_norm].into_iter().chain(pairs).flat_map(norm));
         found.push(layer.sinks);
         found.extend(layer.router.iter().flat_map(slots).map(Some));
     }
     let rope = |rope: &Rope| [Some(rope.frequencies), rope.longer.map(|(_, slot)| slot)];
-    found.extend(of.ropes.iter().flat_map(rope));
+    found.extend(of.ropes.iter().flat_map(rope).filter(|_| range.start == 0));
     let mut found: Vec<Slot> = found.into_iter().flatten().collect();
     found.sort_by_key(|slot| slot.offset);
     found.dedup();
@@ -447,7 +527,7 @@ mod tests {
             let (mut before, mut was_divided) = ([0; 2], [false; 2]);
             for thousandths in (0..=1000).step_by(20) {
                 let budget = (all as f64 * f64::from(thousandths) / 1000.0) as usize;
-                let Some(on_card) = OnCard::fill(&plan, budget) else {
+                let Some(on_card) = OnCard::fill(&plan, &[budget]) else {
                     assert_eq!(before, [0; 2], "{name}: {thousandths}");
                     continue;
                 };
@@ -459,7 +539,7 @@ mod tests {
                 assert!(now[1] + all / 100 >= before[1], "{name}: {now:?} after {before:?}");
                 before = now;
                 was_divided[0] |= !on_card.by_heads.is_empty();
-                was_divided[1] |= on_card.stacks.is_some();
+                was_divided[1] |= !on_card.stacks.is_empty();
                 for (layer, cache) in plan.weights.layers.iter().zip(&plan.caches) {
                     let there = on_card.cache(cache).map_or(0, |there| there.heads);
                     for linear in [&layer.query, &layer.key, &layer.value] {

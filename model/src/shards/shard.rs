@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bantam_core::arena::disjoint;
-use bantam_core::{Backend, KvCache, Product, Routed, RowPer, Slot};
+use bantam_core::{Backend, KvCache, Matrix, Product, Routed, RowPer, Slot};
 
 use super::Host;
 use super::fresh::{At, Fresh, Split};
@@ -20,8 +20,8 @@ pub(super) struct Shard {
     pub(super) fresh: Fresh,
     /// Where results lie that are yet to be added, on both sides.
     pub(super) scratch: Slot,
-    /// Where experts stand there one by one.
-    pub(super) hot: Option<Hot>,
+    /// Where experts stand there one by one, as in [`OnCard::stacks`].
+    pub(super) hot: Vec<Hot>,
     /// Whether somebody looks at who goes where, which is done here then.
     pub(super) routes_here: bool,
     /// Where weights pass while prompts are read.
@@ -94,14 +94,13 @@ impl Shard {
         x: Slot,
         products: &[Product],
     ) {
-        let stacks = self.on_card.stacks.as_ref();
-        if let (Some(hot), Some(stacks)) = (&mut self.hot, stacks) {
-            if let Some((routed, per)) = routed {
-                return self.experts(host, rows, routed, per, x, products);
+        let first = &products[0].matrix;
+        if let Some((routed, per)) = routed {
+            if let Some(which) = self.on_card.stacks.iter().position(|stacks| stacks.has(first)) {
+                return self.experts(host, rows, which, routed, per, x, products);
             }
-            if let Some(layer) = stacks.routed_by(&products[0].matrix) {
-                hot.begin_layer(layer);
-            }
+        } else {
+            self.begin_layer(first);
         }
         if let Some((routed, per)) = routed.filter(|_| self.all_pass(rows, products)) {
             return self.pass_routed(host, rows, routed, per, x, products);
@@ -155,6 +154,13 @@ impl Shard {
         pass(self.card.as_mut(), host, rows, x, passing.all());
         send(host, rows, routed, x, here.all());
         products.iter().for_each(|product| self.finish(host, rows, routed.is_some(), product));
+    }
+
+    /// Tells the experts of a layer that they come next, if this is its router.
+    fn begin_layer(&mut self, router: &Matrix) {
+        for (hot, stacks) in self.hot.iter_mut().zip(&self.on_card.stacks) {
+            stacks.routed_by(router).into_iter().for_each(|layer| hot.begin_layer(layer));
+        }
     }
 
     /// Whether all of these are experts of the host's that pass.
@@ -228,18 +234,20 @@ impl Shard {
         });
     }
 
-    /// Products of places whose experts stand on either side.
+    /// Products of places whose experts stand on either side, in one of the cards' stacks.
+    #[allow(clippy::too_many_arguments, reason = "a product of experts, and whose they are")]
     fn experts(
         &mut self,
         host: &mut Host,
         rows: usize,
+        which: usize,
         routed: &Routed,
         per: RowPer,
         x: Slot,
         products: &[Product],
     ) {
         let passes = self.experts_pass(rows);
-        let hot = self.hot.as_mut().expect("there are experts one by one");
+        let hot = &mut self.hot[which];
         let [there, here] = hot.places(host, self.card.as_mut(), routed, rows);
         let mine = hot.here(routed, here);
         let columns = products[0].matrix.shape.columns;
@@ -251,7 +259,7 @@ impl Shard {
         }
         let mut few = Few::none(&products[0]);
         for product in products {
-            let stacks = self.on_card.stacks.as_ref().expect("there are experts one by one");
+            let stacks = &self.on_card.stacks[which];
             few.push(stacks.product(product).expect("experts stand there in all their parts"));
             let width = product.matrix.shape.rows;
             match passes {
@@ -272,8 +280,8 @@ impl Shard {
         } else if here > 0 {
             host.matmul_experts(&mine, rows, per, x, products);
         }
-        if let (RowPer::Place, Some(hot)) = (per, &mut self.hot) {
-            hot.end_layer();
+        if per == RowPer::Place {
+            self.hot[which].end_layer();
         }
     }
 

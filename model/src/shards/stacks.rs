@@ -85,6 +85,11 @@ impl Stacks {
         self.layers.len()
     }
 
+    /// Whether these are a matrix's experts.
+    pub(super) fn has(&self, matrix: &Matrix) -> bool {
+        self.stack(matrix.slot).is_some()
+    }
+
     /// Which of these layers a router is of.
     pub(super) fn routed_by(&self, matrix: &Matrix) -> Option<usize> {
         self.routers.iter().position(|offset| *offset == matrix.slot.offset)

@@ -64,6 +64,81 @@ fn replies_are_the_same_on_a_card_and_with_a_part_of_the_model_there() {
     }
 }
 
+/// Bytes of one card that a model does not fit into, and two hold.
+fn of_two(model: &str) -> Option<String> {
+    let whole = with_card(&run(model, &["--json", "--device", "cuda"]), &[])?;
+    let found: Value = serde_json::from_slice(&whole.stdout).unwrap();
+    let bytes = |key: &str| found["on_card"][key].as_u64().unwrap();
+    let divided = bytes("weight_bytes") + bytes("cache_bytes");
+    Some((bytes("bytes") - divided + divided * 4 / 5).to_string())
+}
+
+#[test]
+fn replies_are_the_same_on_two_cards() {
+    let model = golden("qwen3");
+    let wanted = json(&run(&model, &["--json", "--device", "cpu"]));
+    let Some(vram) = of_two(&model) else { return };
+    let both = format!("{vram},{vram}");
+    let two: Pairs = &[("CUSIM_DEVICES", "2")];
+    for (device, vram, order) in
+        [("cuda:0,1", &vram, [0, 1]), ("cuda:1,0", &both, [1, 0]), ("auto", &vram, [0, 1])]
+    {
+        let found = with_card(&run(&model, &["--json", "--device", device, "--vram", vram]), two).unwrap();
+        let errors = said(&found);
+        assert!(found.status.success() && errors.contains("they compute everything"), "{errors}");
+        let found: Value = serde_json::from_slice(&found.stdout).unwrap();
+        assert_eq!(found["ids"], wanted["ids"], "{device}");
+        let cards = found["on_card"]["cards"].as_array().unwrap();
+        let labels: Vec<&str> = cards.iter().map(|card| card["device"].as_str().unwrap()).collect();
+        assert_eq!(labels, order.map(|number| format!("cuda:{number}")), "{device}: {errors}");
+    }
+    for (flags, why) in [
+        (["--device", "cuda:0,2", "--vram", "1MiB"], "finds no card 2, only those up to cuda:1"),
+        (["--device", "cuda:0,0", "--vram", "1MiB"], "several with commas between them"),
+        (["--device", "cuda:0,1", "--vram", "1MiB,1MiB,1MiB"], "of which there are 2, found 3"),
+        (["--device", "cuda:0,1", "--vram", "1MiB,257MiB"], "all that cuda:1 (cusim) has"),
+    ] {
+        let refused = with_card(&run(&model, &flags), two).unwrap();
+        assert!(
+            refused.status.code() == Some(2) && said(&refused).contains(why),
+            "{flags:?}: {}",
+            said(&refused)
+        );
+    }
+}
+
+#[test]
+fn a_daemon_computes_on_two_cards_and_leaves_one() {
+    let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
+    let model = golden("qwen3");
+    let ask = || json(&run(&model, &["--json"]))["ids"].clone();
+    let wanted = ask();
+    let flags = ["--models-device", "cuda:0,1"];
+    let two = [("LD_LIBRARY_PATH", folder), ("CUSIM_DEVICES", "2")];
+    let _served = Served::start_with(&flags, &two);
+    assert_eq!(ask(), wanted);
+    let stands = || {
+        let models = json(&["models", "--json"]);
+        let on_cards = &models["models"][0]["on_cards"];
+        ["cuda:0", "cuda:1"].map(|card| on_cards[card].as_u64().unwrap_or(0))
+    };
+    let [whole, none] = stands();
+    assert!(whole > 0 && none == 0, "one card holds it");
+    // Less of the first card: the rest goes to the second.
+    let less = (whole * 9 / 10).to_string();
+    json(&["budget", &less, "--device", "cuda:0", "--json"]);
+    let [first, second] = stands();
+    assert!(first > 0 && first <= whole * 9 / 10 && second > 0, "{first} and {second} of {whole}");
+    assert_eq!(ask(), wanted);
+    json(&["budget", "0", "--device", "cuda:0", "--json"]);
+    assert_eq!(stands(), [0, whole]);
+    assert_eq!(ask(), wanted);
+    json(&["budget", "0", "--device", "cuda:1", "--json"]);
+    assert_eq!(stands(), [0, 0]);
+    let refused = bantam(&["budget", "1GiB", "--device", "cuda:7"]);
+    assert!(said(&refused).contains("expected \"ram\" or \"cuda:0\" or \"cuda:1\""), "{}", said(&refused));
+}
+
 #[test]
 fn without_a_card_the_processor_computes_or_it_is_said_why_not() {
     let model = golden("gpt_neox");

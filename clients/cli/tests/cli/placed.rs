@@ -48,6 +48,30 @@ fn a_placement_fits_adds_up_and_takes_the_fastest_policy() {
 }
 
 #[test]
+fn a_placement_over_two_cards_tells_what_each_has() {
+    let two: Vec<&str> =
+        LAPTOP.iter().map(|word| if *word == "4GiB" { "4GiB,4GiB" } else { *word }).collect();
+    let (one, two) = (json(&[&LAPTOP[..], &["--json"]].concat()), json(&[&two[..], &["--json"]].concat()));
+    let rates: Vec<f64> = list(&two["by_cards"]).iter().filter_map(Value::as_f64).collect();
+    assert_eq!(rates[0], one["tokens_per_s"].as_f64().unwrap());
+    assert!(rates.len() == 2 && rates[1] > rates[0], "{rates:?}");
+    assert_eq!(two["tokens_per_s"].as_f64(), rates.last().copied());
+    let bytes = |plan: &Value| plan["on_card"]["weight_bytes"].as_u64().unwrap();
+    let cards = list(&two["on_card"]["cards"]);
+    assert!(cards.len() == 2 && bytes(&two) > bytes(&one) * 17 / 10, "{cards:?}");
+    for card in cards {
+        assert!(card["bytes"].as_u64().unwrap() <= 4 << 30, "{card}");
+    }
+    let layers: Vec<u64> =
+        cards.iter().flat_map(|card| list(&card["layers"])).filter_map(Value::as_u64).collect();
+    assert!(layers[0] == 0 && layers[1] == layers[2] && layers[3] == 24, "{layers:?}");
+    let shown = answer(bantam(&["plan", "--synthetic", "gpt-oss-20b", "--vram", "4GiB,8GiB"]));
+    for words in ["`--device cuda:0,1` computes on cards", "cuda:1: ", "tokens/s by the number of cards: "] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+}
+
+#[test]
 fn machines_are_listed_and_what_none_has_is_refused() {
     let names = answer(bantam(&["plan", "--machine", "list"]));
     assert!(names.starts_with("laptop-3050-ddr4 ") && names.contains("\ncpu-only "), "{names}");

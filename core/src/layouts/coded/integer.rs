@@ -678,27 +678,10 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
                     }
                     dots[g] = [start; 2];
                 });
-                let (mut left, most) = (together * self.block / 4, Self::NARROW_WORDS.max(1));
-                while left > 0 {
-                    let run = if Self::NARROW_WORDS > 0 { left.min(most) } else { left };
-                    let mut run_dots = if Self::NARROW_WORDS > 0 { [[Q::splat(0); 2]; G] } else { dots };
-                    for _ in 0..run {
-                        let words = [Q::load(bytes), Q::load(bytes.add(lanes))];
-                        unroll!(12: g < G, {
-                            run_dots[g][0] = Self::dot_of_many(run_dots[g][0], words[0], x.add(g));
-                            run_dots[g][1] = Self::dot_of_many(run_dots[g][1], words[1], x.add(g));
-                        });
-                        bytes = bytes.add(TILE_ROWS);
-                        x = x.add(piece.stride);
-                    }
-                    unroll!(12: g < G, {
-                        dots[g] = match Self::NARROW_WORDS {
-                            0 => run_dots[g],
-                            _ => [0, 1].map(|v: usize| Q::add(dots[g][v], Q::widened(run_dots[g][v]))),
-                        };
-                    });
-                    left -= run;
-                }
+                let words = together * self.block / 4;
+                dots = Self::meet_words::<G>(dots, words, bytes, x, piece.stride);
+                bytes = bytes.add(words * TILE_ROWS);
+                x = x.add(words * piece.stride);
                 unroll!(2: v < 2, {
                     let at = b * TILE_ROWS + v * lanes;
                     let scale = Q::Floats::load(scales.add(at));
@@ -727,8 +710,8 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
         }
     }
 
-    /// Words of activations whose products with many tokens are added up in 16 bits, where that is to be won; a power of
-    /// two, as blocks are.
+    /// Words of activations whose products are added up in 16 bits, where that is to be won; a power of two, as blocks
+    /// are.
     const NARROW_WORDS: usize = match (i16::MAX as usize / (2 * 127 * K::MOST)).checked_ilog2() {
         Some(power) if Q::NARROW => 1 << power,
         _ => 0,
@@ -736,10 +719,48 @@ impl<'a, Q: Quads, K: Kind, S: Sides> Product<'a, Q, K, S> {
 
     #[inline(always)]
     unsafe fn dot_of_many(sum: Q::Lanes, bytes: Q::Lanes, x: *const u32) -> Q::Lanes {
-        // SAFETY: passed on; no more than that are added up.
+        // SAFETY: passed on; no more products are added up in 16 bits than these hold.
         unsafe {
             if Self::NARROW_WORDS > 0 { Q::dot_narrow(sum, bytes, x) } else { Self::dot(sum, bytes, x) }
         }
+    }
+
+    /// Adds the products of so many words of two vectors of rows and `G` tokens, whose words are `stride` apart.
+    #[inline(always)]
+    unsafe fn meet_words<const G: usize>(
+        mut dots: [[Q::Lanes; 2]; G],
+        count: usize,
+        mut bytes: *const u32,
+        mut x: *const u32,
+        stride: usize,
+    ) -> [[Q::Lanes; 2]; G] {
+        let is_narrow = Self::NARROW_WORDS > 0;
+        let most = if is_narrow { Self::NARROW_WORDS } else { count };
+        // SAFETY: passed on.
+        unsafe {
+            for first in (0..count).step_by(most) {
+                let mut sums = if is_narrow { [[Q::splat(0); 2]; G] } else { dots };
+                for _ in first..count.min(first + most) {
+                    let words = [Q::load(bytes), Q::load(bytes.add(Q::Floats::LANES))];
+                    unroll!(12: g < G, {
+                        sums[g][0] = Self::dot_of_many(sums[g][0], words[0], x.add(g));
+                        sums[g][1] = Self::dot_of_many(sums[g][1], words[1], x.add(g));
+                    });
+                    bytes = bytes.add(TILE_ROWS);
+                    x = x.add(stride);
+                }
+                unroll!(12: g < G, {
+                    dots[g] = match is_narrow {
+                        true => [
+                            Q::add(dots[g][0], Q::widened(sums[g][0])),
+                            Q::add(dots[g][1], Q::widened(sums[g][1])),
+                        ],
+                        false => sums[g],
+                    };
+                });
+            }
+        }
+        dots
     }
 
     /// Whether the sums of two vectors of rows fit into registers beside their dot products: of 32 registers, not 16.

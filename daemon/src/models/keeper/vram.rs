@@ -1,4 +1,4 @@
-//! The card of this daemon: what models may take of it together, and how much each of them has.
+//! The cards of this daemon: what models may take of each together, and how much each of them has.
 //!
 //! Without a budget a model takes what is free when it is loaded, with one what others have left of it. A new budget is
 //! divided anew: who was used last comes first, as far as it fits there. Nothing is read from disk for it, and replies
@@ -18,7 +18,7 @@ use super::{Keeper, ModelId, Shared, State, Variant};
 use crate::cards::Device;
 use crate::residency::Note;
 
-/// The card, as it was found.
+/// A card, as it was found.
 #[derive(Debug, Clone)]
 pub(crate) struct Card {
     /// How it is spelled, such as `cuda:0`.
@@ -55,8 +55,8 @@ pub(crate) enum NoBudget {
 }
 
 impl State {
-    /// What models have of the card.
-    pub(crate) fn on_card(&self) -> impl Iterator<Item = (ModelId, Placed)> {
+    /// What models have of the cards.
+    pub(crate) fn on_cards(&self) -> impl Iterator<Item = (ModelId, Placed)> {
         let placed =
             |(&id, variant): (&ModelId, &Variant)| Some((id, variant.resident.as_ref()?.desk.placed()?));
         self.variants.iter().filter_map(placed)
@@ -77,29 +77,30 @@ impl State {
 }
 
 impl Keeper {
-    /// Changes what models may take of the card together, and waits until they do. A device that is none, or more bytes
+    /// Changes what models may take of a card together, and waits until they do. A device that is none, or more bytes
     /// than it has, change nothing.
     pub(crate) fn set_vram(&self, device: &str, bytes: u64) -> Result<(), NoBudget> {
-        let card = self.0.card().map_err(|error| NoBudget::Device {
+        let cards = self.0.cards().map_err(|error| NoBudget::Device {
             expected: format!("{:?}, the only device here", super::views::RAM),
             found: device.chars().take(40).collect(),
             why: format!(" ({error})"),
         })?;
-        if device != card.label {
+        let Some(card) = cards.iter().find(|card| card.label == device) else {
+            let labels: Vec<String> = cards.iter().map(|card| format!("{:?}", card.label)).collect();
             return Err(NoBudget::Device {
-                expected: format!("{:?} or {:?}", super::views::RAM, card.label),
+                expected: format!("{:?} or {}", super::views::RAM, labels.join(" or ")),
                 found: device.chars().take(40).collect(),
                 why: String::new(),
             });
-        }
+        };
         if bytes > card.bytes {
-            return Err(NoBudget::Bytes { label: card.label, most: card.bytes, found: bytes });
+            return Err(NoBudget::Bytes { label: card.label.clone(), most: card.bytes, found: bytes });
         }
         let _turn = self.0.turn();
-        if let Some(card) = &mut self.0.lock().card {
+        if let Some(card) = self.0.lock().cards.iter_mut().find(|card| card.label == device) {
             card.budget = Some(bytes);
         }
-        self.0.divide(bytes);
+        self.0.divide();
         let (mut state, mut gone) = (self.0.lock(), Vec::new());
         let budget = state.residency.snapshot().budget;
         self.0.note(&mut state, Note::Budget(budget), &mut gone);
@@ -108,44 +109,50 @@ impl Keeper {
 }
 
 impl Shared {
-    /// The card that the settings name. It is looked at until it was found once.
-    fn card(&self) -> Result<Card, NoCard> {
-        if let Some(card) = &self.lock().card {
-            return Ok(card.clone());
+    /// The cards that the settings name. They are looked at until they were found once.
+    fn cards(&self) -> Result<Vec<Card>, NoCard> {
+        let found = self.lock().cards.clone();
+        if !found.is_empty() {
+            return Ok(found);
         }
-        let device = self.settings.device;
-        let seen = device.look()?;
         let budget = Some(self.settings.vram.0).filter(|&bytes| bytes > 0);
-        let card = Card { label: device.label(), bytes: seen.bytes, budget };
-        Ok(self.lock().card.insert(card).clone())
+        let seen = self.settings.device.look()?.into_iter();
+        let cards: Vec<Card> = seen.map(|(label, seen)| Card { label, bytes: seen.bytes, budget }).collect();
+        self.lock().cards.clone_from(&cards);
+        Ok(cards)
     }
 
     /// See [`Keeper::beside`].
     pub(super) fn beside(&self, plan: &Plan) -> u64 {
-        let card = Some(self.settings.device).filter(|device| *device != Device::Cpu).map(|_| self.card());
-        let bytes = |card: Card| usize::try_from(card.bytes).unwrap_or(usize::MAX);
-        card.and_then(Result::ok).map_or(0, |card| Placed::host_bytes(plan, bytes(card)) as u64)
+        if self.settings.device == Device::Cpu {
+            return 0;
+        }
+        let bytes = |card: &Card| usize::try_from(card.bytes).unwrap_or(usize::MAX);
+        let bytes: Vec<usize> = self.cards().iter().flatten().map(bytes).collect();
+        if bytes.is_empty() { 0 } else { Placed::host_bytes(plan, &bytes) as u64 }
     }
 
-    /// Puts a model that was just loaded on the card, as far as others have left room. To be called in
+    /// Puts a model that was just loaded on the cards, as far as others have left room. To be called in
     /// [`Shared::turn`], which is to last until the model is known as resident.
     pub(super) fn place(&self, engine: &mut Engine) -> Result<(), Unusable> {
         let device = self.settings.device;
         let placed = match self.left() {
-            Ok(None) => return Ok(()),
-            Ok(Some(Some(0))) => Err(NoCard::TooSmall(format!(
+            Ok(left) if left.is_empty() => return Ok(()),
+            Ok(left) if left.iter().all(|left| *left == Some(0)) => Err(NoCard::TooSmall(format!(
                 "the other models have all that they may take of {device} together; unload one, or raise models.vram"
             ))),
-            Ok(Some(vram)) => device.place(engine, vram),
+            Ok(left) => device.place(engine, &|card| left.get(card).copied().flatten()),
             Err(error) => Err(error),
         };
         match placed {
             Ok(placed) => {
-                if let Some(Placed {
-                    card: [device, name], bytes, is_whole, not_kept, ring_refused, ..
-                }) = &placed
-                {
+                if let Some(placed) = &placed {
+                    let Placed { bytes, is_whole, not_kept, ring_refused, without, .. } = placed;
+                    let (device, name) = (placed.labels(), &placed.each[0].card[1]);
                     tracing::info!(device, name, bytes, is_whole, "on a card");
+                    for (device, error) in without {
+                        tracing::warn!(device, %error, "without a card");
+                    }
                     if *ring_refused > 0 {
                         tracing::warn!(
                             bytes = ring_refused,
@@ -169,33 +176,39 @@ impl Shared {
         }
     }
 
-    /// What a model may take of the card: nothing where none is wanted, and of one without a budget what is free.
-    fn left(&self) -> Result<Option<Option<u64>>, NoCard> {
+    /// What a model may take of each card: nothing where none is wanted, and of one without a budget what is free.
+    fn left(&self) -> Result<Vec<Option<u64>>, NoCard> {
         if self.settings.device == Device::Cpu {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        let budget = self.card()?.budget;
-        let used: u64 = self.lock().on_card().map(|(_, placed)| placed.bytes as u64).sum();
-        Ok(Some(budget.map(|budget| budget.saturating_sub(used))))
+        let cards = self.cards()?;
+        let state = self.lock();
+        let used = |card: &Card| state.on_cards().map(|(_, placed)| bytes_of(&placed, &card.label)).sum();
+        let left = |card: &Card| card.budget.map(|budget| budget.saturating_sub(used(card)));
+        Ok(cards.iter().map(left).collect())
     }
 
-    /// Divides a budget among the models that are there. To be called in [`Shared::turn`].
-    fn divide(&self, budget: u64) {
+    /// Divides the cards' budgets among the models that are there. To be called in [`Shared::turn`].
+    fn divide(&self) {
         let all = self.lock().by_use();
-        let (mut left, mut moves) = (budget, Vec::new());
+        let cards = self.lock().cards.clone();
+        // A card's own bookkeeping needs some of it.
+        let most = |card: &Card| card.budget.unwrap_or(card.bytes - card.bytes / 16);
+        let mut left: Vec<u64> = cards.iter().map(most).collect();
+        let mut moves = Vec::new();
         for (id, resident) in all {
             let Some(plan) = self.lock().variants.get(&id).map(|variant| variant.plan.clone()) else {
                 continue;
             };
-            let wanted = Placed::forecast(&plan, usize::try_from(left).unwrap_or(usize::MAX));
-            // A part may fill what there is; a whole needs no more than itself.
-            let bytes =
-                wanted.as_ref().map_or(0, |placed| if placed.is_whole { placed.bytes as u64 } else { left });
-            left -= wanted.as_ref().map_or(0, |placed| placed.bytes as u64).min(left);
-            let part = |placed: &Placed| (placed.attention, placed.blocks, placed.is_whole);
+            let (wanted, bytes) = wanted(&plan, &cards, &mut left);
+            let layers = |placed: &Placed| -> Vec<_> {
+                placed.each.iter().map(|portion| (portion.card[0].clone(), portion.layers.clone())).collect()
+            };
+            let part = |placed: &Placed| (placed.attention, placed.blocks, placed.is_whole, layers(placed));
             let now = resident.desk.placed();
             if wanted.as_ref().map(part) != now.as_ref().map(part) {
-                let grows = bytes > now.map_or(0, |placed| placed.bytes as u64);
+                let sum: u64 = bytes.iter().flatten().sum();
+                let grows = sum > now.map_or(0, |placed| placed.bytes as u64);
                 moves.push((grows, bytes, resident));
             }
         }
@@ -207,4 +220,27 @@ impl Shared {
             }
         }
     }
+}
+
+/// Bytes of one card that a model has.
+pub(crate) fn bytes_of(placed: &Placed, label: &str) -> u64 {
+    placed.each.iter().filter(|portion| portion.card[0] == label).map(|portion| portion.bytes as u64).sum()
+}
+
+/// What a model would have of what is left of each card, which it leaves to others less; and what it is to be given.
+fn wanted(plan: &Plan, cards: &[Card], left: &mut [u64]) -> (Option<Placed>, Vec<Option<u64>>) {
+    let bytes = |left: &u64| usize::try_from(*left).unwrap_or(usize::MAX);
+    let asked: Vec<(&str, usize)> =
+        cards.iter().zip(&*left).map(|(card, left)| (card.label.as_str(), bytes(left))).collect();
+    let wanted = Placed::forecast_on(plan, &asked);
+    let given = cards.iter().zip(left).map(|(card, left)| {
+        let has = wanted.as_ref().map_or(0, |placed| bytes_of(placed, &card.label));
+        let before = *left;
+        *left -= has.min(before);
+        // A part may fill what there is; a whole needs no more than itself.
+        let is_whole = wanted.as_ref().is_some_and(|placed| placed.is_whole);
+        Some(if is_whole || has == 0 { has } else { before })
+    });
+    let given = given.collect();
+    (wanted, given)
 }

@@ -174,8 +174,9 @@ fn hold(model: &str, precision: Precision, way: Option<&'static OnLoad>) {
                 trits: Trits::Packed,
             };
             let threads = THREADS[(round + level + i) % THREADS.len()];
-            let begin = |threads| load(&model_folder(model), options, cpu, threads);
-            let engine = begin(1);
+            let begin =
+                |threads, trits| load(&model_folder(model), Options { trits, ..options }, cpu, threads);
+            let engine = begin(1, Trits::Packed);
             let prompt = Noise::new(77).tokens(PROMPT, engine.spec().vocab);
             let run = |engine, seed| Runner { engine, prompt: &prompt, noise: Noise::new(seed) };
             let wanted = run(engine, 0).alone(|_| CHUNK);
@@ -185,7 +186,8 @@ fn hold(model: &str, precision: Precision, way: Option<&'static OnLoad>) {
                 way.map_or("as it is", |way| way.name),
                 cpu.name()
             );
-            run(begin(threads), threads as u64).check_all(&what, &wanted);
+            let trits = [Trits::Spread, Trits::Packed][i % 2];
+            run(begin(threads, trits), threads as u64).check_all(&what, &wanted);
         }
     }
 }

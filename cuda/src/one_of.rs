@@ -3,7 +3,7 @@
 use std::any::Any;
 
 use bantam_core::{Matrix, Slot};
-use bantam_model::card::{CardFault, Cards, Fill, Found, Needs, NoCard, Passing, Seen, Stretch};
+use bantam_model::card::{Backwards, CardFault, Cards, Fill, Found, Needs, NoCard, Passing, Seen, Stretch};
 
 use crate::backend::{CudaBackend, Sizes};
 use crate::driver::{self, Absent, Card, Fault};
@@ -36,16 +36,19 @@ impl Found for Card {
         Ok(self.memory().map_err(refused)?.0)
     }
 
-    fn backward(self: Box<Self>) -> Result<Box<dyn Found>, NoCard> {
-        Ok(Box::new((*self).with_backward().map_err(refused)?))
+    fn take(self: Box<Self>, needs: &Needs) -> Result<Box<dyn bantam_model::card::Card>, NoCard> {
+        Ok(Box::new(taken(*self, needs)?))
     }
 
-    fn take(self: Box<Self>, needs: &Needs) -> Result<Box<dyn bantam_model::card::Card>, NoCard> {
-        let &Needs { weights, cache, work, rows, tables, results, panels, precision } = needs;
-        let sizes = Sizes { weights, cache, work, rows, tables, results };
-        let backend = CudaBackend::new(*self, precision, sizes, panels).map_err(refused)?;
-        Ok(Box::new(backend))
+    fn take_backwards(self: Box<Self>, needs: &Needs) -> Result<Box<dyn Backwards>, NoCard> {
+        Ok(Box::new(taken(self.with_backward().map_err(refused)?, needs)?))
     }
+}
+
+fn taken(card: Card, needs: &Needs) -> Result<CudaBackend, NoCard> {
+    let &Needs { weights, cache, work, rows, tables, results, panels, precision } = needs;
+    let sizes = Sizes { weights, cache, work, rows, tables, results };
+    CudaBackend::new(card, precision, sizes, panels).map_err(refused)
 }
 
 fn absent(absent: Absent) -> NoCard {
@@ -98,14 +101,6 @@ impl bantam_model::card::Card for CudaBackend {
         CudaBackend::pass(self, rows, x, products, fill);
     }
 
-    fn back(&mut self, rows: usize, dy: Slot, passing: &Passing, unpacked: Slot, fill: Fill) {
-        CudaBackend::pass_back(self, rows, dy, passing, unpacked, fill);
-    }
-
-    fn send_ahead(&mut self, matrix: &Matrix, fill: Fill) {
-        CudaBackend::send_ahead(self, matrix, fill);
-    }
-
     fn begin(&mut self) {
         self.begin_stretch();
     }
@@ -140,5 +135,15 @@ fn told(fault: Fault) -> CardFault {
         Fault::Lost { what, code } => CardFault { what, code },
         // Nothing is allocated once a model runs.
         Fault::OutOfMemory { what, .. } => CardFault { what, code: "CUDA_ERROR_OUT_OF_MEMORY" },
+    }
+}
+
+impl Backwards for CudaBackend {
+    fn back(&mut self, rows: usize, dy: Slot, passing: &Passing, unpacked: Slot, fill: Fill) {
+        self.pass_back(rows, dy, passing, unpacked, fill);
+    }
+
+    fn send_ahead(&mut self, matrix: &Matrix, fill: Fill) {
+        CudaBackend::send_ahead(self, matrix, fill);
     }
 }

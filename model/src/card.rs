@@ -118,7 +118,7 @@ pub const CARDS_MOST: usize = 8;
 /// Slots of a ring: one is filled, one is copied, one is computed with.
 pub const RING_SLOTS: usize = 3;
 
-/// Rows of a matrix that [`Card::back`] has as numbers at a time: whole tiles.
+/// Rows of a matrix that [`Backwards::back`] has as numbers at a time: whole tiles.
 pub const BACK_ROWS: usize = 128;
 
 /// Who fills a piece with the host's weights from a byte of their region on.
@@ -178,12 +178,6 @@ pub trait Card: Backend + Any + Send + std::fmt::Debug {
     fn gather_again(&mut self, rows: &[u32], width: usize, x: Slot, out: Slot);
     /// Products of rows with matrices that stand there or pass through the ring.
     fn pass(&mut self, rows: usize, x: Slot, products: &[Passing], fill: Fill);
-    /// From `dy`, rows of a product's results, to the gradient of its input, which its `out` gets, or has added. The
-    /// matrix stands there or passes through the ring, and takes its input as it is; `unpacked` has room for
-    /// [`BACK_ROWS`] of its rows, as many as a step must have. For a card that was made ready by [`Found::backward`].
-    fn back(&mut self, rows: usize, dy: Slot, passing: &Passing, unpacked: Slot, fill: Fill);
-    /// Sends the first pieces of a matrix that is to pass next into the ring, while what was queued is computed.
-    fn send_ahead(&mut self, matrix: &Matrix, fill: Fill);
     /// From here on operations are written down and not done, until [`Card::keep`].
     fn begin(&mut self);
     /// Keeps what was written down as a stretch, if that can be done again as it is.
@@ -201,16 +195,26 @@ pub trait Card: Backend + Any + Send + std::fmt::Debug {
     }
 }
 
+/// What training asks of a card beside this.
+pub trait Backwards: Card {
+    /// From `dy`, rows of a product's results, to the gradient of its input, which its `out` gets, or has added. The
+    /// matrix stands there or passes through the ring, and takes its input as it is; `unpacked` has room for
+    /// [`BACK_ROWS`] of its rows, as many as a step must have.
+    fn back(&mut self, rows: usize, dy: Slot, passing: &Passing, unpacked: Slot, fill: Fill);
+    /// Sends the first pieces of a matrix that is to pass next into the ring, while what was queued is computed.
+    fn send_ahead(&mut self, matrix: &Matrix, fill: Fill);
+}
+
 /// A card that was found, and of which nothing is taken yet.
 pub trait Found {
     /// What it calls itself.
     fn name(&self) -> String;
     /// Bytes of it that are free.
     fn free_bytes(&self) -> Result<usize, NoCard>;
-    /// The same card with what training asks for beside a decoder's operations.
-    fn backward(self: Box<Self>) -> Result<Box<dyn Found>, NoCard>;
     /// Takes its memory; without success none is kept.
     fn take(self: Box<Self>, needs: &Needs) -> Result<Box<dyn Card>, NoCard>;
+    /// The same for training.
+    fn take_backwards(self: Box<Self>, needs: &Needs) -> Result<Box<dyn Backwards>, NoCard>;
 }
 
 /// A card that was looked at and not touched.

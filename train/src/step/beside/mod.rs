@@ -13,7 +13,7 @@ use bantam_core::ops::matmul::IN_ORDER;
 use bantam_core::ops::share::each_row;
 use bantam_core::{Matrix, Product, Slot};
 use bantam_model::bare::Bare;
-use bantam_model::card::{Card, CardFault, Found, NoCard, Passing};
+use bantam_model::card::{Backwards, CardFault, Found, NoCard, Passing};
 
 use super::linear::room;
 use super::sites::Site;
@@ -33,7 +33,7 @@ const NOBODY: usize = usize::MAX;
 /// The card, with what stands there.
 #[derive(Debug)]
 pub(crate) struct Beside {
-    card: Box<dyn Card>,
+    card: Box<dyn Backwards>,
     plan: CardPlan,
     /// Rows from which on a matrix that stands there is multiplied there, and one that passes.
     from: [usize; 2],
@@ -48,7 +48,7 @@ pub(crate) struct Beside {
 impl Beside {
     /// Takes a plan's memory, and puts the weights there. Nothing is taken later.
     pub(crate) fn new(found: Box<dyn Found>, plan: CardPlan, bare: &Bare) -> Result<Beside, NoCard> {
-        let mut card = found.backward()?.take(&plan.needs())?;
+        let mut card = found.take_backwards(&plan.needs())?;
         let mut plan = plan;
         if plan.slot_bytes > 0 && !card.take_ring(plan.slot_bytes) {
             // What stands there does so without.

@@ -1,6 +1,7 @@
 //! Which layers each of several cards has: so many in a row that all cards are filled alike, the first with the tables
 //! that a step begins with, the last with the head.
 
+use std::iter;
 use std::ops::Range;
 
 use bantam_core::Slot;
@@ -17,7 +18,7 @@ const HALVINGS: usize = 50;
 pub(super) fn ranges(plan: &Plan, budgets: &[usize]) -> Option<Vec<Range<usize>>> {
     let count = plan.weights.layers.len();
     if budgets.len() < 2 {
-        return (!budgets.is_empty()).then(|| vec![0..count]);
+        return (!budgets.is_empty()).then(|| iter::once(0..count).collect());
     }
     let sizes = sizes(plan);
     let total: f64 = sizes.iter().sum();

@@ -277,7 +277,11 @@ async fn a_draining_model_that_was_replaced_leaves_though_its_room_is_not_needed
     let served = Served::with(|settings| Settings { tokens_in_flight: 1, ..settings }).await;
     let bytes = loaded(&served, load("llama-tied", v1::LoadOptions::default())).await.unwrap().bytes;
     served.models().await.unload(v1::UnloadRequest { model: "llama-tied".to_owned() }).await.unwrap();
-    let stream = served.generation().await.generate(asked("qwen3", "Once", 200, 9)).await.unwrap();
+    // More than a connection holds that nobody reads: this reply does not end by itself.
+    let mut endless = asked("qwen3", "Once", 400, 9);
+    let options = endless.options.as_mut().unwrap();
+    (options.ignore_eos, options.alternatives) = (true, 64);
+    let stream = served.generation().await.generate(endless).await.unwrap();
     let budget = async |bytes| {
         let budgets = vec![v1::DeviceBudget { device: "ram".to_owned(), bytes }];
         served.models().await.set_budget(v1::SetBudgetRequest { budgets }).await.unwrap();

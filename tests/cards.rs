@@ -14,7 +14,7 @@ use bantam_model::families::SHAPES;
 use bantam_model::formats::on_load::way;
 use bantam_model::plan::Options;
 use bantam_model::spec::ModelSpec;
-use bantam_tests::{MODELS, check_close, model_folder, options};
+use bantam_tests::{MODELS, check_close, model_folder, options, replies_meanwhile};
 
 const PROMPTS: [&[u32]; 2] = [&[5, 9, 2, 7, 1, 3], &[8, 4, 6]];
 
@@ -26,35 +26,9 @@ fn load(model: &str) -> Engine {
     bantam_tests::load(&model_folder(model), for_two(), Cpu::detect(), 2)
 }
 
-/// Steps of two sequences side by side, a prompt each and then greedy tokens: all logits, and the tokens.
+/// See [`bantam_tests::replies_meanwhile`].
 fn replies(engine: &mut Engine, count: usize) -> (Vec<f32>, Vec<u32>) {
-    replies_meanwhile(engine, count, |_, _| {})
-}
-
-/// The same, with something that happens before every step.
-fn replies_meanwhile(
-    engine: &mut Engine,
-    count: usize,
-    mut before: impl FnMut(&mut Engine, usize),
-) -> (Vec<f32>, Vec<u32>) {
-    let sequences = [0; 2].map(|_| engine.open().expect("there is room for two"));
-    let (mut all, mut tokens) = (Vec::new(), Vec::new());
-    let mut next = PROMPTS.map(<[u32]>::to_vec);
-    for step in 0..count {
-        before(engine, step);
-        let chunk = |i: usize| Chunk { sequence: sequences[i], tokens: &next[i] };
-        engine.step(&[chunk(0), chunk(1)]).expect("a step as planned");
-        let rows = [next[0].len() - 1, next[0].len() + next[1].len() - 1];
-        let logits = engine.try_logits(&rows).expect("the cards are well").to_vec();
-        for (next, logits) in next.iter_mut().zip(logits.chunks_exact(logits.len() / 2)) {
-            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-            *next = vec![best.expect("a vocabulary") as u32];
-            tokens.extend_from_slice(next);
-        }
-        all.extend(logits);
-    }
-    sequences.iter().for_each(|&sequence| engine.close(sequence));
-    (all, tokens)
+    bantam_tests::replies(engine, PROMPTS, count)
 }
 
 /// So many bytes of each of the first cards.
@@ -251,7 +225,7 @@ fn a_model_moves_among_cards_between_two_steps() {
         let whole = vram(&engine, 1.0);
         let (half, less) = (vram(&engine, 0.7), vram(&engine, 0.3));
         let mut stood = Vec::new();
-        let found = replies_meanwhile(&mut engine, 6, |engine, step| {
+        let found = replies_meanwhile(&mut engine, PROMPTS, 6, |engine, step| {
             match step {
                 0 => place(engine, &[half, half]).map(|_| ()).expect("there is room"),
                 1 => place(engine, &[less, less]).map(|_| ()).expect("there is room"),

@@ -15,7 +15,9 @@ use bantam_model::engine::{Chunk, Engine, ExpertsMet, Placed, StepError, stored}
 use bantam_model::formats::on_load::WAYS;
 use bantam_model::plan::{Options, Plan};
 use bantam_model::{memory, weights};
-use bantam_tests::{MODELS, check_close, floats, ids, model_folder, open, options, repository};
+use bantam_tests::{
+    MODELS, check_close, floats, ids, model_folder, open, options, replies, replies_meanwhile, repository,
+};
 
 /// A prompt in two chunks, then single tokens: the logits of every position.
 fn logits<B: Backend>(decoder: &Decoder, plan: &Plan, backend: &mut B, tokens: &[u32]) -> Vec<f32> {
@@ -380,38 +382,6 @@ fn a_card_that_is_lost_before_the_first_step_leaves_the_processor() {
 }
 
 const PROMPTS: [&[u32]; 2] = [&[5, 9, 2, 7, 1, 3], &[8, 4, 6]];
-
-/// Steps of two sequences side by side, a prompt each and then greedy tokens: logits of the prompts, and the tokens.
-fn replies(engine: &mut Engine, prompts: [&[u32]; 2], count: usize) -> (Vec<f32>, Vec<u32>) {
-    replies_meanwhile(engine, prompts, count, |_, _| {})
-}
-
-/// The same, with something that happens before every step.
-fn replies_meanwhile(
-    engine: &mut Engine,
-    prompts: [&[u32]; 2],
-    count: usize,
-    mut before: impl FnMut(&mut Engine, usize),
-) -> (Vec<f32>, Vec<u32>) {
-    let sequences = [0; 2].map(|_| engine.open().expect("there is room for two"));
-    let (mut all, mut tokens) = (Vec::new(), Vec::new());
-    let mut next = prompts.map(<[u32]>::to_vec);
-    for step in 0..count {
-        before(engine, step);
-        let chunk = |i: usize| Chunk { sequence: sequences[i], tokens: &next[i] };
-        engine.step(&[chunk(0), chunk(1)]).expect("a step as planned");
-        let rows = [next[0].len() - 1, next[0].len() + next[1].len() - 1];
-        let logits = engine.try_logits(&rows).expect("the card is well").to_vec();
-        for (next, logits) in next.iter_mut().zip(logits.chunks_exact(logits.len() / 2)) {
-            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-            *next = vec![best.expect("a vocabulary") as u32];
-            tokens.extend_from_slice(next);
-        }
-        all.extend(logits);
-    }
-    sequences.iter().for_each(|&sequence| engine.close(sequence));
-    (all, tokens)
-}
 
 /// Whatever part of a model has room on the card, its results are the processor's up to rounding.
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_model::checkpoint::Checkpoint;
-use bantam_model::engine::Engine;
+use bantam_model::engine::{Chunk, Engine};
 use bantam_model::plan::Options;
 use bantam_model::spec::ModelSpec;
 
@@ -63,6 +63,38 @@ pub fn options() -> Options {
         experts: None,
         trits: Trits::Packed,
     }
+}
+
+/// Steps of two sequences side by side, a prompt each and then greedy tokens: all logits, and the tokens.
+pub fn replies(engine: &mut Engine, prompts: [&[u32]; 2], count: usize) -> (Vec<f32>, Vec<u32>) {
+    replies_meanwhile(engine, prompts, count, |_, _| {})
+}
+
+/// The same, with something that happens before every step.
+pub fn replies_meanwhile(
+    engine: &mut Engine,
+    prompts: [&[u32]; 2],
+    count: usize,
+    mut before: impl FnMut(&mut Engine, usize),
+) -> (Vec<f32>, Vec<u32>) {
+    let sequences = [0; 2].map(|_| engine.open().expect("there is room for two"));
+    let (mut all, mut tokens) = (Vec::new(), Vec::new());
+    let mut next = prompts.map(<[u32]>::to_vec);
+    for step in 0..count {
+        before(engine, step);
+        let chunk = |i: usize| Chunk { sequence: sequences[i], tokens: &next[i] };
+        engine.step(&[chunk(0), chunk(1)]).expect("a step as planned");
+        let rows = [next[0].len() - 1, next[0].len() + next[1].len() - 1];
+        let logits = engine.try_logits(&rows).expect("the cards are well").to_vec();
+        for (next, logits) in next.iter_mut().zip(logits.chunks_exact(logits.len() / 2)) {
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+            *next = vec![best.expect("a vocabulary") as u32];
+            tokens.extend_from_slice(next);
+        }
+        all.extend(logits);
+    }
+    sequences.iter().for_each(|&sequence| engine.close(sequence));
+    (all, tokens)
 }
 
 /// Loads a model.

@@ -298,9 +298,8 @@ pub enum Trits {
 }
 
 impl Trits {
-    /// What a step of one token takes less time with. Packed ones have fewer bytes, by a fifth, but a thread opens no
-    /// more of them than a few GB in a second (of AVX2 8, of VBMI 17), where all of them together should open what
-    /// memory brings, which is 30 to 60.
+    /// What a step of one token is expected to take less time with. Packed ones have fewer bytes, by a fifth, but take
+    /// longer to open: enough threads are needed to open as many as memory brings.
     pub fn of(cpu: Cpu, threads: usize) -> Trits {
         let least = if cpu.vbmi() { 2 } else { 6 };
         if threads < least { Trits::Spread } else { Trits::Packed }

@@ -277,11 +277,11 @@ async fn a_draining_model_that_was_replaced_leaves_though_its_room_is_not_needed
     let served = Served::with(|settings| Settings { tokens_in_flight: 1, ..settings }).await;
     let bytes = loaded(&served, load("llama-tied", v1::LoadOptions::default())).await.unwrap().bytes;
     served.models().await.unload(v1::UnloadRequest { model: "llama-tied".to_owned() }).await.unwrap();
-    // More than a connection holds that nobody reads: this reply does not end by itself.
+    // Half a megabyte that nobody reads.
     let mut endless = asked("qwen3", "Once", 400, 9);
     let options = endless.options.as_mut().unwrap();
     (options.ignore_eos, options.alternatives) = (true, 64);
-    let stream = served.generation().await.generate(endless).await.unwrap();
+    let stream = served.narrow_generation().await.generate(endless).await.unwrap();
     let budget = async |bytes| {
         let budgets = vec![v1::DeviceBudget { device: "ram".to_owned(), bytes }];
         served.models().await.set_budget(v1::SetBudgetRequest { budgets }).await.unwrap();
@@ -305,7 +305,9 @@ async fn a_draining_model_that_was_replaced_leaves_though_its_room_is_not_needed
         task.abort();
     }
     assert!(claims.await.is_err() && replaces.await.is_err());
-    until_state(&served, "qwen3", v1::ModelState::Absent).await;
+    for name in ["qwen3", "llama-tied"] {
+        until_state(&served, name, v1::ModelState::Absent).await;
+    }
     budget(1 << 30).await;
     until_used(&served, |device| device.used_bytes == used).await;
     drop(stream);

@@ -118,7 +118,17 @@ impl Running {
 }
 
 pub(crate) async fn channel(socket: &Path) -> Result<Channel, tonic::transport::Error> {
-    Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap().connect().await
+    endpoint(socket).connect().await
+}
+
+/// What its reader leaves unread holds its sender up from 64 KiB on, the least that HTTP/2 begins with.
+pub(crate) async fn narrow_channel(socket: &Path) -> Result<Channel, tonic::transport::Error> {
+    let bytes = 65_535;
+    endpoint(socket).initial_stream_window_size(bytes).initial_connection_window_size(bytes).connect().await
+}
+
+fn endpoint(socket: &Path) -> Endpoint {
+    Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap()
 }
 
 /// Asks for health, with one header more.

@@ -14,7 +14,8 @@ use bantam_core::{
 };
 use bytemuck::Pod;
 
-use crate::driver::{Argument, Card, Fault, Mark, Memory, Pinned, Shape};
+use crate::driver::{Argument, Card, Mark, Memory, Pinned, Shape};
+use crate::fault::Fault;
 use crate::kept::Kept;
 use crate::ring::Ring;
 use crate::steps::Steps;

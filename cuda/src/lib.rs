@@ -12,6 +12,7 @@
 mod backend;
 mod backward;
 mod driver;
+mod fault;
 mod kept;
 mod one_of;
 mod peers;
@@ -22,7 +23,8 @@ mod texts;
 
 pub use backend::{CudaBackend, Sizes};
 pub use backward::{Documents, UNPACKED_ROWS};
-pub use driver::{Absent, Card, Fault, Seen, look};
+pub use driver::{Card, Seen, look};
 #[doc(hidden)]
 pub use driver::{Argument, Shape};
+pub use fault::{Absent, Fault};
 pub use one_of::OneOf;

@@ -3,7 +3,7 @@
 
 use bantam_core::layouts::{Layout, Shape, TILE_ROWS};
 use bantam_core::{Backend, Matrix, Precision, Product, Region, Slot};
-use bantam_cuda::{Card as Driven, CudaBackend, Sizes};
+use bantam_cuda::{Card as Driven, CudaBackend, Fault, Sizes};
 use bantam_model::card::{Card, Stretch};
 
 use super::Problem;
@@ -105,11 +105,14 @@ impl Desk {
 
     /// Seconds of what was kept.
     pub(crate) fn kept_seconds(&mut self) -> Result<f64, Problem> {
+        let mut was_kept = true;
         let seconds = self.backend.seconds(|card| {
-            let was_kept = Card::again(card, Stretch::Logits { rows: &[0] });
-            debug_assert!(was_kept);
-        });
-        Ok(seconds?)
+            was_kept &= Card::again(card, Stretch::Logits { rows: &[0] });
+        })?;
+        match was_kept {
+            true => Ok(seconds),
+            false => Err(Fault::Lost { what: "a graph", code: "nothing was kept" }.into()),
+        }
     }
 
     /// Seconds of products that are queued one by one.

@@ -1,6 +1,8 @@
 //! Products of a matrix in every layout: with one token, beside the copies of the same rounds, and with many, on tensor
 //! cores and without them.
 
+use std::time::{Duration, Instant};
+
 use bantam_core::layouts::{LAYOUTS, Layout, TILE_ROWS};
 use bantam_cuda::TENSOR_FROM;
 use bantam_model::speed::Spread;
@@ -11,28 +13,30 @@ use super::{Problem, Scale};
 
 /// What is measured.
 struct Sizes {
-    /// Bytes of a matrix, about; the last is that of which something is asked.
-    bytes: [usize; 2],
+    /// Bytes of a matrix, about; of all but the first something is asked.
+    bytes: [usize; 3],
     /// Rows of a matrix that meets many tokens.
     rows: usize,
     /// Tokens, and how many of these numbers the kernels for a few are measured with.
     tokens: &'static [usize],
     few: usize,
-    /// Rounds that count.
+    /// Rounds that count, after so long that a card is awake.
     rounds: usize,
+    warm: Duration,
     extent: Extent,
 }
 
 const COLUMNS: usize = 4096;
 const TOKENS: &[usize] = &[2, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512];
 const FULL: Sizes = Sizes {
-    bytes: [20 << 20, 64 << 20],
+    bytes: [20 << 20, 64 << 20, 192 << 20],
     rows: 16_384,
     tokens: TOKENS,
     few: 9,
-    rounds: 9,
+    rounds: 21,
+    warm: Duration::from_millis(50),
     extent: Extent {
-        // Ten times the largest matrix, and more than ten times the largest cache of a card.
+        // Three of the largest matrix, and more than ten times the largest cache of a card.
         weights: 672 << 20,
         copied: 256 << 20,
         tokens: 512,
@@ -42,14 +46,15 @@ const FULL: Sizes = Sizes {
     },
 };
 const QUICK: Sizes = Sizes {
-    bytes: [1 << 14, 1 << 15],
+    bytes: [1 << 13, 1 << 14, 1 << 15],
     rows: 64,
     tokens: &[2, 16],
     few: 2,
     rounds: 1,
+    warm: Duration::ZERO,
     extent: Extent { weights: 3 << 16, copied: 1 << 14, tokens: 16, columns: 256, out: 1 << 14 },
 };
-/// Of the bandwidth of copies, for the larger matrix.
+/// Of the bandwidth of copies, for larger matrices.
 const ASKED: f64 = 0.85;
 /// Of `matvec` in a tiny run, which is slow on a stand-in.
 const QUICK_LAYOUTS: usize = 5;
@@ -119,7 +124,7 @@ fn of_one(
         for (at, &about) in sizes.bytes.iter().enumerate() {
             let name = layout.name();
             let asked = format!("{name}, {} MiB, of copies", about >> 20);
-            let is_asked = at + 1 == sizes.bytes.len();
+            let is_asked = at > 0;
             if scale.is_over() {
                 if is_asked {
                     section.pend(&asked, &percent(ASKED), "the time was over");
@@ -164,12 +169,13 @@ fn turns(
     let is_kept = desk.keep(&matrices);
     let bytes = tiles * tile_bytes;
     let (mut seconds, mut copies, mut reads) = (Vec::new(), Vec::new(), Vec::new());
-    // The first round finds a card that sleeps, and does not count.
-    for round in 0..=sizes.rounds {
+    let start = Instant::now();
+    while seconds.len() < sizes.rounds {
+        let is_awake = start.elapsed() > sizes.warm;
         let copy = desk.copy_rate()?;
         let read = desk.read_rate()?;
         let all = if is_kept { desk.kept_seconds()? } else { desk.seconds(1, &matrices)? };
-        if round > 0 {
+        if is_awake {
             seconds.push(all / matrices.len() as f64);
             copies.push(copy);
             reads.push(read);

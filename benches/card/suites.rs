@@ -6,8 +6,8 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{iter, thread};
 
 use super::arguments::Arguments;
 use super::record::Section;
@@ -46,7 +46,8 @@ pub(crate) fn section(arguments: &Arguments, seen: &Seen, scale: Scale) -> Resul
          only a stand-in does, are counted among those that passed, and have not met it.\n",
     );
     for (place, suite) in suites.iter().enumerate() {
-        let what = [&[suite.name.clone()], &suite.arguments[..]].concat().join(" ");
+        let words: Vec<&str> = iter::once(&suite.name).chain(&suite.arguments).map(String::as_str).collect();
+        let what = words.join(" ");
         if seen.cards < suite.cards {
             section.pend(&what, "pass", &format!("it takes {} cards, here is {}", suite.cards, seen.cards));
         } else if scale.is_over() {

@@ -66,7 +66,8 @@ impl std::error::Error for Usage {}
 fn dispatch(arguments: &[&str]) -> Result<()> {
     let root = root()?;
     match arguments {
-        ["card", "--pack", folder] => card::pack(&root, folder.as_ref()),
+        ["card", "--pack", folder] => card::pack(&root, folder.as_ref(), false),
+        ["card", "--pack", folder, "--quick"] => card::pack(&root, folder.as_ref(), true),
         ["card", rest @ ..] => card::run(&root, rest),
         ["carried"] => carried::run(&root, false),
         ["carried", "--quick"] => carried::run(&root, true),

@@ -36,7 +36,6 @@ pub(crate) fn run(root: &Path, arguments: &[&str]) -> Result<()> {
     if !arguments.contains(&"--out") {
         all.arg("--record").arg(records);
     }
-    all.args(["--as", &["cargo xtask card"].iter().chain(arguments).copied().collect::<Vec<_>>().join(" ")]);
     steps::run(&mut all)
 }
 
@@ -196,7 +195,8 @@ fn commit(root: &Path) -> Result<String> {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let commit = ask(&["rev-parse", "--short", "HEAD"])?;
-    let is_changed = !ask(&["status", "--porcelain"])?.is_empty();
+    // Files that the repository does not have do not count: the record of today is one.
+    let is_changed = !ask(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
     Ok(if is_changed { format!("{commit} with changes") } else { commit })
 }
 

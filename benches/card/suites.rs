@@ -118,8 +118,11 @@ fn outcome(said: &str) -> Outcome {
     let result = said.lines().rev().find_map(|line| line.strip_prefix("test result: "));
     let passed =
         result.and_then(|line| line.split(' ').zip(line.split(' ').skip(1)).find(|pair| pair.1 == "passed;"));
+    let is_done = |line: &&str| line.starts_with("test ") && line.ends_with(" ... ok");
+    let done = said.lines().filter(is_done).count();
     Outcome {
-        passed: passed.and_then(|(count, _)| count.parse().ok()).unwrap_or(0),
+        // A program that was ended says what it has done so far.
+        passed: passed.and_then(|(count, _)| count.parse().ok()).unwrap_or(done),
         failed: said.lines().filter_map(failed).collect(),
         ended: result.is_none().then(|| "no result".to_owned()),
     }
@@ -148,7 +151,8 @@ mod tests {
                     test result: FAILED. 2 passed; 1 failed; 0 ignored";
         let wanted = Outcome { passed: 2, failed: vec!["b::c".to_owned()], ended: None };
         assert_eq!(outcome(said), wanted);
-        assert_eq!(outcome("Segmentation fault").ended.as_deref(), Some("no result"));
+        let broken = outcome("test a ... ok\ntest b ... ok\nSegmentation fault");
+        assert_eq!((broken.passed, broken.ended.as_deref()), (2, Some("no result")));
     }
 
     #[test]

@@ -140,6 +140,9 @@ fn script(root: &Path, target: &Path, program: &Path, commit: &str) -> Result<St
          set -eu\n\
          here=$(cd \"$(dirname \"$0\")\" && pwd)\n\
          checkout=$(cd \"${{CHECKOUT:-.}}\" && pwd)\n\
+         for program in \"$here\"/*.gz \"$here\"/tests/*.gz; do\n\
+         \x20   [ ! -e \"$program\" ] || gzip -df \"$program\"\n\
+         done\n\
          link() {{\n\
          \x20   [ -e \"$2\" ] || {{ mkdir -p \"$(dirname \"$2\")\" && ln -sfn \"$1\" \"$2\"; }}\n\
          }}\n\
@@ -151,12 +154,15 @@ fn script(root: &Path, target: &Path, program: &Path, commit: &str) -> Result<St
     ))
 }
 
-/// Copies a program; without what only a debugger reads where it has to be small and the system can do that.
+/// Copies a program; without what only a debugger reads, and compressed, where it has to be small and this system can
+/// do that.
 fn copy(from: &Path, to: &Path, is_small: bool) -> Result<()> {
     fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
-    if is_small && steps::is_installed("strip", &["--version"]) {
-        let path = to.to_str().context("expected a path that is UTF-8")?;
-        steps::run(&mut command(Path::new("."), "strip", &[path]))?;
+    let path = to.to_str().context("expected a path that is UTF-8")?;
+    for (program, options) in [("strip", &[][..]), ("gzip", &["--best", "--no-name", "--force"])] {
+        if is_small && steps::is_installed(program, &["--version"]) {
+            steps::run(&mut command(Path::new("."), program, &[options, &[path]].concat()))?;
+        }
     }
     Ok(())
 }

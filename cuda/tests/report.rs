@@ -8,6 +8,7 @@ mod card;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bantam_cuda::Counts;
 use bantam_cusim::{is_child, requires_card};
 use card::record::faults;
 
@@ -69,6 +70,9 @@ fn a_tiny_report_on_a_stand_in_is_whole() {
     );
     let allocations = asked(&text, "models").into_iter().find(|line| line.starts_with("allocations"));
     assert!(allocations.is_some_and(|line| line.ends_with("0        0  reached")), "{text}");
+    // That none are counted after loading means something only where they are counted while loading.
+    let counts = Counts::now();
+    assert!(counts.allocations > 100 && counts.launches > 1000, "{counts:?}");
     let policies = asked(&text, "policies");
     assert!(policies.len() > 20 && policies.iter().all(|line| !line.contains("pending")), "{text}");
     // Another commit's figures do not mix with these, and a stand-in's do not come among records.

@@ -40,7 +40,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("bantam-cusim", &[]),
     ("bantam-no-std-probe", &["bantam-core"]),
-    ("bantam-benches", &["bantam-core", "bantam-model", "bantam-proto", "bantam-daemon"]),
+    (
+        "bantam-benches",
+        &["bantam-core", "bantam-cuda", "bantam-cusim", "bantam-model", "bantam-proto", "bantam-daemon"],
+    ),
     ("xtask", &[]),
 ];
 

@@ -1,5 +1,5 @@
-//! `cargo xtask card` runs this: what a card does, beside what was asked of it. How to read it stands in
-//! benches/README.md. It belongs to the package `bantam-cuda`, which drives cards.
+//! `cargo xtask card` runs this: what a card does, beside what was asked of it. benches/README.md says how to
+//! read it.
 #![forbid(unsafe_code)]
 
 #[path = "mod.rs"]

@@ -2,7 +2,7 @@
 //! here looks at a figure.
 #![forbid(unsafe_code)]
 
-#[path = "../../benches/card/mod.rs"]
+#[path = "card/mod.rs"]
 mod card;
 
 use std::fs;

@@ -164,7 +164,7 @@ impl PlanRun {
 
     fn options(&self, spec: &ModelSpec) -> Options {
         let sequences = self.sequences.map_or(1, size);
-        self.engine.options(self.context.of(spec), sequences, sequences)
+        self.engine.options(spec, self.context.of(spec), sequences, sequences)
     }
 }
 

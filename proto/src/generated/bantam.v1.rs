@@ -3069,7 +3069,7 @@ impl Precision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum KvType {
-    /// float32 for exact precision, float16 for fast.
+    /// float32 for exact precision; for fast what suits the model's family: int8 for gpt_neox, float16 for all others.
     Unspecified = 0,
     /// float32.
     F32 = 1,

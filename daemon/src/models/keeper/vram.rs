@@ -147,7 +147,7 @@ impl Shared {
         match placed {
             Ok(placed) => {
                 if let Some(placed) = &placed {
-                    let Placed { bytes, is_whole, not_kept, ring_refused, without, .. } = placed;
+                    let Placed { bytes, is_whole, not_kept, kept_rows, ring_refused, without, .. } = placed;
                     let (device, name) = (placed.labels(), &placed.each[0].card[1]);
                     tracing::info!(device, name, bytes, is_whole, "on a card");
                     for (device, error) in without {
@@ -160,7 +160,10 @@ impl Shared {
                         );
                     }
                     if let Some(error) = not_kept {
-                        tracing::warn!(device, %error, "it keeps no steps: they are queued kernel by kernel");
+                        tracing::warn!(
+                            device, %error, kept_rows,
+                            "it keeps no steps of more replies: they are queued kernel by kernel"
+                        );
                     }
                 }
                 Ok(())
@@ -206,7 +209,7 @@ impl Shared {
             };
             let part = |placed: &Placed| (placed.attention, placed.blocks, placed.is_whole, layers(placed));
             let now = resident.desk.placed();
-            if wanted.as_ref().map(part) != now.as_ref().map(part) {
+            if wanted.as_ref().map(part) != now.as_ref().map(part) || keeps_otherwise(&wanted, &now) {
                 let sum: u64 = bytes.iter().flatten().sum();
                 let grows = sum > now.map_or(0, |placed| placed.bytes as u64);
                 moves.push((grows, bytes, resident));
@@ -220,6 +223,13 @@ impl Shared {
             }
         }
     }
+}
+
+/// Whether a model that stands where it is to stand keeps more of its steps than there is room for now, or could keep
+/// more than it does.
+fn keeps_otherwise(wanted: &Option<Placed>, now: &Option<Placed>) -> bool {
+    let Some((wanted, now)) = wanted.as_ref().zip(now.as_ref()) else { return false };
+    now.kept_bytes > wanted.kept_most || (now.not_kept.is_some() && wanted.kept_most > now.kept_most)
 }
 
 /// Bytes of one card that a model has.

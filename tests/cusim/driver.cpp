@@ -69,6 +69,8 @@ struct Settings {
     unsigned long long devices = std::min<unsigned long long>(number("CUSIM_DEVICES", 1), DEVICES_MOST);
     unsigned long long version = number("CUSIM_VERSION", 12020);
     Each bytes{"CUSIM_BYTES", 256ull << 20};
+    // The first number of what a device is capable of.
+    Each capability{"CUSIM_CAPABILITY", 8};
     // The n-th allocation is refused, counting from 1 and on all devices, or all from the n-th on; a device that is
     // full refuses all of its own; after so many of its launches a device is lost.
     unsigned long long refused = number("CUSIM_REFUSED", ~0ull);
@@ -291,10 +293,10 @@ int cuDeviceGet(int* device, int ordinal) {
 }
 int cuDeviceGetName(char* name, int bytes, int) { return snprintf(name, bytes, "cusim"), OK; }
 int cuDeviceTotalMem_v2(size_t* bytes, int device) { return *bytes = settings().bytes.of((size_t)device), OK; }
-int cuDeviceGetAttribute(int* value, int attribute, int) {
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
     switch (attribute) {
         case 16: *value = 2; break;                // processors
-        case 75: *value = 8; break;                // compute capability
+        case 75: *value = (int)settings().capability.of((size_t)device); break;
         case 76: *value = 0; break;
         case 97: *value = 96 << 10; break;         // shared memory of a block, asked for
         default: *value = 0;

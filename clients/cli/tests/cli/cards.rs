@@ -229,6 +229,38 @@ fn memory_that_is_refused_leaves_the_processor() {
     }
 }
 
+/// Every card with its memory, and what is not used with the reason.
+#[test]
+fn the_doctor_names_every_card() {
+    let three =
+        [("CUSIM_DEVICES", "3"), ("CUSIM_BYTES", "4294967296,,1073741824"), ("CUSIM_CAPABILITY", "8,6,9")];
+    let Some(found) = with_card(&["doctor", "--json"], &three) else { return };
+    let found: Value = serde_json::from_slice(&found.stdout).unwrap();
+    let cards = found["gpus"].as_array().unwrap();
+    assert_eq!((cards.len(), &found["gpu"]), (3, &cards[0]));
+    for (card, bytes) in [(0, 4u64 << 30), (2, 1 << 30)] {
+        let expected =
+            serde_json::json!({ "device": format!("cuda:{card}"), "name": "cusim", "bytes": bytes });
+        assert_eq!(cards[card], expected);
+    }
+    assert!(
+        cards[1]["absent"].as_str().unwrap().contains("compute capability 6.0, needed is 7.5"),
+        "{found}"
+    );
+    let shown = answer(with_card(&["doctor"], &three).unwrap());
+    for line in [
+        "cuda:0: cusim, 4.00 GiB",
+        "cuda:1: not used: cusim has compute capability 6.0,",
+        "cuda:2: cusim, 1.00 GiB",
+    ] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    let none = with_card(&["doctor", "--json"], &[("CUSIM_DEVICES", "0")]).unwrap();
+    let none: Value = serde_json::from_slice(&none.stdout).unwrap();
+    assert!(none["gpu"]["absent"].as_str().unwrap().contains("finds no card"), "{none}");
+    assert_eq!(none["gpus"], serde_json::json!([]));
+}
+
 /// What the driver does not do is said once, and costs nothing but time.
 #[test]
 fn a_driver_without_graphs_is_told_of_once() {

@@ -2918,13 +2918,13 @@ pub struct DeviceUse {
     /// What the daemon may use for models.
     #[prost(uint64, tag = "2")]
     pub budget_bytes: u64,
-    /// What models use that are resident or on their way in or out.
+    /// What models use that are resident or on their way in or out; of a card, what a training job may use as well.
     #[prost(uint64, tag = "3")]
     pub used_bytes: u64,
     /// The part of it that is pinned.
     #[prost(uint64, tag = "4")]
     pub pinned_bytes: u64,
-    /// The part of it that running requests hold; pinned models count here too.
+    /// The part of it that running requests and jobs hold; pinned models count here too.
     #[prost(uint64, tag = "5")]
     pub referenced_bytes: u64,
 }

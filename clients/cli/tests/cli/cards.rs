@@ -10,9 +10,14 @@ use std::process::{Output, Stdio};
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
 use bantam_cusim::{FOLDER, requires_card};
+use bantam_proto::v1;
+use bantam_proto::v1::job_service_client::JobServiceClient;
+use bantam_proto::v1::watch_response::Event;
 use serde_json::Value;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint};
 
-use crate::serving::Served;
+use crate::serving::{self, Served};
 use crate::{answer, bantam, golden, json, program};
 
 /// A reply of every kind that goes through the engine, as long as the stand-in is patient.
@@ -422,6 +427,80 @@ fn training(folder: &Path) -> String {
     let file = folder.join("train.yaml");
     fs::write(&file, yaml).unwrap();
     file.to_str().unwrap().to_owned()
+}
+
+/// A job of the daemon that asks is over.
+fn over(runtime: &Runtime, client: &mut JobServiceClient<Channel>, job: &v1::Job) -> v1::Job {
+    runtime.block_on(async {
+        let watch = v1::WatchRequest { job_id: job.id.clone() };
+        let (mut stream, mut last) = (client.watch(watch).await.unwrap().into_inner(), job.clone());
+        while let Some(response) = stream.message().await.unwrap() {
+            if let Some(Event::Job(job)) = response.event {
+                last = job;
+            }
+        }
+        last
+    })
+}
+
+/// What a job may take of a card is off what models may have there, for as long as it is there.
+#[test]
+fn a_training_job_has_its_part_of_the_card_from_the_models() {
+    let Some(driver) = FOLDER.filter(|_| !requires_card()) else { return };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cards-job");
+    let yaml =
+        fs::read_to_string(training(&folder)).unwrap().replace("max_steps: 1\n", "max_steps: 100000\n");
+    let _served = Served::start_with(&["--models-device", "cuda"], &[("LD_LIBRARY_PATH", driver)]);
+    json(&["budget", "64MiB", "--device", "cuda:0", "--json"]);
+    answer(bantam(&["load", &golden("gpt_neox"), "--context", "64"]));
+    let [whole, used, all] = on_card();
+    assert!(whole > 0 && used == whole && all == 64 << 20, "{whole} {used} {all}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let socket = format!("unix:{}", serving::socket().unwrap().display());
+    let mut client = runtime.block_on(async {
+        let channel = Endpoint::new(socket).unwrap().connect().await.unwrap();
+        JobServiceClient::new(channel)
+    });
+    let train = |client: &mut JobServiceClient<Channel>, vram: u64| {
+        let settings =
+            [("device", "cuda".to_owned()), ("vram", vram.to_string()), ("save_strategy", "no".to_owned())];
+        let request = v1::TrainRequest {
+            yaml: yaml.clone(),
+            overrides: settings.map(|(key, value)| (key.to_owned(), value)).into(),
+            folder: folder.display().to_string(),
+        };
+        runtime.block_on(client.train(request)).unwrap().into_inner().job.unwrap()
+    };
+    let refused = train(&mut client, all + 1);
+    let refused = over(&runtime, &mut client, &refused);
+    assert_eq!(refused.state(), v1::JobState::Failed);
+    let why =
+        format!("at most {all} bytes of cuda:0 (the {all} that models and runs may take of it together");
+    assert!(
+        refused.error.contains(&why) && refused.error.contains(&(all + 1).to_string()),
+        "{}",
+        refused.error
+    );
+    assert_eq!(on_card(), [whole, whole, all]);
+    // Of what the model had, a half is left to it.
+    let vram = all - whole / 2;
+    let job = train(&mut client, vram);
+    runtime.block_on(async {
+        let watch = v1::WatchRequest { job_id: job.id.clone() };
+        let mut stream = client.watch(watch).await.unwrap().into_inner();
+        loop {
+            match stream.message().await.unwrap().expect("it goes on").event {
+                Some(Event::Progress(progress)) if progress.done > 0 => break,
+                Some(Event::Job(job)) => assert_eq!(job.error, ""),
+                _ => {}
+            }
+        }
+    });
+    let [stands, used, _] = on_card();
+    assert!(stands <= whole / 2 && used == stands + vram, "{stands} and {vram} of {all}: {used}");
+    runtime.block_on(client.cancel(v1::CancelRequest { job_id: job.id.clone() })).unwrap();
+    assert_eq!(over(&runtime, &mut client, &job).state(), v1::JobState::Cancelled);
+    assert_eq!(on_card(), [whole, whole, all], "the model is back");
 }
 
 #[test]

@@ -383,6 +383,10 @@ mod x86 {
                 let bias = _mm256_set1_epi8(-128);
                 for w in 0..words {
                     let rows = tile.add(w * TILE_ROWS);
+                    if G == 1 {
+                        _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add(256).cast());
+                        _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add(272).cast());
+                    }
                     unroll!(4: v < 4, {
                         let codes = _mm256_xor_si256(_mm256_loadu_si256(rows.add(8 * v).cast()), bias);
                         let magnitudes = _mm256_abs_epi8(codes);

@@ -7,23 +7,20 @@ use bantam_proto::v1;
 use bantam_proto::v1::generation_service_client::GenerationServiceClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 
 use super::{emptied, is_serving, panics, released};
 use crate::support::served::{Reply, Served, asked, generate};
-use crate::support::{LONG, until};
+use crate::support::{LONG, narrow_channel, until};
 
 /// One sequence, and pauses as soon as two tokens are not read: a stream that nobody reads does not end by itself.
 async fn served() -> Served {
     Served::with(|settings| Settings { slots: 1, tokens_in_flight: 2, ..settings }).await
 }
 
-/// A client that takes so few bytes before it has read them that the daemon soon has to wait for it.
 async fn narrow(socket: &std::path::Path) -> GenerationServiceClient<Channel> {
-    let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
-    let endpoint = endpoint.initial_stream_window_size(Some(64));
-    GenerationServiceClient::new(endpoint.connect().await.unwrap())
+    GenerationServiceClient::new(narrow_channel(socket).await)
 }
 
 fn endless() -> v1::GenerateRequest {

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use bantam_daemon::settings::Settings;
 use bantam_proto::v1;
+use bantam_proto::v1::generation_service_client::GenerationServiceClient;
 use bantam_proto::v1::watch_residency_response::Event;
 use tonic::Code;
 use tonic_types::StatusExt;
 
 use super::{Served, asked, fields, generate, goldens};
-use crate::support::LONG;
+use crate::support::{LONG, narrow_channel};
 
 fn load(model: &str, options: v1::LoadOptions) -> v1::LoadRequest {
     v1::LoadRequest { model: model.to_owned(), options: Some(options) }
@@ -277,11 +278,10 @@ async fn a_draining_model_that_was_replaced_leaves_though_its_room_is_not_needed
     let served = Served::with(|settings| Settings { tokens_in_flight: 1, ..settings }).await;
     let bytes = loaded(&served, load("llama-tied", v1::LoadOptions::default())).await.unwrap().bytes;
     served.models().await.unload(v1::UnloadRequest { model: "llama-tied".to_owned() }).await.unwrap();
-    // Half a megabyte that nobody reads.
     let mut endless = asked("qwen3", "Once", 400, 9);
-    let options = endless.options.as_mut().unwrap();
-    (options.ignore_eos, options.alternatives) = (true, 64);
-    let stream = served.narrow_generation().await.generate(endless).await.unwrap();
+    endless.options.as_mut().unwrap().ignore_eos = true;
+    let mut unread = GenerationServiceClient::new(narrow_channel(&served.folder.socket()).await);
+    let stream = unread.generate(endless).await.unwrap();
     let budget = async |bytes| {
         let budgets = vec![v1::DeviceBudget { device: "ram".to_owned(), bytes }];
         served.models().await.set_budget(v1::SetBudgetRequest { budgets }).await.unwrap();

@@ -17,7 +17,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::{Folder, LONG, channel, narrow_channel};
+use super::{Folder, LONG, channel};
 
 /// A daemon in this process, with a folder of its own.
 pub(crate) struct Served {
@@ -85,11 +85,6 @@ impl Served {
 
     pub(crate) async fn generation(&self) -> GenerationServiceClient<Channel> {
         GenerationServiceClient::new(self.channel().await)
-    }
-
-    /// Over a connection that holds little: a reply that nobody reads does not end by itself.
-    pub(crate) async fn narrow_generation(&self) -> GenerationServiceClient<Channel> {
-        GenerationServiceClient::new(narrow_channel(&self.folder.socket()).await.unwrap())
     }
 
     pub(crate) async fn models(&self) -> ModelServiceClient<Channel> {

@@ -197,8 +197,8 @@ fn cheaper_arithmetic_stays_within_its_bounds() {
 
 /// What the cache of models whose family stores it in eight bits costs, beside sixteen bits: of all logits the root of
 /// the mean square of what they are off by, over that of the logits, and the loss of a token. These models are not
-/// trained and sure of what is not so: perplexity is e to the 31st, and a third of a percent of it a hundredth of one of
-/// the loss.
+/// trained and sure of what is not so: perplexity is e to the 31st, and a third of a percent of it a hundredth of one
+/// of the loss.
 #[test]
 fn eight_bits_of_keys_and_values_cost_little_where_they_are_usual() {
     let kinds = [("f16", KvKind::F16), ("int8", KvKind::Int8)];

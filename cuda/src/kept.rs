@@ -2,8 +2,8 @@
 //! told addresses and sizes, which follow from the rows of a step alone; everything else is in the words of `steps.rs`,
 //! which a graph sends first.
 //!
-//! What a driver takes of the card for a graph it does not tell, so what is free is read before and after. Somebody else
-//! may take or give meanwhile: then a graph too many is let go, or one seems to cost less than it does.
+//! What a driver takes of the card for a graph it does not tell, so what is free is read before and after. Somebody
+//! else may take or give meanwhile: then a graph too many is let go, or one seems to cost less than it does.
 
 use bantam_model::card::{KEPT_ROWS, Stretch};
 

@@ -11,8 +11,8 @@ use crate::decoder::Decoder;
 use crate::plan::{LayerWeights, Linear, Options, Plan};
 
 /// Bytes of a card that are set aside for a call of a kernel in a step that is kept. Drivers do not say what they take,
-/// which is their own copy of the arguments and of what starts a kernel; older ones are known to take so much. What they
-/// take is measured: where it is more, fewer steps are kept, where it is less, less is taken.
+/// which is their own copy of the arguments and of what starts a kernel; so much is a guess on the high side. What they
+/// take is measured: where it is more, fewer steps are kept, and where it is less, less is taken.
 const CALL_BYTES: usize = 64 << 10;
 
 /// Steps of up to so many rows are kept.

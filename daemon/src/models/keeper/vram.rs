@@ -223,7 +223,8 @@ impl Shared {
         let placed = match self.left() {
             Ok(left) if left.is_empty() => return Ok(()),
             Ok(left) if left.iter().all(|left| *left == Some(0)) => Err(NoCard::TooSmall(format!(
-                "the other models have all that they may take of {device} together; unload one, or raise models.vram"
+                "the other models and training runs have all that they may take of {device} together; unload one, or \
+                 raise models.vram"
             ))),
             Ok(left) => device.place(engine, &|card| left.get(card).copied().flatten()),
             Err(error) => Err(error),

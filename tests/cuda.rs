@@ -9,7 +9,7 @@ use bantam_core::backend::Feed;
 use bantam_core::{Backend, Batch, Cpu, CpuBackend, KvKind, Precision, Region, Serial};
 use bantam_cuda::{Card, CudaBackend, OneOf, Sizes};
 use bantam_cusim::{child, is_child, requires_card};
-use bantam_model::card::{Card as _, NoCard, Passage, Stretch};
+use bantam_model::card::{Card as _, Manner, NoCard, Passage, Stretch};
 use bantam_model::decoder::Decoder;
 use bantam_model::engine::{Chunk, Engine, ExpertsMet, Placed, StepError, stored};
 use bantam_model::formats::on_load::WAYS;
@@ -389,7 +389,7 @@ fn a_model_stands_on_the_card_in_any_part() {
     if !is_child("a_model_stands_on_the_card_in_any_part", &[]) {
         return;
     }
-    let (mut by_heads, mut by_experts) = (0, 0);
+    let (mut by_heads, mut by_experts, mut by_layers) = (0, 0, 0);
     for model in MODELS {
         let options = Options { sequences: 2, chunk: 16, context: 64, logits_rows: 2, ..options() };
         let load = || bantam_tests::load(&model_folder(model), options, Cpu::detect(), 2);
@@ -428,9 +428,23 @@ fn a_model_stands_on_the_card_in_any_part() {
             check_close(&format!("{model} at {part}, passing"), &logits, &wanted);
             assert_eq!(same, tokens, "{model} at {part}, passing");
         }
+        let mut engine = load();
+        engine.set_manner(Manner { whole_layers: true, ..Manner::default() });
+        if let Ok(found) = engine.place(&OneOf(0), Some(vram(0.7) as u64)).cloned() {
+            let blocks = found.blocks;
+            assert!(
+                found.bytes <= vram(0.7) && is_part(found.attention) && is_part(blocks),
+                "{model}: {found:?}"
+            );
+            by_layers += 1;
+            let (logits, same) = replies(&mut engine, PROMPTS, 4);
+            check_close(&format!("{model} by layers"), &logits, &wanted);
+            assert_eq!(same, tokens, "{model} by layers");
+        }
     }
     println!("{by_heads} families divided by heads, {by_experts} by experts");
     // Where a layer has a single key head, its attention stands on one side.
+    assert!(by_layers >= 10, "{by_layers} by layers");
     assert!(by_heads >= 8 && by_experts == 3, "{by_heads} by heads, {by_experts} by experts");
 }
 

@@ -14,8 +14,10 @@ use bantam_core::{
 };
 use bytemuck::Pod;
 
-use crate::driver::{Argument, Card, Fault, Mark, Memory, Pinned, Shape};
+use crate::driver::{Argument, Card, Mark, Memory, Pinned, Shape};
+use crate::fault::Fault;
 use crate::kept::Kept;
+use crate::product::TENSOR_FROM;
 use crate::ring::Ring;
 use crate::steps::Steps;
 
@@ -60,6 +62,8 @@ pub struct CudaBackend {
     pub(crate) kept: Kept,
     /// Where there are other cards to copy to.
     pub(crate) mark: Option<Mark>,
+    /// Rows of a product from which tensor cores are asked.
+    pub(crate) tensor_from: usize,
 }
 
 impl CudaBackend {
@@ -76,7 +80,20 @@ impl CudaBackend {
         };
         let regions = <[Memory; 3]>::try_from(taken).expect("three regions were taken");
         let (ring, fault, kept, mark) = (None, Cell::new(None), Kept::default(), None);
-        Ok(CudaBackend { card, precision, regions, panels, steps, results, ring, fault, kept, mark })
+        let tensor_from = TENSOR_FROM;
+        Ok(CudaBackend {
+            card,
+            precision,
+            regions,
+            panels,
+            steps,
+            results,
+            ring,
+            fault,
+            kept,
+            mark,
+            tensor_from,
+        })
     }
 
     fn take(card: &Card, sizes: Sizes, taken: &mut Vec<Memory>) -> Result<(Steps, Pinned), Fault> {

@@ -15,108 +15,9 @@ use bytemuck::{NoUninit, Pod};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
+use crate::fault::{Absent, Fault, fault};
+use crate::measured;
 use crate::texts::{BACKWARD, DRIVER, FORWARD, Module, OLDEST};
-
-/// Why there is no CUDA on a machine.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Absent {
-    /// No library to load.
-    #[error("no NVIDIA driver (libcuda.so.1 was not found)")]
-    NoDriver,
-    /// It cannot read our kernels.
-    #[error("the NVIDIA driver is for CUDA {}, needed is {} or later: update it", version(*.0), version(DRIVER))]
-    OldDriver(u32),
-    /// A driver, and nothing to drive.
-    #[error("the NVIDIA driver finds no card")]
-    NoDevice,
-    /// Cards, and not so many.
-    #[error("the NVIDIA driver finds no card {number}, only those up to cuda:{}", .cards - 1)]
-    NoSuchDevice {
-        /// The one that was asked for, counted from 0.
-        number: usize,
-        /// How many there are.
-        cards: usize,
-    },
-    /// A card before Turing.
-    #[error("{name} has compute capability {}.{}, needed is {}.{} or later", .found.0, .found.1, OLDEST.0, OLDEST.1)]
-    OldDevice {
-        /// Its name.
-        name: String,
-        /// Its compute capability.
-        found: (u32, u32),
-    },
-    /// Something else.
-    #[error("the NVIDIA driver does not start: {0}")]
-    Failed(Fault),
-}
-
-fn version(number: u32) -> String {
-    format!("{}.{}", number / 1000, number % 1000 / 10)
-}
-
-/// What went wrong on a card.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// Memory that it does not have.
-    #[error(
-        "the card has no {asked} bytes for {what}: {free} of its {total} are free; lower --vram, or end what else uses it"
-    )]
-    OutOfMemory {
-        /// For what.
-        what: &'static str,
-        /// Bytes.
-        asked: usize,
-        /// Bytes that were free.
-        free: usize,
-        /// Bytes of the card.
-        total: usize,
-    },
-    /// Anything else. The card is not asked again.
-    #[error("the card failed at {what}: {code}")]
-    Lost {
-        /// At what.
-        what: &'static str,
-        /// The driver's word for it.
-        code: &'static str,
-    },
-}
-
-/// A fault by what the driver answered.
-fn fault(what: &'static str, DriverError(code): DriverError) -> Fault {
-    Fault::Lost { what, code: name(code) }
-}
-
-/// The names that people look for; the driver is not asked, because it may be the one that is gone.
-fn name(code: sys::CUresult) -> &'static str {
-    use sys::CUresult::*;
-    match code {
-        CUDA_ERROR_INVALID_VALUE => "CUDA_ERROR_INVALID_VALUE",
-        CUDA_ERROR_OUT_OF_MEMORY => "CUDA_ERROR_OUT_OF_MEMORY",
-        CUDA_ERROR_NOT_INITIALIZED => "CUDA_ERROR_NOT_INITIALIZED",
-        CUDA_ERROR_DEINITIALIZED => "CUDA_ERROR_DEINITIALIZED",
-        CUDA_ERROR_NO_DEVICE => "CUDA_ERROR_NO_DEVICE",
-        CUDA_ERROR_INVALID_DEVICE => "CUDA_ERROR_INVALID_DEVICE",
-        CUDA_ERROR_INVALID_IMAGE => "CUDA_ERROR_INVALID_IMAGE",
-        CUDA_ERROR_INVALID_CONTEXT => "CUDA_ERROR_INVALID_CONTEXT",
-        CUDA_ERROR_INVALID_HANDLE => "CUDA_ERROR_INVALID_HANDLE",
-        CUDA_ERROR_PEER_ACCESS_UNSUPPORTED => "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED",
-        CUDA_ERROR_NO_BINARY_FOR_GPU => "CUDA_ERROR_NO_BINARY_FOR_GPU",
-        CUDA_ERROR_ECC_UNCORRECTABLE => "CUDA_ERROR_ECC_UNCORRECTABLE",
-        CUDA_ERROR_INVALID_PTX => "CUDA_ERROR_INVALID_PTX",
-        CUDA_ERROR_UNSUPPORTED_PTX_VERSION => "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
-        CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
-        CUDA_ERROR_NOT_FOUND => "CUDA_ERROR_NOT_FOUND",
-        CUDA_ERROR_ILLEGAL_ADDRESS => "CUDA_ERROR_ILLEGAL_ADDRESS",
-        CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
-        CUDA_ERROR_LAUNCH_TIMEOUT => "CUDA_ERROR_LAUNCH_TIMEOUT",
-        CUDA_ERROR_LAUNCH_FAILED => "CUDA_ERROR_LAUNCH_FAILED",
-        CUDA_ERROR_DEVICE_UNAVAILABLE => "CUDA_ERROR_DEVICE_UNAVAILABLE",
-        CUDA_ERROR_NOT_SUPPORTED => "CUDA_ERROR_NOT_SUPPORTED",
-        CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED => "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
-        CUDA_ERROR_STREAM_CAPTURE_INVALIDATED => "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
-        _ => "an error that is not in our list",
-    }
-}
 
 /// A card that was looked at and not touched.
 #[derive(Debug, Clone)]
@@ -127,6 +28,8 @@ pub struct Seen {
     pub capability: (u32, u32),
     /// Bytes of its memory.
     pub bytes: usize,
+    /// What of CUDA its driver is for, as it counts: 12020 for 12.2.
+    pub driver: u32,
     device: sys::CUdevice,
 }
 
@@ -161,7 +64,7 @@ pub fn look(number: usize) -> Result<Seen, Absent> {
     }
     // SAFETY: the device is the driver's own number.
     let bytes = unsafe { result::device::total_mem(device) }.map_err(failed())?;
-    Ok(Seen { name, capability, bytes, device })
+    Ok(Seen { name, capability, bytes, driver: found as u32, device })
 }
 
 /// A card that is ready: its context, one stream, all kernels.
@@ -263,6 +166,7 @@ impl Card {
     #[doc(hidden)]
     pub fn load<'a>(&mut self, text: &str, names: impl Iterator<Item = &'a str>) -> Result<usize, Fault> {
         self.enter()?;
+        measured::count_allocation();
         let first = self.kernels.len();
         let image =
             CString::new(text).map_err(|_| Fault::Lost { what: "loading kernels", code: "a zero byte" })?;
@@ -316,6 +220,7 @@ impl Card {
         let grid = (shape.grid.0 as u32, shape.grid.1 as u32, 1);
         let block = (shape.threads as u32, 1, 1);
         self.enter()?;
+        measured::count_launch();
         // SAFETY: the arguments have the sizes that the kernel's text declares, and are copied before this returns;
         // what the kernel writes is the device's.
         let done = unsafe {
@@ -365,6 +270,7 @@ impl Card {
         self.enter()?;
         // SAFETY: the template is given back by whoever drops it, once there is a copy.
         unsafe {
+            measured::count_allocation();
             let copy = result::graph::instantiate(template.0, sys::CUgraphInstantiate_flags(0));
             let copy = Graph(copy.map_err(failed)?);
             let ready = result::graph::upload(copy.0, self.stream).map_err(failed);
@@ -394,6 +300,7 @@ impl Card {
     /// Takes memory of the card.
     pub fn allocate(&self, what: &'static str, bytes: usize) -> Result<Memory, Fault> {
         let (free, total) = self.memory()?;
+        measured::count_allocation();
         // SAFETY: the memory is written before it is read, by the callers' promise; nothing of it is the host's.
         match unsafe { result::malloc_sync(bytes.max(1)) } {
             Ok(address) => Ok(Memory { address, bytes }),
@@ -439,6 +346,7 @@ impl Card {
     /// Memory of the host that copies can go to by themselves.
     pub(crate) fn pin(&self, bytes: usize) -> Result<Pinned, Fault> {
         self.enter()?;
+        measured::count_allocation();
         // SAFETY: the memory is filled below, before anybody reads it.
         let address = unsafe { result::malloc_host(bytes.max(1), 0) };
         let address = address.map_err(|error| fault("pinning memory", error))?;
@@ -473,6 +381,7 @@ impl Card {
     /// A stream beside the first, for copies.
     pub(crate) fn second_stream(&self) -> Result<Stream, Fault> {
         self.enter()?;
+        measured::count_allocation();
         let made = result::stream::create(result::stream::StreamKind::NonBlocking);
         made.map(Stream).map_err(|error| fault("making a stream", error))
     }
@@ -496,9 +405,66 @@ impl Card {
     }
 
     fn event(&self) -> Result<sys::CUevent, Fault> {
+        self.event_of(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn event_of(&self, kind: sys::CUevent_flags) -> Result<sys::CUevent, Fault> {
         self.enter()?;
-        let made = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
-        made.map_err(|error| fault("making an event", error))
+        measured::count_allocation();
+        result::event::create(kind).map_err(|error| fault("making an event", error))
+    }
+
+    /// Tells from here on how long the card takes for what is queued.
+    pub(crate) fn start_clock(&self) -> Result<Clock, Fault> {
+        if !has_all(&CLOCKS) {
+            return Err(Fault::Lost { what: "a clock", code: "the driver lacks a function for it" });
+        }
+        let kind = sys::CUevent_flags::CU_EVENT_DEFAULT;
+        let from = self.event_of(kind)?;
+        let made = self.event_of(kind).and_then(|to| {
+            // SAFETY: event and stream are the card's own.
+            let begun = unsafe { result::event::record(from, self.stream) };
+            begun.map(|()| to).map_err(|error| {
+                self.end_event(to);
+                fault("a clock", error)
+            })
+        });
+        match made {
+            Ok(to) => Ok(Clock { from, to }),
+            Err(fault) => {
+                self.end_event(from);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Seconds from there until all was done that was queued since; waits for it.
+    pub(crate) fn stop_clock(&self, clock: Clock) -> Result<f64, Fault> {
+        self.enter()?;
+        // SAFETY: events and stream are the card's own; both events have been recorded when they are compared.
+        let found = unsafe {
+            result::event::record(clock.to, self.stream)
+                .and_then(|()| result::event::synchronize(clock.to))
+                .and_then(|()| result::event::elapsed(clock.from, clock.to))
+        };
+        [clock.from, clock.to].into_iter().for_each(|event| self.end_event(event));
+        found.map(|milliseconds| f64::from(milliseconds) / 1e3).map_err(|error| fault("a clock", error))
+    }
+
+    /// Queues a copy from a part of its memory to another; the two do not meet.
+    pub(crate) fn copy_within(
+        &self,
+        memory: &Memory,
+        from: usize,
+        to: usize,
+        bytes: usize,
+    ) -> Result<(), Fault> {
+        assert!(from + bytes <= to || to + bytes <= from, "{bytes} bytes from {from} to {to}");
+        let (from, to) = (memory.at(from, bytes), memory.at(to, bytes));
+        self.enter()?;
+        // SAFETY: the bytes are inside the allocation.
+        let done = unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) };
+        done.map_err(|error| fault("a copy within it", error))
     }
 
     fn end_event(&self, event: sys::CUevent) {
@@ -684,6 +650,8 @@ const GRAPHS: [&str; 7] = [
     "cuGraphDestroy",
     "cuGraphExecDestroy",
 ];
+/// What tells how long something took.
+const CLOCKS: [&str; 1] = ["cuEventElapsedTime"];
 /// What straight copies between cards do.
 const PEERS: [&str; 3] = ["cuDeviceCanAccessPeer", "cuCtxEnablePeerAccess", "cuCtxDisablePeerAccess"];
 /// What copies between cards do in any case.
@@ -821,6 +789,13 @@ impl Pinned {
     pub(crate) fn renew(&mut self) {
         self.used.set(0);
     }
+}
+
+/// When something was begun, and where its end is to be noted.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    from: sys::CUevent,
+    to: sys::CUevent,
 }
 
 /// How far the work of a card had come when it was set.

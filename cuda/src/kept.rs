@@ -8,7 +8,8 @@
 use bantam_model::card::{KEPT_ROWS, Stretch};
 
 use crate::backend::CudaBackend;
-use crate::driver::{Fault, Graph};
+use crate::driver::Graph;
+use crate::fault::Fault;
 
 /// By their rows, from one on: layers, logits.
 #[derive(Debug, Default)]

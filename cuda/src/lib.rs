@@ -2,8 +2,8 @@
 //!
 //! The kernels and their texts stand in `bantam-core` beside what they are for; here is the host's half: `driver.rs`
 //! calls the driver (the only file here with `unsafe`), `backend.rs` finds the slots' memory and launches, `one_of.rs`
-//! is what an engine is handed. A package of its own, because a driver is loaded by the standard library, and `core`
-//! does without.
+//! is what an engine is handed, `measured.rs` what reports ask. A package of its own, because a driver is loaded by the
+//! standard library, and `core` does without.
 //!
 //! A machine without a driver, without a card, or with one that is too old is told apart by [`Absent`]; nothing
 //! panics. What goes wrong while a model runs stays with the backend, see [`CudaBackend::fault`].
@@ -12,7 +12,9 @@
 mod backend;
 mod backward;
 mod driver;
+mod fault;
 mod kept;
+mod measured;
 mod one_of;
 mod peers;
 mod product;
@@ -22,7 +24,10 @@ mod texts;
 
 pub use backend::{CudaBackend, Sizes};
 pub use backward::{Documents, UNPACKED_ROWS};
-pub use driver::{Absent, Card, Fault, Seen, look};
 #[doc(hidden)]
 pub use driver::{Argument, Shape};
+pub use driver::{Card, Seen, look};
+pub use fault::{Absent, Fault};
+pub use measured::Counts;
 pub use one_of::OneOf;
+pub use product::TENSOR_FROM;

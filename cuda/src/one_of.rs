@@ -6,7 +6,8 @@ use bantam_core::{Matrix, Slot};
 use bantam_model::card::{Backwards, CardFault, Cards, Fill, Found, Needs, NoCard, Passing, Seen, Stretch};
 
 use crate::backend::{CudaBackend, Sizes};
-use crate::driver::{self, Absent, Card, Fault};
+use crate::driver::{self, Card};
+use crate::fault::{Absent, Fault};
 
 /// The card with this number.
 #[derive(Debug, Clone, Copy)]

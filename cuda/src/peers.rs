@@ -7,7 +7,7 @@ use bantam_core::Slot;
 use bytemuck::cast_slice;
 
 use crate::backend::CudaBackend;
-use crate::driver::Fault;
+use crate::fault::Fault;
 
 /// Values that are sent to see whether they arrive.
 const TRIED: usize = 64;

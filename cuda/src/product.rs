@@ -20,7 +20,7 @@ const SHARED_TENSOR: usize = TENSOR_TILES * 32 * TENSOR_TOKENS * 4;
 const SHARED_FLOATS: usize = 2 * 2 * 32 * (TENSOR_TILES * 32 + 3 * TENSOR_TOKENS);
 
 /// Tokens from which tensor cores are asked: two launches of the kernels for a few would read weights as often.
-const TENSOR_FROM: usize = 16;
+pub const TENSOR_FROM: usize = 16;
 
 /// Matrices of a launch at most: `Parts` of `tile.cuh`.
 const TOGETHER: usize = 3;
@@ -202,7 +202,8 @@ impl CudaBackend {
     fn multiply_parts(&self, matrix: &Matrix, parts: Parts, tiles: usize, taken: &Taken, rows: &Rows) {
         // Tiles are the second dimension of a launch, which has an end; a vocabulary has some thousand.
         assert!(tiles <= GRID_MOST, "{tiles} tiles in one launch");
-        if let Some(many) = self.tensor_kernel(matrix, taken, rows) {
+        if let Some(many) = self.tensor_kernel(matrix, taken.form).filter(|_| rows.tokens >= self.tensor_from)
+        {
             return self.multiply_many(many, matrix, parts, tiles, taken, rows);
         }
         let many = rows.routed.is_none() && rows.out > 1;
@@ -237,11 +238,15 @@ impl CudaBackend {
         }
     }
 
-    /// The kernel on tensor cores, for as many rows as it takes to pay.
-    fn tensor_kernel(&self, matrix: &Matrix, taken: &Taken, rows: &Rows) -> Option<Kernel> {
-        let is_int8 = matches!(taken.form, Form::Int8(_));
+    /// Whether products of many rows with a matrix are for this card's tensor cores.
+    pub fn has_tensor_kernel(&self, matrix: &Matrix) -> bool {
+        self.tensor_kernel(matrix, self.form(matrix)).is_some()
+    }
+
+    /// The kernel on tensor cores.
+    fn tensor_kernel(&self, matrix: &Matrix, form: Form) -> Option<Kernel> {
+        let is_int8 = matches!(form, Form::Int8(_));
         match matrix.layout.stored() {
-            _ if rows.tokens < TENSOR_FROM => None,
             Stored::Plain { many, .. } if self.card.has_bfloats() => many,
             Stored::Rows if is_int8 => Some(Kernel::rows8_64),
             Stored::Coded(_) if is_int8 => Some(Kernel::coded_64),

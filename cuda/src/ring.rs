@@ -8,7 +8,8 @@ use bantam_core::{Matrix, Slot};
 use bantam_model::card::{BACK_ROWS, Fill, Passing, RING_SLOTS};
 
 use crate::backend::{CudaBackend, GRID_MOST};
-use crate::driver::{Card, Fault, Staging, Stream};
+use crate::driver::{Card, Staging, Stream};
+use crate::fault::Fault;
 use crate::product::{Rows, Taken, Target};
 
 /// Tiles of a block of rows that goes backwards.

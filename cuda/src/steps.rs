@@ -3,7 +3,8 @@
 
 use bantam_core::Batch;
 
-use crate::driver::{Card, Fault, Memory, Pinned};
+use crate::driver::{Card, Memory, Pinned};
+use crate::fault::Fault;
 
 /// Words of a row, see `Row` in `kernel.cuh`.
 const ROW_WORDS: usize = 4;

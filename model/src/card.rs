@@ -83,6 +83,23 @@ pub enum Passage {
     Never,
 }
 
+/// How a model is put on cards. Whatever is not the default is there to be measured beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Manner {
+    /// When weights pass through that do not stand there.
+    pub passage: Passage,
+    /// Whether a layer stands there as a whole or not at all, from the last one on; on one card.
+    pub whole_layers: bool,
+    /// Whether a card that has all of a model keeps its steps, see [`Card::keep`].
+    pub keeps: bool,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Manner { passage: Passage::Measured, whole_layers: false, keeps: true }
+    }
+}
+
 /// A product, or the rows of one, whose results stand in wider rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Passing {

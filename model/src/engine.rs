@@ -7,7 +7,7 @@ use bantam_core::{Batch, Cpu, CpuBackend, Feed, KvKind, Pool, Region};
 
 use crate::adapter::Adapter;
 use crate::block::Tapped;
-use crate::card::{CARDS_MOST, CardFault, Cards, Found, NoCard, Passage};
+use crate::card::{CARDS_MOST, CardFault, Cards, Found, Manner, NoCard, Passage};
 use crate::checkpoint::map::{Image, Watch};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::decoder::Decoder;
@@ -16,6 +16,7 @@ use crate::placement::{Recorder, Trace};
 use crate::plan::{Options, Plan, PlanError, Stored};
 use crate::pool::Threads;
 use crate::sequences::Sequences;
+use crate::shards::kept::KeptSteps;
 use crate::shards::{OnCard, Shards};
 use crate::spec::ModelSpec;
 use crate::turn::Limits;
@@ -125,7 +126,7 @@ pub struct Engine {
     decoder: Decoder,
     backend: Shards,
     placed: Option<Placed>,
-    passage: Passage,
+    manner: Manner,
     plan: Plan,
     sequences: Sequences,
     feeds: Vec<Feed>,
@@ -241,7 +242,7 @@ impl Placed {
     pub fn forecast_on(plan: &Plan, cards: &[(&str, usize)]) -> Option<Placed> {
         let (mut choice, mut labels) = (Choice::default(), Vec::new());
         for &(label, bytes) in cards {
-            if !choice.is_enough() && choice.add(plan, bytes, Passage::Measured) {
+            if !choice.is_enough() && choice.add(plan, bytes, Manner::default()) {
                 labels.push(label);
             }
         }
@@ -264,7 +265,9 @@ impl Placed {
 
     /// Refuses bytes of a card that hold no part of a plan.
     pub fn check(plan: &Plan, card: &str, vram: usize) -> Result<(), NoCard> {
-        fitting(plan, &[vram], Passage::Never).map(|_| ()).ok_or_else(|| too_small(plan, card, vram))
+        fitting(plan, &[vram], Manner { passage: Passage::Never, ..Manner::default() })
+            .map(|_| ())
+            .ok_or_else(|| too_small(plan, card, vram))
     }
 }
 
@@ -281,9 +284,9 @@ fn beside(plan: &Plan) -> usize {
     Shards::needs(plan, 0, 0).bytes()
 }
 
-fn fitting(plan: &Plan, vram: &[usize], passage: Passage) -> Option<OnCard> {
+fn fitting(plan: &Plan, vram: &[usize], manner: Manner) -> Option<OnCard> {
     let left = vram.iter().map(|bytes| bytes.checked_sub(beside(plan))).collect::<Option<Vec<_>>>()?;
-    OnCard::with_ring(plan, &left, passage).filter(OnCard::is_worth_it)
+    OnCard::in_manner(plan, &left, manner).filter(OnCard::is_worth_it)
 }
 
 /// Cards that a model is to stand on, as they are chosen one after another: another one costs a step the way to it, so
@@ -301,11 +304,11 @@ impl Choice {
     }
 
     /// Adds a card with so many bytes, unless no more of the model has room with it; says whether it does.
-    fn add(&mut self, plan: &Plan, budget: usize, passage: Passage) -> bool {
+    fn add(&mut self, plan: &Plan, budget: usize, manner: Manner) -> bool {
         let budgets = [&self.budgets[..], &[budget]].concat();
         let bytes = |on_card: &OnCard| on_card.weight_bytes() + on_card.cache_bytes();
         let least = self.on_card.as_ref().map_or(0, bytes);
-        let found = fitting(plan, &budgets, passage).filter(|found| bytes(found) > least);
+        let found = fitting(plan, &budgets, manner).filter(|found| bytes(found) > least);
         let is_worth_it = found.is_some();
         if is_worth_it {
             (self.budgets, self.on_card) = (budgets, found);
@@ -416,7 +419,7 @@ impl Engine {
             decoder: Decoder::new(spec, &plan),
             backend: Shards::new(backend),
             placed: None,
-            passage: Passage::default(),
+            manner: Manner::default(),
             sequences: Sequences::new(options.sequences, plan.pages_per_sequence, plan.pages),
             feeds: Vec::with_capacity(options.sequences),
             tokens: Vec::with_capacity(options.chunk),
@@ -496,7 +499,7 @@ impl Engine {
                 break;
             }
             let (found, budget) = asked.find().map_err(|error| (at, error))?;
-            match choice.add(&self.plan, budget, self.passage) {
+            match choice.add(&self.plan, budget, self.manner) {
                 true => taken.push((at, found)),
                 false => without.push((at, too_small(&self.plan, &found.name(), budget))),
             }
@@ -520,9 +523,12 @@ impl Engine {
     ) -> Result<Placed, (usize, NoCard)> {
         let pages = self.sequences.pages();
         let last = found.len() - 1;
-        let ring_refused = self.backend.take(&self.plan, found, on_card, self.passage, &pages)?;
+        let ring_refused = self.backend.take(&self.plan, found, on_card, self.manner.passage, &pages)?;
         let tables = self.sequences.tables();
-        let kept = self.backend.keep_steps(&self.decoder, &self.plan.options, tables);
+        let kept = match self.manner.keeps {
+            true => self.backend.keep_steps(&self.decoder, &self.plan.options, tables),
+            false => KeptSteps::default(),
+        };
         let mut not_kept = kept.without;
         // Where it keeps nothing because it is lost, nobody need wait for a step to hear of it.
         if not_kept.is_some()
@@ -558,7 +564,12 @@ impl Engine {
 
     /// When weights that do not stand on a card pass through it, from the next placement on.
     pub fn set_passage(&mut self, passage: Passage) {
-        self.passage = passage;
+        self.manner.passage = passage;
+    }
+
+    /// How it is put on a card, from the next placement on.
+    pub fn set_manner(&mut self, manner: Manner) {
+        self.manner = manner;
     }
 
     /// Takes back what stands on a card, and its memory: the processor goes on with everything. Where the card was lost

@@ -1,8 +1,9 @@
-//! Everything that is not cargo: `cargo xtask carried`, `ci`, `fuzz`, `goldens`, `grpcurl`, `proto`, `ptx`, `python`,
-//! `synth`.
+//! Everything that is not cargo: `cargo xtask card`, `carried`, `ci`, `fuzz`, `goldens`, `grpcurl`, `proto`, `ptx`,
+//! `python`, `synth`.
 //! It is not part of the program: nothing here is shipped, and nothing depends on it.
 #![forbid(unsafe_code)]
 
+mod card;
 mod carried;
 mod ci;
 mod daemon;
@@ -22,6 +23,9 @@ use anyhow::{Context, Result, bail};
 const USAGE: &str = "\
 cargo xtask VERB
 
+  card [--only PART]    on a machine with an NVIDIA card: its tests, and what it does beside what is asked of it, as a
+                        record below benches/record; --minutes N, --out FILE, parts tests, matvec, models, policies
+  card --pack DIR       the same as programs with a script, for a machine that has neither Rust nor a network
   carried [--quick]     the model that the program carries, trained anew by model/carried/recipe; --quick: two steps
                         of each part, and the model stays as it is; --ask: how much of its lessons it knows;
                         --documents: its recipe takes over this project's documents as they are now
@@ -62,6 +66,9 @@ impl std::error::Error for Usage {}
 fn dispatch(arguments: &[&str]) -> Result<()> {
     let root = root()?;
     match arguments {
+        ["card", "--pack", folder] => card::pack(&root, folder.as_ref(), false),
+        ["card", "--pack", folder, "--quick"] => card::pack(&root, folder.as_ref(), true),
+        ["card", rest @ ..] => card::run(&root, rest),
         ["carried"] => carried::run(&root, false),
         ["carried", "--quick"] => carried::run(&root, true),
         ["carried", "--ask"] => carried::ask(&root),

@@ -55,7 +55,7 @@ fn logits_calls(plan: &Plan) -> usize {
 }
 
 /// What a card keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct KeptSteps {
     /// Steps of up to so many rows.
     pub(crate) rows: usize,

@@ -10,7 +10,7 @@
 //! Where something stands is counted over all of them, one card's behind the other's.
 
 use bantam_core::arena::Layouter;
-use std::ops::Range;
+use std::{iter, ops::Range};
 
 use bantam_core::{KvCache, Matrix, Norm, Product, Region, Rope, Slot};
 
@@ -19,7 +19,7 @@ use super::kept;
 use super::passing::{linears, slot_bytes};
 use super::ranges::ranges;
 use super::stacks::Stacks;
-use crate::card::{Passage, RING_SLOTS};
+use crate::card::{Manner, Passage, RING_SLOTS};
 use crate::plan::{LayerWeights, Linear, Plan};
 
 /// Bytes of a region of the host that stand on the card too.
@@ -131,6 +131,63 @@ impl Pieces {
 }
 
 impl OnCard {
+    /// What stands on cards with so many bytes each, put there in some manner.
+    pub(crate) fn in_manner(plan: &Plan, budgets: &[usize], manner: Manner) -> Option<OnCard> {
+        match budgets {
+            [budget] if manner.whole_layers => OnCard::whole_layers(plan, *budget),
+            _ => OnCard::with_ring(plan, budgets, manner.passage),
+        }
+    }
+
+    /// As other programs do it that divide no layer: the head where it has room, then layers from the last on, each
+    /// with its cache and whatever else it needs.
+    fn whole_layers(plan: &Plan, budget: usize) -> Option<OnCard> {
+        let (of, count) = (&plan.weights, plan.weights.layers.len());
+        let all = OnCard::with_ring(plan, &[budget], Passage::Never)?;
+        if all.is_whole {
+            return Some(all);
+        }
+        let (mut weights, mut caches) = (Pieces::new(Region::Weights), Pieces::new(Region::Cache));
+        let (mut left, mut taken) = (budget, 0);
+        weights.take(&slots(&of.head).collect::<Vec<Slot>>(), &mut left);
+        for (at, layer) in of.layers.iter().enumerate().rev() {
+            let cache = plan.caches[at].slot;
+            let slots: Vec<Slot> =
+                small(plan, &(at..at + 1)).into_iter().chain(linears(layer).flat_map(slots_of)).collect();
+            if !caches.take(&[cache], &mut left) {
+                break;
+            }
+            if !weights.take(&slots, &mut left) {
+                caches.drop_last(cache);
+                break;
+            }
+            taken += 1;
+        }
+        weights.end_card();
+        caches.end_card();
+        let first = count - taken;
+        let block = |layer: &LayerWeights| {
+            let linears = [layer.gate, Some(layer.up), Some(layer.down)].into_iter().flatten();
+            linears.map(|linear| linear.matrix.slot.bytes).sum::<usize>()
+        };
+        let blocks = [first, 0].map(|first| of.layers[first..].iter().map(block).sum());
+        let attention = [first, 0].map(|first| plan.caches[first..].iter().map(|cache| cache.heads).sum());
+        let (by_heads, stacks) = (Vec::new(), Vec::new());
+        let layers = iter::once(first..count).collect();
+        Some(OnCard {
+            weights,
+            caches,
+            attention,
+            by_heads,
+            stacks,
+            blocks,
+            is_whole: false,
+            layers,
+            ring: None,
+            kept: 0,
+        })
+    }
+
     /// As much as so many bytes of each card can be, with a ring for the rest where that is wanted and has room.
     pub(crate) fn with_ring(plan: &Plan, budgets: &[usize], passage: Passage) -> Option<OnCard> {
         let mut without = OnCard::fill(plan, budgets)?;
@@ -521,6 +578,44 @@ mod tests {
     use crate::formats::on_load::way;
     use crate::plan::Options;
     use crate::spec::ModelSpec;
+
+    /// Of every layer all is there or nothing, with its cache; more of them for more bytes, with the head or without.
+    #[test]
+    fn whole_layers_are_whole_and_stay_within_budgets() {
+        for (name, config) in SHAPES {
+            let spec = ModelSpec::parse(config.as_bytes()).unwrap();
+            let (precision, kv, quantization) = (Precision::Fast, KvKind::Int8, way("nf4"));
+            let options =
+                Options { context: 1024, chunk: 64, precision, kv, quantization, ..Options::SMALLEST };
+            let plan = synthetic_plan(&spec, Dtype::Bf16, options, Cpu::detect()).unwrap();
+            let all = plan.weight_bytes + plan.cache_bytes;
+            let manner = Manner { whole_layers: true, ..Manner::default() };
+            let mut before = [0; 2];
+            for part in 1..=20 {
+                let budget = all / 20 * part;
+                let Some(on_card) = OnCard::in_manner(&plan, &[budget], manner) else { continue };
+                assert!(on_card.weight_bytes() + on_card.cache_bytes() <= budget, "{name}: {part}");
+                let has = |at: usize| {
+                    let layer = &plan.weights.layers[at];
+                    let slots = linears(layer).flat_map(slots_of).chain(small(&plan, &(at..at + 1)));
+                    let there: Vec<bool> = slots.map(|slot| on_card.weights.find(slot).is_some()).collect();
+                    let cache = on_card.cache(&plan.caches[at]).map_or(0, |there| there.heads);
+                    assert!(cache == 0 || cache == plan.caches[at].heads, "{name}: {part}");
+                    let is_there = there.iter().all(|&found| found);
+                    // Tables of positions are the first layer's, and may be another's too.
+                    assert!(is_there == (cache > 0), "{name}: layer {at} at {part}");
+                    is_there
+                };
+                let layers: Vec<usize> = (0..plan.caches.len()).filter(|&at| has(at)).collect();
+                let has_head = on_card.weights.find(plan.weights.head.matrix.slot).is_some();
+                let before = &mut before[usize::from(has_head)];
+                assert!(layers.len() >= *before, "{name}: {part}");
+                assert!(layers.last().is_none_or(|&last| last + 1 == plan.caches.len()), "{name}: {part}");
+                *before = layers.len();
+            }
+            assert!(before[1] * 10 >= plan.caches.len() * 8, "{name}: {before:?} layers");
+        }
+    }
 
     /// Published shapes with any budget: never more than it, never less of anything for more of it, and every matrix
     /// somewhere as a whole.

@@ -43,7 +43,7 @@ fn place<'a>(engine: &'a mut Engine, vram: &[usize]) -> Result<&'a Placed, NoCar
 fn vram(engine: &Engine, part: f64) -> usize {
     let whole = Placed::forecast(engine.plan(), usize::MAX).expect("it fits");
     let divided = whole.weight_bytes + whole.cache_bytes;
-    whole.bytes - divided + (part * divided as f64) as usize
+    whole.bytes - divided - whole.kept_bytes + (part * divided as f64) as usize
 }
 
 fn free(card: usize) -> usize {
@@ -109,7 +109,8 @@ fn shares_of_published_shapes_stay_within_budgets() {
         let whole = Placed::forecast(&plan, usize::MAX).expect("it fits");
         let divided = whole.weight_bytes + whole.cache_bytes;
         let budgets = |parts: &[f64]| -> Vec<(&str, usize)> {
-            let bytes = |part: &f64| whole.bytes - divided + (part * divided as f64) as usize;
+            let beside = whole.bytes - divided - whole.kept_bytes;
+            let bytes = |part: &f64| beside + (part * divided as f64) as usize;
             parts.iter().map(|part| ("", bytes(part))).collect()
         };
         for parts in [[0.45; 4], [0.1, 0.2, 0.1, 0.2], [0.6, 0.05, 0.6, 0.6], [0.03; 4]] {

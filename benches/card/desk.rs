@@ -100,7 +100,7 @@ impl Desk {
     pub(crate) fn keep(&mut self, matrices: &[Matrix]) -> bool {
         Card::begin(&mut self.backend);
         matrices.iter().for_each(|matrix| self.queue(1, matrix));
-        Card::keep(&mut self.backend, Stretch::Logits { rows: &[0] }).is_ok()
+        Card::keep(&mut self.backend, Stretch::Logits { rows: &[0] }, usize::MAX).is_ok()
     }
 
     /// Seconds of what was kept.

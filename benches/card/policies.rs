@@ -84,7 +84,8 @@ fn of(model: &Model, rates: &Rates, scale: Scale) -> Result<Vec<Found>, Problem>
     let vram = match scale.quick {
         false => BUDGET,
         true => {
-            let whole = Placed::forecast(engine.plan(), usize::MAX).map_or(0, |placed| placed.bytes);
+            let whole = Placed::forecast(engine.plan(), usize::MAX)
+                .map_or(0, |placed| placed.bytes - placed.kept_bytes);
             (QUICK_PART * whole as f64) as u64
         }
     };

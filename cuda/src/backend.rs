@@ -112,7 +112,8 @@ impl CudaBackend {
     /// Bytes that it holds on the card.
     pub fn memory_bytes(&self) -> usize {
         let ring = self.ring.as_ref().map_or(0, Ring::bytes);
-        self.regions.iter().map(Memory::bytes).sum::<usize>() + self.steps.memory().bytes() + ring
+        let steps = self.steps.memory().bytes() + self.kept.bytes();
+        self.regions.iter().map(Memory::bytes).sum::<usize>() + steps + ring
     }
 
     /// The card.

@@ -256,18 +256,25 @@ impl Card {
     }
 
     /// What was written down since then; from here on things are done again, whatever comes of it.
-    pub(crate) fn end_graph(&self) -> Result<Graph, Fault> {
+    pub(crate) fn end_graph(&self) -> Result<Template, Fault> {
         let entered = self.enter();
+        // SAFETY: the stream is the card's own.
+        let graph = unsafe { result::stream::end_capture(self.stream) };
+        let template = graph.map(Template).map_err(|error| fault("a graph", error));
+        entered.and(template)
+    }
+
+    /// A graph that can be queued. What it takes of the card it takes now, and not when it is first queued.
+    pub(crate) fn make_graph(&self, template: Template) -> Result<Graph, Fault> {
         let failed = |error| fault("a graph", error);
-        // SAFETY: the stream is the card's own; the first graph is a template, given back once there is a copy. What a
-        // copy takes of the card it takes now, and not when it is first queued.
+        self.enter()?;
+        // SAFETY: the template is given back by whoever drops it, once there is a copy.
         unsafe {
-            let graph = result::stream::end_capture(self.stream).map_err(failed)?;
             measured::count_allocation();
-            let copy = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            let _ = result::graph::destroy(graph);
+            let copy = result::graph::instantiate(template.0, sys::CUgraphInstantiate_flags(0));
             let copy = Graph(copy.map_err(failed)?);
-            let ready = entered.and_then(|()| result::graph::upload(copy.0, self.stream).map_err(failed));
+            let ready = result::graph::upload(copy.0, self.stream).map_err(failed);
+            let ready = ready.and_then(|()| self.wait());
             if ready.is_err() {
                 self.free_graph(&copy);
             }
@@ -709,7 +716,18 @@ impl Memory {
     }
 }
 
-/// What was written down instead of done, ready to be queued as one.
+/// What was written down instead of done.
+#[derive(Debug)]
+pub(crate) struct Template(sys::CUgraph);
+
+impl Drop for Template {
+    fn drop(&mut self) {
+        // SAFETY: it was made here, and what was made of it is apart. Nobody else has it.
+        let _ = unsafe { result::graph::destroy(self.0) };
+    }
+}
+
+/// The same, ready to be queued as one.
 #[derive(Debug)]
 pub(crate) struct Graph(sys::CUgraphExec);
 

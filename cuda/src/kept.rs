@@ -1,6 +1,9 @@
 //! Stretches of a step that are kept as graphs: one call of the driver instead of one for every kernel. Kernels are
 //! told addresses and sizes, which follow from the rows of a step alone; everything else is in the words of `steps.rs`,
 //! which a graph sends first.
+//!
+//! What a driver takes of the card for a graph it does not tell, so what is free is read before and after. Somebody
+//! else may take or give meanwhile: then a graph too many is let go, or one seems to cost less than it does.
 
 use bantam_model::card::{KEPT_ROWS, Stretch};
 
@@ -12,6 +15,8 @@ use crate::fault::Fault;
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     graphs: [[Option<Graph>; KEPT_ROWS]; 2],
+    /// Of the card, gone with them.
+    bytes: usize,
     /// Whether what is asked now is to be kept.
     is_open: bool,
 }
@@ -19,6 +24,10 @@ pub(crate) struct Kept {
 impl Kept {
     pub(crate) fn all(&self) -> impl Iterator<Item = &Graph> {
         self.graphs.iter().flatten().flatten()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn place(&mut self, stretch: &Stretch) -> Option<&mut Option<Graph>> {
@@ -38,10 +47,13 @@ impl CudaBackend {
         self.note(begun);
     }
 
-    pub(crate) fn keep_stretch(&mut self, stretch: &Stretch) -> Result<(), Fault> {
+    pub(crate) fn keep_stretch(&mut self, stretch: &Stretch, most: usize) -> Result<(), Fault> {
         // The driver is told that it is over in any case, and what went wrong meanwhile was not computed.
         let was_open = std::mem::take(&mut self.kept.is_open);
-        let graph = if was_open { Some(self.card.end_graph()) } else { None };
+        let template = was_open.then(|| self.card.end_graph());
+        let free = || self.card.memory().map(|(free, _)| free);
+        let before = free();
+        let graph = template.map(|template| template.and_then(|template| self.card.make_graph(template)));
         self.steps.forget();
         match (self.take_fault(), graph) {
             (Some(fault), graph) => {
@@ -50,6 +62,16 @@ impl CudaBackend {
             }
             (None, graph) => {
                 let graph = graph.transpose()?;
+                let before = before?;
+                if before.saturating_sub(free()?) > most {
+                    graph.iter().for_each(|graph| self.card.free_graph(graph));
+                    self.kept.bytes += before.saturating_sub(free()?);
+                    return Err(Fault::Lost {
+                        what: "a graph",
+                        code: "it takes more of the card than was set aside",
+                    });
+                }
+                self.kept.bytes += before.saturating_sub(free()?);
                 let place = self.kept.place(stretch).expect("a stretch of as many rows as are kept");
                 let before = std::mem::replace(place, graph);
                 before.iter().for_each(|graph| self.card.free_graph(graph));

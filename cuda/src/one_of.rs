@@ -106,8 +106,12 @@ impl bantam_model::card::Card for CudaBackend {
         self.begin_stretch();
     }
 
-    fn keep(&mut self, stretch: Stretch) -> Result<(), CardFault> {
-        self.keep_stretch(&stretch).map_err(told)
+    fn keep(&mut self, stretch: Stretch, most: usize) -> Result<(), CardFault> {
+        self.keep_stretch(&stretch, most).map_err(told)
+    }
+
+    fn kept_bytes(&self) -> usize {
+        self.kept.bytes()
     }
 
     fn again(&mut self, stretch: Stretch) -> bool {

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use bantam_core::Cpu;
-use bantam_model::card::Cards;
+use bantam_model::card::{Backwards, Card, Cards, Found, Needs, NoCard, Seen};
 use bantam_model::source::Source;
 use bantam_proto::v1;
 use bantam_proto::v1::JobState;
@@ -18,8 +18,8 @@ use bantam_train::settings::Settings;
 use tokio::sync::broadcast;
 
 use crate::cards::Device;
-use crate::models::Keeper;
 use crate::models::views::{duration, timestamp};
+use crate::models::{Keeper, ReservedVram};
 
 /// Jobs that wait, at most.
 const WAITING_MAX: usize = 16;
@@ -238,23 +238,89 @@ impl Training {
         told.stage("reads data");
         let prepared = run::prepared(&self.settings, &self.source).map_err(words)?;
         prepared.summary.to_string().lines().for_each(|line| told.note(line));
-        let card = card(&self.settings);
-        let machine = Machine::from((Cpu::detect(), self.threads)).beside(card.as_deref());
-        let bytes = run::forecast(&self.settings, &self.source, &prepared, machine).map_err(words)?.bytes();
         told.stage("waits for memory");
+        // Before anybody looks what is free of it.
+        let card = granted(&self.settings, &self.keeper)?;
+        let machine = Machine::from((Cpu::detect(), self.threads));
+        let beside = machine.beside(lent(&card));
+        let forecast = run::forecast(&self.settings, &self.source, &prepared, beside).map_err(words)?;
+        forecast.no_card.iter().for_each(|words| told.note(words));
+        // What it has no use for is the models' again.
+        let card = card.filter(|_| forecast.card.is_some());
+        let bytes = forecast.bytes();
         let Some(_reserved) = self.keeper.reserve(bytes, &|| told.is_ended())? else { return Ok(false) };
         told.stage("loads the model");
+        let machine = machine.beside(lent(&card));
         let outcome = run::train(&self.settings, self.source, &prepared, machine, told).map_err(words)?;
         told.note(&outcome.to_string());
         Ok(outcome.is_done)
     }
 }
 
-/// The card of a job. Here cards are the models' first: a job has a part of one only where it says so.
-fn card(settings: &Settings) -> Option<Box<dyn Cards>> {
-    let device = Device::parse(&settings.text("device").unwrap_or_default())?;
-    let is_asked = device != Device::Auto || settings.text("vram").is_some();
-    device.card().filter(|_| is_asked)
+/// The card of a job, with what it may take of it. Here cards are the models' first: a job has a part of one only where
+/// it says so.
+fn granted(settings: &Settings, keeper: &Keeper) -> Result<Option<Granted>, String> {
+    let vram = run::vram(settings);
+    let device = Device::parse(&settings.text("device").unwrap_or_default());
+    let card = device.filter(|&device| device != Device::Auto || vram.is_some()).and_then(Device::card);
+    let Some(card) = card else { return Ok(None) };
+    let reserved = keeper.reserve_vram(&card.label(), vram)?;
+    Ok(Some(Granted { card, reserved }))
+}
+
+fn lent(card: &Option<Granted>) -> Option<&dyn Cards> {
+    card.as_ref().map(|card| card as &dyn Cards)
+}
+
+/// A card with what is there for a job: of more it hears nothing, so that models may have it.
+#[derive(Debug)]
+struct Granted {
+    card: Box<dyn Cards>,
+    reserved: Option<ReservedVram>,
+}
+
+impl Cards for Granted {
+    fn look(&self) -> Result<Seen, NoCard> {
+        self.card.look()
+    }
+
+    fn find(&self) -> Result<Box<dyn Found>, NoCard> {
+        let found = self.card.find()?;
+        let bytes =
+            self.reserved.as_ref().map(|reserved| usize::try_from(reserved.bytes()).unwrap_or(usize::MAX));
+        Ok(match bytes {
+            Some(bytes) => Box::new(Within { found, bytes }),
+            None => found,
+        })
+    }
+
+    fn label(&self) -> String {
+        self.card.label()
+    }
+}
+
+/// A card that was found, of which no more than so many bytes are free.
+struct Within {
+    found: Box<dyn Found>,
+    bytes: usize,
+}
+
+impl Found for Within {
+    fn name(&self) -> String {
+        self.found.name()
+    }
+
+    fn free_bytes(&self) -> Result<usize, NoCard> {
+        Ok(self.found.free_bytes()?.min(self.bytes))
+    }
+
+    fn take(self: Box<Self>, needs: &Needs) -> Result<Box<dyn Card>, NoCard> {
+        self.found.take(needs)
+    }
+
+    fn take_backwards(self: Box<Self>, needs: &Needs) -> Result<Box<dyn Backwards>, NoCard> {
+        self.found.take_backwards(needs)
+    }
 }
 
 /// Tells whoever watches.

@@ -197,8 +197,11 @@ pub trait Card: Backend + Any + Send + std::fmt::Debug {
     fn pass(&mut self, rows: usize, x: Slot, products: &[Passing], fill: Fill);
     /// From here on operations are written down and not done, until [`Card::keep`].
     fn begin(&mut self);
-    /// Keeps what was written down as a stretch, if that can be done again as it is.
-    fn keep(&mut self, stretch: Stretch) -> Result<(), CardFault>;
+    /// Keeps what was written down as a stretch, if that can be done again as it is, and if no more than `most` bytes
+    /// of the card are gone by it.
+    fn keep(&mut self, stretch: Stretch, most: usize) -> Result<(), CardFault>;
+    /// Bytes that went with what is kept.
+    fn kept_bytes(&self) -> usize;
     /// Queues a stretch that was kept; `false` where none of so many rows was.
     fn again(&mut self, stretch: Stretch) -> bool;
     /// Makes both ready for [`Card::hand`], either way, by the straightest way that brings values over unharmed; what

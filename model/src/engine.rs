@@ -16,6 +16,7 @@ use crate::placement::{Recorder, Trace};
 use crate::plan::{Options, Plan, PlanError, Stored};
 use crate::pool::Threads;
 use crate::sequences::Sequences;
+use crate::shards::kept::KeptSteps;
 use crate::shards::{OnCard, Shards};
 use crate::spec::ModelSpec;
 use crate::turn::Limits;
@@ -176,6 +177,12 @@ pub struct Placed {
     pub cache_bytes: usize,
     /// Of these, what weights pass through that stand elsewhere.
     pub ring_bytes: usize,
+    /// Of these, what steps take that the card keeps, by its own word; as long as none are made, what is set aside.
+    pub kept_bytes: usize,
+    /// What was set aside for them.
+    pub kept_most: usize,
+    /// Steps of up to so many sequences' tokens are kept.
+    pub kept_rows: usize,
     /// From how many tokens of a step on they do; nothing where they never do, or nobody has measured it.
     pub passes_from: Option<usize>,
     /// What there was no memory for on either side, so that they never do.
@@ -186,7 +193,8 @@ pub struct Placed {
     pub attention: [usize; 2],
     /// Bytes of feed-forward blocks that it computes with, and all.
     pub blocks: [usize; 2],
-    /// Why it does not keep the steps of replies, where it has all of the model: they are queued kernel by kernel then.
+    /// Why it does not keep more of the steps of replies, where it has all of the model: others are queued kernel by
+    /// kernel.
     pub not_kept: Option<CardFault>,
 }
 
@@ -197,7 +205,7 @@ impl Placed {
         let ring_bytes = on_card.ring_bytes() / parts.len();
         let portion = |(&[weight_bytes, cache_bytes], layers): (&[usize; 2], &Range<usize>)| Portion {
             card: Default::default(),
-            bytes: beside(plan) + weight_bytes + cache_bytes + ring_bytes,
+            bytes: beside(plan) + weight_bytes + cache_bytes + ring_bytes + on_card.kept,
             weight_bytes,
             cache_bytes,
             layers: layers.clone(),
@@ -205,10 +213,17 @@ impl Placed {
         Placed {
             each: parts.iter().zip(&on_card.layers).map(portion).collect(),
             without: Vec::new(),
-            bytes: parts.len() * beside(plan) + weight_bytes + cache_bytes + on_card.ring_bytes(),
+            bytes: parts.len() * beside(plan)
+                + weight_bytes
+                + cache_bytes
+                + on_card.ring_bytes()
+                + on_card.kept,
             weight_bytes,
             cache_bytes,
             ring_bytes: on_card.ring_bytes(),
+            kept_bytes: on_card.kept,
+            kept_most: on_card.kept,
+            kept_rows: 0,
             passes_from: None,
             ring_refused: 0,
             is_whole: on_card.is_whole(),
@@ -510,10 +525,11 @@ impl Engine {
         let last = found.len() - 1;
         let ring_refused = self.backend.take(&self.plan, found, on_card, self.manner.passage, &pages)?;
         let tables = self.sequences.tables();
-        let mut not_kept = match self.manner.keeps {
-            true => self.backend.keep_steps(&self.decoder, &self.plan.options, tables).err(),
-            false => None,
+        let kept = match self.manner.keeps {
+            true => self.backend.keep_steps(&self.decoder, &self.plan.options, tables),
+            false => KeptSteps::default(),
         };
+        let mut not_kept = kept.without;
         // Where it keeps nothing because it is lost, nobody need wait for a step to hear of it.
         if not_kept.is_some()
             && let Some(fault) = self.backend.lost()
@@ -530,8 +546,13 @@ impl Engine {
             let ring = placed.ring_bytes / each.len();
             each.iter_mut().for_each(|portion| portion.bytes -= ring);
         }
+        let kept_bytes = self.backend.kept_bytes();
+        // One card keeps them or none.
+        each[0].bytes = each[0].bytes - placed.kept_bytes + kept_bytes;
         Ok(Placed {
             each,
+            kept_bytes,
+            kept_rows: kept.rows,
             bytes: self.backend.card_bytes(),
             ring_bytes: ring_bytes.unwrap_or(0),
             passes_from,

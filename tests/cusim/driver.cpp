@@ -70,6 +70,8 @@ struct Settings {
     unsigned long long devices = std::min<unsigned long long>(number("CUSIM_DEVICES", 1), DEVICES_MOST);
     unsigned long long version = number("CUSIM_VERSION", 12020);
     Each bytes{"CUSIM_BYTES", 256ull << 20};
+    // The first number of what a device is capable of.
+    Each capability{"CUSIM_CAPABILITY", 8};
     // The n-th allocation is refused, counting from 1 and on all devices, or all from the n-th on; a device that is
     // full refuses all of its own; after so many of its launches a device is lost.
     unsigned long long refused = number("CUSIM_REFUSED", ~0ull);
@@ -84,7 +86,9 @@ struct Settings {
     // Graphs are refused: 1 when one is begun, 2 when it ends, 3 when it is made, 4 when it is sent there. With 5 the
     // device is lost then.
     unsigned long long no_graph = number("CUSIM_NO_GRAPH", 0);
-    // A file that gets a line for every allocation, and for every graph.
+    // Of the device, for every call in a graph that is made: an allocation like others.
+    unsigned long long call_bytes = number("CUSIM_CALL_BYTES", 1024);
+    // A file that gets a line for every allocation, those of graphs among them.
     const char* log = getenv("CUSIM_LOG");
     // A file that gets a line for every call of a function that a step may need: its name, and the kernel's.
     const char* calls = getenv("CUSIM_CALLS");
@@ -132,6 +136,12 @@ struct Event {
     std::shared_ptr<double> at = nullptr;
 };
 using Operations = std::vector<std::function<void()>>;
+// A graph that can be launched, with what it takes of its device.
+struct Made {
+    std::shared_ptr<Operations> operations;
+    Device* device;
+    size_t bytes;
+};
 // What is written down of a stream instead of put into it.
 struct Capture {
     Operations operations;
@@ -259,6 +269,10 @@ bool is_refused(const char* what, size_t bytes) {
     return allocations == settings().refused || allocations >= settings().full;
 }
 
+static bool has_room(size_t bytes) {
+    return current->used + bytes <= settings().bytes.of(current->number());
+}
+
 static void note(const char* call, const char* kernel = "") {
     static FILE* file = settings().calls ? fopen(settings().calls, "a") : nullptr;
     if (!file) return;
@@ -282,10 +296,10 @@ int cuDeviceGet(int* device, int ordinal) {
 }
 int cuDeviceGetName(char* name, int bytes, int) { return snprintf(name, bytes, "cusim"), OK; }
 int cuDeviceTotalMem_v2(size_t* bytes, int device) { return *bytes = settings().bytes.of((size_t)device), OK; }
-int cuDeviceGetAttribute(int* value, int attribute, int) {
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
     switch (attribute) {
         case 16: *value = 2; break;                // processors
-        case 75: *value = 8; break;                // compute capability
+        case 75: *value = (int)settings().capability.of((size_t)device); break;
         case 76: *value = 0; break;
         case 97: *value = 96 << 10; break;         // shared memory of a block, asked for
         default: *value = 0;
@@ -330,7 +344,7 @@ int cuMemAlloc_v2(void** to, size_t bytes) {
     ENTER
     bool refused = is_refused("device", bytes);
     if (!bytes) return INVALID_VALUE;
-    if (refused || current->used + bytes > settings().bytes.of(current->number())) return OUT_OF_MEMORY;
+    if (refused || !has_room(bytes)) return OUT_OF_MEMORY;
     if (!range) {
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         range = static_cast<char*>(mmap(nullptr, RANGE, PROT_READ | PROT_WRITE, flags, -1, 0));
@@ -463,8 +477,10 @@ int cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long) {
     ENTER
     if (settings().no_graph == 3) return OUT_OF_MEMORY;
     auto* operations = static_cast<Operations*>(graph);
-    log("graph", operations->size());
-    *made = new std::shared_ptr<Operations>(std::make_shared<Operations>(*operations));
+    size_t bytes = operations->size() * settings().call_bytes;
+    if (is_refused("graph", bytes) || !has_room(bytes)) return OUT_OF_MEMORY;
+    current->used += bytes;
+    *made = new Made{std::make_shared<Operations>(*operations), current, bytes};
     return OK;
 }
 int cuGraphUpload(void*, void*) {
@@ -479,7 +495,7 @@ int cuGraphDestroy(void* graph) {
 int cuGraphLaunch(void* made, void* stream) {
     ENTER
     if (!stream_of(stream).is_plain()) return CAPTURE_UNSUPPORTED;
-    std::shared_ptr<Operations> operations = *static_cast<std::shared_ptr<Operations>*>(made);
+    std::shared_ptr<Operations> operations = static_cast<Made*>(made)->operations;
     Device* device = stream_of(stream).device;
     stream_of(stream).add([=] {
         for (auto& operation : *operations) {
@@ -490,7 +506,10 @@ int cuGraphLaunch(void* made, void* stream) {
 }
 int cuGraphExecDestroy(void* made) {
     note(__func__);
-    delete static_cast<std::shared_ptr<Operations>*>(made);
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    auto* graph = static_cast<Made*>(made);
+    graph->device->used -= graph->bytes;
+    delete graph;
     return OK;
 }
 int cuStreamDestroy_v2(void* stream) {

@@ -135,7 +135,7 @@ impl Bench {
     /// The model to measure, judged before anything takes time; `None` for the machine alone.
     fn subject(&self, cpu: Cpu) -> Result<Option<Subject>, Failure> {
         if let Some((name, spec)) = self.synthetic.spec()? {
-            synthetic_plan(&spec, self.synthetic.dtype(), self.options(), cpu)
+            synthetic_plan(&spec, self.synthetic.dtype(), self.options(&spec), cpu)
                 .map_err(|error| refused(format!("{name}: {error}")))?;
             return Ok(Some(Subject::Synthetic(name, spec)));
         }
@@ -143,7 +143,7 @@ impl Bench {
             return Ok(None);
         }
         let source = self.adapter.beside(self.model.open()?)?;
-        source.plan(self.options(), cpu)?;
+        source.plan(self.options(&source.spec), cpu)?;
         Ok(Some(Subject::Model(source)))
     }
 
@@ -152,20 +152,21 @@ impl Bench {
             Subject::Synthetic(name, spec) => {
                 let _progress = Progress::waiting(format!("making weights for {name}"));
                 let dtype = self.synthetic.dtype();
-                let mut engine = Engine::synthesize(spec, dtype, self.options(), cpu, threads)
+                let options = self.options(&spec);
+                let mut engine = Engine::synthesize(spec, dtype, options, cpu, threads)
                     .map_err(|error| refused(format!("{name}: {error}")))?;
                 self.device.place(&mut engine)?;
                 Ok((name.to_owned(), engine))
             }
             Subject::Model(source) => {
                 let name = source.folder().display().to_string();
-                Ok((name, self.engine.load(&source, self.options(), &self.device)?))
+                Ok((name, self.engine.load(&source, self.options(&source.spec), &self.device)?))
             }
         }
     }
 
-    fn options(&self) -> Options {
-        self.engine.options(size(self.prompt_tokens.max(self.tokens + 1)), 1, 1)
+    fn options(&self, spec: &ModelSpec) -> Options {
+        self.engine.options(spec, size(self.prompt_tokens.max(self.tokens + 1)), 1, 1)
     }
 
     fn rounds(&self, machine: &Machine, engine: &mut Engine) -> Result<Vec<Round>, Failure> {

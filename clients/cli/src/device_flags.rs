@@ -112,7 +112,10 @@ pub(crate) fn line(placed: &Placed) -> String {
     let on_card = on_card.collect::<Vec<_>>().join("; ");
     match placed.is_whole {
         true => {
-            let not_kept = placed.not_kept.map(|fault| format!(", kernel by kernel ({})", fault.code));
+            let not_kept = placed.not_kept.map(|fault| match placed.kept_rows {
+                0 => format!(", kernel by kernel ({})", fault.code),
+                rows => format!(", steps of more than {rows} replies kernel by kernel ({})", fault.code),
+            });
             let who = if placed.each.len() > 1 { "they compute" } else { "it computes" };
             format!("{on_card}; {who} everything{}", not_kept.unwrap_or_default())
         }
@@ -183,6 +186,8 @@ pub(crate) fn as_json(placed: &Placed) -> Value {
         "weight_bytes": placed.weight_bytes,
         "cache_bytes": placed.cache_bytes,
         "ring_bytes": placed.ring_bytes,
+        "kept_bytes": placed.kept_bytes,
+        "kept_rows": placed.kept_rows,
         "passes_from_tokens": placed.passes_from,
         "ring_refused_bytes": placed.ring_refused,
         "is_whole": placed.is_whole,

@@ -1,6 +1,7 @@
 //! `bantam doctor`: what this machine is, how fast it was measured to be, and which models it can run.
 
 use bantam_core::Cpu;
+use bantam_model::card::CARDS_MOST;
 use bantam_model::engine::synthetic_plan;
 use bantam_model::families::SHAPES;
 use bantam_model::formats::on_load::way;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::chosen_model::{self, ChosenModel};
 use crate::failure::{Failure, refused};
-use crate::hardware::{self, Cores};
+use crate::hardware::{self, Cores, GraphicsCard};
 use crate::progress::Progress;
 use crate::{engine_flags, output, recommend, style};
 
@@ -24,6 +25,8 @@ const ROUNDS: usize = 5;
 /// Memory that bandwidth is measured on, where so much is free: more than the caches of any laptop.
 const BLOCK_BYTES: u64 = 1 << 30;
 const BLOCK_BYTES_MIN: u64 = 16 << 20;
+/// Characters beside a heading.
+const WIDTH: usize = 60;
 
 /// Where the carried model is not what a missing MODEL stands for.
 const MODEL_HELP: &str =
@@ -61,6 +64,8 @@ struct Report {
     total: Option<u64>,
     limit: Option<u64>,
     available: Option<u64>,
+    /// Every card of the machine, or why there is none.
+    cards: Result<Vec<GraphicsCard>, String>,
     read: Spread,
     float32: Spread,
     bfloat16: Option<Spread>,
@@ -157,6 +162,7 @@ impl Report {
             total: memory::total(),
             limit: memory::limit(),
             available,
+            cards: hardware::graphics_cards(),
             candidates,
             is_named,
         })
@@ -210,10 +216,11 @@ impl Report {
                 "bf16_gflop_per_s": self.bfloat16.map(giga),
                 "int8_gop_per_s": self.int8.map(giga),
             },
-            "gpu": match hardware::graphics_card() {
-                Ok((name, bytes)) => json!({ "name": name, "bytes": bytes }),
-                Err(absent) => json!({ "absent": absent }),
+            "gpu": match &self.cards {
+                Ok(cards) => cards.first().map(card_as_json),
+                Err(absent) => Some(json!({ "absent": absent })),
             },
+            "gpus": self.cards.iter().flatten().map(card_as_json).collect::<Vec<_>>(),
             "models": models.collect::<Vec<_>>(),
         })
     }
@@ -268,11 +275,14 @@ impl Report {
         if let Some(limit) = self.limit {
             rows.push(("limit", format!("{} for this process or its group", output::bytes(limit))));
         }
-        let card = match hardware::graphics_card() {
-            Ok((name, bytes)) => format!("{name}, {}; not used yet by any verb", output::bytes(bytes as u64)),
-            Err(absent) => format!("none used: {absent}"),
+        let (heading, mut cards) = match &self.cards {
+            Ok(cards) => ("graphics cards", cards.iter().enumerate().flat_map(card_as_text).collect()),
+            Err(absent) => ("graphics card", broken(&format!("none used: {absent}"))),
         };
-        rows.push(("graphics card", card));
+        if !cards.is_empty() {
+            rows.push((heading, cards.remove(0)));
+        }
+        rows.extend(cards.into_iter().map(|line| ("", line)));
         rows.into_iter().map(|(name, value)| vec![format!("  {name}"), value]).collect()
     }
 
@@ -341,9 +351,38 @@ impl Report {
     }
 }
 
+fn card_as_json(card: &GraphicsCard) -> Value {
+    match &card.found {
+        Ok((name, bytes)) => json!({ "device": card.device, "name": name, "bytes": bytes }),
+        Err(why) => json!({ "device": card.device, "absent": why }),
+    }
+}
+
+fn card_as_text((at, card): (usize, &GraphicsCard)) -> Vec<String> {
+    // Whoever names none gets the first ones that one model may stand on.
+    let unless = if at < CARDS_MOST { "" } else { ", used where it is named" };
+    broken(&match &card.found {
+        Ok((name, bytes)) => format!("{}: {name}, {}{unless}", card.device, output::bytes(*bytes)),
+        Err(why) => format!("{}: not used: {why}", card.device),
+    })
+}
+
+/// A text in lines that fit a terminal beside their heading.
+fn broken(text: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("there is one from the beginning");
+        let is_first = line.is_empty();
+        match is_first || line.chars().count() + 1 + word.chars().count() < WIDTH {
+            true => *line += &format!("{}{word}", if is_first { "" } else { " " }),
+            false => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 /// Words between commas, in lines that fit a terminal beside their heading.
 fn lines_of(words: &[&str]) -> Vec<String> {
-    const WIDTH: usize = 60;
     let mut lines = vec![String::new()];
     for word in words {
         let line = lines.last_mut().expect("there is one from the beginning");
@@ -369,5 +408,8 @@ mod tests {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let expected = [format!("{},", words[0]), format!("{}, c", words[1])];
         assert_eq!(lines_of(&words), expected);
+        let text = format!("cuda:0: {} {} end", "a".repeat(40), "b".repeat(30));
+        assert_eq!(broken(&text), [format!("cuda:0: {}", words[0]), format!("{} end", "b".repeat(30))]);
+        assert_eq!(broken(""), [""]);
     }
 }

@@ -43,7 +43,7 @@ pub(crate) struct EngineFlags {
     /// How to compute: exact is float32 throughout, fast is bfloat16 and integer products [default: fast]
     #[arg(long, value_enum)]
     precision: Option<PrecisionName>,
-    /// How keys and values are stored [default: f32 for exact, f16 for fast]
+    /// How keys and values are stored [default: f32 for exact; for fast what suits the family, f16 or int8]
     #[arg(long, value_enum, value_name = "TYPE")]
     kv: Option<KvName>,
     /// Quantizes the matrices of the layers that are not yet: int8, nf4, bnb-4bit (nf4 with double quantization), fp4,
@@ -105,7 +105,7 @@ pub(crate) fn usual_options(spec: &ModelSpec, quantization: Option<&'static OnLo
         sequences: 1,
         chunk: CHUNK.min(context),
         logits_rows: 1,
-        kv: KvKind::F16,
+        kv: spec.usual_kv(Precision::Fast),
         precision: Precision::Fast,
         quantization,
         head: None,
@@ -122,15 +122,22 @@ pub(crate) fn size(number: u64) -> usize {
 
 impl EngineFlags {
     /// The options of a run, before a plan has judged them.
-    pub(crate) fn options(&self, context: usize, sequences: usize, logits_rows: usize) -> Options {
+    pub(crate) fn options(
+        &self,
+        spec: &ModelSpec,
+        context: usize,
+        sequences: usize,
+        logits_rows: usize,
+    ) -> Options {
         let precision = match self.precision {
             Some(PrecisionName::Exact) => Precision::Exact,
             Some(PrecisionName::Fast) | None => Precision::Fast,
         };
-        let kv = match (self.kv, precision) {
-            (Some(KvName::F32), _) | (None, Precision::Exact) => KvKind::F32,
-            (Some(KvName::F16), _) | (None, Precision::Fast) => KvKind::F16,
-            (Some(KvName::Int8), _) => KvKind::Int8,
+        let kv = match self.kv {
+            Some(KvName::F32) => KvKind::F32,
+            Some(KvName::F16) => KvKind::F16,
+            Some(KvName::Int8) => KvKind::Int8,
+            None => spec.usual_kv(precision),
         };
         // A step never has more tokens than all sequences together.
         let most = context.saturating_mul(sequences).max(1);

@@ -14,15 +14,47 @@ pub(crate) struct Cores {
     pub(crate) logical: usize,
 }
 
-/// The graphics card's name and bytes, or why there is none.
-pub(crate) fn graphics_card() -> Result<(String, usize), String> {
-    #[cfg(feature = "cuda")]
-    return match bantam_cuda::look(0) {
-        Ok(card) => Ok((card.name, card.bytes)),
-        Err(absent) => Err(absent.to_string()),
-    };
-    #[cfg(not(feature = "cuda"))]
+/// A graphics card, used or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GraphicsCard {
+    /// How it is spelled, such as `cuda:0`.
+    pub(crate) device: String,
+    /// Its name and bytes; where it cannot be used, why.
+    pub(crate) found: Result<(String, u64), String>,
+}
+
+/// All cards that the driver knows, in its order; where there is none, why.
+#[cfg(feature = "cuda")]
+pub(crate) fn graphics_cards() -> Result<Vec<GraphicsCard>, String> {
+    use bantam_cuda::{Absent, look};
+
+    let mut cards = Vec::new();
+    loop {
+        let number = cards.len();
+        let found = match look(number) {
+            Ok(card) => Ok((card.name, card.bytes as u64)),
+            Err(Absent::NoSuchDevice { .. }) => return Ok(cards),
+            Err(old @ Absent::OldDevice { .. }) => Err(old.to_string()),
+            Err(absent) if number == 0 => return Err(absent.to_string()),
+            // It does not end with this one, but the driver may say the same for ever.
+            Err(absent) => {
+                cards.push(GraphicsCard { device: format!("cuda:{number}"), found: Err(absent.to_string()) });
+                return Ok(cards);
+            }
+        };
+        cards.push(GraphicsCard { device: format!("cuda:{number}"), found });
+    }
+}
+
+/// All cards that the driver knows, in its order; where there is none, why.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn graphics_cards() -> Result<Vec<GraphicsCard>, String> {
     Err("this program was built without CUDA".to_owned())
+}
+
+/// Bytes of the first card that can be used.
+pub(crate) fn card_bytes() -> Option<u64> {
+    graphics_cards().ok()?.into_iter().find_map(|card| card.found.ok()).map(|(_, bytes)| bytes)
 }
 
 /// The processor's own name, where the system tells it.

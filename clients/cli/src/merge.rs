@@ -153,7 +153,8 @@ impl MergeFlags {
         let merge = Merge::new(&source, self.trained(&source)?)?;
         let needs = merge.needs();
         // Room on the disk is asked for where what an earlier start has written is known.
-        match decide(Measured { card: card(), memory: free, disk: None }, needs, self.asked()) {
+        match decide(Measured { card: hardware::card_bytes(), memory: free, disk: None }, needs, self.asked())
+        {
             (_, Some(_)) => Ok(needs.disk),
             (_, None) => Err(unmerged(&source, base, adapter)),
         }
@@ -196,7 +197,8 @@ impl MergeFlags {
         let in_bits = if trained.in_four_bits { "trained in four bits" } else { "not trained in four bits" };
         let rounded = if merge.rounds() { "; the model's weights are rounded to them first" } else { "" };
         say(&format!("{in_bits}: {}{rounded}", trained.because));
-        let measured = Measured { card: card(), memory: memory::available(), disk: place.free_bytes() };
+        let card = hardware::card_bytes();
+        let measured = Measured { card, memory: memory::available(), disk: place.free_bytes() };
         let (steps, way) = decide(measured, merge.needs(), self.asked());
         steps.iter().for_each(|step| say(&told(step)));
         let Some(way) = way else { return Err(unmerged(&source, base, adapter)) };
@@ -230,11 +232,6 @@ impl Merged {
             "decisions": steps.collect::<Vec<_>>(),
         })
     }
-}
-
-/// Bytes of the first card, where there is one.
-fn card() -> Option<u64> {
-    hardware::graphics_card().ok().map(|(_, bytes)| bytes as u64)
 }
 
 /// A decision with its bytes.

@@ -246,7 +246,13 @@ impl Placed {
 
     fn on_one_told(&self) -> String {
         match self.on_card() {
-            Some(placed) if placed.is_whole => "`--device cuda` computes all of it on the card\n".to_owned(),
+            Some(placed) if placed.is_whole => {
+                let kept = match placed.kept_bytes {
+                    0 => String::new(),
+                    bytes => format!("; up to {} for graphs of a reply's step", output::bytes(bytes as u64)),
+                };
+                format!("`--device cuda` computes all of it on the card{kept}\n")
+            }
             Some(placed) => {
                 let ring = match placed.ring_bytes {
                     0 => String::new(),

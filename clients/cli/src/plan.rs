@@ -17,6 +17,7 @@ use crate::chosen_model::ChosenModel;
 use crate::daemon::{DaemonFlags, Link, Step};
 use crate::engine_flags::{ContextFlag, EngineFlags, kv_name, precision_name, size};
 use crate::failure::{Failure, refused};
+use crate::models::RAM;
 use crate::placed::PlacementFlags;
 use crate::synthetic_shape::SyntheticShape;
 use crate::{output, style};
@@ -59,8 +60,10 @@ struct Needs {
     work_bytes: u64,
     generation_bytes: u64,
     bytes_per_token: u64,
-    /// What is free for it: of this machine's memory, or of a daemon's budget.
+    /// What is free for it: of this machine's memory, or of a daemon's budget for that.
     available: Option<u64>,
+    /// A daemon's cards.
+    cards: Vec<OnCard>,
     fits: Option<bool>,
     /// Models of a daemon that would have to make room.
     leaving: usize,
@@ -76,6 +79,15 @@ struct Line {
     region: String,
     lifetime: String,
     shape: String,
+    bytes: u64,
+}
+
+/// A card of a daemon: nothing of it is memory of the machine.
+struct OnCard {
+    device: String,
+    /// What models have left of their budget there.
+    free: u64,
+    /// What the plan takes there, where the daemon knows.
     bytes: u64,
 }
 
@@ -164,7 +176,7 @@ impl PlanRun {
 
     fn options(&self, spec: &ModelSpec) -> Options {
         let sequences = self.sequences.map_or(1, size);
-        self.engine.options(self.context.of(spec), sequences, sequences)
+        self.engine.options(spec, self.context.of(spec), sequences, sequences)
     }
 }
 
@@ -188,6 +200,7 @@ impl Needs {
             generation_bytes: plan.generation_bytes as u64,
             bytes_per_token: plan.bytes_per_token as u64,
             available,
+            cards: Vec::new(),
             // Where that can be told.
             fits: available.map(|available| plan.bytes() as u64 <= available),
             leaving: 0,
@@ -207,18 +220,24 @@ impl Needs {
     }
 
     fn of_daemon(model: String, answer: v1::PlanResponse) -> Self {
-        let sum = |of: fn(&v1::DeviceBytes) -> u64| answer.bytes.iter().map(of).sum();
+        let here = answer.bytes.iter().find(|of| of.device == RAM).cloned().unwrap_or_default();
         let free = |device: &v1::DeviceUse| device.budget_bytes.saturating_sub(device.used_bytes);
+        let on_card = |device: &v1::DeviceUse| OnCard {
+            device: device.device.clone(),
+            free: free(device),
+            bytes: answer.bytes.iter().filter(|of| of.device == device.device).map(|of| of.total_bytes).sum(),
+        };
         let options = answer.options.clone().unwrap_or_default();
         let way = |name: &Option<String>| name.clone().filter(|name| name != "none" && !name.is_empty());
         Needs {
             model,
-            weight_bytes: sum(|device| device.weight_bytes),
-            cache_bytes: sum(|device| device.cache_bytes),
-            work_bytes: sum(|device| device.work_bytes),
-            generation_bytes: sum(|device| device.generation_bytes),
+            weight_bytes: here.weight_bytes,
+            cache_bytes: here.cache_bytes,
+            work_bytes: here.work_bytes,
+            generation_bytes: here.generation_bytes,
             bytes_per_token: answer.bytes_per_token,
-            available: Some(answer.devices.iter().map(free).sum()),
+            available: answer.devices.iter().find(|of| of.device == RAM).map(free),
+            cards: answer.devices.iter().filter(|of| of.device != RAM).map(on_card).collect(),
             fits: Some(answer.fits),
             leaving: answer.leaving.len(),
             native: answer.native.map(|native| (native.path, native.is_there)),
@@ -243,7 +262,7 @@ impl Needs {
             lines: answer
                 .lines
                 .into_iter()
-                .filter(|line| line.region != "generation")
+                .filter(|line| line.region != "generation" && line.device == RAM)
                 .map(Line::from)
                 .collect(),
             is_daemon: true,
@@ -256,7 +275,7 @@ impl Needs {
 
     fn verdict(&self) -> String {
         let free = |bytes| match self.is_daemon {
-            true => format!("{} of the daemon's budget are free", output::bytes(bytes)),
+            true => format!("{} of the daemon's budget of memory are free", output::bytes(bytes)),
             false => format!("{} of memory are free", output::bytes(bytes)),
         };
         match (self.fits, self.available) {
@@ -322,6 +341,11 @@ fn as_json(needs: &Needs) -> Value {
         "bytes_per_token": needs.bytes_per_token,
         "generation_bytes": needs.generation_bytes,
         "available_bytes": needs.available,
+        "cards": needs.cards.iter().map(|card| json!({
+            "device": card.device,
+            "bytes": card.bytes,
+            "available_bytes": card.free,
+        })).collect::<Vec<_>>(),
         "fits": needs.fits,
         "native": needs.native.as_ref().map(|(path, is_there)| json!({ "path": path, "is_there": is_there })),
         "options": {
@@ -356,15 +380,82 @@ fn as_text(needs: &Needs) -> String {
         Some((path, false)) => format!("the weights are repacked, and kept in {path}\n"),
         None => String::new(),
     };
+    let on_card = |card: &OnCard| {
+        let takes =
+            if card.bytes > 0 { format!("{} are taken, ", output::bytes(card.bytes)) } else { String::new() };
+        let (device, free) = (output::harmless(&card.device), output::bytes(card.free));
+        format!("\non {device}: {takes}{free} of the daemon's budget are free")
+    };
+    let cards: String = needs.cards.iter().map(on_card).collect();
     let Told { context, sequences, chunk, kv, precision, .. } = &needs.options;
     format!(
         "{}\ncontext {context}, {sequences} at once, chunks of {chunk}, keys and values {kv}, {precision} \
          precision\n\n{}\n\n{} of weights are read for every token\n\
-         {} more on the heap for every generation (logits, sampler, history)\n{mapped}{}",
+         {} more on the heap for every generation (logits, sampler, history)\n{mapped}{}{cards}",
         needs.model,
         output::table(&rows, &[false, false, false, false, true]),
         output::bytes(needs.bytes_per_token),
         output::bytes(needs.generation_bytes),
         needs.verdict(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_the_machine_and_of_cards_is_not_added_up() {
+        let bytes = |device: &str, weights, cache| v1::DeviceBytes {
+            device: device.to_owned(),
+            weight_bytes: weights,
+            cache_bytes: cache,
+            work_bytes: 1,
+            generation_bytes: 2,
+            total_bytes: weights + cache + 3,
+        };
+        let of_use = |device: &str, budget_bytes, used_bytes| v1::DeviceUse {
+            device: device.to_owned(),
+            budget_bytes,
+            used_bytes,
+            ..v1::DeviceUse::default()
+        };
+        let line = |name: &str, device: &str| v1::PlanLine {
+            name: name.to_owned(),
+            device: device.to_owned(),
+            bytes: 5,
+            ..v1::PlanLine::default()
+        };
+        let needs = Needs::of_daemon(
+            "m".to_owned(),
+            v1::PlanResponse {
+                lines: vec![line("here", "ram"), line("there", "cuda:0")],
+                bytes: vec![bytes("ram", 100, 10), bytes("cuda:1", 70, 7)],
+                devices: vec![
+                    of_use("ram", 1 << 30, 1 << 20),
+                    of_use("cuda:0", 4 << 30, 5 << 30),
+                    of_use("cuda:1", 3 << 30, 1 << 30),
+                ],
+                fits: true,
+                ..v1::PlanResponse::default()
+            },
+        );
+        assert_eq!((needs.bytes(), needs.generation_bytes), (111, 2));
+        assert_eq!(needs.available, Some((1 << 30) - (1 << 20)));
+        assert_eq!(needs.lines.len(), 1);
+        let told = as_json(&needs);
+        assert_eq!(
+            told["cards"][1],
+            json!({ "device": "cuda:1", "bytes": 80, "available_bytes": 2u64 << 30 })
+        );
+        let shown = as_text(&needs);
+        assert!(
+            shown.contains("of memory are free\non cuda:0: 0 B of the daemon's budget are free"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("\non cuda:1: 80 B are taken, 2.00 GiB of the daemon's budget are free"),
+            "{shown}"
+        );
+    }
 }

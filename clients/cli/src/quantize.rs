@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bantam_core::{Cpu, KvKind, Precision, Trits};
+use bantam_core::{Cpu, Precision, Trits};
 use bantam_model::engine::Engine;
 use bantam_model::memory;
 use bantam_model::native::Native;
@@ -808,7 +808,7 @@ fn options(source: &Source, window: usize, precision: Precision) -> Options {
         cache_positions: None,
         chunk,
         logits_rows: LOGITS_ROWS.min(chunk),
-        kv: if precision == Precision::Exact { KvKind::F32 } else { KvKind::F16 },
+        kv: source.spec.usual_kv(precision),
         precision,
         quantization: None,
         head: None,

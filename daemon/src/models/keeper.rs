@@ -31,7 +31,7 @@ use crate::residency::{
 };
 use crate::scheduler::paced::Pace;
 use crate::settings::Settings;
-pub(crate) use vram::{Card, NoBudget, bytes_of};
+pub(crate) use vram::{Card, NoBudget, ReservedVram, bytes_of};
 
 /// Changes that a watcher may be behind before it loses some.
 const NOTES: usize = 256;

@@ -9,7 +9,7 @@ pub(crate) mod resident;
 pub(crate) mod views;
 
 pub(crate) use catalog::{Catalog, Known, NotFound};
-pub(crate) use keeper::{Keeper, Lease, Unavailable};
+pub(crate) use keeper::{Keeper, Lease, ReservedVram, Unavailable};
 pub(crate) use opened::{Opened, Unusable};
 pub(crate) use recipe::Asked;
 pub(crate) use resident::Resident;

@@ -51,10 +51,11 @@ impl Recipe {
             PrecisionName::Exact => Precision::Exact,
             PrecisionName::Fast => Precision::Fast,
         });
-        let kv = asked.kv.unwrap_or(match (settings.load_kv, precision) {
-            (KvName::F32, _) | (KvName::Auto, Precision::Exact) => KvKind::F32,
-            (KvName::F16, _) | (KvName::Auto, Precision::Fast) => KvKind::F16,
-            (KvName::Int8, _) => KvKind::Int8,
+        let kv = asked.kv.unwrap_or(match settings.load_kv {
+            KvName::F32 => KvKind::F32,
+            KvName::F16 => KvKind::F16,
+            KvName::Int8 => KvKind::Int8,
+            KvName::Auto => spec.usual_kv(precision),
         });
         let usual = Some(settings.context).filter(|&context| context > 0).unwrap_or(CONTEXT);
         let context = asked.context.unwrap_or(usual.min(spec.context));

@@ -150,9 +150,9 @@ pub(crate) fn devices(state: &State) -> Vec<v1::DeviceUse> {
         v1::DeviceUse {
             device: card.label.clone(),
             budget_bytes: card.budget.unwrap_or(card.bytes),
-            used_bytes: sum(&|_| true),
+            used_bytes: sum(&|_| true) + card.reserved,
             pinned_bytes: sum(&|view| view.pinned),
-            referenced_bytes: sum(&|view| view.references > 0),
+            referenced_bytes: sum(&|view| view.references > 0) + card.reserved,
         }
     });
     [ram].into_iter().chain(cards).collect()

@@ -6,6 +6,7 @@ use bantam_core::layouts::page::POSITIONS;
 use bantam_core::{KvCache, Matrix};
 
 use crate::plan::{LayerWeights, Linear, Plan};
+use crate::shards::kept;
 use crate::spec::{LayerSpec, ModelSpec, Residual};
 
 /// Tokens that a sequence is taken to have when decoding is predicted, where the context is not shorter.
@@ -66,6 +67,8 @@ pub struct Parts {
     pub small: u64,
     /// Activations of a step.
     pub work: u64,
+    /// What a card that computes everything keeps of the steps of replies.
+    pub kept: u64,
 }
 
 impl Part {
@@ -101,7 +104,8 @@ impl Parts {
         let embedding = if is_tied { 0 } else { weights.embedding.slot.bytes as u64 };
         let divided: f64 = layers.iter().map(|layer| layer.attention.held + layer.block.held()).sum();
         let small = (plan.weight_bytes as f64 - divided - head.held - embedding as f64).max(0.0) as u64;
-        Parts { layers, head, embedding, small, work: plan.work_bytes as u64 }
+        let (work, kept) = (plan.work_bytes as u64, kept::bytes(plan) as u64);
+        Parts { layers, head, embedding, small, work, kept }
     }
 
     /// Bytes of all weights and of the cache.

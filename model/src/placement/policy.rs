@@ -157,7 +157,9 @@ impl Question<'_> {
         let seconds = (seconds + copied / machine.read).max(on_the_way);
         let cards = machine.card.filter(|_| !shares.is_none()).map_or(0, |card| card.count as u64);
         let ram = shares.ram(parts) as u64 + parts.work + cards * RING_BYTES;
-        let vram = if cards == 0 { 0 } else { shares.vram(parts) as u64 + cards * (parts.work + RING_BYTES) };
+        let kept = kept_bytes(parts, &shares, machine);
+        let beside = cards * (parts.work + RING_BYTES) + kept;
+        let vram = if cards == 0 { 0 } else { shares.vram(parts) as u64 + beside };
         let fits = ram <= machine.free_ram();
         Forecast { policy, shares, vram, ram, seconds, uploads, fits }
     }
@@ -286,6 +288,13 @@ impl Question<'_> {
         let seconds = parts.layers.iter().map(layer).sum();
         (left >= each).then_some((seconds, attention + places * each))
     }
+}
+
+/// What a card that computes everything sets aside for the steps that it keeps, of what is left.
+pub(super) fn kept_bytes(parts: &Parts, shares: &Shares, machine: &Machine) -> u64 {
+    let card = machine.card.filter(|card| card.count == 1 && shares.is_all_on_card());
+    let taken = shares.vram(parts) as u64 + parts.work + RING_BYTES;
+    card.map_or(0, |card| parts.kept.min(card.free_vram().saturating_sub(taken)))
 }
 
 impl LayerShare {

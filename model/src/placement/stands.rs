@@ -2,7 +2,7 @@
 
 use super::machine::Machine;
 use super::parts::{Block, LayerParts, Parts};
-use super::policy::{Forecast, RING_BYTES};
+use super::policy::{Forecast, RING_BYTES, kept_bytes};
 use super::shares::{LayerShare, Share};
 
 /// A line of the table.
@@ -61,6 +61,12 @@ pub fn stands(parts: &Parts, forecast: &Forecast, machine: &Machine) -> Vec<Stan
             step(RING_BYTES),
             step(RING_BYTES),
             "weights that pass through while prompts are read",
+        ),
+        plain(
+            "graphs of a reply's step",
+            if uses_card { kept_bytes(parts, shares, machine) } else { 0 },
+            0,
+            "at most; as many as have room",
         ),
     ]
 }

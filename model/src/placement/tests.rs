@@ -40,7 +40,14 @@ fn dense(bits: f64) -> Parts {
         parallel: true,
     };
     let head = part(50432.0 * 6144.0, 4.25, 1576);
-    Parts { layers: vec![layer; 44], head, embedding: 310_000_000, small: 10_000_000, work: 200_000_000 }
+    Parts {
+        layers: vec![layer; 44],
+        head,
+        embedding: 310_000_000,
+        small: 10_000_000,
+        work: 200_000_000,
+        kept: 0,
+    }
 }
 
 /// 24 layers of 2880 channels, 32 experts of which a token is sent to four.
@@ -53,7 +60,14 @@ fn mixture(bits: f64) -> Parts {
         parallel: false,
     };
     let head = part(201_088.0 * 2880.0, bits, 6284);
-    Parts { layers: vec![layer; 24], head, embedding: 580_000_000, small: 20_000_000, work: 200_000_000 }
+    Parts {
+        layers: vec![layer; 24],
+        head,
+        embedding: 580_000_000,
+        small: 20_000_000,
+        work: 200_000_000,
+        kept: 0,
+    }
 }
 
 fn rate(parts: &Parts, machine: &Machine, trace: Option<&Trace>, policy: Policy) -> Option<f64> {

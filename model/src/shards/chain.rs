@@ -384,8 +384,12 @@ impl Card for Chain {
     /// Steps over several cards are not kept.
     fn begin(&mut self) {}
 
-    fn keep(&mut self, _: Stretch) -> Result<(), CardFault> {
+    fn keep(&mut self, _: Stretch, _: usize) -> Result<(), CardFault> {
         Ok(())
+    }
+
+    fn kept_bytes(&self) -> usize {
+        0
     }
 
     fn again(&mut self, _: Stretch) -> bool {

@@ -13,7 +13,7 @@ mod chain;
 mod fresh;
 mod heads;
 mod hot;
-mod kept;
+pub(crate) mod kept;
 mod on_card;
 mod passing;
 mod ranges;

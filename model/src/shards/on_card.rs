@@ -15,6 +15,7 @@ use std::{iter, ops::Range};
 use bantam_core::{KvCache, Matrix, Norm, Product, Region, Rope, Slot};
 
 use super::heads::{Divided, shared};
+use super::kept;
 use super::passing::{linears, slot_bytes};
 use super::ranges::ranges;
 use super::stacks::Stacks;
@@ -57,6 +58,8 @@ pub(crate) struct OnCard {
     pub(crate) layers: Vec<Range<usize>>,
     /// Bytes of a slot of the ring that other weights pass through.
     pub(super) ring: Option<usize>,
+    /// Bytes that are set aside for steps that are kept.
+    pub(crate) kept: usize,
 }
 
 /// Where a product is computed.
@@ -140,7 +143,7 @@ impl OnCard {
     /// with its cache and whatever else it needs.
     fn whole_layers(plan: &Plan, budget: usize) -> Option<OnCard> {
         let (of, count) = (&plan.weights, plan.weights.layers.len());
-        let all = OnCard::fill(plan, &[budget])?;
+        let all = OnCard::with_ring(plan, &[budget], Passage::Never)?;
         if all.is_whole {
             return Some(all);
         }
@@ -181,13 +184,19 @@ impl OnCard {
             is_whole: false,
             layers,
             ring: None,
+            kept: 0,
         })
     }
 
     /// As much as so many bytes of each card can be, with a ring for the rest where that is wanted and has room.
     pub(crate) fn with_ring(plan: &Plan, budgets: &[usize], passage: Passage) -> Option<OnCard> {
-        let without = OnCard::fill(plan, budgets)?;
+        let mut without = OnCard::fill(plan, budgets)?;
         if without.has_all_layers() {
+            if without.is_whole && budgets.len() == 1 {
+                // Of what is left: a model that stands there whole is worth more than one call for its step.
+                without.kept =
+                    kept::bytes(plan).min(budgets[0] - without.weight_bytes() - without.cache_bytes());
+            }
             return Some(without);
         }
         let least = budgets.iter().copied().min()?;
@@ -220,6 +229,7 @@ impl OnCard {
             is_whole: false,
             layers: layers.clone(),
             ring: None,
+            kept: 0,
         };
         for (range, &budget) in layers.iter().zip(budgets) {
             let (mut left, is_last) = (budget, range.end == of.layers.len());

@@ -3,7 +3,7 @@
 
 mod read;
 
-use bantam_core::{Activation, Choice, NormKind};
+use bantam_core::{Activation, Choice, KvKind, NormKind, Precision};
 use serde_json::Value;
 
 use crate::config::{Config, ConfigError, kind};
@@ -118,6 +118,8 @@ pub struct ModelSpec {
     pub embedding_scale: f32,
     /// Bends logits towards this limit.
     pub logits_cap: Option<f32>,
+    /// How keys and values are stored by a run that computes fast; see [`ModelSpec::usual_kv`].
+    pub kv: KvKind,
     /// Whether the head is the embedding.
     pub tied: bool,
     /// Ends of text that the configuration names.
@@ -136,6 +138,14 @@ impl ModelSpec {
         };
         let config = Config(&map);
         config.build(config.family()?)
+    }
+
+    /// How keys and values are stored where nobody says.
+    pub fn usual_kv(&self, precision: Precision) -> KvKind {
+        match precision {
+            Precision::Exact => KvKind::F32,
+            Precision::Fast => self.kv,
+        }
     }
 
     /// Parameters of all matrices and vectors, a tied head counted once.
@@ -213,6 +223,19 @@ mod tests {
         ] {
             let found = with(extra);
             assert!(found.contains(word), "{extra}: {found}");
+        }
+    }
+
+    #[test]
+    fn keys_and_values_are_stored_as_the_family_says() {
+        let base = r#""hidden_size":64,"num_hidden_layers":2,"vocab_size":10,"intermediate_size":32,
+            "num_attention_heads":4,"num_local_experts":4"#;
+        for family in crate::families::FAMILIES.iter().filter(|family| family.told_by.is_empty()) {
+            let json = format!(r#"{{"model_type":"{}",{base}}}"#, family.name);
+            let spec = ModelSpec::parse(json.as_bytes()).expect("sound");
+            let fast = if family.name == "gpt_neox" { KvKind::Int8 } else { KvKind::F16 };
+            assert_eq!(spec.usual_kv(Precision::Fast), fast, "{}", family.name);
+            assert_eq!(spec.usual_kv(Precision::Exact), KvKind::F32, "{}", family.name);
         }
     }
 

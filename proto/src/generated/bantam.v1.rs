@@ -2918,13 +2918,13 @@ pub struct DeviceUse {
     /// What the daemon may use for models.
     #[prost(uint64, tag = "2")]
     pub budget_bytes: u64,
-    /// What models use that are resident or on their way in or out.
+    /// What models use that are resident or on their way in or out; of a card, what a training job may use as well.
     #[prost(uint64, tag = "3")]
     pub used_bytes: u64,
     /// The part of it that is pinned.
     #[prost(uint64, tag = "4")]
     pub pinned_bytes: u64,
-    /// The part of it that running requests hold; pinned models count here too.
+    /// The part of it that running requests and jobs hold; pinned models count here too.
     #[prost(uint64, tag = "5")]
     pub referenced_bytes: u64,
 }
@@ -3069,7 +3069,7 @@ impl Precision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum KvType {
-    /// float32 for exact precision, float16 for fast.
+    /// float32 for exact precision; for fast what suits the model's family: int8 for gpt_neox, float16 for all others.
     Unspecified = 0,
     /// float32.
     F32 = 1,

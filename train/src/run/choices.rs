@@ -180,7 +180,7 @@ impl<'a> Choices<'a> {
             smoothing: settings.number("label_smoothing_factor").unwrap_or_default() as f32,
             ram: settings.text("ram_budget").as_deref().and_then(bytes),
             card: wanted(settings).unwrap_or(Wanted::Never),
-            vram: settings.text("vram").as_deref().and_then(bytes),
+            vram: vram(settings),
         })
     }
 
@@ -438,6 +438,11 @@ fn start(settings: &Settings) -> Start {
         (_, Some(true)) => Start::Last,
         (folder, None) => Start::Named(folder.into()),
     }
+}
+
+/// Bytes of a card that a run may take, where its settings say so.
+pub fn vram(settings: &Settings) -> Option<u64> {
+    settings.text("vram").as_deref().and_then(bytes)
 }
 
 /// Everything that a run cannot do yet.

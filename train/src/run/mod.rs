@@ -45,6 +45,7 @@ use crate::data::{
 use crate::optimizer::{Optimizer, clip, schedule::Schedule};
 use crate::settings::{Settings, SettingsError, Stage};
 use crate::step::{Flat, TrainError, Training};
+pub use choices::vram;
 use choices::{Choices, Doing, Every, Lora, Method};
 pub use forecast::{Forecast, Share, forecast};
 use hold::Hold;

@@ -62,7 +62,10 @@ impl Far {
         let source = is_here.then(|| chosen_model::open(path)).transpose()?;
         if let Some(source) = &source {
             // What would be refused without a daemon is refused in the same words.
-            source.plan(chat.engine.options(chat.context.of(&source.spec), 1, 1), Cpu::detect())?;
+            source.plan(
+                chat.engine.options(&source.spec, chat.context.of(&source.spec), 1, 1),
+                Cpu::detect(),
+            )?;
             chat_template(source)?;
         }
         let shown = path.map_or(carried::LABEL.to_owned(), |path| path.display().to_string());
@@ -72,7 +75,7 @@ impl Far {
             Step::Without => return Ok(Step::Without),
         };
         if let Some(source) = &source {
-            let options = chat.engine.options(chat.context.of(&source.spec), 1, 1);
+            let options = chat.engine.options(&source.spec, chat.context.of(&source.spec), 1, 1);
             run::warn_of_overlooked(source, &source.plan(options, Cpu::detect())?);
         }
         if !model.can_chat {

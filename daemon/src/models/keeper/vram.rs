@@ -3,7 +3,7 @@
 //! Without a budget a model takes what is free when it is loaded, with one what others have left of it. A new budget is
 //! divided anew: who was used last comes first, as far as it fits there. Nothing is read from disk for it, and replies
 //! under way go on: the engines move between two of their steps. One move at a time, those that give before those that
-//! take.
+//! take. What a training run takes of a card is off all this as long as it is there.
 
 use std::sync::Arc;
 
@@ -25,8 +25,39 @@ pub(crate) struct Card {
     pub(crate) label: String,
     /// Bytes of its memory, whoever has them.
     pub(crate) bytes: u64,
-    /// What models may take of it together; what is free where nobody said.
+    /// What models and runs may take of it together; what is free where nobody said.
     pub(crate) budget: Option<u64>,
+    /// Of that, what training runs have.
+    pub(crate) reserved: u64,
+}
+
+impl Card {
+    /// What models may take of it together.
+    fn of_models(&self) -> u64 {
+        // A card's own bookkeeping needs some of it.
+        self.budget.unwrap_or(self.bytes - self.bytes / 16).saturating_sub(self.reserved)
+    }
+}
+
+/// Bytes of a card that no model gets for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct ReservedVram {
+    shared: Arc<Shared>,
+    label: String,
+    bytes: u64,
+}
+
+impl ReservedVram {
+    /// How many.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for ReservedVram {
+    fn drop(&mut self) {
+        self.shared.change_reserved(&self.label, |reserved| *reserved -= self.bytes);
+    }
 }
 
 /// Why a card's budget cannot be set.
@@ -101,14 +132,66 @@ impl Keeper {
             card.budget = Some(bytes);
         }
         self.0.divide();
-        let (mut state, mut gone) = (self.0.lock(), Vec::new());
-        let budget = state.residency.snapshot().budget;
-        self.0.note(&mut state, Note::Budget(budget), &mut gone);
+        self.0.tell_of_budgets();
         Ok(())
     }
 }
 
+impl Keeper {
+    /// Takes bytes of a card off what models may take of it, which move for it between two steps of their replies.
+    /// Where nobody says how many, what the models have left. Nothing where models do not use this card. The error says
+    /// why the bytes cannot be had.
+    pub(crate) fn reserve_vram(
+        &self,
+        label: &str,
+        asked: Option<u64>,
+    ) -> Result<Option<ReservedVram>, String> {
+        // Who cannot look at the cards here has no model on one.
+        if self.0.cards().is_err() {
+            return Ok(None);
+        }
+        let _turn = self.0.turn();
+        let bytes = {
+            let mut state = self.0.lock();
+            let used: u64 = state.on_cards().map(|(_, placed)| bytes_of(&placed, label)).sum();
+            let Some(card) = state.cards.iter_mut().find(|card| card.label == label) else { return Ok(None) };
+            let bytes = asked.unwrap_or(card.of_models().saturating_sub(used));
+            let (all, reserved) = (card.budget.unwrap_or(card.bytes), card.reserved);
+            let most = all.saturating_sub(reserved);
+            if bytes > most {
+                return Err(format!(
+                    "expected a run that may take at most {most} bytes of {label} (the {all} that models and runs may \
+                     take of it together, without {reserved} of other runs), found vram: {bytes} bytes; lower it, or \
+                     raise the budget of {label}"
+                ));
+            }
+            card.reserved += bytes;
+            bytes
+        };
+        let reserved = ReservedVram { shared: self.0.clone(), label: label.to_owned(), bytes };
+        self.0.divide();
+        self.0.tell_of_budgets();
+        Ok(Some(reserved))
+    }
+}
+
 impl Shared {
+    /// Changes what runs have of a card, and divides the rest among the models.
+    fn change_reserved(self: &Arc<Self>, label: &str, change: impl FnOnce(&mut u64)) {
+        let _turn = self.turn();
+        if let Some(card) = self.lock().cards.iter_mut().find(|card| card.label == label) {
+            change(&mut card.reserved);
+        }
+        self.divide();
+        self.tell_of_budgets();
+    }
+
+    fn tell_of_budgets(self: &Arc<Self>) {
+        let (mut state, mut gone) = (self.lock(), Vec::new());
+        let budget = state.residency.snapshot().budget;
+        self.note(&mut state, Note::Budget(budget), &mut gone);
+    }
+
     /// The cards that the settings name. They are looked at until they were found once.
     fn cards(&self) -> Result<Vec<Card>, NoCard> {
         let found = self.lock().cards.clone();
@@ -117,7 +200,8 @@ impl Shared {
         }
         let budget = Some(self.settings.vram.0).filter(|&bytes| bytes > 0);
         let seen = self.settings.device.look()?.into_iter();
-        let cards: Vec<Card> = seen.map(|(label, seen)| Card { label, bytes: seen.bytes, budget }).collect();
+        let cards: Vec<Card> =
+            seen.map(|(label, seen)| Card { label, bytes: seen.bytes, budget, reserved: 0 }).collect();
         self.lock().cards.clone_from(&cards);
         Ok(cards)
     }
@@ -139,7 +223,8 @@ impl Shared {
         let placed = match self.left() {
             Ok(left) if left.is_empty() => return Ok(()),
             Ok(left) if left.iter().all(|left| *left == Some(0)) => Err(NoCard::TooSmall(format!(
-                "the other models have all that they may take of {device} together; unload one, or raise models.vram"
+                "the other models and training runs have all that they may take of {device} together; unload one, or \
+                 raise models.vram"
             ))),
             Ok(left) => device.place(engine, &|card| left.get(card).copied().flatten()),
             Err(error) => Err(error),
@@ -147,7 +232,7 @@ impl Shared {
         match placed {
             Ok(placed) => {
                 if let Some(placed) = &placed {
-                    let Placed { bytes, is_whole, not_kept, ring_refused, without, .. } = placed;
+                    let Placed { bytes, is_whole, not_kept, kept_rows, ring_refused, without, .. } = placed;
                     let (device, name) = (placed.labels(), &placed.each[0].card[1]);
                     tracing::info!(device, name, bytes, is_whole, "on a card");
                     for (device, error) in without {
@@ -160,7 +245,10 @@ impl Shared {
                         );
                     }
                     if let Some(error) = not_kept {
-                        tracing::warn!(device, %error, "it keeps no steps: they are queued kernel by kernel");
+                        tracing::warn!(
+                            device, %error, kept_rows,
+                            "it keeps no steps of more replies: they are queued kernel by kernel"
+                        );
                     }
                 }
                 Ok(())
@@ -184,7 +272,9 @@ impl Shared {
         let cards = self.cards()?;
         let state = self.lock();
         let used = |card: &Card| state.on_cards().map(|(_, placed)| bytes_of(&placed, &card.label)).sum();
-        let left = |card: &Card| card.budget.map(|budget| budget.saturating_sub(used(card)));
+        // Of what a run has not taken yet it is not seen that it is not free.
+        let is_shared = |card: &Card| card.budget.is_some() || card.reserved > 0;
+        let left = |card: &Card| is_shared(card).then(|| card.of_models().saturating_sub(used(card)));
         Ok(cards.iter().map(left).collect())
     }
 
@@ -192,9 +282,7 @@ impl Shared {
     fn divide(&self) {
         let all = self.lock().by_use();
         let cards = self.lock().cards.clone();
-        // A card's own bookkeeping needs some of it.
-        let most = |card: &Card| card.budget.unwrap_or(card.bytes - card.bytes / 16);
-        let mut left: Vec<u64> = cards.iter().map(most).collect();
+        let mut left: Vec<u64> = cards.iter().map(Card::of_models).collect();
         let mut moves = Vec::new();
         for (id, resident) in all {
             let Some(plan) = self.lock().variants.get(&id).map(|variant| variant.plan.clone()) else {
@@ -206,7 +294,7 @@ impl Shared {
             };
             let part = |placed: &Placed| (placed.attention, placed.blocks, placed.is_whole, layers(placed));
             let now = resident.desk.placed();
-            if wanted.as_ref().map(part) != now.as_ref().map(part) {
+            if wanted.as_ref().map(part) != now.as_ref().map(part) || keeps_otherwise(&wanted, &now) {
                 let sum: u64 = bytes.iter().flatten().sum();
                 let grows = sum > now.map_or(0, |placed| placed.bytes as u64);
                 moves.push((grows, bytes, resident));
@@ -220,6 +308,13 @@ impl Shared {
             }
         }
     }
+}
+
+/// Whether a model that stands where it is to stand keeps more of its steps than there is room for now, or could keep
+/// more than it does.
+fn keeps_otherwise(wanted: &Option<Placed>, now: &Option<Placed>) -> bool {
+    let Some((wanted, now)) = wanted.as_ref().zip(now.as_ref()) else { return false };
+    now.kept_bytes > wanted.kept_most || (now.not_kept.is_some() && wanted.kept_most > now.kept_most)
 }
 
 /// Bytes of one card that a model has.

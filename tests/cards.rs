@@ -6,7 +6,7 @@ use std::path::Path;
 
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_cuda::{Card, OneOf};
-use bantam_cusim::{child, is_child, requires_card};
+use bantam_cusim::{child, is_child, skips_card};
 use bantam_model::card::{Cards, NoCard, Passage};
 use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::{Chunk, Engine, Placed, StepError, synthetic_plan};
@@ -54,7 +54,7 @@ fn free(card: usize) -> usize {
 #[test]
 fn a_model_stands_on_two_cards_in_any_part() {
     const TEST: &str = "a_model_stands_on_two_cards_in_any_part";
-    if requires_card() || !is_child(TEST, &[("CUSIM_DEVICES", "2")]) {
+    if skips_card() || !is_child(TEST, &[("CUSIM_DEVICES", "2")]) {
         return;
     }
     let mut is_whole = 0;
@@ -154,7 +154,7 @@ fn five_layers() -> Engine {
 #[test]
 fn values_arrive_however_cards_are_joined() {
     const TEST: &str = "values_arrive_however_cards_are_joined";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     let Ok(case) = std::env::var("CUSIM_PEERS") else {
@@ -184,7 +184,7 @@ fn values_arrive_however_cards_are_joined() {
 #[test]
 fn both_streams_wait_for_a_copy() {
     const TEST: &str = "both_streams_wait_for_a_copy";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     let Ok(case) = std::env::var("CUSIM_DEAF") else {
@@ -212,7 +212,7 @@ fn both_streams_wait_for_a_copy() {
 #[test]
 fn a_model_moves_among_cards_between_two_steps() {
     const TEST: &str = "a_model_moves_among_cards_between_two_steps";
-    if requires_card() || !is_child(TEST, &[("CUSIM_DEVICES", "2")]) {
+    if skips_card() || !is_child(TEST, &[("CUSIM_DEVICES", "2")]) {
         return;
     }
     for (model, kv) in [("gpt_neox", KvKind::F32), ("gpt_oss-mxfp4", KvKind::F16)] {
@@ -249,7 +249,7 @@ fn a_model_moves_among_cards_between_two_steps() {
 #[test]
 fn memory_that_one_card_refuses_is_done_without() {
     const TEST: &str = "memory_that_one_card_refuses_is_done_without";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     let Ok(case) = std::env::var("CUSIM_CASE") else {
@@ -294,7 +294,7 @@ fn memory_that_one_card_refuses_is_done_without() {
 #[test]
 fn a_card_of_two_that_is_lost_leaves_the_processor() {
     const TEST: &str = "a_card_of_two_that_is_lost_leaves_the_processor";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     if std::env::var_os("CUSIM_LOST").is_none() {
@@ -333,7 +333,7 @@ fn nothing_is_allocated_on_any_card_after_loading() {
     const TEST: &str = "nothing_is_allocated_on_any_card_after_loading";
     let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cusim-cards.log");
     let variables = [("CUSIM_DEVICES", "2"), ("CUSIM_LOG", log.to_str().expect("the path is UTF-8"))];
-    if requires_card() || !is_child(TEST, &variables) {
+    if skips_card() || !is_child(TEST, &variables) {
         return;
     }
     let allocations = || fs::read_to_string(&log).map_or(0, |text| text.lines().count());

@@ -8,7 +8,7 @@ use bantam_core::arena::ALIGNMENT;
 use bantam_core::backend::Feed;
 use bantam_core::{Backend, Batch, Cpu, CpuBackend, KvKind, Precision, Region, Serial};
 use bantam_cuda::{Card, CudaBackend, OneOf, Sizes};
-use bantam_cusim::{child, is_child, requires_card};
+use bantam_cusim::{child, is_child, requires_card, skips_card};
 use bantam_model::card::{Card as _, Manner, NoCard, Passage, Stretch};
 use bantam_model::decoder::Decoder;
 use bantam_model::engine::{Chunk, Engine, ExpertsMet, Placed, StepError, stored};
@@ -104,7 +104,7 @@ fn calls_since(log: &Path, first: usize) -> (Vec<String>, usize) {
 fn products_of_one_input_are_one_launch() {
     const TEST: &str = "products_of_one_input_are_one_launch";
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("launches.log");
-    if requires_card() || !is_child(TEST, &[("CUSIM_CALLS", path.to_str().expect("the path is UTF-8"))]) {
+    if skips_card() || !is_child(TEST, &[("CUSIM_CALLS", path.to_str().expect("the path is UTF-8"))]) {
         return;
     }
     const PRODUCTS: [&str; 6] = ["wide", "rows8", "coded", "table4", "count", "trits"];
@@ -302,7 +302,7 @@ fn a_step_is_a_few_calls_of_the_driver() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("calls.log");
     // A run that failed leaves it, and all of it is counted.
     let _ = fs::remove_file(&path);
-    if requires_card() || !is_child(TEST, &[("CUSIM_CALLS", path.to_str().expect("the path is UTF-8"))]) {
+    if skips_card() || !is_child(TEST, &[("CUSIM_CALLS", path.to_str().expect("the path is UTF-8"))]) {
         return;
     }
     let count = |calls: &[String], name| calls.iter().filter(|call| call.starts_with(name)).count();
@@ -333,7 +333,7 @@ fn a_step_is_a_few_calls_of_the_driver() {
 #[test]
 fn a_card_that_keeps_no_steps_computes_them() {
     const TEST: &str = "a_card_that_keeps_no_steps_computes_them";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     let Ok(wanted) = std::env::var("CUSIM_CASE") else {
@@ -363,7 +363,7 @@ fn a_card_that_keeps_no_steps_computes_them() {
 #[test]
 fn a_card_that_is_lost_before_the_first_step_leaves_the_processor() {
     const TEST: &str = "a_card_that_is_lost_before_the_first_step_leaves_the_processor";
-    if requires_card() || !is_child(TEST, &[("CUSIM_NO_GRAPH", "5")]) {
+    if skips_card() || !is_child(TEST, &[("CUSIM_NO_GRAPH", "5")]) {
         return;
     }
     let mut engine = load_for_two("gpt_neox");
@@ -557,7 +557,7 @@ fn what_passes_through_the_card_is_computed_as_what_stands_there() {
 #[test]
 fn every_event_of_the_ring_is_needed() {
     const TEST: &str = "every_event_of_the_ring_is_needed";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     let Ok(case) = std::env::var("CUSIM_DEAF") else {
@@ -577,7 +577,7 @@ fn every_event_of_the_ring_is_needed() {
 #[test]
 fn without_memory_for_a_ring_all_else_goes_on() {
     const TEST: &str = "without_memory_for_a_ring_all_else_goes_on";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     if std::env::var_os("CUSIM_REFUSED").is_none() {
@@ -685,7 +685,7 @@ fn a_model_moves_between_two_steps() {
 #[test]
 fn a_move_that_fails_leaves_the_processor() {
     const TEST: &str = "a_move_that_fails_leaves_the_processor";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     let Ok(case) = std::env::var("CUSIM_CASE") else {
@@ -756,7 +756,7 @@ fn placed_with(part: f64, passage: Passage) -> (Engine, Vec<f32>, Vec<u32>) {
 fn nothing_is_allocated_on_the_card_after_loading() {
     const TEST: &str = "nothing_is_allocated_on_the_card_after_loading";
     let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cusim.log");
-    if requires_card() || !is_child(TEST, &[("CUSIM_LOG", log.to_str().expect("the path is UTF-8"))]) {
+    if skips_card() || !is_child(TEST, &[("CUSIM_LOG", log.to_str().expect("the path is UTF-8"))]) {
         return;
     }
     let allocations = || fs::read_to_string(&log).map_or(0, |text| text.lines().count());
@@ -775,7 +775,7 @@ fn nothing_is_allocated_on_the_card_after_loading() {
 #[test]
 fn a_lost_card_leaves_the_processor() {
     const TEST: &str = "a_lost_card_leaves_the_processor";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     let Ok(part) = std::env::var("CUSIM_PART") else {

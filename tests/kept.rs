@@ -3,7 +3,7 @@
 
 use bantam_core::Cpu;
 use bantam_cuda::{Card, OneOf};
-use bantam_cusim::{child, is_child, requires_card};
+use bantam_cusim::{child, is_child, skips_card};
 use bantam_model::engine::{Engine, Placed};
 use bantam_model::plan::Options;
 use bantam_tests::{MODELS, model_folder, options, replies};
@@ -45,7 +45,7 @@ fn place(engine: &mut Engine, vram: usize) -> Placed {
 /// said twice over.
 #[test]
 fn what_is_set_aside_holds_every_call() {
-    if requires_card() || !is_child("what_is_set_aside_holds_every_call", &[]) {
+    if skips_card() || !is_child("what_is_set_aside_holds_every_call", &[]) {
         return;
     }
     let before = free();
@@ -67,7 +67,7 @@ fn what_is_set_aside_holds_every_call() {
 #[test]
 fn fewer_steps_are_kept_where_they_take_more_than_there_is() {
     const TEST: &str = "fewer_steps_are_kept_where_they_take_more_than_there_is";
-    if requires_card() || !is_child(TEST, &[("CUSIM_CALL_BYTES", "196608")]) {
+    if skips_card() || !is_child(TEST, &[("CUSIM_CALL_BYTES", "196608")]) {
         return;
     }
     let before = free();
@@ -100,7 +100,7 @@ fn fewer_steps_are_kept_where_they_take_more_than_there_is() {
 #[test]
 fn graphs_that_are_refused_are_done_without() {
     const TEST: &str = "graphs_that_are_refused_are_done_without";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     let Ok(case) = std::env::var("CUSIM_REFUSED") else {

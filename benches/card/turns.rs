@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bantam_core::{Cpu, KvKind, Precision, Trits};
+use bantam_core::{Cpu, Precision, Trits};
 use bantam_cuda::{Card, Counts, OneOf};
 use bantam_model::card::{Manner, NoCard, Passage};
 use bantam_model::checkpoint::Dtype;
@@ -93,11 +93,11 @@ impl Lengths {
         if scale.quick { QUICK } else { FULL }
     }
 
-    fn options(&self, model: &Model, cpu: Cpu, threads: usize) -> Options {
+    fn options(&self, model: &Model, spec: &ModelSpec, cpu: Cpu, threads: usize) -> Options {
         Options {
             context: self.prompt + 2 * self.tokens,
             chunk: self.prompt,
-            kv: KvKind::F16,
+            kv: spec.usual_kv(Precision::Fast, || true),
             precision: Precision::Fast,
             quantization: way(model.quantization),
             head: way("int8"),
@@ -116,7 +116,7 @@ impl Model {
         let config = shapes.iter().find(|(name, _)| *name == self.shape).map(|(_, config)| config);
         let spec = config.and_then(|config| ModelSpec::parse(config.as_bytes()).ok());
         let spec = spec.expect("a shape of the table is a model");
-        let options = Lengths::of(scale).options(self, cpu, threads);
+        let options = Lengths::of(scale).options(self, &spec, cpu, threads);
         Ok(Engine::synthesize(spec, Dtype::Bf16, options, cpu, threads)?)
     }
 }

@@ -91,6 +91,12 @@ impl Device {
         self.cards().iter().map(|card| Ok((card.label(), card.look()?))).collect()
     }
 
+    /// Whether there is a card among them, and all that are named.
+    #[must_use]
+    pub fn is_there(self) -> bool {
+        self.look().is_ok_and(|found| !found.is_empty())
+    }
+
     /// Looks at the cards, if it is any, before anything of a model is read. Of `vram` there is nothing (what is free),
     /// one figure for each card, or as many as cards.
     ///

@@ -47,9 +47,9 @@ pub struct Family {
     pub tied: bool,
     /// Key and value heads.
     pub kv_heads: KvHeads,
-    /// How they are stored by a run that computes fast where nobody says: in eight bits where every query head has its
-    /// own, so that the cache is the most of what a step reads beside weights; attention averages over what is rounded.
-    pub kv: KvKind,
+    /// How they are stored beside a card by a run that computes fast, where nobody says: in eight bits where every query
+    /// head has its own, and a small card would hold little else; attention averages over what is rounded.
+    pub kv_beside_card: KvKind,
     /// Channels of a head where `head_dim` is absent; `None`, as `null` there, divides the stream among the heads.
     pub head_width: Option<usize>,
     /// Scores are divided by the root of this; by that of a head's channels where there is no key.
@@ -442,7 +442,7 @@ const USUAL: Family = Family {
     window: None,
     tied: false,
     kv_heads: KvHeads::Grouped(None),
-    kv: KvKind::F16,
+    kv_beside_card: KvKind::F16,
     head_width: None,
     score_scale: None,
     score_cap: None,
@@ -479,7 +479,7 @@ pub static FAMILIES: &[Family] = &[
         rope_base: (&["rotary_emb_base", "rope_theta"], 10_000.0),
         rope_fraction: (&["rotary_pct", "partial_rotary_factor"], 0.25),
         kv_heads: KvHeads::All,
-        kv: KvKind::Int8,
+        kv_beside_card: KvKind::Int8,
         input_bias: Bias::Key("attention_bias", true),
         output_bias: Bias::Key("attention_bias", true),
         mlp_bias: Bias::Yes,

@@ -31,6 +31,15 @@ pub fn requires_card() -> bool {
     std::env::var_os("REQUIRE_GPU").is_some_and(|value| value == "1")
 }
 
+/// Whether a test cannot meet the real driver, since it tells the stand-in what to be like; it says so then.
+#[must_use]
+pub fn skips_card() -> bool {
+    if requires_card() {
+        println!("skipped: only a stand-in is like that when it is told to");
+    }
+    requires_card()
+}
+
 /// Runs the rest of a test in a process of its own. `true` in that process; elsewhere it has passed there, or there is
 /// nothing to run it with.
 #[must_use]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bantam_core::Cpu;
 use bantam_cuda::OneOf;
-use bantam_cusim::{child, is_child, requires_card};
+use bantam_cusim::{child, is_child, requires_card, skips_card};
 use bantam_model::card::Passage;
 use bantam_model::checkpoint::Checkpoint;
 use bantam_tests::{floats, model_folder, repository};
@@ -161,7 +161,7 @@ fn adapters_over_columns_in_another_order_are_the_processors() {
 #[test]
 fn the_bytes_that_are_said_are_those_that_are_taken() {
     const TEST: &str = "cards::the_bytes_that_are_said_are_those_that_are_taken";
-    if requires_card() || !is_watched(TEST, "log", "CUSIM_LOG") {
+    if skips_card() || !is_watched(TEST, "log", "CUSIM_LOG") {
         return;
     }
     let (scratch, model) = (Scratch::new("said-on-card"), model_folder("llama-tied"));
@@ -213,7 +213,7 @@ fn a_run_that_goes_on_with_the_same_card_has_the_same_bits() {
 #[test]
 fn a_card_that_is_lost_leaves_the_run_to_the_processor() {
     const TEST: &str = "cards::a_card_that_is_lost_leaves_the_run_to_the_processor";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     let (scratch, model) = (Scratch::new("card-lost"), model_folder("llama-tied"));
@@ -239,7 +239,7 @@ fn a_card_that_is_lost_leaves_the_run_to_the_processor() {
 #[test]
 fn memory_that_a_card_refuses_leaves_the_run_to_the_processor() {
     const TEST: &str = "cards::memory_that_a_card_refuses_leaves_the_run_to_the_processor";
-    if requires_card() {
+    if skips_card() {
         return;
     }
     if env::var_os("CUSIM_REFUSED").or_else(|| env::var_os("CUSIM_FULL")).is_none() {
@@ -281,7 +281,7 @@ fn memory_that_a_card_refuses_leaves_the_run_to_the_processor() {
 #[test]
 fn without_a_card_the_processor_computes_or_it_is_said_why_not() {
     const TEST: &str = "cards::without_a_card_the_processor_computes_or_it_is_said_why_not";
-    if requires_card() || !is_child(TEST, &[("CUSIM_DEVICES", "0")]) {
+    if skips_card() || !is_child(TEST, &[("CUSIM_DEVICES", "0")]) {
         return;
     }
     let (scratch, model) = (Scratch::new("card-none"), model_folder("llama-tied"));

@@ -166,7 +166,13 @@ impl Bench {
     }
 
     fn options(&self, spec: &ModelSpec) -> Options {
-        self.engine.options(spec, size(self.prompt_tokens.max(self.tokens + 1)), 1, 1)
+        self.engine.options(
+            spec,
+            || self.device.has_card(),
+            size(self.prompt_tokens.max(self.tokens + 1)),
+            1,
+            1,
+        )
     }
 
     fn rounds(&self, machine: &Machine, engine: &mut Engine) -> Result<Vec<Round>, Failure> {

@@ -49,6 +49,11 @@ impl DeviceFlags {
         self.device.unwrap_or(Device::Auto)
     }
 
+    /// Whether there is a card that would compute.
+    pub(crate) fn has_card(&self) -> bool {
+        self.device().is_there()
+    }
+
     /// Refuses what cannot be on this machine, and with a plan what of it no card would compute: before any weight is
     /// read.
     pub(crate) fn check(&self, plan: Option<&Plan>) -> Result<(), Failure> {

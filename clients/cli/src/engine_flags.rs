@@ -1,6 +1,7 @@
 //! Flags that decide how a model is held in memory and computed, the same for every verb.
 
 use bantam_core::{Cpu, KvKind, Precision, Trits};
+use bantam_daemon::cards::Device;
 use bantam_model::engine::Engine;
 use bantam_model::formats::on_load::{OnLoad, WAYS, way};
 use bantam_model::native::Native;
@@ -43,7 +44,8 @@ pub(crate) struct EngineFlags {
     /// How to compute: exact is float32 throughout, fast is bfloat16 and integer products [default: fast]
     #[arg(long, value_enum)]
     precision: Option<PrecisionName>,
-    /// How keys and values are stored [default: f32 for exact; for fast what suits the family, f16 or int8]
+    /// How keys and values are stored [default: f32 for exact; for fast f16, or int8 where a card computes and
+    /// the family is gpt_neox]
     #[arg(long, value_enum, value_name = "TYPE")]
     kv: Option<KvName>,
     /// Quantizes the matrices of the layers that are not yet: int8, nf4, bnb-4bit (nf4 with double quantization), fp4,
@@ -105,7 +107,7 @@ pub(crate) fn usual_options(spec: &ModelSpec, quantization: Option<&'static OnLo
         sequences: 1,
         chunk: CHUNK.min(context),
         logits_rows: 1,
-        kv: spec.usual_kv(Precision::Fast),
+        kv: spec.usual_kv(Precision::Fast, || Device::Auto.is_there()),
         precision: Precision::Fast,
         quantization,
         head: None,
@@ -125,6 +127,7 @@ impl EngineFlags {
     pub(crate) fn options(
         &self,
         spec: &ModelSpec,
+        has_card: impl FnOnce() -> bool,
         context: usize,
         sequences: usize,
         logits_rows: usize,
@@ -137,7 +140,7 @@ impl EngineFlags {
             Some(KvName::F32) => KvKind::F32,
             Some(KvName::F16) => KvKind::F16,
             Some(KvName::Int8) => KvKind::Int8,
-            None => spec.usual_kv(precision),
+            None => spec.usual_kv(precision, has_card),
         };
         // A step never has more tokens than all sequences together.
         let most = context.saturating_mul(sequences).max(1);

@@ -80,7 +80,8 @@ impl Perplexity {
             ));
         }
         let sequences = (STEP_TOKENS / window).clamp(1, WINDOWS_MAX);
-        let mut options = self.engine.options(&source.spec, window, sequences, LOGITS_ROWS);
+        let mut options =
+            self.engine.options(&source.spec, || self.device.has_card(), window, sequences, LOGITS_ROWS);
         source.plan(options, Cpu::detect())?;
         let ids = self.ids(&source, window)?;
         options.sequences = options.sequences.min(ids.len() / window);

@@ -1,6 +1,7 @@
 //! `bantam plan`: every byte of a run before it begins. It reads headers and never weights.
 
 use bantam_core::{Cpu, Region};
+use bantam_daemon::cards::Device;
 use bantam_daemon::carried;
 use bantam_model::engine::synthetic_plan;
 use bantam_model::formats::on_load::OnLoad;
@@ -174,9 +175,11 @@ impl PlanRun {
         })
     }
 
+    /// On the machine that is described, or on this one as a run would be.
     fn options(&self, spec: &ModelSpec) -> Options {
         let sequences = self.sequences.map_or(1, size);
-        self.engine.options(spec, self.context.of(spec), sequences, sequences)
+        let has_card = || self.placement.is_asked() || Device::Auto.is_there();
+        self.engine.options(spec, has_card, self.context.of(spec), sequences, sequences)
     }
 }
 

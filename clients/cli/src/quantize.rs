@@ -808,7 +808,7 @@ fn options(source: &Source, window: usize, precision: Precision) -> Options {
         cache_positions: None,
         chunk,
         logits_rows: LOGITS_ROWS.min(chunk),
-        kv: source.spec.usual_kv(precision),
+        kv: source.spec.usual_kv(precision, || false),
         precision,
         quantization: None,
         head: None,

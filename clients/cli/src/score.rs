@@ -62,7 +62,7 @@ impl Score {
         let ids = self.ids(&source)?;
         token_ids::check(&source, &ids)?;
         check_length(&source, ids.len())?;
-        let options = self.engine.options(&source.spec, ids.len(), 1, LOGITS_ROWS);
+        let options = self.engine.options(&source.spec, || self.device.has_card(), ids.len(), 1, LOGITS_ROWS);
         let plan = source.plan(options, Cpu::detect())?;
         written_file::check(&self.logits, &source.checkpoint, Some(&source.files))?;
         let shape = [ids.len(), source.spec.vocab];

@@ -55,7 +55,7 @@ impl Recipe {
             KvName::F32 => KvKind::F32,
             KvName::F16 => KvKind::F16,
             KvName::Int8 => KvKind::Int8,
-            KvName::Auto => spec.usual_kv(precision),
+            KvName::Auto => spec.usual_kv(precision, || settings.device.is_there()),
         });
         let usual = Some(settings.context).filter(|&context| context > 0).unwrap_or(CONTEXT);
         let context = asked.context.unwrap_or(usual.min(spec.context));

@@ -130,7 +130,8 @@ settings! {
     idle: Duration = "models.idle", ["10m"], span_or_never, "a span from 1s to 24h, or 0s";
     /// How models compute where a request does not say.
     load_precision: PrecisionName = "models.precision", ["fast"], |_| true, "exact or fast";
-    /// How keys and values are stored; auto is float32 for exact precision, for fast what suits the family.
+    /// How keys and values are stored; auto is float32 for exact precision, for fast float16, or what suits the family
+    /// where a card computes.
     load_kv: KvName = "models.kv", ["auto"], |_| true, "auto, f32, f16 or int8";
     /// Quantizes the matrices of the layers that are not yet while loading. Empty: as they are.
     load_quantization: String = "models.quantization", [""], |name| quantization(name),

@@ -118,8 +118,8 @@ pub struct ModelSpec {
     pub embedding_scale: f32,
     /// Bends logits towards this limit.
     pub logits_cap: Option<f32>,
-    /// How keys and values are stored by a run that computes fast; see [`ModelSpec::usual_kv`].
-    pub kv: KvKind,
+    /// How keys and values are stored beside a card; see [`ModelSpec::usual_kv`].
+    pub kv_beside_card: KvKind,
     /// Whether the head is the embedding.
     pub tied: bool,
     /// Ends of text that the configuration names.
@@ -140,11 +140,12 @@ impl ModelSpec {
         config.build(config.family()?)
     }
 
-    /// How keys and values are stored where nobody says.
-    pub fn usual_kv(&self, precision: Precision) -> KvKind {
+    /// How keys and values are stored where nobody says. Whether a card will compute is asked only where it matters.
+    pub fn usual_kv(&self, precision: Precision, has_card: impl FnOnce() -> bool) -> KvKind {
         match precision {
             Precision::Exact => KvKind::F32,
-            Precision::Fast => self.kv,
+            Precision::Fast if self.kv_beside_card != KvKind::F16 && has_card() => self.kv_beside_card,
+            Precision::Fast => KvKind::F16,
         }
     }
 
@@ -233,9 +234,10 @@ mod tests {
         for family in crate::families::FAMILIES.iter().filter(|family| family.told_by.is_empty()) {
             let json = format!(r#"{{"model_type":"{}",{base}}}"#, family.name);
             let spec = ModelSpec::parse(json.as_bytes()).expect("sound");
-            let fast = if family.name == "gpt_neox" { KvKind::Int8 } else { KvKind::F16 };
-            assert_eq!(spec.usual_kv(Precision::Fast), fast, "{}", family.name);
-            assert_eq!(spec.usual_kv(Precision::Exact), KvKind::F32, "{}", family.name);
+            let beside_card = if family.name == "gpt_neox" { KvKind::Int8 } else { KvKind::F16 };
+            assert_eq!(spec.usual_kv(Precision::Fast, || true), beside_card, "{}", family.name);
+            assert_eq!(spec.usual_kv(Precision::Fast, || false), KvKind::F16, "{}", family.name);
+            assert_eq!(spec.usual_kv(Precision::Exact, || true), KvKind::F32, "{}", family.name);
         }
     }
 

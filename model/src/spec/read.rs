@@ -88,7 +88,7 @@ impl Config<'_> {
             ropes: self.ropes(family, attention.head_width, context)?,
             embedding_scale: if family.scaled_embedding { (hidden as f64).sqrt() as f32 } else { 1.0 },
             logits_cap: self.cap(family.logits_cap)?,
-            kv: family.kv,
+            kv_beside_card: family.kv_beside_card,
             tied: self.flag("tie_word_embeddings", family.tied)?,
             eos: self.eos()?,
             format,

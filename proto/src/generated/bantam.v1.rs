@@ -3069,7 +3069,7 @@ impl Precision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum KvType {
-    /// float32 for exact precision; for fast what suits the model's family: int8 for gpt_neox, float16 for all others.
+    /// float32 for exact precision; for fast float16, or int8 where a card computes and the family is gpt_neox.
     Unspecified = 0,
     /// float32.
     F32 = 1,

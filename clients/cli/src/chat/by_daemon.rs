@@ -63,7 +63,13 @@ impl Far {
         if let Some(source) = &source {
             // What would be refused without a daemon is refused in the same words.
             source.plan(
-                chat.engine.options(&source.spec, chat.context.of(&source.spec), 1, 1),
+                chat.engine.options(
+                    &source.spec,
+                    || chat.device.has_card(),
+                    chat.context.of(&source.spec),
+                    1,
+                    1,
+                ),
                 Cpu::detect(),
             )?;
             chat_template(source)?;
@@ -75,7 +81,13 @@ impl Far {
             Step::Without => return Ok(Step::Without),
         };
         if let Some(source) = &source {
-            let options = chat.engine.options(&source.spec, chat.context.of(&source.spec), 1, 1);
+            let options = chat.engine.options(
+                &source.spec,
+                || chat.device.has_card(),
+                chat.context.of(&source.spec),
+                1,
+                1,
+            );
             run::warn_of_overlooked(source, &source.plan(options, Cpu::detect())?);
         }
         if !model.can_chat {

@@ -146,7 +146,7 @@ impl Chat {
     fn here(&self) -> Result<Here, Failure> {
         let source = self.adapter.beside(self.model.open()?)?;
         let context = self.context.of(&source.spec);
-        let options = self.engine.options(&source.spec, context, 1, 1);
+        let options = self.engine.options(&source.spec, || self.device.has_card(), context, 1, 1);
         run::warn_of_overlooked(&source, &source.plan(options, Cpu::detect())?);
         let template = Template::of(&source, &self.template)?;
         let text = source.text()?;

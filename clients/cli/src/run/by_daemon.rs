@@ -44,7 +44,13 @@ impl Run {
             Step::Without => return Ok(Some((prompt, source))),
         };
         if let Some(source) = &source {
-            let options = self.engine.options(&source.spec, self.context.of(&source.spec), 1, 1);
+            let options = self.engine.options(
+                &source.spec,
+                || self.device.has_card(),
+                self.context.of(&source.spec),
+                1,
+                1,
+            );
             warn_of_overlooked(source, &source.plan(options, Cpu::detect())?);
         }
         let request = self.request(&loaded.id, &prompt);
@@ -69,7 +75,10 @@ impl Run {
         }
         let Some(source) = source else { return Ok(true) };
         let context = self.context.of(&source.spec);
-        source.plan(self.engine.options(&source.spec, context, 1, 1), Cpu::detect())?;
+        source.plan(
+            self.engine.options(&source.spec, || self.device.has_card(), context, 1, 1),
+            Cpu::detect(),
+        )?;
         if let Prompt::Ids(ids) = prompt {
             token_ids::check(source, ids)?;
             check_length(source, ids.len(), context)?;

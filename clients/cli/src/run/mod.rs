@@ -100,7 +100,7 @@ impl Run {
         let source = source.map_or_else(|| chosen_model::open(model.as_deref()), Ok)?;
         let source = self.adapter.beside(source)?;
         let context = self.context.of(&source.spec);
-        let options = self.engine.options(&source.spec, context, 1, 1);
+        let options = self.engine.options(&source.spec, || self.device.has_card(), context, 1, 1);
         warn_of_overlooked(&source, &source.plan(options, Cpu::detect())?);
         let text = match &prompt {
             Prompt::Ids(_) if !self.sampling.has_stop_strings() => source.text_if_any()?,

@@ -288,25 +288,18 @@ fn a_plan_adds_up_and_is_what_a_run_takes() {
 }
 
 #[test]
-fn keys_and_values_are_stored_as_suits_the_family_unless_somebody_says() {
+fn keys_and_values_are_stored_as_somebody_says_or_suits_the_family_beside_a_card() {
     let kv = |model: &str, flags: &[&str]| {
         let told = json(&[&["plan", &golden(model), "--json"][..], flags].concat());
         (told["options"]["kv"].as_str().unwrap().to_owned(), told["cache_bytes"].as_u64().unwrap())
     };
-    let (usual, bytes) = kv("gpt_neox", &[]);
-    assert_eq!(usual, "int8");
-    assert_eq!(kv("gpt_neox", &["--kv", "int8"]).1, bytes);
-    assert!(kv("gpt_neox", &["--kv", "f16"]).1 > bytes * 3 / 2);
+    // Here no card is asked for; `cards.rs` has one.
+    let (usual, bytes) = kv("gpt_neox", &["--kv", "f16"]);
+    assert_eq!(usual, "f16");
+    assert!(bytes > kv("gpt_neox", &["--kv", "int8"]).1 * 3 / 2);
     assert_eq!(kv("gpt_neox", &["--precision", "exact"]).0, "f32");
     assert_eq!(kv("gpt_neox", &["--precision", "exact", "--kv", "f16"]).0, "f16");
     assert_eq!((kv("llama-tied", &[]).0, kv("gpt_oss-bf16", &[]).0), ("f16".to_owned(), "f16".to_owned()));
-    // What is planned is what is taken.
-    let model = golden("gpt_neox");
-    let flags = ["--context", "100"];
-    let run = ["run", "--model", &model, "--ids", "1,2", "--max-new-tokens", "1", "--json"];
-    let run = json(&[&run[..], &flags].concat());
-    let plan = json(&[&["plan", &model, "--json"][..], &flags].concat());
-    assert_eq!(run["memory_bytes"], plan["bytes"]);
 }
 
 #[test]

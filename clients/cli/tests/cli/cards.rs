@@ -9,7 +9,7 @@ use std::process::{Output, Stdio};
 /// Variables of the environment.
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
-use bantam_cusim::{FOLDER, requires_card};
+use bantam_cusim::{FOLDER, requires_card, skips_card};
 use bantam_proto::v1;
 use bantam_proto::v1::job_service_client::JobServiceClient;
 use bantam_proto::v1::watch_response::Event;
@@ -26,7 +26,10 @@ const REPLY: [&str; 9] =
 
 /// The program with a card that is as `variables` say; nothing where there is no stand-in.
 fn with_card(arguments: &[&str], variables: &[(&str, &str)]) -> Option<Output> {
-    let folder = FOLDER.filter(|_| !requires_card()).or_else(|| {
+    if skips_card() {
+        return None;
+    }
+    let folder = FOLDER.or_else(|| {
         println!("skipped: no C++ compiler made a stand-in for the driver");
         None
     })?;
@@ -78,6 +81,28 @@ fn replies_are_the_same_on_a_card_and_with_a_part_of_the_model_there() {
     }
 }
 
+#[test]
+fn keys_and_values_beside_a_card_are_stored_as_suits_the_family() {
+    let model = golden("gpt_neox");
+    let kv = |flags: &[&str]| {
+        let plan = with_any_card(&[&["plan", &model, "--json"][..], flags].concat())?;
+        let plan: Value = serde_json::from_slice(&plan.stdout).unwrap();
+        Some((plan["options"]["kv"].clone(), plan["bytes"].clone()))
+    };
+    let Some((usual, bytes)) = kv(&["--context", "100"]) else { return };
+    assert_eq!(usual, "int8");
+    assert_eq!(kv(&["--kv", "f16"]).unwrap().0, "f16");
+    assert_eq!(kv(&["--precision", "exact"]).unwrap().0, "f32");
+    // What is planned is what is taken, and without the card it is another plan.
+    let taken = |device: &str| {
+        let run = ["run", "--model", &model, "--ids", "1,2", "--max-new-tokens", "1", "--json"];
+        let run = with_any_card(&[&run[..], &["--context", "100", "--device", device]].concat()).unwrap();
+        serde_json::from_slice::<Value>(&run.stdout).unwrap()["memory_bytes"].clone()
+    };
+    assert_eq!(taken("cuda"), bytes);
+    assert!(taken("cpu").as_u64() > bytes.as_u64());
+}
+
 /// Bytes of one card that a model does not fit into, and two hold.
 fn of_two(model: &str) -> Option<String> {
     let whole = with_card(&run(model, &["--json", "--device", "cuda"]), &[])?;
@@ -123,7 +148,7 @@ fn replies_are_the_same_on_two_cards() {
 
 #[test]
 fn a_daemon_computes_on_two_cards_and_leaves_one() {
-    let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
+    let Some(folder) = FOLDER.filter(|_| !skips_card()) else { return };
     let model = golden("qwen3");
     let ask = || json(&run(&model, &["--json"]))["ids"].clone();
     let wanted = ask();
@@ -317,7 +342,7 @@ fn on_card() -> [u64; 3] {
 
 #[test]
 fn a_reply_goes_on_while_its_model_leaves_the_card_and_comes_back() {
-    let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
+    let Some(folder) = FOLDER.filter(|_| !skips_card()) else { return };
     let model = golden("gpt_neox");
     let mut long = run(&model, &[]);
     let count = long.iter().position(|flag| *flag == "--max-new-tokens").unwrap();
@@ -361,7 +386,7 @@ fn a_reply_goes_on_while_its_model_leaves_the_card_and_comes_back() {
 
 #[test]
 fn models_share_the_card() {
-    let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
+    let Some(folder) = FOLDER.filter(|_| !skips_card()) else { return };
     let [first, second] = ["gpt_neox", "qwen3"].map(golden);
     let _served = Served::start_with(&[], &[("LD_LIBRARY_PATH", folder)]);
     let load = |model: &str| {
@@ -392,7 +417,7 @@ fn models_share_the_card() {
 
 #[test]
 fn a_daemon_computes_on_a_card_and_outlives_it() {
-    let Some(folder) = FOLDER.filter(|_| !requires_card()) else { return };
+    let Some(folder) = FOLDER.filter(|_| !skips_card()) else { return };
     let model = golden("gpt_neox");
     let ask = || bantam(&run(&model, &["--json"]));
     let ids = |output: Output| serde_json::from_str::<Value>(&answer(output)).unwrap()["ids"].clone();
@@ -455,7 +480,7 @@ fn over(runtime: &Runtime, client: &mut JobServiceClient<Channel>, job: &v1::Job
 /// What a job may take of a card is off what models may have there, for as long as it is there.
 #[test]
 fn a_training_job_has_its_part_of_the_card_from_the_models() {
-    let Some(driver) = FOLDER.filter(|_| !requires_card()) else { return };
+    let Some(driver) = FOLDER.filter(|_| !skips_card()) else { return };
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cards-job");
     let yaml =
         fs::read_to_string(training(&folder)).unwrap().replace("max_steps: 1\n", "max_steps: 100000\n");

@@ -2,7 +2,7 @@
 //! activations, the ring that weights pass through and the steps that are kept, all of it together.
 
 use bantam_core::{Cpu, KvKind, Precision};
-use bantam_model::card::RING_SLOTS;
+use bantam_model::card::{Passage, RING_SLOTS};
 use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::{Placed, synthetic_plan};
 use bantam_model::formats::on_load::WAYS;
@@ -102,7 +102,7 @@ fn check(plan: &Plan, budgets: &[usize]) -> Result<bool, TestCaseError> {
         .iter()
         .map(|portion| budgets[portion.card[0].parse::<usize>().expect("a number")])
         .collect();
-    prop_assert!(found.ring_bytes <= Placed::host_bytes(plan, &taken), "{:?}", found);
+    prop_assert!(found.ring_bytes <= Placed::host_bytes(plan, &taken, Passage::Measured), "{:?}", found);
     prop_assert!(found.ring_bytes <= taken.iter().sum::<usize>() / 16, "{:?} within {:?}", found, budgets);
     prop_assert!(
         found.ring_bytes == 0 || found.kept_bytes == 0,

@@ -621,7 +621,7 @@ fn whether_weights_pass_is_measured() {
         let placed = engine.place(&OneOf(0), Some(vram as u64)).cloned().expect("it is there");
         println!("{model}: weights pass from {:?} on", placed.passes_from);
         assert_eq!(placed.ring_bytes, placed.passes_from.map_or(0, |_| planned.ring_bytes));
-        let most = engine.plan().bytes() + Placed::host_bytes(engine.plan(), &[vram]);
+        let most = engine.plan().bytes() + Placed::host_bytes(engine.plan(), &[vram], Passage::Measured);
         assert!(
             placed.ring_refused == 0 && engine.memory_bytes() <= most,
             "{} of {most}",

@@ -79,24 +79,59 @@ pub enum Passage {
     Measured,
     /// From so many, whatever it costs, with pieces as small as they can be: for tests.
     From(usize),
+    /// In every step, whatever it costs.
+    Always,
     /// Never: no memory is taken for it.
     Never,
 }
 
-/// How a model is put on cards. Whatever is not the default is there to be measured beside it.
+/// What of a model stands on a card that does not hold all of it, as people choose it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Residency {
+    /// Shares of every layer, so that card and processor compute side by side; weights pass through the card where
+    /// that is faster.
+    #[default]
+    Auto,
+    /// The same shares stay, and all other weights pass through the card in every step.
+    Pinned,
+    /// Nothing stays that another layer could need the room of. A step needs all layers in their order, so that the one
+    /// that was used longest ago is always the next: every weight passes in every step.
+    Lru,
+}
+
+impl Residency {
+    /// By their names.
+    pub const ALL: [(&str, Residency); 3] =
+        [("auto", Residency::Auto), ("pinned", Residency::Pinned), ("lru", Residency::Lru)];
+}
+
+impl From<Residency> for Manner {
+    fn from(residency: Residency) -> Manner {
+        let always = Manner { passage: Passage::Always, ..Manner::default() };
+        match residency {
+            Residency::Auto => Manner::default(),
+            Residency::Pinned => always,
+            Residency::Lru => Manner { stays: false, ..always },
+        }
+    }
+}
+
+/// How a model is put on cards. What no [`Residency`] is, is there to be measured beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Manner {
     /// When weights pass through that do not stand there.
     pub passage: Passage,
     /// Whether a layer stands there as a whole or not at all, from the last one on; on one card.
     pub whole_layers: bool,
+    /// Whether anything of layers stays there where not all has room.
+    pub stays: bool,
     /// Whether a card that has all of a model keeps its steps, see [`Card::keep`].
     pub keeps: bool,
 }
 
 impl Default for Manner {
     fn default() -> Self {
-        Manner { passage: Passage::Measured, whole_layers: false, keeps: true }
+        Manner { passage: Passage::Measured, whole_layers: false, stays: true, keeps: true }
     }
 }
 

@@ -254,8 +254,8 @@ impl Placed {
     }
 
     /// Bytes of this machine's own memory that cards of so many take beside the plan, at most.
-    pub fn host_bytes(plan: &Plan, vram: &[usize]) -> usize {
-        Shards::host_bytes(plan, vram)
+    pub fn host_bytes(plan: &Plan, vram: &[usize], passage: Passage) -> usize {
+        Shards::host_bytes(plan, vram, passage)
     }
 
     /// How its cards are spelled.

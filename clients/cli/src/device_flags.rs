@@ -1,7 +1,7 @@
 //! Flags that decide what computes a model, and the line that says so.
 
 use bantam_daemon::cards::{Device, nth};
-use bantam_model::card::{NoCard, Seen};
+use bantam_model::card::{NoCard, Residency, Seen};
 use bantam_model::engine::{Engine, Placed, Portion};
 use bantam_model::plan::Plan;
 use clap::Args;
@@ -23,6 +23,15 @@ pub(crate) struct DeviceFlags {
     /// Memory of the card that the model may take, such as 4GiB, or 4GiB,8GiB of two [default: what is free]
     #[arg(long, value_name = "BYTES", value_parser = models::bytes, value_delimiter = ',')]
     vram: Vec<u64>,
+    /// What of a model stands on a card that does not hold all of it: auto (shares of every layer, both compute), pinned
+    /// (the same, and all else passes through the card for every token), lru (nothing, all passes) [default: auto]
+    #[arg(long, value_name = "POLICY", value_parser = residency)]
+    residency: Option<Residency>,
+}
+
+fn residency(text: &str) -> Result<Residency, String> {
+    let found = Residency::ALL.iter().find(|(name, _)| *name == text);
+    found.map(|(_, residency)| *residency).ok_or_else(|| "expected auto, pinned or lru".to_owned())
 }
 
 fn device(text: &str) -> Result<Device, String> {
@@ -31,14 +40,16 @@ fn device(text: &str) -> Result<Device, String> {
 
 impl DeviceFlags {
     fn is_given(&self) -> bool {
-        self.device.is_some() || !self.vram.is_empty()
+        self.device.is_some() || !self.vram.is_empty() || self.residency.is_some()
     }
 
     /// A daemon that can do it: where its models go is for its own settings to say.
     pub(crate) fn find(&self, adapter: &AdapterFlag, daemon: &DaemonFlags) -> Result<Option<Link>, Failure> {
         match adapter.find(daemon)? {
             Some(link) if self.is_given() => {
-                link.cannot::<()>("where its models are computed is said by its setting models.device")?;
+                link.cannot::<()>(
+                    "where its models are computed is said by its settings models.device and residency",
+                )?;
                 Ok(None)
             }
             link => Ok(link),
@@ -88,6 +99,7 @@ impl DeviceFlags {
     /// Puts a model that was just loaded where it is to be.
     pub(crate) fn place(&self, engine: &mut Engine) -> Result<(), Failure> {
         let device = self.device();
+        engine.set_manner(self.residency.unwrap_or_default().into());
         match (device.place(engine, &|card| nth(&self.vram, card)), device) {
             (Ok(None), _) => {}
             (Ok(Some(placed)), _) => {
@@ -148,10 +160,14 @@ fn portion_line(portion: &Portion, is_one_of_several: bool) -> String {
 fn passage(placed: &Placed) -> String {
     let bytes = |bytes: usize| output::bytes(bytes as u64);
     match (placed.passes_from, placed.ring_refused) {
-        (Some(tokens), _) => format!(
-            "; from {tokens} tokens at once on, its weights pass through {} of the card, which multiplies them",
-            bytes(placed.ring_bytes)
-        ),
+        (Some(tokens), _) => {
+            let since = match tokens {
+                1 => "in every step".to_owned(),
+                _ => format!("from {tokens} tokens at once on"),
+            };
+            let ring = bytes(placed.ring_bytes);
+            format!("; {since}, its weights pass through {ring} of the card, which multiplies them")
+        }
         (None, 0) => String::new(),
         (None, refused) => format!(
             "; of prompts too, since there are no {} here and on the card that weights could pass through",

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bantam_model::card::Residency;
+
 use crate::cards::Device;
 
 /// What a setting holds. Every source gives text; files and lists give several items.
@@ -162,6 +164,17 @@ impl Value for Budget {
             Self::Bytes(bytes) => Bytes(*bytes).show(),
             Self::Percent(share) => quoted(&format!("{share}%")),
         }
+    }
+}
+
+impl Value for Residency {
+    fn parse(text: &str) -> Option<Self> {
+        Residency::ALL.iter().find(|(name, _)| *name == text).map(|(_, residency)| *residency)
+    }
+    fn show(&self) -> String {
+        let name =
+            Residency::ALL.iter().find(|(_, residency)| residency == self).map_or("", |(name, _)| name);
+        quoted(name)
     }
 }
 

@@ -98,8 +98,8 @@ impl Shards {
 
     /// Bytes of this machine that cards of so many take for a plan, at most: activations on the way between both, and
     /// what is pinned.
-    pub(crate) fn host_bytes(plan: &Plan, vram: &[usize]) -> usize {
-        let slot = |vram| passing::slot_bytes(plan, vram, Passage::Measured);
+    pub(crate) fn host_bytes(plan: &Plan, vram: &[usize], passage: Passage) -> usize {
+        let slot = |vram| passing::slot_bytes(plan, vram, passage);
         let ring = |vram: &usize| slot(*vram).map_or(0, |bytes| RING_SLOTS * bytes);
         let each = |vram| Self::needs(plan, 0, 0).pinned() + ring(vram);
         scratch(plan).bytes + routing(plan).bytes + vram.iter().map(each).sum::<usize>()

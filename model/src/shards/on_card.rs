@@ -135,7 +135,9 @@ impl OnCard {
     pub(crate) fn in_manner(plan: &Plan, budgets: &[usize], manner: Manner) -> Option<OnCard> {
         match budgets {
             [budget] if manner.whole_layers => OnCard::whole_layers(plan, *budget),
-            _ => OnCard::with_ring(plan, budgets, manner.passage),
+            // A second card would hold something for good.
+            [_, _, ..] if !manner.stays => None,
+            _ => OnCard::with_ring(plan, budgets, manner),
         }
     }
 
@@ -143,7 +145,8 @@ impl OnCard {
     /// with its cache and whatever else it needs.
     fn whole_layers(plan: &Plan, budget: usize) -> Option<OnCard> {
         let (of, count) = (&plan.weights, plan.weights.layers.len());
-        let all = OnCard::with_ring(plan, &[budget], Passage::Never)?;
+        let all =
+            OnCard::with_ring(plan, &[budget], Manner { passage: Passage::Never, ..Manner::default() })?;
         if all.is_whole {
             return Some(all);
         }
@@ -189,7 +192,7 @@ impl OnCard {
     }
 
     /// As much as so many bytes of each card can be, with a ring for the rest where that is wanted and has room.
-    pub(crate) fn with_ring(plan: &Plan, budgets: &[usize], passage: Passage) -> Option<OnCard> {
+    pub(crate) fn with_ring(plan: &Plan, budgets: &[usize], manner: Manner) -> Option<OnCard> {
         let mut without = OnCard::fill(plan, budgets)?;
         if without.has_all_layers() {
             if without.is_whole && budgets.len() == 1 {
@@ -200,22 +203,23 @@ impl OnCard {
             return Some(without);
         }
         let least = budgets.iter().copied().min()?;
-        let with = slot_bytes(plan, least, passage).and_then(|slot| {
+        let with = slot_bytes(plan, least, manner.passage).and_then(|slot| {
             let left = budgets.iter().map(|budget| budget.checked_sub(RING_SLOTS * slot));
             // What a product needs beside its matrix stands there for all.
-            let filled = OnCard::fill_with(plan, &left.collect::<Option<Vec<_>>>()?, true)?;
-            filled.is_worth_it().then_some(OnCard { ring: Some(slot), ..filled })
+            let filled = OnCard::fill_with(plan, &left.collect::<Option<Vec<_>>>()?, true, manner.stays)?;
+            (filled.is_worth_it() || !manner.stays).then_some(OnCard { ring: Some(slot), ..filled })
         });
-        Some(with.unwrap_or(without))
+        with.or(Some(without).filter(|_| manner.stays))
     }
 
     /// As much as so many bytes of weights and cache can be; `None` where not even what every layer needs has room.
     fn fill(plan: &Plan, budgets: &[usize]) -> Option<OnCard> {
-        OnCard::fill_with(plan, budgets, false)
+        OnCard::fill_with(plan, budgets, false, true)
     }
 
-    /// The same, with or without what products need beside their matrices, wherever these stand.
-    fn fill_with(plan: &Plan, budgets: &[usize], with_beside: bool) -> Option<OnCard> {
+    /// The same, with or without what products need beside their matrices, wherever these stand, and with or without
+    /// attention and blocks.
+    fn fill_with(plan: &Plan, budgets: &[usize], with_beside: bool, with_layers: bool) -> Option<OnCard> {
         let (mut weights, mut caches) = (Pieces::new(Region::Weights), Pieces::new(Region::Cache));
         let of = &plan.weights;
         let layers = ranges(plan, budgets)?;
@@ -244,7 +248,10 @@ impl OnCard {
             if !(has_small && must.iter().all(|slot| weights.take(&[*slot], &mut left))) {
                 return None;
             }
+            let withheld = if with_layers { 0 } else { left };
+            left -= withheld;
             let (heads, by_heads) = weights.take_attention(&mut caches, plan, range, &mut left);
+            left += withheld;
             found.attention[0] += heads;
             found.by_heads.extend(by_heads);
             let head: Vec<Slot> = slots(&of.head).collect();
@@ -252,6 +259,7 @@ impl OnCard {
                 let share = left as f64 / of.head.matrix.slot.bytes.max(1) as f64;
                 weights.take_rows(&of.head, share, &mut left);
             }
+            left = if with_layers { left } else { 0 };
             let (blocks, stacks) = weights.take_blocks(&of.layers[range.clone()], &mut left);
             (0..2).for_each(|i| found.blocks[i] += blocks[i]);
             if budgets.len() > 1 && heads == 0 && blocks[0] == 0 {
@@ -323,7 +331,7 @@ impl OnCard {
 
     /// Whether anything of the model is computed there.
     pub(crate) fn is_worth_it(&self) -> bool {
-        self.attention[0] > 0 || self.blocks[0] > 0
+        self.attention[0] > 0 || self.blocks[0] > 0 || self.ring.is_some()
     }
 
     /// Every piece of the weights: where it is in the host's region, and where on the card.

@@ -50,7 +50,7 @@ pub(super) struct Passed {
 }
 
 /// Bytes of a ring's slots for a plan and what it may take of a card; `None` where there is no ring. It takes at most a
-/// sixteenth, since whatever stands there is worth more.
+/// sixteenth, since whatever stands there is worth more, unless somebody wants it anyway.
 pub(super) fn slot_bytes(plan: &Plan, budget: usize, passage: Passage) -> Option<usize> {
     let matrices = || plan.weights.layers.iter().flat_map(linears).map(|linear| linear.matrix);
     let tile = |matrix: &Matrix| matrix.layout.tile_bytes(matrix.width());
@@ -60,7 +60,7 @@ pub(super) fn slot_bytes(plan: &Plan, budget: usize, passage: Passage) -> Option
     match passage {
         Passage::Never => None,
         Passage::Measured => Some(most).filter(|&bytes| bytes >= least),
-        Passage::From(_) => Some(most.max(least)),
+        Passage::Always | Passage::From(_) => Some(most.max(least)),
     }
 }
 
@@ -229,6 +229,7 @@ impl Shard {
     pub(super) fn choose(&mut self, host: &mut Host, plan: &Plan, passage: Passage) {
         let from = match passage {
             Passage::From(rows) => Some(rows),
+            Passage::Always if self.ring.is_some() => Some(1),
             Passage::Measured if self.ring.is_some() => self.measured(host, plan),
             _ => None,
         };

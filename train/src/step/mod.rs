@@ -362,6 +362,7 @@ impl Training {
         match (known, passage) {
             (Some(from), _) => beside.set_from(from),
             (None, Passage::From(rows)) => beside.set_from([rows; 2]),
+            (None, Passage::Always) => beside.set_from([1; 2]),
             (None, _) => {
                 let form = form(bare.cpu, self.halves);
                 beside.measure(&Products { bare, lows, dropout: None, form, beside: None });

@@ -78,6 +78,13 @@ fn replies_are_the_same_on_a_card_and_with_a_part_of_the_model_there() {
             assert_eq!(String::from_utf8_lossy(&divided.stdout), streamed, "{errors}");
             assert!(errors.contains("the processor computes the rest"), "{errors}");
         }
+        let vram = (beside + (bytes("weight_bytes") + bytes("cache_bytes")) * 3 / 5).to_string();
+        for residency in ["pinned", "lru"] {
+            let passing = with_any_card(&run(&model, &["--vram", &vram, "--residency", residency])).unwrap();
+            let errors = said(&passing);
+            assert_eq!(String::from_utf8_lossy(&passing.stdout), streamed, "{errors}");
+            assert!(errors.contains("in every step, its weights pass through"), "{errors}");
+        }
     }
 }
 
@@ -136,6 +143,7 @@ fn replies_are_the_same_on_two_cards() {
         (["--device", "cuda:0,0", "--vram", "1MiB"], "several with commas between them"),
         (["--device", "cuda:0,1", "--vram", "1MiB,1MiB,1MiB"], "of which there are 2, found 3"),
         (["--device", "cuda:0,1", "--vram", "1MiB,257MiB"], "all that cuda:1 (cusim) has"),
+        (["--device", "cuda:0", "--residency", "mru"], "expected auto, pinned or lru"),
     ] {
         let refused = with_card(&run(&model, &flags), two).unwrap();
         assert!(

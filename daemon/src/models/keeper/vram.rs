@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use bantam_model::card::NoCard;
+use bantam_model::card::{Manner, NoCard};
 use bantam_model::engine::{Engine, LoadError, Placed};
 use bantam_model::plan::Plan;
 use bantam_model::source::SourceError;
@@ -213,13 +213,15 @@ impl Shared {
         }
         let bytes = |card: &Card| usize::try_from(card.bytes).unwrap_or(usize::MAX);
         let bytes: Vec<usize> = self.cards().iter().flatten().map(bytes).collect();
-        if bytes.is_empty() { 0 } else { Placed::host_bytes(plan, &bytes) as u64 }
+        let Manner { passage, .. } = self.settings.residency.into();
+        if bytes.is_empty() { 0 } else { Placed::host_bytes(plan, &bytes, passage) as u64 }
     }
 
     /// Puts a model that was just loaded on the cards, as far as others have left room. To be called in
     /// [`Shared::turn`], which is to last until the model is known as resident.
     pub(super) fn place(&self, engine: &mut Engine) -> Result<(), Unusable> {
         let device = self.settings.device;
+        engine.set_manner(self.settings.residency.into());
         let placed = match self.left() {
             Ok(left) if left.is_empty() => return Ok(()),
             Ok(left) if left.iter().all(|left| *left == Some(0)) => Err(NoCard::TooSmall(format!(

@@ -146,7 +146,7 @@ impl CardPlan {
         let most = largest.min(RING_BYTES as usize / RING_SLOTS).min(budget / (RING_SHARE * RING_SLOTS));
         match passage {
             Passage::Never => 0,
-            Passage::Measured => most / ALIGNMENT * ALIGNMENT,
+            Passage::Measured | Passage::Always => most / ALIGNMENT * ALIGNMENT,
             Passage::From(_) => self.entries.iter().map(Entry::least_bytes).max().unwrap_or(0),
         }
     }

@@ -55,7 +55,7 @@ class _KvType:
 class _KvTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KvType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     KV_TYPE_UNSPECIFIED: _KvType.ValueType  # 0
-    """float32 for exact precision, float16 for fast."""
+    """float32 for exact precision; for fast float16, or int8 where a card computes and the family is gpt_neox."""
     KV_TYPE_F32: _KvType.ValueType  # 1
     """float32."""
     KV_TYPE_F16: _KvType.ValueType  # 2
@@ -67,7 +67,7 @@ class KvType(_KvType, metaclass=_KvTypeEnumTypeWrapper):
     """How keys and values are stored."""
 
 KV_TYPE_UNSPECIFIED: KvType.ValueType  # 0
-"""float32 for exact precision, float16 for fast."""
+"""float32 for exact precision; for fast float16, or int8 where a card computes and the family is gpt_neox."""
 KV_TYPE_F32: KvType.ValueType  # 1
 """float32."""
 KV_TYPE_F16: KvType.ValueType  # 2
@@ -291,11 +291,11 @@ class DeviceUse(_message.Message):
     budget_bytes: _builtins.int
     """What the daemon may use for models."""
     used_bytes: _builtins.int
-    """What models use that are resident or on their way in or out."""
+    """What models use that are resident or on their way in or out; of a card, what a training job may use as well."""
     pinned_bytes: _builtins.int
     """The part of it that is pinned."""
     referenced_bytes: _builtins.int
-    """The part of it that running requests hold; pinned models count here too."""
+    """The part of it that running requests and jobs hold; pinned models count here too."""
     def __init__(
         self,
         *,

@@ -13,7 +13,7 @@ use super::{Problem, Scale};
 const BUDGET: u64 = 4 << 30;
 /// Of what a tiny model needs of it.
 const QUICK_PART: f64 = 0.7;
-const WAYS: [Way; 4] = [Way::Ours, Way::Layers, Way::Passing, Way::Cores];
+const WAYS: [Way; 5] = [Way::Ours, Way::Layers, Way::Pinned, Way::Lru, Way::Cores];
 /// By how much a forecast may be wrong.
 const TOLERANCE: f64 = 0.15;
 
@@ -33,7 +33,8 @@ pub(crate) fn section(scale: Scale) -> Result<Section, Problem> {
          weights route as they do: `on card` is the part of the experts that a token was sent to and found there.\n\
          `same token` is one token over and over, which meets much the same experts: the most locality that these\n\
          weights have. `by it`: ours by that way. `foretold`: by the planner for this machine as measured above, all\n\
-         experts alike. `passing`: what fits stays on the card, all other matrices pass through it for every token.\n",
+         experts alike. `pinned`: what fits stays on the card, all other matrices pass through it for every token;\n\
+         `lru`: all of them do.\n",
     );
     let names = [
         "model",
@@ -114,7 +115,9 @@ fn foretold(
     let policy = match way {
         Way::Ours | Way::Launched => Policy::Divided,
         Way::Layers => Policy::Layers,
-        Way::Passing => Policy::Pinned,
+        Way::Pinned => Policy::Pinned,
+        // Copied ahead, unlike what the planner has by this name.
+        Way::Lru => Policy::Streamed,
         Way::Cores => Policy::Cores,
     };
     if way == Way::Cores {
@@ -184,7 +187,9 @@ fn ask(section: &mut Section, model: &Model, found: &[Found]) {
         let what = format!("{}, the same with locality", model.name);
         by_layers(what, LOCAL_RATIO, &ours.same, &layers.same);
     }
-    for way in found {
+    // What the planner has no forecast for, such as all of a mixture passing, has a dash in the table.
+    let is_asked = |way: &&Found| way.foretold != [None; 2] || way.turns.refused.is_some();
+    for way in found.iter().filter(is_asked) {
         let turns = &way.turns;
         let kinds = [("decode", &turns.decode), ("prompt", &turns.prompt)];
         for ((kind, measured), foretold) in kinds.into_iter().zip(way.foretold) {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bantam_core::{Cpu, Precision, Trits};
 use bantam_cuda::{Card, Counts, OneOf};
-use bantam_model::card::{Manner, NoCard, Passage};
+use bantam_model::card::{Manner, NoCard, Residency};
 use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::{Chunk, Engine, ExpertsMet, Placed, StepError};
 use bantam_model::families::SHAPES;
@@ -135,7 +135,9 @@ pub(crate) enum Way {
     /// Whole layers there, the others here.
     Layers,
     /// The card computes all matrices; those that do not stand there pass through it for every token.
-    Passing,
+    Pinned,
+    /// The same, and none of a layer stands there.
+    Lru,
     /// The processor alone.
     Cores,
 }
@@ -146,7 +148,8 @@ impl Way {
             Way::Ours => "ours",
             Way::Launched => "ours, no graphs",
             Way::Layers => "whole layers",
-            Way::Passing => "passing",
+            Way::Pinned => "pinned",
+            Way::Lru => "lru",
             Way::Cores => "processor",
         }
     }
@@ -157,7 +160,8 @@ impl Way {
             Way::Ours | Way::Cores => plain,
             Way::Launched => Manner { keeps: false, ..plain },
             Way::Layers => Manner { whole_layers: true, ..plain },
-            Way::Passing => Manner { passage: Passage::From(1), ..plain },
+            Way::Pinned => Residency::Pinned.into(),
+            Way::Lru => Residency::Lru.into(),
         });
         if self == Way::Cores {
             engine.leave_card();

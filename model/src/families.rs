@@ -47,8 +47,8 @@ pub struct Family {
     pub tied: bool,
     /// Key and value heads.
     pub kv_heads: KvHeads,
-    /// How they are stored beside a card by a run that computes fast, where nobody says: in eight bits where every query
-    /// head has its own, and a small card would hold little else; attention averages over what is rounded.
+    /// How they are stored beside a card by a run that computes fast, where nobody says: in eight bits where every
+    /// query head has its own, and a small card would hold little else; attention averages over what is rounded.
     pub kv_beside_card: KvKind,
     /// Channels of a head where `head_dim` is absent; `None`, as `null` there, divides the stream among the heads.
     pub head_width: Option<usize>,

@@ -23,8 +23,8 @@ pub(crate) struct DeviceFlags {
     /// Memory of the card that the model may take, such as 4GiB, or 4GiB,8GiB of two [default: what is free]
     #[arg(long, value_name = "BYTES", value_parser = models::bytes, value_delimiter = ',')]
     vram: Vec<u64>,
-    /// What of a model stands on a card that does not hold all of it: auto (shares of every layer, both compute), pinned
-    /// (the same, and all else passes through the card for every token), lru (nothing, all passes) [default: auto]
+    /// What of a model stands on a card that does not hold it: auto (shares of every layer, both compute), pinned (the
+    /// same, and all else passes through the card for every token), lru (nothing, all passes) [default: auto]
     #[arg(long, value_name = "POLICY", value_parser = residency)]
     residency: Option<Residency>,
 }

@@ -150,8 +150,8 @@ settings! {
     /// Memory of each card that models may take together, until somebody changes it. 0: what is free when one is
     /// loaded.
     vram: Bytes = "models.vram", ["0"], |_| true, "bytes like \"4GiB\", or 0";
-    /// What of a model stands on a card that does not hold all of it: shares of every layer, so that both compute (auto),
-    /// the same with all else passing through the card for every token (pinned), or nothing, so that all passes (lru).
+    /// What of a model stands on a card that does not hold it: shares of every layer, so that both compute (auto), the
+    /// same with all else passing through the card for every token (pinned), or nothing, so that all passes (lru).
     residency: Residency = "models.residency", ["auto"], |_| true, "auto, pinned or lru";
     /// Whether repacked weights are kept in native files for the next start.
     native_files: bool = "models.native_files", ["true"], |_| true, "true or false";

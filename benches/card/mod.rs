@@ -2,7 +2,6 @@
 //! that is larger than what may be taken of the card. `record.rs` is the file that comes out.
 
 pub(crate) mod arguments;
-mod desk;
 mod models;
 mod policies;
 mod products;
@@ -18,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use bantam_cuda::{Absent, Fault};
+use bantam_cuda::{Absent, Fault, Unmeasured};
 use bantam_model::card::NoCard;
 use bantam_model::engine::{LoadError, StepError};
 
@@ -41,6 +40,9 @@ pub(crate) enum Problem {
     /// It failed.
     #[error(transparent)]
     Fault(#[from] Fault),
+    /// It could not be measured.
+    #[error(transparent)]
+    Unmeasured(#[from] Unmeasured),
     /// The model does not load.
     #[error(transparent)]
     Load(#[from] LoadError),

@@ -4,10 +4,9 @@
 use std::time::{Duration, Instant};
 
 use bantam_core::layouts::{LAYOUTS, Layout, TILE_ROWS};
-use bantam_cuda::TENSOR_FROM;
+use bantam_cuda::{Desk, Extent, TENSOR_FROM};
 use bantam_model::speed::Spread;
 
-use super::desk::{Desk, Extent};
 use super::record::Section;
 use super::{Problem, Scale};
 
@@ -62,7 +61,7 @@ const QUICK_LAYOUTS: usize = 5;
 pub(crate) fn section(scale: Scale) -> Result<Section, Problem> {
     let sizes = if scale.quick { &QUICK } else { &FULL };
     let mut section = Section::new("matvec");
-    let mut desk = Desk::new(sizes.extent)?;
+    let mut desk = Desk::new(0, sizes.extent)?;
     let mut layouts: Vec<&'static dyn Layout> = LAYOUTS.to_vec();
     if scale.quick {
         layouts.truncate(QUICK_LAYOUTS);

@@ -80,6 +80,19 @@ impl Machine {
         Some(self.timed(all, |_| ceiling::dot_int8(self.cpu, ROUNDS).map_or(0.0, |(check, _)| check as f32)))
     }
 
+    /// What a planner asks of a processor and its memory.
+    pub fn rates(&self) -> Rates {
+        // The first round wakes the threads.
+        let rounds = |rate: &dyn Fn() -> f64| {
+            let found: Vec<f64> = (0..=ROUNDS_COUNTED).map(|_| rate()).collect();
+            Spread::of(&found[1..]).median
+        };
+        Rates {
+            read: rounds(&|| self.read_bandwidth()),
+            compute: rounds(&|| self.int8().unwrap_or_else(|| self.float32())),
+        }
+    }
+
     fn timed(&self, amount: f64, work: impl Fn(usize) -> f32 + Sync) -> f64 {
         let check = Mutex::new(0.0f32);
         let start = Instant::now();
@@ -93,6 +106,17 @@ impl Machine {
     }
 }
 
+/// Of a machine without its cards; medians.
+#[derive(Debug, Clone, Copy)]
+pub struct Rates {
+    /// Bytes per second that all threads read of main memory.
+    pub read: f64,
+    /// Operations per second of all threads, on int8 where the processor has dot products of them.
+    pub compute: f64,
+}
+
+/// Rounds that a median is of.
+const ROUNDS_COUNTED: usize = 5;
 /// Long enough to outlast a scheduler's slice: about 30 ms.
 const ROUNDS: usize = 4_000_000;
 

@@ -36,6 +36,7 @@ mod score;
 mod serve;
 mod style;
 mod synthetic_shape;
+mod this_machine;
 mod token_ids;
 mod tokenize;
 mod top;

@@ -1,9 +1,10 @@
 //! `bantam plan --machine`: what of a model stands where on a machine that is described, and how fast it will be.
 
+use bantam_daemon::cards::Device;
 use bantam_model::card::CARDS_MOST;
 use bantam_model::engine;
 use bantam_model::placement::{
-    Forecast, MACHINES, Machine, POSITIONS_READ, Parts, Prefill, Question, Stand, Trace, stands,
+    Forecast, MACHINES, Machine, POSITIONS_READ, Parts, Prefill, Question, Stand, THIS, Trace, stands,
 };
 use bantam_model::plan::Plan;
 use bantam_model::spec::ModelSpec;
@@ -14,7 +15,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, refused, usage};
-use crate::{device_flags, models, output, style};
+use crate::{device_flags, models, output, style, this_machine};
 
 /// What is asked once more.
 const MORE_BYTES: u64 = 512 << 20;
@@ -25,7 +26,8 @@ const TRACE_BYTES_MAX: u64 = 256 << 20;
 #[derive(Args)]
 #[command(next_help_heading = "Placement")]
 pub(crate) struct PlacementFlags {
-    /// Shows what stands where on a described machine, and how fast it is expected to be; `list` names them
+    /// Shows what stands where on a described machine, or on `this` one as it is measured once, and how fast it is
+    /// expected to be; `list` names those that are described [default: this where a card is found]
     #[arg(long, value_name = "NAME")]
     machine: Option<String>,
     /// Its VRAM, such as 4GiB, or 4GiB,8GiB of two such cards [without --machine: of the first that is described]
@@ -59,6 +61,8 @@ impl PlacementFlags {
     pub(crate) fn list(&self) -> Option<String> {
         let row = |machine: &Machine| vec![machine.name.to_owned(), machine.about.to_owned()];
         let rows: Vec<Vec<String>> = MACHINES.iter().map(row).collect();
+        let this = vec![THIS.to_owned(), "this machine, measured once".to_owned()];
+        let rows: Vec<Vec<String>> = rows.into_iter().chain([this]).collect();
         (self.machine.as_deref() == Some("list")).then(|| output::table(&rows, &[false, false]))
     }
 
@@ -67,8 +71,12 @@ impl PlacementFlags {
         self.machine.is_some() || !self.vram.is_empty() || self.ram.is_some() || self.routing.is_some()
     }
 
-    fn machine(&self) -> Result<Machine, Failure> {
+    /// Of this one's card, the kernels that a layer of the plan runs count.
+    fn machine(&self, plan: &Plan) -> Result<Machine, Failure> {
+        let this = || this_machine::machine(plan.calls_per_layer());
         let mut machine = match self.machine.as_deref() {
+            Some(THIS) => this()?,
+            None if Device::Auto.is_there() => this()?,
             None => MACHINES[0],
             Some(name) => Machine::named(name).ok_or_else(|| {
                 usage(format!("--machine {name}: not a machine that is described; see --machine list"))
@@ -93,7 +101,7 @@ impl PlacementFlags {
 
     /// Places a model that is planned.
     pub(crate) fn place(&self, model: String, spec: &ModelSpec, plan: Plan) -> Result<Placed, Failure> {
-        let (machine, parts) = (self.machine()?, Parts::new(spec, &plan));
+        let (machine, parts) = (self.machine(&plan)?, Parts::new(spec, &plan));
         let trace = self.routing.as_deref().map(|path| trace_of(path, spec)).transpose()?;
         let question = Question { parts: &parts, machine: &machine, trace: trace.as_ref() };
         let auto = question.auto();
@@ -180,7 +188,7 @@ impl Placed {
             "model": self.model,
             "machine": {
                 "name": self.machine.name,
-                "measured": false,
+                "measured": self.is_measured(),
                 "vram_bytes": card.map(|card| card.vram_bytes),
                 "cards": self.cards.iter().map(|(bytes, _)| bytes).collect::<Vec<_>>(),
                 "ram_bytes": self.machine.ram_bytes,
@@ -280,14 +288,24 @@ impl Placed {
             self.on_card_told(),
             if self.auto.fits { self.more_told() } else { String::new() },
             if self.auto.fits { self.prefill_told() } else { self.lacking() },
-            faint(match self.is_traced || self.parts.experts() == 0 {
-                true => "expected for a machine that is described, and not measured",
-                false => {
-                    "expected for a machine that is described, and not measured; all experts are taken as equally \
-                     probable"
-                }
-            }),
+            faint(&self.source()),
         )
+    }
+
+    fn is_measured(&self) -> bool {
+        self.machine.name == THIS
+    }
+
+    /// Where the speeds come from.
+    fn source(&self) -> String {
+        let machine = match self.is_measured() {
+            true => "expected from what this machine was measured to do",
+            false => "expected for a machine that is described, and not measured",
+        };
+        match self.is_traced || self.parts.experts() == 0 {
+            true => machine.to_owned(),
+            false => format!("{machine}; all experts are taken as equally probable"),
+        }
     }
 
     fn memories(&self) -> String {

@@ -24,6 +24,46 @@ pub struct Card {
     pub half_rows: f64,
 }
 
+/// What was measured of a card; medians.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CardRates {
+    /// Bytes per second of a copy within the card, which counts what it reads and what it writes.
+    pub copy: f64,
+    /// Bytes per second of int8 weights that one token meets.
+    pub read: f64,
+    /// Bytes per second to it from pinned memory.
+    pub upload: f64,
+    /// Seconds until one side has what the other made.
+    pub exchange: f64,
+    /// Seconds of a kernel that does next to nothing, queued among such.
+    pub kernel: f64,
+    /// Operations per second of int8 weights, by two numbers of tokens.
+    pub many: [(usize, f64); 2],
+}
+
+impl CardRates {
+    /// The card as a planner takes it, with so many bytes of it and so many kernels for a layer.
+    pub fn card(&self, vram_bytes: u64, kernels: f64) -> Card {
+        let [(few, at_few), (many, at_many)] = self.many;
+        // Rates that rise with the rows r as r / (r + half): two of them tell half, and what they rise to.
+        let (few, many, ratio) = (few as f64, many as f64, at_many / at_few);
+        let least = 1.0 + 1e-6;
+        let ratio = ratio.clamp(least, many / few - 1e-6);
+        let half_rows = many * few * (ratio - 1.0) / (many - few * ratio);
+        Card {
+            count: 1,
+            vram_bytes,
+            reserved_bytes: 0,
+            read: self.read,
+            upload: self.upload,
+            exchange: self.exchange,
+            launch: kernels * self.kernel,
+            compute: at_many * (many + half_rows) / many,
+            half_rows,
+        }
+    }
+}
+
 /// A machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Machine {
@@ -44,6 +84,9 @@ pub struct Machine {
     /// Its card, if it has one.
     pub card: Option<Card>,
 }
+
+/// What a machine is called that was measured.
+pub const THIS: &str = "this";
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -127,6 +170,14 @@ pub static MACHINES: &[Machine] = &[
 ];
 
 impl Machine {
+    /// This one, as it was measured.
+    pub fn measured(read: f64, compute: f64, ram_bytes: u64, card: Option<Card>) -> Machine {
+        // How long threads take to wake within a layer is not measured.
+        let launch = MACHINES[0].launch;
+        let (name, about) = (THIS, "this machine, as it was measured");
+        Machine { name, about, ram_bytes, reserved_bytes: 0, read, compute, launch, card }
+    }
+
     /// The described machine of that name.
     pub fn named(name: &str) -> Option<Machine> {
         MACHINES.iter().find(|machine| machine.name == name).copied()

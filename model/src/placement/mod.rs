@@ -20,7 +20,7 @@ mod sweep;
 mod time;
 
 pub use experts::{Event, Habits, HotExperts};
-pub use machine::{Card, MACHINES, Machine};
+pub use machine::{Card, CardRates, MACHINES, Machine, THIS};
 pub use parts::{Block, LayerParts, POSITIONS_READ, Part, Parts};
 pub use policy::{Forecast, Policy, Question, RING_BYTES};
 pub use prefill::Prefill;

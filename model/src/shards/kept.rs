@@ -27,6 +27,13 @@ pub(crate) fn bytes(plan: &Plan) -> usize {
     calls * CALL_BYTES
 }
 
+impl Plan {
+    /// Calls of kernels for a token in a layer where a card computes it, at most, on average.
+    pub fn calls_per_layer(&self) -> f64 {
+        layers_calls(self) as f64 / self.weights.layers.len().max(1) as f64
+    }
+}
+
 /// Calls of kernels for tokens through all layers, and copies of what the host tells of them, at most.
 fn layers_calls(plan: &Plan) -> usize {
     let weights = &plan.weights;

@@ -110,6 +110,50 @@ fn keys_and_values_beside_a_card_are_stored_as_suits_the_family() {
     assert!(taken("cpu").as_u64() > bytes.as_u64());
 }
 
+#[test]
+fn this_machine_is_measured_once() {
+    let model = golden("llama-tied");
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("measured-machine");
+    let _ = fs::remove_dir_all(&cache);
+    let kept = cache.join("bantam/machine.json");
+    let of_cache = [("XDG_CACHE_HOME", cache.to_str().unwrap())];
+    let arguments = ["plan", &model, "--machine", "this", "--json"];
+    let machine = |output: Output| {
+        assert!(output.status.success(), "{}", said(&output));
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&told["machine"]["name"], &told["machine"]["measured"]), (&"this".into(), &true.into()));
+        assert!(
+            told["tokens_per_s"].as_f64().unwrap() > 0.0
+                && told["machine"]["ram_bytes_per_s"].as_f64() > Some(1e8)
+        );
+        let of = |key: &str| told["machine"][key].clone();
+        ["ram_bytes_per_s", "vram_bytes_per_s", "upload_bytes_per_s", "exchange_s"].map(of)
+    };
+    let Some(first) = with_card(&arguments, &of_cache) else { return };
+    let first = machine(first);
+    assert!(first[1].as_f64() > Some(0.0) && first[3].as_f64() > Some(0.0), "{first:?}");
+    assert_eq!(machine(with_card(&arguments, &of_cache).unwrap()), first);
+    // Where a card is found nobody need name this machine; what is asked of its memory counts.
+    let asked = with_card(&["plan", &model, "--vram", "1MiB", "--json"], &of_cache).unwrap();
+    let asked: Value = serde_json::from_slice(&asked.stdout).unwrap();
+    assert_eq!(
+        (&asked["machine"]["name"], &asked["machine"]["vram_bytes"]),
+        (&"this".into(), &(1 << 20).into())
+    );
+    // What is damaged is measured again, and so is another machine.
+    fs::write(&kept, "{\"of\": ").unwrap();
+    machine(with_card(&arguments, &of_cache).unwrap());
+    let without = program(&arguments).envs(of_cache).output().unwrap();
+    assert_eq!(machine(without)[1], Value::Null);
+    let without =
+        program(&["plan", &model, "--machine", "this", "--vram", "1GiB"]).envs(of_cache).output().unwrap();
+    assert!(
+        without.status.code() == Some(2) && said(&without).contains("this has no card"),
+        "{}",
+        said(&without)
+    );
+}
+
 /// Bytes of one card that a model does not fit into, and two hold.
 fn of_two(model: &str) -> Option<String> {
     let whole = with_card(&run(model, &["--json", "--device", "cuda"]), &[])?;

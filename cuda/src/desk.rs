@@ -3,28 +3,41 @@
 
 use bantam_core::layouts::{Layout, Shape, TILE_ROWS};
 use bantam_core::{Backend, Matrix, Precision, Product, Region, Slot};
-use bantam_cuda::{Card as Driven, CudaBackend, Fault, Sizes};
 use bantam_model::card::{Card, Stretch};
 
-use super::Problem;
+use crate::backend::{CudaBackend, Sizes};
+use crate::driver;
+use crate::fault::{Absent, Fault};
+
+/// Why a card is not measured.
+#[derive(Debug, thiserror::Error)]
+pub enum Unmeasured {
+    /// It is not there, or cannot be used.
+    #[error(transparent)]
+    Absent(#[from] Absent),
+    /// It failed.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+}
 
 /// What is laid out.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Extent {
+pub struct Extent {
     /// Bytes of matrices: copies that take turns.
-    pub(crate) weights: usize,
+    pub weights: usize,
     /// Bytes that are copied to as many beside them.
-    pub(crate) copied: usize,
+    pub copied: usize,
     /// Tokens at most.
-    pub(crate) tokens: usize,
+    pub tokens: usize,
     /// Columns of matrices.
-    pub(crate) columns: usize,
+    pub columns: usize,
     /// Floats of a result at most.
-    pub(crate) out: usize,
+    pub out: usize,
 }
 
 /// A card ready to be measured.
-pub(crate) struct Desk {
+#[derive(Debug)]
+pub struct Desk {
     backend: CudaBackend,
     extent: Extent,
     x: Slot,
@@ -35,8 +48,8 @@ pub(crate) struct Desk {
 const READ_ROWS: usize = 1 << 12;
 
 impl Desk {
-    /// Takes the memory, and fills what is copied.
-    pub(crate) fn new(extent: Extent) -> Result<Desk, Problem> {
+    /// Takes the memory of the card with this number, and fills what is copied.
+    pub fn new(number: usize, extent: Extent) -> Result<Desk, Unmeasured> {
         let mut work = 0;
         let mut slot = |floats: usize| {
             let offset = work;
@@ -54,7 +67,7 @@ impl Desk {
             tables: 64,
             results: 1 << 16,
         };
-        let mut backend = CudaBackend::new(Driven::open(0)?, Precision::Fast, sizes, panels)?;
+        let mut backend = CudaBackend::new(driver::Card::open(number)?, Precision::Fast, sizes, panels)?;
         let values: Vec<f32> = noise(extent.tokens * extent.columns);
         backend.upload(Region::Work, 0, bytemuck::cast_slice(&values));
         let values = noise(extent.copied / 4);
@@ -62,17 +75,18 @@ impl Desk {
         Ok(Desk { backend, extent, x, out })
     }
 
-    pub(crate) fn backend(&mut self) -> &mut CudaBackend {
+    /// What drives it.
+    pub fn backend(&mut self) -> &mut CudaBackend {
         &mut self.backend
     }
 
     /// Fails if the card did.
-    pub(crate) fn check(&self) -> Result<(), Problem> {
+    pub fn check(&self) -> Result<(), Unmeasured> {
         self.backend.fault().map_or(Ok(()), |fault| Err(fault.into()))
     }
 
     /// Copies of a matrix, as many as fit side by side or one.
-    pub(crate) fn matrices(&mut self, layout: &'static dyn Layout, rows: usize) -> Vec<Matrix> {
+    pub fn matrices(&mut self, layout: &'static dyn Layout, rows: usize) -> Vec<Matrix> {
         let shape = Shape { rows, columns: self.extent.columns };
         let tile_bytes = layout.tile_bytes(shape.columns);
         let bytes = shape.tiles() * tile_bytes;
@@ -90,21 +104,21 @@ impl Desk {
     }
 
     /// A product of the first rows of the input.
-    pub(crate) fn queue(&mut self, tokens: usize, matrix: &Matrix) {
+    pub fn queue(&mut self, tokens: usize, matrix: &Matrix) {
         let out = self.out.first(tokens * matrix.shape.rows);
         let product = Product { matrix: *matrix, bias: None, out, add: false };
         self.backend.matmul(tokens, self.x, &[product]);
     }
 
     /// Keeps products with one token as a graph, as decoding does; whether the card can.
-    pub(crate) fn keep(&mut self, matrices: &[Matrix]) -> bool {
+    pub fn keep(&mut self, matrices: &[Matrix]) -> bool {
         Card::begin(&mut self.backend);
         matrices.iter().for_each(|matrix| self.queue(1, matrix));
         Card::keep(&mut self.backend, Stretch::Logits { rows: &[0] }, usize::MAX).is_ok()
     }
 
     /// Seconds of what was kept.
-    pub(crate) fn kept_seconds(&mut self) -> Result<f64, Problem> {
+    pub fn kept_seconds(&mut self) -> Result<f64, Unmeasured> {
         let mut was_kept = true;
         let seconds = self.backend.seconds(|card| {
             was_kept &= Card::again(card, Stretch::Logits { rows: &[0] });
@@ -116,7 +130,7 @@ impl Desk {
     }
 
     /// Seconds of products that are queued one by one.
-    pub(crate) fn seconds(&mut self, tokens: usize, matrices: &[Matrix]) -> Result<f64, Problem> {
+    pub fn seconds(&mut self, tokens: usize, matrices: &[Matrix]) -> Result<f64, Unmeasured> {
         let (x, out) = (self.x, self.out);
         let seconds = self.backend.seconds(|card| {
             for matrix in matrices {
@@ -128,7 +142,7 @@ impl Desk {
     }
 
     /// Bytes per second of a copy within the card: every byte is read once and written once, and counted twice.
-    pub(crate) fn copy_rate(&mut self) -> Result<f64, Problem> {
+    pub fn copy_rate(&mut self) -> Result<f64, Unmeasured> {
         let bytes = self.extent.copied;
         let slot = |offset| Slot { region: Region::Cache, offset, bytes };
         let seconds = self.backend.seconds(|card| card.copy(slot(0), slot(bytes)))?;
@@ -136,7 +150,7 @@ impl Desk {
     }
 
     /// Bytes per second of a kernel that reads floats and writes next to nothing: the search for rows' largest.
-    pub(crate) fn read_rate(&mut self) -> Result<f64, Problem> {
+    pub fn read_rate(&mut self) -> Result<f64, Unmeasured> {
         let floats = self.extent.copied / 4;
         let rows = READ_ROWS.min(floats / 1024).max(1);
         let bytes = floats / rows * rows * 4;

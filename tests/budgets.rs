@@ -2,7 +2,7 @@
 //! activations, the ring that weights pass through and the steps that are kept, all of it together.
 
 use bantam_core::{Cpu, KvKind, Precision};
-use bantam_model::card::{Passage, RING_SLOTS};
+use bantam_model::card::{Manner, Passage, RING_SLOTS};
 use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::{Placed, synthetic_plan};
 use bantam_model::formats::on_load::WAYS;
@@ -85,7 +85,7 @@ fn case() -> impl Strategy<Value = (ModelSpec, Plan, Vec<f64>)> {
 fn check(plan: &Plan, budgets: &[usize]) -> Result<bool, TestCaseError> {
     let labels: Vec<String> = (0..budgets.len()).map(|at| at.to_string()).collect();
     let cards: Vec<(&str, usize)> = labels.iter().map(String::as_str).zip(budgets.iter().copied()).collect();
-    let Some(found) = Placed::forecast_on(plan, &cards) else { return Ok(false) };
+    let Some(found) = Placed::forecast_on(plan, &cards, Manner::default()) else { return Ok(false) };
     for portion in &found.each {
         let at: usize = portion.card[0].parse().expect("a number");
         prop_assert!(portion.bytes <= budgets[at], "{found:?} within {budgets:?}");

@@ -7,7 +7,7 @@ use std::path::Path;
 use bantam_core::{Cpu, KvKind, Precision};
 use bantam_cuda::{Card, OneOf};
 use bantam_cusim::{child, is_child, skips_card};
-use bantam_model::card::{Cards, NoCard, Passage};
+use bantam_model::card::{Cards, Manner, NoCard, Passage};
 use bantam_model::checkpoint::Dtype;
 use bantam_model::engine::{Chunk, Engine, Placed, StepError, synthetic_plan};
 use bantam_model::families::SHAPES;
@@ -117,7 +117,7 @@ fn shares_of_published_shapes_stay_within_budgets() {
             let (mut before, mut was_whole) = (0, false);
             for count in 1..=parts.len() {
                 let budgets = budgets(&parts[..count]);
-                let Some(found) = Placed::forecast_on(&plan, &budgets) else { continue };
+                let Some(found) = Placed::forecast_on(&plan, &budgets, Manner::default()) else { continue };
                 let held: usize = found.weight_bytes + found.cache_bytes;
                 assert!(held >= before, "{name} on {count} of {parts:?}: {held} after {before}");
                 assert!(!was_whole || held == before, "{name}: no other card is needed");

@@ -115,6 +115,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool, Problem> {
     let minutes = Duration::from_secs_f64(60.0 * arguments.minutes);
     let all = Scale { quick: arguments.quick, until: Instant::now() + minutes };
     let wanted: Vec<&str> = PARTS.iter().map(|part| part.name).filter(|name| arguments.wants(name)).collect();
+    // What cannot be written is better known before anything is measured.
+    write(&path, &record.text())?;
     let mut is_sound = true;
     for (at, name) in wanted.iter().enumerate() {
         println!("card: {name}");
@@ -147,5 +149,8 @@ fn write(path: &Path, text: &str) -> Result<(), Problem> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(at(folder))?;
     }
-    fs::write(path, text).map_err(at(path))
+    // Whatever ends this, what stands there is whole.
+    let making = path.with_extension("txt.making");
+    fs::write(&making, text).map_err(at(&making))?;
+    fs::rename(&making, path).map_err(at(path))
 }

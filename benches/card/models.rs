@@ -2,7 +2,7 @@
 //! without.
 
 use super::record::Section;
-use super::turns::{MODELS, Model, Turns, Way, median, take};
+use super::turns::{Lengths, MODELS, Model, Turns, Way, median, take};
 use super::{Problem, Scale};
 
 const WAYS: [Way; 2] = [Way::Ours, Way::Launched];
@@ -11,9 +11,10 @@ pub(crate) fn section(scale: Scale) -> Result<Section, Problem> {
     let mut section = Section::new("models");
     section.line(
         "Tokens per second of one sequence, logits on the host; medians and extremes of turns. Allocations are what\n\
-         the driver was asked for while a prompt was read and tokens were made: memory, pinned memory, streams,\n\
-         events, graphs. Bytes gone are what the card had less of after that, whoever took them.\n",
+         the driver was asked for from the first prompt after loading on: memory, pinned memory, streams, events,\n\
+         graphs. Bytes gone are what the card had less of after that, whoever took them.",
     );
+    section.line(&Lengths::of(scale).told());
     let names = [
         "model",
         "steps",
@@ -38,13 +39,13 @@ pub(crate) fn section(scale: Scale) -> Result<Section, Problem> {
         let found = match of(model, scale.part(wanted.len() - at)) {
             Ok(found) => found,
             Err(problem) => {
-                section.pend(&what, &asked, &problem.to_string());
+                section.ask(&what, &asked, problem.to_string(), false);
                 continue;
             }
         };
         for (way, turns) in WAYS.iter().zip(&found) {
             rows.push(row(model, *way, turns));
-            if turns.refused.is_none() {
+            if turns.placed.as_ref().is_some_and(|placed| placed.is_whole) {
                 allocations = allocations.max(Some(turns.allocations));
             }
         }
@@ -53,7 +54,7 @@ pub(crate) fn section(scale: Scale) -> Result<Section, Problem> {
     section.table(&rows);
     match allocations {
         Some(count) => section.ask("allocations after load", "0", count.to_string(), count == 0),
-        None => section.pend("allocations after load", "0", "no model stood on the card"),
+        None => section.pend("allocations after load", "0", "no model stood there whole"),
     }
     Ok(section)
 }

@@ -34,8 +34,10 @@ pub(crate) fn section(scale: Scale) -> Result<Section, Problem> {
          `same token` is one token over and over, which meets much the same experts: the most locality that these\n\
          weights have. `by it`: ours by that way. `foretold`: by the planner for this machine as measured above, all\n\
          experts alike. `pinned`: what fits stays on the card, all other matrices pass through it for every token;\n\
-         `lru`: all of them do.\n",
+         `lru`: all of them do. Of `whole layers` nothing passes while prompts are read either. Kernels for a token,\n\
+         which a forecast takes at the speed that was measured, are those that were counted.",
     );
+    section.line(&Lengths::of(scale).told());
     let names = [
         "model",
         "way",
@@ -57,11 +59,11 @@ pub(crate) fn section(scale: Scale) -> Result<Section, Problem> {
         let what = format!("{}, ours by whole layers", model.name);
         let asked = format!("{:.2}", model.asked_ratio);
         let found = match scale.is_over() {
-            true => Err("the time was over".to_owned()),
-            false => of(model, &rates, scale.part(MODELS.len() - at)).map_err(|problem| problem.to_string()),
+            true => None,
+            false => Some(of(model, &rates, scale.part(MODELS.len() - at))),
         };
         match found {
-            Ok(found) => {
+            Some(Ok(found)) => {
                 rows.extend(found.iter().map(|way| row(model, way, &found[0])));
                 ask(&mut section, model, &found);
                 let said = |way: &Found| Some((way.way, way.turns.refused.clone()?));
@@ -72,7 +74,8 @@ pub(crate) fn section(scale: Scale) -> Result<Section, Problem> {
                         .map(|(way, why)| format!("{}, {}: {why}", model.name, way.name())),
                 );
             }
-            Err(why) => section.pend(&what, &asked, &why),
+            Some(Err(problem)) => section.ask(&what, &asked, problem.to_string(), false),
+            None => section.pend(&what, &asked, "the time was over"),
         }
     }
     section.table(&rows);

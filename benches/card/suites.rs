@@ -4,6 +4,7 @@
 //! folder on, where it is no whole path), and what it is given, with tabs between them.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -86,13 +87,16 @@ fn run(suite: &Suite, scale: Scale) -> Result<Outcome, Problem> {
     command.args(&suite.arguments).arg("--show-output").current_dir(&suite.folder).stdin(Stdio::null());
     command.env("REQUIRE_GPU", "1").env("CARGO_MANIFEST_DIR", &suite.folder);
     command.stdout(file.try_clone().map_err(at(&log))?).stderr(file);
+    command.process_group(0);
     let mut child = command.spawn().map_err(at(&suite.folder))?;
     let began = Instant::now();
     let status = loop {
         match child.try_wait().map_err(at(&program))? {
             Some(status) => break Some(status),
             None if scale.is_over() => {
-                // Its own: it has no other end than this one.
+                // Its own, and those that it has started: they have no other end than this one.
+                let group = format!("-{}", child.id());
+                let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
                 let _ = child.kill();
                 let _ = child.wait();
                 break None;

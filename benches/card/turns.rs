@@ -93,6 +93,15 @@ impl Lengths {
         if scale.quick { QUICK } else { FULL }
     }
 
+    /// For people.
+    pub(crate) fn told(&self) -> String {
+        let Lengths { prompt, tokens, patience, .. } = self;
+        let seconds = patience.as_secs_f64();
+        format!(
+            "A prompt has {prompt} tokens; after it {tokens} are made, or fewer once {seconds:.0} s are over.\n"
+        )
+    }
+
     fn options(&self, model: &Model, spec: &ModelSpec, cpu: Cpu, threads: usize) -> Options {
         Options {
             context: self.prompt + 2 * self.tokens,
@@ -240,10 +249,10 @@ pub(crate) fn take(
 }
 
 fn turn(engine: &mut Engine, card: &Card, lengths: Lengths, turns: &mut Turns) -> Result<(), Problem> {
+    let (before, free) = (Counts::now(), card.memory()?.0);
     // What is touched for the first time takes longer.
     let short = Lengths { prompt: lengths.prompt.min(WARM), ..lengths };
     reply(engine, short, TOKENS_LEAST, Tokens::Various)?;
-    let (before, free) = (Counts::now(), card.memory()?.0);
     let various = reply(engine, lengths, lengths.tokens, Tokens::Various)?;
     let after = Counts::now();
     turns.allocations = turns.allocations.max(after.allocations - before.allocations);

@@ -235,14 +235,14 @@ impl Placed {
 
     /// What of a plan would stand on some card with so many bytes for it; nothing where they hold no part of the model.
     pub fn forecast(plan: &Plan, vram: usize) -> Option<Placed> {
-        Placed::forecast_on(plan, &[("", vram)])
+        Placed::forecast_on(plan, &[("", vram)], Manner::default())
     }
 
     /// The same for several that are spelled so: as many of them as [`Engine::place_on`] takes.
-    pub fn forecast_on(plan: &Plan, cards: &[(&str, usize)]) -> Option<Placed> {
+    pub fn forecast_on(plan: &Plan, cards: &[(&str, usize)], manner: Manner) -> Option<Placed> {
         let (mut choice, mut labels) = (Choice::default(), Vec::new());
         for &(label, bytes) in cards {
-            if !choice.is_enough() && choice.add(plan, bytes, Manner::default()) {
+            if !choice.is_enough() && choice.add(plan, bytes, manner) {
                 labels.push(label);
             }
         }

@@ -33,7 +33,7 @@ pub(crate) fn run(root: &Path, arguments: &[&str]) -> Result<()> {
     let records = root.join("benches/record");
     let mut all = command(&std::env::current_dir()?, report, &["--commit", &built.commit]);
     all.arg("--suites").arg(folder.join(LIST)).args(arguments);
-    if !arguments.contains(&"--out") {
+    if !arguments.iter().any(|argument| ["--out", "--record"].contains(argument)) {
         all.arg("--record").arg(records);
     }
     steps::run(&mut all)
@@ -144,7 +144,8 @@ fn script(root: &Path, target: &Path, program: &Path, commit: &str) -> Result<St
          \x20   [ ! -e \"$program\" ] || gzip -df \"$program\"\n\
          done\n\
          link() {{\n\
-         \x20   [ -e \"$2\" ] || {{ mkdir -p \"$(dirname \"$2\")\" && ln -sfn \"$1\" \"$2\"; }}\n\
+         \x20   [ -e \"$2\" ] && [ ! -L \"$2\" ] || {{ mkdir -p \"$(dirname \"$2\")\" && ln -sfn \"$1\" \"$2\"; }}\n\
+         \x20   [ \"$1\" -ef \"$2\" ] || {{ echo \"run.sh: $2 is not $1; move it away\" >&2; exit 2; }}\n\
          }}\n\
          link \"$checkout\" {root}\n\
          link \"$here/tests/{PROGRAM}\" {program}\n\

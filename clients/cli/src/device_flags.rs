@@ -72,6 +72,9 @@ impl DeviceFlags {
         if device == Device::Cpu && !self.vram.is_empty() {
             return Err(usage("--vram: --device cpu uses none; leave one of them out"));
         }
+        if device == Device::Cpu && self.residency.is_some() {
+            return Err(usage("--residency: --device cpu has no card; leave one of them out"));
+        }
         if !self.is_given() {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! `bantam plan --machine`: what of a model stands where on a machine that is described, and how fast it will be.
 
 use bantam_daemon::cards::Device;
-use bantam_model::card::CARDS_MOST;
+use bantam_model::card::{CARDS_MOST, Manner};
 use bantam_model::engine;
 use bantam_model::placement::{
     Forecast, MACHINES, Machine, POSITIONS_READ, Parts, Prefill, Question, Stand, THIS, Trace, stands,
@@ -69,6 +69,15 @@ impl PlacementFlags {
     /// Whether a placement is wanted at all.
     pub(crate) fn is_asked(&self) -> bool {
         self.machine.is_some() || !self.vram.is_empty() || self.ram.is_some() || self.routing.is_some()
+    }
+
+    /// Whether that machine has a card.
+    pub(crate) fn has_card(&self) -> bool {
+        match self.machine.as_deref() {
+            Some(THIS) => Device::Auto.is_there(),
+            Some(name) => Machine::named(name).is_some_and(|machine| machine.card.is_some()),
+            None => true,
+        }
     }
 
     /// Of this one's card, the kernels that a layer of the plan runs count.
@@ -225,7 +234,7 @@ impl Placed {
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let cards: Vec<(&str, usize)> =
             labels.iter().zip(&self.cards).map(|(label, card)| (label.as_str(), bytes(card.0))).collect();
-        engine::Placed::forecast_on(&self.plan, &cards)
+        engine::Placed::forecast_on(&self.plan, &cards, Manner::default())
     }
 
     /// Card by card, where there are several.

@@ -178,7 +178,10 @@ impl PlanRun {
     /// On the machine that is described, or on this one as a run would be.
     fn options(&self, spec: &ModelSpec) -> Options {
         let sequences = self.sequences.map_or(1, size);
-        let has_card = || self.placement.is_asked() || Device::Auto.is_there();
+        let has_card = || match self.placement.is_asked() {
+            true => self.placement.has_card(),
+            false => Device::Auto.is_there(),
+        };
         self.engine.options(spec, has_card, self.context.of(spec), sequences, sequences)
     }
 }

@@ -209,7 +209,8 @@ impl OnCard {
             let filled = OnCard::fill_with(plan, &left.collect::<Option<Vec<_>>>()?, true, manner.stays)?;
             (filled.is_worth_it() || !manner.stays).then_some(OnCard { ring: Some(slot), ..filled })
         });
-        with.or(Some(without).filter(|_| manner.stays))
+        // Who wants all else to pass is not served without a ring.
+        with.or(Some(without).filter(|_| manner.passage != Passage::Always))
     }
 
     /// As much as so many bytes of weights and cache can be; `None` where not even what every layer needs has room.

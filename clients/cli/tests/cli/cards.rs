@@ -97,17 +97,19 @@ fn keys_and_values_beside_a_card_are_stored_as_suits_the_family() {
         Some((plan["options"]["kv"].clone(), plan["bytes"].clone()))
     };
     let Some((usual, bytes)) = kv(&["--context", "100"]) else { return };
-    assert_eq!(usual, "int8");
+    assert_eq!((usual, &bytes), ("int8".into(), &kv(&["--context", "100", "--kv", "int8"]).unwrap().1));
     assert_eq!(kv(&["--kv", "f16"]).unwrap().0, "f16");
     assert_eq!(kv(&["--precision", "exact"]).unwrap().0, "f32");
-    // What is planned is what is taken, and without the card it is another plan.
-    let taken = |device: &str| {
-        let run = ["run", "--model", &model, "--ids", "1,2", "--max-new-tokens", "1", "--json"];
-        let run = with_any_card(&[&run[..], &["--context", "100", "--device", device]].concat()).unwrap();
-        serde_json::from_slice::<Value>(&run.stdout).unwrap()["memory_bytes"].clone()
+    // What is planned is what is taken.
+    let taken = |more: &[&str]| {
+        let run =
+            ["run", "--model", &model, "--ids", "1,2", "--max-new-tokens", "1", "--json", "--device", "cuda"];
+        let run = with_any_card(&[&run[..], more].concat()).unwrap();
+        let run: Value = serde_json::from_slice(&run.stdout).unwrap();
+        run["on_card"]["cache_bytes"].as_u64().unwrap()
     };
-    assert_eq!(taken("cuda"), bytes);
-    assert!(taken("cpu").as_u64() > bytes.as_u64());
+    assert_eq!(taken(&[]), taken(&["--kv", "int8"]));
+    assert!(taken(&[]) < taken(&["--kv", "f16"]));
 }
 
 #[test]
@@ -434,6 +436,29 @@ fn a_reply_goes_on_while_its_model_leaves_the_card_and_comes_back() {
     }
     answer(bantam(&["unload", &model]));
     assert_eq!(on_card()[..2], [0, 0], "all is given back");
+}
+
+/// Room that is not needed changes nothing: what stands there stays, and nothing is taken anew.
+#[test]
+fn a_larger_budget_moves_no_model_that_has_room() {
+    let Some(folder) = FOLDER.filter(|_| !skips_card()) else { return };
+    let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join("larger-budget.log");
+    for (residency, budgets) in [("auto", ["64MiB", "65MiB"]), ("lru", ["5500KiB", "5500KiB"])] {
+        let _ = fs::remove_file(&log);
+        let flags = ["--models-device", "cuda", "--models-residency", residency];
+        let variables = [("LD_LIBRARY_PATH", folder), ("CUSIM_LOG", log.to_str().unwrap())];
+        let _served = Served::start_with(&flags, &variables);
+        json(&["budget", budgets[0], "--device", "cuda:0", "--json"]);
+        let models = if residency == "auto" { &["gpt_neox", "qwen3", "mixtral"][..] } else { &["gpt_neox"] };
+        for model in models {
+            answer(bantam(&["load", &golden(model), "--context", "64"]));
+        }
+        let allocations = || fs::read_to_string(&log).unwrap().lines().count();
+        let before = (on_card()[0], allocations());
+        assert!(before.0 > 0 && before.1 > 0, "{residency}: {before:?}");
+        json(&["budget", budgets[1], "--device", "cuda:0", "--json"]);
+        assert_eq!((on_card()[0], allocations()), before, "{residency}");
+    }
 }
 
 #[test]

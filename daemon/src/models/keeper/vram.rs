@@ -290,13 +290,16 @@ impl Shared {
             let Some(plan) = self.lock().variants.get(&id).map(|variant| variant.plan.clone()) else {
                 continue;
             };
-            let (wanted, bytes) = wanted(&plan, &cards, &mut left);
+            let now = resident.desk.placed();
+            let manner = self.settings.residency.into();
+            let (wanted, bytes) = wanted(&plan, &cards, &mut left, now.as_ref(), manner);
             let layers = |placed: &Placed| -> Vec<_> {
                 placed.each.iter().map(|portion| (portion.card[0].clone(), portion.layers.clone())).collect()
             };
             let part = |placed: &Placed| (placed.attention, placed.blocks, placed.is_whole, layers(placed));
-            let now = resident.desk.placed();
-            if wanted.as_ref().map(part) != now.as_ref().map(part) || keeps_otherwise(&wanted, &now) {
+            if wanted.as_ref().map(part) != now.as_ref().map(part)
+                || wanted.as_ref().zip(now.as_ref()).is_some_and(|(wanted, now)| keeps_otherwise(wanted, now))
+            {
                 let sum: u64 = bytes.iter().flatten().sum();
                 let grows = sum > now.map_or(0, |placed| placed.bytes as u64);
                 moves.push((grows, bytes, resident));
@@ -314,8 +317,7 @@ impl Shared {
 
 /// Whether a model that stands where it is to stand keeps more of its steps than there is room for now, or could keep
 /// more than it does.
-fn keeps_otherwise(wanted: &Option<Placed>, now: &Option<Placed>) -> bool {
-    let Some((wanted, now)) = wanted.as_ref().zip(now.as_ref()) else { return false };
+fn keeps_otherwise(wanted: &Placed, now: &Placed) -> bool {
     now.kept_bytes > wanted.kept_most || (now.not_kept.is_some() && wanted.kept_most > now.kept_most)
 }
 
@@ -325,15 +327,32 @@ pub(crate) fn bytes_of(placed: &Placed, label: &str) -> u64 {
 }
 
 /// What a model would have of what is left of each card, which it leaves to others less; and what it is to be given.
-fn wanted(plan: &Plan, cards: &[Card], left: &mut [u64]) -> (Option<Placed>, Vec<Option<u64>>) {
+/// One that stands there as a whole and may stay takes what it has, which may be less than was set aside.
+fn wanted(
+    plan: &Plan,
+    cards: &[Card],
+    left: &mut [u64],
+    now: Option<&Placed>,
+    manner: Manner,
+) -> (Option<Placed>, Vec<Option<u64>>) {
     let bytes = |left: &u64| usize::try_from(*left).unwrap_or(usize::MAX);
     let asked: Vec<(&str, usize)> =
         cards.iter().zip(&*left).map(|(card, left)| (card.label.as_str(), bytes(left))).collect();
-    let wanted = Placed::forecast_on(plan, &asked);
+    let wanted = Placed::forecast_on(plan, &asked, manner);
+    let has_room = |placed: &Placed| {
+        let mut left = cards.iter().zip(&*left);
+        left.all(|(card, left)| bytes_of(placed, &card.label) <= *left)
+    };
+    let stays = now.filter(|now| {
+        let is_same = |wanted: &Placed| {
+            wanted.is_whole && wanted.labels() == now.labels() && !keeps_otherwise(wanted, now)
+        };
+        now.is_whole && has_room(now) && wanted.as_ref().is_some_and(is_same)
+    });
     let given = cards.iter().zip(left).map(|(card, left)| {
         let has = wanted.as_ref().map_or(0, |placed| bytes_of(placed, &card.label));
         let before = *left;
-        *left -= has.min(before);
+        *left -= stays.map_or(has, |now| bytes_of(now, &card.label)).min(before);
         // A part may fill what there is; a whole needs no more than itself.
         let is_whole = wanted.as_ref().is_some_and(|placed| placed.is_whole);
         Some(if is_whole || has == 0 { has } else { before })

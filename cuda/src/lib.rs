@@ -2,8 +2,8 @@
 //!
 //! The kernels and their texts stand in `bantam-core` beside what they are for; here is the host's half: `driver.rs`
 //! calls the driver (the only file here with `unsafe`), `backend.rs` finds the slots' memory and launches, `one_of.rs`
-//! is what an engine is handed, `desk.rs`, `measured.rs` and `rates.rs` measure it for planners and reports. A package of its own, because a driver is loaded by the
-//! standard library, and `core` does without.
+//! is what an engine is handed, `desk.rs`, `measured.rs` and `rates.rs` measure it for planners and reports. A package
+//! of its own, because a driver is loaded by the standard library, and `core` does without.
 //!
 //! A machine without a driver, without a card, or with one that is too old is told apart by [`Absent`]; nothing
 //! panics. What goes wrong while a model runs stays with the backend, see [`CudaBackend::fault`].

@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn keys_and_values_are_stored_as_the_family_says() {
         let base = r#""hidden_size":64,"num_hidden_layers":2,"vocab_size":10,"intermediate_size":32,
-            "num_attention_heads":4,"num_local_experts":4"#;
+            "num_attention_heads":4,"num_key_value_heads":4,"num_local_experts":4"#;
         for family in crate::families::FAMILIES.iter().filter(|family| family.told_by.is_empty()) {
             let json = format!(r#"{{"model_type":"{}",{base}}}"#, family.name);
             let spec = ModelSpec::parse(json.as_bytes()).expect("sound");

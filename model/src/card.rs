@@ -103,6 +103,13 @@ impl Residency {
     /// By their names.
     pub const ALL: [(&str, Residency); 3] =
         [("auto", Residency::Auto), ("pinned", Residency::Pinned), ("lru", Residency::Lru)];
+    /// What one may write.
+    pub const EXPECTED: &str = "auto, pinned or lru";
+
+    /// The one of this name.
+    pub fn named(text: &str) -> Option<Residency> {
+        Self::ALL.iter().find(|(name, _)| *name == text).map(|(_, residency)| *residency)
+    }
 }
 
 impl From<Residency> for Manner {

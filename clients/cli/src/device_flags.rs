@@ -30,8 +30,7 @@ pub(crate) struct DeviceFlags {
 }
 
 fn residency(text: &str) -> Result<Residency, String> {
-    let found = Residency::ALL.iter().find(|(name, _)| *name == text);
-    found.map(|(_, residency)| *residency).ok_or_else(|| "expected auto, pinned or lru".to_owned())
+    Residency::named(text).ok_or_else(|| format!("expected {}", Residency::EXPECTED))
 }
 
 fn device(text: &str) -> Result<Device, String> {

@@ -169,7 +169,7 @@ impl Value for Budget {
 
 impl Value for Residency {
     fn parse(text: &str) -> Option<Self> {
-        Residency::ALL.iter().find(|(name, _)| *name == text).map(|(_, residency)| *residency)
+        Residency::named(text)
     }
     fn show(&self) -> String {
         let name =

@@ -588,15 +588,18 @@ mod tests {
     use crate::plan::Options;
     use crate::spec::ModelSpec;
 
+    fn in_four_bits(config: &str) -> Plan {
+        let spec = ModelSpec::parse(config.as_bytes()).unwrap();
+        let (precision, kv, quantization) = (Precision::Fast, KvKind::Int8, way("nf4"));
+        let options = Options { context: 1024, chunk: 64, precision, kv, quantization, ..Options::SMALLEST };
+        synthetic_plan(&spec, Dtype::Bf16, options, Cpu::detect()).unwrap()
+    }
+
     /// Of every layer all is there or nothing, with its cache; more of them for more bytes, with the head or without.
     #[test]
     fn whole_layers_are_whole_and_stay_within_budgets() {
         for (name, config) in SHAPES {
-            let spec = ModelSpec::parse(config.as_bytes()).unwrap();
-            let (precision, kv, quantization) = (Precision::Fast, KvKind::Int8, way("nf4"));
-            let options =
-                Options { context: 1024, chunk: 64, precision, kv, quantization, ..Options::SMALLEST };
-            let plan = synthetic_plan(&spec, Dtype::Bf16, options, Cpu::detect()).unwrap();
+            let plan = in_four_bits(config);
             let all = plan.weight_bytes + plan.cache_bytes;
             let manner = Manner { whole_layers: true, ..Manner::default() };
             let mut before = [0; 2];
@@ -631,11 +634,7 @@ mod tests {
     #[test]
     fn shares_stay_within_budgets_and_grow_with_them() {
         for (name, config) in SHAPES {
-            let spec = ModelSpec::parse(config.as_bytes()).unwrap();
-            let (precision, kv, quantization) = (Precision::Fast, KvKind::Int8, way("nf4"));
-            let options =
-                Options { context: 1024, chunk: 64, precision, kv, quantization, ..Options::SMALLEST };
-            let plan = synthetic_plan(&spec, Dtype::Bf16, options, Cpu::detect()).unwrap();
+            let plan = in_four_bits(config);
             let all = plan.weight_bytes + plan.cache_bytes;
             let (mut before, mut was_divided) = ([0; 2], [false; 2]);
             for thousandths in (0..=1000).step_by(20) {

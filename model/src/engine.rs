@@ -537,9 +537,37 @@ impl Engine {
         self.sequences.close(sequence);
     }
 
+    /// Lets a sequence rest, which keeps what it holds and gives back what was reserved beyond. It is there until it is
+    /// closed.
+    pub fn rest(&mut self, sequence: usize) {
+        self.sequences.rest(sequence);
+    }
+
+    /// Goes on with a resting sequence of which `length` tokens are wanted, with room for so many positions. Says how many
+    /// it holds then, which may be fewer; `None`, and nothing has changed, where too few pages of the cache are free.
+    pub fn resume(&mut self, sequence: usize, length: usize, positions: usize) -> Option<usize> {
+        if positions > self.plan.options.context {
+            None
+        } else {
+            self.sequences.resume(sequence, length, positions)
+        }
+    }
+
+    /// Begins a sequence with up to `length` tokens of another, in whole pages that both have from then on. `None` as
+    /// in [`Engine::open_for`], and where a sequence may have to be read again with other rotary tables.
+    pub fn branch(&mut self, source: usize, length: usize, positions: usize) -> Option<usize> {
+        let can_share = positions <= self.plan.options.context && self.borders().next().is_none();
+        if can_share { self.sequences.branch(source, length, positions) } else { None }
+    }
+
     /// Positions in pages that no sequence has. Only whole pages are given out, of 64 positions each.
     pub fn free_positions(&self) -> usize {
         self.sequences.free_positions()
+    }
+
+    /// Positions in pages that only resting sequences have.
+    pub fn resting_positions(&self) -> usize {
+        self.sequences.resting_positions()
     }
 
     /// Tokens of a sequence so far.

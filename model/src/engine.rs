@@ -553,11 +553,13 @@ impl Engine {
         }
     }
 
-    /// Begins a sequence with up to `length` tokens of another, in whole pages that both have from then on. `None` as
-    /// in [`Engine::open_for`], and where a sequence may have to be read again with other rotary tables.
+    /// [`Engine::open_for`] with up to `length` tokens of another sequence, in whole pages that both have from then on.
+    /// With none of them where a sequence may have to be read again with other rotary tables.
     pub fn branch(&mut self, source: usize, length: usize, positions: usize) -> Option<usize> {
-        let can_share = positions <= self.plan.options.context && self.borders().next().is_none();
-        if can_share { self.sequences.branch(source, length, positions) } else { None }
+        match positions <= self.plan.options.context && self.borders().next().is_none() {
+            true => self.sequences.branch(source, length, positions),
+            false => self.open_for(positions),
+        }
     }
 
     /// Positions in pages that no sequence has. Only whole pages are given out, of 64 positions each.

@@ -543,8 +543,9 @@ impl Engine {
         self.sequences.rest(sequence);
     }
 
-    /// Goes on with a resting sequence of which `length` tokens are wanted, with room for so many positions. Says how many
-    /// it holds then, which may be fewer; `None`, and nothing has changed, where too few pages of the cache are free.
+    /// Goes on with a resting sequence of which `length` tokens are wanted, with room for so many positions. Says how
+    /// many it holds then, which may be fewer; `None`, and nothing has changed, where too few pages of the cache are
+    /// free.
     pub fn resume(&mut self, sequence: usize, length: usize, positions: usize) -> Option<usize> {
         if positions > self.plan.options.context {
             None

@@ -124,9 +124,9 @@ impl Sequences {
         self.update(sequence, |sequence| sequence.room = length);
     }
 
-    /// Goes on with a resting sequence: it keeps `length` of its tokens, or fewer where the next would stand in another's
-    /// page, and gets room for so many positions. Says how many it keeps; `None`, and nothing has changed, where pages
-    /// are missing, or it does not rest.
+    /// Goes on with a resting sequence: it keeps `length` of its tokens, or fewer where the next would stand in
+    /// another's page, and gets room for so many positions. Says how many it keeps; `None`, and nothing has changed,
+    /// where pages are missing, or it does not rest.
     pub fn resume(&mut self, sequence: usize, length: usize, room: usize) -> Option<usize> {
         let found = self.get(sequence).filter(|sequence| sequence.rests)?;
         let length = length.min(found.length);

@@ -1,10 +1,10 @@
-//! What rests: sequences whose replies are over, with what they hold, for whoever goes on there. Who goes on in which one,
-//! and who leaves when room is wanted, is decided here, of what is told and of nothing else.
+//! What rests: sequences whose replies are over, with what they hold, for whoever goes on there. Who goes on in which
+//! one, and who leaves when room is wanted, is decided here, of what is told and of nothing else.
 //!
 //! A request meets what requests of its own client left, that said the same of themselves ([`Whose`]), and never
-//! another's: how soon a first token comes would tell one client what another has asked. Of these it takes what shares the
-//! longest beginning with its prompt. Where hardly more than that is held, it goes on in that very sequence. Where more
-//! would be lost, a page's worth and up, it begins a new one with whole pages of it: so one beginning serves many
+//! another's: how soon a first token comes would tell one client what another has asked. Of these it takes what shares
+//! the longest beginning with its prompt. Where hardly more than that is held, it goes on in that very sequence. Where
+//! more would be lost, a page's worth and up, it begins a new one with whole pages of it: so one beginning serves many
 //! conversations, and what a wrong guess costs is less than a page of tokens read again.
 //!
 //! The least recently used leave first, no more of them than are in the way, and none for a request that would not fit
@@ -102,8 +102,8 @@ impl Resting {
         self.count += 1;
     }
 
-    /// A sequence for a request of so many positions that begins with `prompt`; it may hold some of that already. `None`
-    /// where all that rests would not be room enough: then nothing has changed.
+    /// A sequence for a request of so many positions that begins with `prompt`; it may hold some of that already.
+    /// `None` where all that rests would not be room enough: then nobody has left for it.
     pub(super) fn begin(
         &mut self,
         steps: &mut impl Steps,

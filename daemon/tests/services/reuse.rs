@@ -1,5 +1,5 @@
-//! A conversation whose beginning was read already says what it would say if all were read again, whatever the family and
-//! however keys and values are stored; and whoever asks is told how much was there.
+//! A conversation whose beginning was read already says what it would say if all were read again, whatever the family
+//! and however keys and values are stored; and whoever asks is told how much was there.
 
 use bantam_daemon::settings::{KvName, PrecisionName, Settings};
 use bantam_proto::v1;

@@ -245,6 +245,47 @@ fn a_model_moves_among_cards_between_two_steps() {
     }
 }
 
+/// What rests moves along, goes on, and begins others by whole pages, wherever it stands meanwhile.
+#[test]
+fn what_rests_moves_among_cards_and_goes_on() {
+    const TEST: &str = "what_rests_moves_among_cards_and_goes_on";
+    if skips_card() || !is_child(TEST, &[("CUSIM_DEVICES", "2")]) {
+        return;
+    }
+    fn read(engine: &mut Engine, sequence: usize, tokens: &[u32]) -> Vec<f32> {
+        let unread = &tokens[engine.length(sequence)..];
+        engine.prefill::<StepError>(sequence, unread, |_, _, _| Ok(())).expect("there is room");
+        engine.logits(&[engine.rows() - 1]).to_vec()
+    }
+    for (model, kv) in [("gpt_neox", KvKind::F32), ("gpt_oss-mxfp4", KvKind::F16)] {
+        let options = Options { kv, context: 192, sequences: 3, ..for_two() };
+        let load = || bantam_tests::load(&model_folder(model), options, Cpu::detect(), 2);
+        let first: Vec<u32> = (0..150).map(|i| i * i % 199).collect();
+        let other = [&first[..130], &[7, 8, 9, 7]].concat();
+        let [wanted_first, wanted_other] = [&first, &other].map(|tokens| {
+            let mut engine = load();
+            let sequence = engine.open().expect("it is free");
+            read(&mut engine, sequence, tokens)
+        });
+        let mut engine = load();
+        let (less, half) = (vram(&engine, 0.3), vram(&engine, 0.7));
+        place(&mut engine, &[half, half]).expect("there is room");
+        let kept = engine.open().expect("it is free");
+        read(&mut engine, kept, &first[..140]);
+        engine.rest(kept);
+        place(&mut engine, &[less, half]).expect("there is room");
+        let branch = engine.branch(kept, 130, 192).expect("it is free");
+        assert_eq!(engine.length(branch), 128);
+        check_close(model, &read(&mut engine, branch, &other), &wanted_other);
+        engine.leave_card();
+        assert_eq!(engine.resume(kept, 140, 192), Some(140));
+        check_close(model, &read(&mut engine, kept, &first), &wanted_first);
+        place(&mut engine, &[half]).expect("there is room");
+        engine.rewind(branch, 129);
+        check_close(model, &read(&mut engine, branch, &other), &wanted_other);
+    }
+}
+
 /// Whichever allocation is refused, first less of that card is taken and then none: the others go on.
 #[test]
 fn memory_that_one_card_refuses_is_done_without() {

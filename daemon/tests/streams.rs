@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_daemon::scheduler::{
-    ClientId, Desk, Embed, Event, Options, Piece, Request, Score, Steps, Timings, Work, Worker,
+    ClientId, Desk, Embed, Ended, Event, Options, Piece, Request, Reuse, Score, Steps, Timings, Work, Worker,
 };
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::detokenizer::ByteTable;
@@ -98,14 +98,19 @@ fn alone(engine: &mut Engine, text: &Text, i: usize) -> (Vec<u32>, String) {
 }
 
 async fn listen(desk: Desk, work: Work) -> (Vec<Piece>, Work, Timings) {
-    let mut answer = desk.submit(Request { client: ClientId(1), work, timeout: None }).unwrap();
+    let (pieces, ended) = ended(desk, work, None).await;
+    (pieces, ended.work.unwrap(), ended.timings)
+}
+
+async fn ended(desk: Desk, work: Work, reuse: Option<Reuse>) -> (Vec<Piece>, Box<Ended>) {
+    let mut answer = desk.submit(Request { client: ClientId(1), work, timeout: None, reuse }).unwrap();
     let mut pieces = Vec::new();
     loop {
         match answer.next().await.unwrap() {
             Event::Piece(piece) => pieces.push(piece),
             Event::Ended(ended) => {
-                ended.outcome.unwrap();
-                return (pieces, ended.work.unwrap(), ended.timings);
+                assert!(ended.outcome.is_ok(), "{:?}", ended.outcome);
+                return (pieces, ended);
             }
         }
     }
@@ -190,6 +195,58 @@ fn scores_and_vectors_do_not_depend_on_who_runs_beside_them() {
     assert_eq!(alone[0], log_probabilities(&mut engine, &ids, 3).unwrap());
     let mean = embed(&mut engine, &ids, Pooling::Mean).unwrap();
     assert_eq!(alone[1], mean.into_iter().map(f64::from).collect::<Vec<_>>());
+}
+
+/// A model with one rotary table up to 64 positions, and another beyond.
+fn two_tables() -> Engine {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/models/phi3");
+    let mut config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let factors = |factor: &str| vec![factor; 128 / 4 / 2].join(", ");
+    let longer = format!(
+        "\"rope_scaling\": {{\"type\": \"longrope\", \"short_factor\": [{}], \"long_factor\": [{}]}}",
+        factors("1.0"),
+        factors("4.0")
+    );
+    for (was, is) in [
+        ("\"original_max_position_embeddings\": 4096", "\"original_max_position_embeddings\": 64"),
+        ("\"rope_scaling\": null", &longer),
+    ] {
+        assert!(config.contains(was));
+        config = config.replace(was, is);
+    }
+    let spec = ModelSpec::parse(config.as_bytes()).unwrap();
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    Engine::load(spec, &checkpoint, engine(3).plan().options, Cpu::detect(), 1).unwrap()
+}
+
+#[test]
+fn what_was_read_with_other_rotary_tables_is_not_met() {
+    let worker = worker(two_tables());
+    let limits = worker.desk().limits();
+    let limits = Limits { context: limits.context, vocab: limits.vocab };
+    let tokens: Vec<u32> = (0..100).map(|i| i * i % 199).collect();
+    runtime().block_on(async {
+        // The last two are below the border and above it when their replies end.
+        for (prompt, new, known) in
+            [(40, 4, 0), (50, 4, 40), (84, 4, 0), (40, 4, 39), (100, 4, 84), (60, 12, 40)]
+        {
+            let say = |reuse| {
+                let flags = GenerationFlags {
+                    max_new_tokens: Some(new),
+                    temperature: Some(0.0),
+                    ignore_eos: true,
+                    ..GenerationFlags::default()
+                };
+                let settings = GenerationDefaults::default().settings(&flags, EosSources::default());
+                let turn = Turn::new(limits, None, settings.unwrap(), &tokens[..prompt], None).unwrap();
+                ended(worker.desk().clone(), Work::Generate(Box::new(turn)), reuse)
+            };
+            let (warm, cold) = (say(Some(Reuse::default())).await, say(None).await);
+            let ids = |pieces: &[Piece]| pieces.iter().map(|piece| piece.id).collect::<Vec<_>>();
+            assert_eq!(ids(&warm.0), ids(&cold.0), "{prompt} tokens");
+            assert_eq!((warm.1.reused_tokens, cold.1.reused_tokens), (known, 0), "{prompt} tokens");
+        }
+    });
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 
 use bantam_core::{Cpu, KvKind, Precision, Trits};
 use bantam_daemon::scheduler::{
-    Advance, Answer, Batch, ClientId, Desk, Event, Monotonic, Options, Request, Score, Work, pair,
+    Advance, Answer, Batch, ClientId, Desk, Event, Monotonic, Options, Request, Reuse, Score, Work, pair,
 };
 use bantam_model::checkpoint::Checkpoint;
 use bantam_model::detokenizer::ByteTable;
@@ -63,7 +63,8 @@ impl Requests {
         let prompt = self.tokenizer.encode(&text, true).expect("plain text");
         if i % 7 == 3 {
             let work = Score::new(&desk.limits(), &prompt, 2).expect("enough tokens");
-            return Request { client: ClientId(i as u64 % 3), work: Work::Score(work), timeout: None };
+            let client = ClientId(i as u64 % 3);
+            return Request { client, work: Work::Score(work), timeout: None, reuse: None };
         }
         let flags = GenerationFlags {
             max_new_tokens: Some(10 + i % 50),
@@ -81,6 +82,7 @@ impl Requests {
             client: ClientId(i as u64 % 3),
             work: Work::Generate(Box::new(turn.expect("it fits"))),
             timeout: None,
+            reuse: Some(Reuse::default()),
         }
     }
 }

@@ -34,7 +34,8 @@ pub mod reply;
 pub mod rope;
 pub mod sampler;
 pub mod score;
-mod sequences;
+#[doc(hidden)]
+pub mod sequences;
 mod shards;
 pub mod source;
 pub mod spec;

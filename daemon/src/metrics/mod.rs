@@ -86,6 +86,8 @@ meters! {
     refusals: Family<ByReason, Counter> = "refusals", Family::default();
     /// Tokens of prompts that were computed.
     prompt_tokens: Counter = "prompt_tokens", Counter::default();
+    /// Tokens of prompts that the cache held already.
+    cached_tokens: Counter = "cached_tokens", Counter::default();
     /// Tokens that were generated.
     generated_tokens: Counter = "generated_tokens", Counter::default();
     /// Seconds that a request waited for a slot.

@@ -29,6 +29,7 @@ use crate::residency::{
     Action, Bytes, Device, Event, ModelId, Note, Refusal, Residency, Snapshot, State as Phase, Ticket, Want,
     Why,
 };
+use crate::scheduler::Resting;
 use crate::scheduler::paced::Pace;
 use crate::settings::Settings;
 pub(crate) use vram::{Card, NoBudget, ReservedVram, bytes_of};
@@ -704,9 +705,11 @@ pub(crate) fn total_bytes(plan: &Plan, beside: u64) -> u64 {
     (plan.bytes() as u64).saturating_add(generation_bytes(plan)).saturating_add(beside)
 }
 
-/// What belongs to replies in the making.
+/// What belongs to replies in the making, and the tokens of those that rest.
 pub(crate) fn generation_bytes(plan: &Plan) -> u64 {
-    (plan.generation_bytes as u64).saturating_mul(plan.options.sequences as u64)
+    let sequences = plan.options.sequences;
+    let making = (plan.generation_bytes as u64).saturating_mul(sequences as u64);
+    making.saturating_add(Resting::bytes(sequences, plan.options.context))
 }
 
 impl State {

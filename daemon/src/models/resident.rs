@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bantam_core::Cpu;
+use bantam_core::layouts::page::POSITIONS;
 use bantam_model::engine::{Engine, LoadError};
 use bantam_model::native::{Native, Store};
 use bantam_model::plan::Options as PlanOptions;
@@ -37,6 +38,7 @@ pub(crate) fn desk_options(settings: &Settings) -> Options {
         prefill_chunk: settings.prefill_chunk,
         tokens_in_flight: settings.tokens_in_flight,
         slow_reader: settings.slow_reader,
+        prefix_cache: settings.prefix_cache,
     }
 }
 
@@ -81,7 +83,7 @@ impl Resident {
         pace: Pace,
     ) -> Result<Self, Unusable> {
         let (began, spec) = (Instant::now(), &opened.source.spec);
-        let positions = recipe.options.context * recipe.options.sequences;
+        let positions = recipe.options.context.next_multiple_of(POSITIONS) * recipe.options.sequences;
         let PlanOptions { chunk, context, sequences, logits_rows, .. } = recipe.options;
         let (vocab, hidden) = (spec.vocab, spec.hidden);
         let limits = StepLimits { chunk, context, positions, vocab, sequences, logits_rows, hidden };

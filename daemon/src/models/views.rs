@@ -229,6 +229,8 @@ pub(crate) fn figures(state: &State) -> Vec<v1::ModelFigures> {
             steps: figures.steps,
             // Whoever sees two of them knows.
             tokens_per_second: 0.0,
+            resting: number(figures.resting),
+            cached_tokens: figures.reused_tokens,
         }
     };
     let mut all: Vec<_> = loaded.map(of).collect();

@@ -13,6 +13,7 @@ use bantam_model::engine::{Chunk, StepError};
 use super::desk::{Job, Move, Phase, Shared, State};
 use super::figures::{add, add_time, average, set};
 use super::queue::Wish;
+use super::resting::Resting;
 use super::ring::{Begun, Flow};
 use super::schedule::{Budget, View, share};
 use super::steps::Steps;
@@ -57,6 +58,7 @@ pub struct Batch<S: Steps> {
     phase: Phase,
     /// In the order of their admission.
     runs: Vec<Run>,
+    resting: Resting,
     views: Vec<View>,
     tokens: Vec<usize>,
     rows: Vec<usize>,
@@ -79,6 +81,7 @@ impl<S: Steps> Batch<S> {
             is_placed,
             phase: Phase::Serving,
             runs: Vec::with_capacity(sequences),
+            resting: Resting::new(sequences, if shared.options.prefix_cache { limits.context } else { 0 }),
             views: Vec::with_capacity(sequences),
             tokens: Vec::with_capacity(sequences),
             rows: Vec::with_capacity(limits.chunk),
@@ -132,6 +135,7 @@ impl<S: Steps> Batch<S> {
             Phase::Stopped | Phase::Broken(_) | Phase::Gone => true,
         };
         self.dismiss_waiting();
+        self.resting.clear(&mut self.steps);
         if is_over {
             (0..self.runs.len()).rev().for_each(|i| self.end(i, Err(Failure::Draining), now));
         }
@@ -185,7 +189,7 @@ impl<S: Steps> Batch<S> {
             let run = &self.runs[i];
             let is_late = run.wish.deadline.is_some_and(|deadline| deadline <= now);
             if run.job.writer.is_dropped() {
-                let run = self.close(i);
+                let run = self.close(i, true);
                 add(&self.shared.cells.cancelled, 1);
                 drop(run);
             } else if is_late {
@@ -211,8 +215,8 @@ impl<S: Steps> Batch<S> {
         {
             let mut state = self.shared.lock();
             let mut opened = None;
-            let taken = state.waiting.take(|positions| {
-                opened = self.steps.open_for(positions);
+            let taken = state.waiting.take(|wish, job| {
+                opened = self.resting.begin(&mut self.steps, wish.whose(), job.wanted(), wish.positions);
                 opened.is_some()
             });
             set(&self.shared.cells.waiting, state.waiting.len());
@@ -348,6 +352,7 @@ impl<S: Steps> Batch<S> {
         // First, so that whoever hears of the end finds it so.
         if let StepError::Card(fault) = error {
             tracing::error!(%fault, "the card is lost: the processor computes");
+            self.resting.drop_lost(&mut self.steps);
             self.tell_placed();
         }
         if error == StepError::Fault {
@@ -420,7 +425,8 @@ impl<S: Steps> Batch<S> {
 
     /// Ends a request.
     fn end(&mut self, i: usize, outcome: Result<(), Failure>, now: Duration) {
-        let mut run = self.close(i);
+        let is_sound = !matches!(outcome, Err(Failure::Step(_) | Failure::Generate(_) | Failure::Score(_)));
+        let mut run = self.close(i, is_sound);
         let cells = &self.shared.cells;
         match &outcome {
             Ok(()) => {
@@ -434,10 +440,17 @@ impl<S: Steps> Batch<S> {
         run.job.end(outcome);
     }
 
-    /// Frees the sequence.
-    fn close(&mut self, i: usize) -> Run {
+    /// Frees the sequence, or lets it rest where what it holds can be of use.
+    fn close(&mut self, i: usize, is_sound: bool) -> Run {
         let run = self.runs.remove(i);
-        self.steps.close(run.sequence);
+        let length = self.steps.length(run.sequence);
+        let can_rest = is_sound && length > 0 && self.phase == Phase::Serving;
+        match run.wish.whose().filter(|_| can_rest) {
+            Some(whose) => {
+                self.resting.rest(&mut self.steps, run.sequence, whose, &run.job.wanted()[..length]);
+            }
+            None => self.steps.close(run.sequence),
+        }
         // Who hears of the end finds it in the figures.
         self.gauge();
         run
@@ -447,7 +460,8 @@ impl<S: Steps> Batch<S> {
         let cells = &self.shared.cells;
         set(&cells.running, self.runs.len());
         set(&cells.paused, self.runs.iter().filter(|run| run.stalled.is_some()).count());
-        set(&cells.free_positions, self.steps.free_positions());
+        set(&cells.resting, self.resting.count());
+        set(&cells.free_positions, self.steps.free_positions() + self.steps.resting_positions());
     }
 }
 
@@ -476,6 +490,7 @@ impl<S: Steps> Drop for Batch<S> {
         drop(state);
         self.leave_queue(|state| state.waiting.dismissed(), |_| Failure::Gone);
         set(&self.shared.cells.running, 0);
+        set(&self.shared.cells.resting, 0);
         set(&self.shared.cells.paused, 0);
     }
 }

@@ -15,6 +15,7 @@ use super::bell::Bell;
 use super::clock::Clock;
 use super::figures::{Cells, Figures, add, set};
 use super::queue::{ClientId, Full, Waiting, Wish};
+use super::resting::Reuse;
 use super::ring::{self, Begun, Ended, Event, Found, Reader, Room, Timings, Writer};
 use super::steps::StepLimits;
 use super::work::{Failure, Work};
@@ -33,6 +34,8 @@ pub struct Options {
     pub tokens_in_flight: usize,
     /// How long a stream may be paused without a token being taken.
     pub slow_reader: Duration,
+    /// Whether sequences rest when their replies are over, for others to go on with.
+    pub prefix_cache: bool,
 }
 
 impl Default for Options {
@@ -43,6 +46,7 @@ impl Default for Options {
             prefill_chunk: 64,
             tokens_in_flight: 64,
             slow_reader: Duration::from_secs(30),
+            prefix_cache: true,
         }
     }
 }
@@ -56,6 +60,8 @@ pub struct Request {
     pub work: Work,
     /// How long it may take, the time in the queue included.
     pub timeout: Option<Duration>,
+    /// What its reply shares beginnings with; where it is nothing, it neither uses nor leaves any. Only replies do.
+    pub reuse: Option<Reuse>,
 }
 
 /// Why a request is not accepted. Nothing of it is kept.
@@ -268,11 +274,13 @@ impl Desk {
         accepted
     }
 
-    fn accept(&self, Request { client, work, timeout }: Request) -> Result<Answer, Refusal> {
+    fn accept(&self, Request { client, work, timeout, reuse }: Request) -> Result<Answer, Refusal> {
         let shared = &self.shared;
         shared.check(&work)?;
         shared.judge(&shared.lock(), client)?;
         let (is_over, positions) = (is_over(&work), work.positions_max());
+        // Of the others every row is looked at, and none is asked for twice.
+        let reuse = reuse.filter(|_| shared.options.prefix_cache && matches!(work, Work::Generate(_)));
         let (writer, reader) = ring::ring(room(&work, shared.options.tokens_in_flight), shared.bell.clone());
         let ended =
             Ended { outcome: Ok(()), work: Some(work), reused_tokens: 0, timings: Timings::default() };
@@ -290,7 +298,7 @@ impl Desk {
             job.end(Ok(()));
             add(&shared.cells.finished, 1);
         } else {
-            let wish = Wish { id, client, positions, arrived, deadline };
+            let wish = Wish { id, client, reuse, positions, arrived, deadline };
             position = state.waiting.join(wish, job).map_err(|full| shared.refusal(full))?;
             set(&shared.cells.waiting, state.waiting.len());
             shared.tell();

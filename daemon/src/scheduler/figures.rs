@@ -33,7 +33,9 @@ figures! {
     running,
     /// Of these, how many wait for their reader.
     paused,
-    /// Positions of the cache that are free.
+    /// Sequences that rest: what they hold is there for whoever goes on with it, their room for whoever needs it.
+    resting,
+    /// Positions of the cache that are free, those of resting sequences among them.
     free_positions,
     /// Steps of the engine.
     steps,

@@ -2,14 +2,16 @@
 //!
 //! A [`Worker`] is the thread that owns an engine. At its [`Desk`] requests are handed in from any task; an [`Answer`]
 //! is read from any task, and dropping it cancels. Between the two: `queue.rs` (who is next), `schedule.rs` (what a
-//! step reads), `batch.rs` (the step), `ring.rs` (tokens on their way to a reader).
+//! step reads), `batch.rs` (the step), `ring.rs` (tokens on their way to a reader), `resting.rs` (sequences whose
+//! replies are over, for whoever goes on where they stopped).
 //!
 //! **Invariant**: a reader never makes the engine wait, and a paused stream costs the others nothing.
 //! **Invariant**: every accepted request ends once, with an outcome; its sequence is free before the next step.
 //! **Invariant**: the engine's thread allocates nothing per token.
+//! **Invariant**: what a client has asked is met by its own requests alone.
 //!
-//! Not yet here: sequences that already hold a prompt's beginning (`Batch::begin` takes them as they are), speculation
-//! (a view with more than one unread token and a reply is read as a chunk), adapters and masks (of a step's rows).
+//! Not yet here: speculation (a view with more than one unread token and a reply is read as a chunk), adapters and
+//! masks (of a step's rows).
 
 mod batch;
 mod bell;
@@ -19,6 +21,7 @@ mod figures;
 #[doc(hidden)]
 pub mod paced;
 mod queue;
+mod resting;
 mod ring;
 mod schedule;
 mod steps;
@@ -32,6 +35,8 @@ pub use clock::{Clock, Monotonic};
 pub use desk::{Answer, Desk, Options, Refusal, Request};
 pub use figures::Figures;
 pub use queue::ClientId;
+pub(crate) use resting::Resting;
+pub use resting::Reuse;
 pub use ring::{Begun, Ended, Event, Head, Message, Piece, Timings};
 pub use steps::{StepLimits, Steps};
 pub use work::{Embed, Failure, Score, Work, WorkError};

@@ -1,11 +1,13 @@
-//! An engine that computes nothing: it takes the time it is told to take, and its logits follow from the last token and
-//! its position. Tests and the bench of the scheduler's own cost run on it.
+//! An engine that computes nothing: it takes the time it is told to take, and its logits follow from all tokens of the
+//! sequence, as far as its cache has them. Tests and the bench of the scheduler's own cost run on it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bantam_core::layouts::page::POSITIONS;
 use bantam_model::engine::{Chunk, StepError};
+use bantam_model::sequences::Sequences;
 
 use super::clock::Clock;
 use super::steps::{StepLimits, Steps};
@@ -46,11 +48,12 @@ pub enum Pace {
     Beaten(Arc<dyn Beat>),
 }
 
+/// A row of the last step.
 #[derive(Debug, Clone, Copy)]
-struct Sequence {
-    reserved: usize,
-    length: usize,
-    last: u32,
+struct Row {
+    token: u32,
+    position: usize,
+    sum: u64,
 }
 
 /// The engine.
@@ -58,31 +61,40 @@ struct Sequence {
 pub struct Paced {
     limits: StepLimits,
     pace: Pace,
-    sequences: Vec<Option<Sequence>>,
-    free: usize,
-    /// Token and position of each row of the last step.
-    rows: Vec<(u32, usize)>,
+    sequences: Sequences,
+    pages_per_sequence: usize,
+    /// In pages, at each position: what all tokens up to there come to.
+    cache: Vec<u64>,
+    rows: Vec<Row>,
     logits: Vec<f32>,
     hidden: Vec<f32>,
     fault_at: Option<u64>,
     steps: u64,
 }
 
-/// The token that follows `token` at `position`.
-pub fn next_token(token: u32, position: usize, vocab: usize) -> u32 {
-    // Knuth's multiplier: neighbours come out far from each other.
-    let mixed = (u64::from(token) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(position as u32 % 64);
-    ((mixed ^ position as u64).wrapping_mul(0x5851_f42d_4c95_7f2d) >> 33) as u32 % vocab as u32
+/// What tokens come to, where those before the last come to `sum`. Of none it is 0.
+pub fn summed(sum: u64, token: u32) -> u64 {
+    // Knuth's multipliers: neighbours come out far from each other.
+    let mixed = (sum ^ (u64::from(token) + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed.rotate_left(29).wrapping_mul(0x5851_f42d_4c95_7f2d)
+}
+
+/// The token that follows tokens that come to `sum`.
+pub fn next_token(sum: u64, vocab: usize) -> u32 {
+    (sum >> 33) as u32 % vocab as u32
 }
 
 impl Paced {
     /// An engine of these sizes.
     pub fn new(limits: StepLimits, pace: Pace) -> Self {
+        let (pages, pages_per_sequence) =
+            (limits.positions.div_ceil(POSITIONS), limits.context.div_ceil(POSITIONS));
         Paced {
             limits,
             pace,
-            sequences: vec![None; limits.sequences],
-            free: limits.positions,
+            sequences: Sequences::new(limits.sequences, pages_per_sequence, pages),
+            pages_per_sequence,
+            cache: vec![0; pages * POSITIONS],
             rows: Vec::with_capacity(limits.chunk),
             logits: vec![0.0; limits.logits_rows * limits.vocab],
             hidden: vec![0.0; limits.logits_rows * limits.hidden],
@@ -116,16 +128,13 @@ impl Paced {
         if asked > self.limits.chunk {
             return Err(StepError::TooManyTokens { asked, most: self.limits.chunk });
         }
-        for (i, chunk) in chunks.iter().enumerate() {
-            let again = chunks[..i].iter().any(|other| other.sequence == chunk.sequence);
-            let open = self.sequences.get(chunk.sequence).copied().flatten().filter(|_| !again);
-            let open = open.ok_or(StepError::Sequence(chunk.sequence))?;
-            let asked = open.length + chunk.tokens.len();
-            if asked > open.reserved {
-                return Err(StepError::ContextFull { asked, context: open.reserved });
-            }
-        }
-        Ok(())
+        self.sequences.admit(chunks)
+    }
+
+    /// Where in the cache a position of a sequence stands.
+    fn spot(&self, sequence: usize, position: usize) -> usize {
+        let page = self.sequences.tables()[sequence * self.pages_per_sequence + position / POSITIONS];
+        page as usize * POSITIONS + position % POSITIONS
     }
 }
 
@@ -135,29 +144,39 @@ impl Steps for Paced {
     }
 
     fn free_positions(&self) -> usize {
-        self.free
+        self.sequences.free_positions()
+    }
+
+    fn resting_positions(&self) -> usize {
+        self.sequences.resting_positions()
     }
 
     fn open_for(&mut self, positions: usize) -> Option<usize> {
-        let sequence = self.sequences.iter().position(Option::is_none)?;
-        self.free = self.free.checked_sub(positions)?;
-        self.sequences[sequence] = Some(Sequence { reserved: positions, length: 0, last: 0 });
-        Some(sequence)
+        self.sequences.open(positions)
+    }
+
+    fn branch(&mut self, source: usize, length: usize, positions: usize) -> Option<usize> {
+        self.sequences.branch(source, length, positions)
+    }
+
+    fn rest(&mut self, sequence: usize) {
+        self.sequences.rest(sequence);
+    }
+
+    fn resume(&mut self, sequence: usize, length: usize, positions: usize) -> Option<usize> {
+        self.sequences.resume(sequence, length, positions)
     }
 
     fn close(&mut self, sequence: usize) {
-        let closed = self.sequences[sequence].take().expect("only an open sequence is closed");
-        self.free += closed.reserved;
+        self.sequences.close(sequence);
     }
 
     fn rewind(&mut self, sequence: usize, length: usize) {
-        if let Some(open) = &mut self.sequences[sequence] {
-            open.length = open.length.min(length);
-        }
+        self.sequences.rewind(sequence, length);
     }
 
     fn length(&self, sequence: usize) -> usize {
-        self.sequences[sequence].map_or(0, |open| open.length)
+        self.sequences.length(sequence)
     }
 
     fn must_restart(&self, _sequence: usize, _length: usize) -> bool {
@@ -165,8 +184,7 @@ impl Steps for Paced {
     }
 
     fn announce(&mut self, sequence: usize, length: usize) -> Result<(), StepError> {
-        let context = self.sequences[sequence].map_or(0, |open| open.reserved);
-        if length > context { Err(StepError::ContextFull { asked: length, context }) } else { Ok(()) }
+        self.sequences.announce(sequence, length)
     }
 
     fn step(&mut self, chunks: &[Chunk]) -> Result<(), StepError> {
@@ -177,12 +195,17 @@ impl Steps for Paced {
         }
         self.rows.clear();
         for chunk in chunks {
-            let open = self.sequences[chunk.sequence].as_mut().expect("admitted");
+            let mut position = self.sequences.length(chunk.sequence);
+            let before = position.checked_sub(1).map(|last| self.spot(chunk.sequence, last));
+            let mut sum = before.map_or(0, |at| self.cache[at]);
             for &token in chunk.tokens {
-                self.rows.push((token, open.length));
-                open.length += 1;
-                open.last = token;
+                sum = summed(sum, token);
+                let at = self.spot(chunk.sequence, position);
+                self.cache[at] = sum;
+                self.rows.push(Row { token, position, sum });
+                position += 1;
             }
+            self.sequences.set_length(chunk.sequence, position);
         }
         self.wait(self.rows.len());
         Ok(())
@@ -193,8 +216,7 @@ impl Steps for Paced {
         let all = &mut self.logits[..rows.len() * vocab];
         all.fill(0.0);
         for (values, &row) in all.chunks_exact_mut(vocab).zip(rows) {
-            let (token, position) = self.rows[row];
-            values[next_token(token, position, vocab) as usize] = 30.0;
+            values[next_token(self.rows[row].sum, vocab) as usize] = 30.0;
         }
         Ok(all)
     }
@@ -203,7 +225,7 @@ impl Steps for Paced {
         let width = self.limits.hidden;
         let all = &mut self.hidden[..rows.len() * width];
         for (values, &row) in all.chunks_exact_mut(width).zip(rows) {
-            let (token, position) = self.rows[row];
+            let Row { token, position, .. } = self.rows[row];
             values.fill(token as f32);
             values[0] = position as f32;
         }

@@ -29,10 +29,19 @@ pub struct StepLimits {
 pub trait Steps: Send + 'static {
     /// What it was planned with.
     fn limits(&self) -> StepLimits;
-    /// Positions that no sequence has reserved.
+    /// Positions that no sequence has.
     fn free_positions(&self) -> usize;
-    /// Begins a sequence of at most so many positions; `None` while there is no room. It may hold tokens already.
+    /// Positions that only resting sequences have.
+    fn resting_positions(&self) -> usize;
+    /// Begins a sequence of at most so many positions; `None` while there is no room.
     fn open_for(&mut self, positions: usize) -> Option<usize>;
+    /// The same with up to `length` tokens of another, which goes on as it is.
+    fn branch(&mut self, source: usize, length: usize, positions: usize) -> Option<usize>;
+    /// Lets a sequence rest with what it holds: of its positions it keeps these.
+    fn rest(&mut self, sequence: usize);
+    /// Goes on with a resting sequence of which up to `length` tokens are kept. Says how many; `None`, and nothing has
+    /// changed, while there is no room.
+    fn resume(&mut self, sequence: usize, length: usize, positions: usize) -> Option<usize>;
     /// Ends a sequence and frees its positions.
     fn close(&mut self, sequence: usize);
     /// Forgets all tokens from `length` on.
@@ -78,8 +87,24 @@ impl Steps for Engine {
         Engine::free_positions(self)
     }
 
+    fn resting_positions(&self) -> usize {
+        Engine::resting_positions(self)
+    }
+
     fn open_for(&mut self, positions: usize) -> Option<usize> {
         Engine::open_for(self, positions)
+    }
+
+    fn branch(&mut self, source: usize, length: usize, positions: usize) -> Option<usize> {
+        Engine::branch(self, source, length, positions)
+    }
+
+    fn rest(&mut self, sequence: usize) {
+        Engine::rest(self, sequence);
+    }
+
+    fn resume(&mut self, sequence: usize, length: usize, positions: usize) -> Option<usize> {
+        Engine::resume(self, sequence, length, positions)
     }
 
     fn close(&mut self, sequence: usize) {

@@ -10,8 +10,10 @@ use bantam_model::engine::StepError;
 use bantam_model::generation::{EosSources, GenerationDefaults, GenerationFlags};
 use bantam_model::turn::{Limits, Turn};
 
-use super::paced::{Pace, Paced, Virtual, next_token};
+use super::paced::{Pace, Paced, Virtual, next_token, summed};
 use super::*;
+
+mod reuse;
 
 const STEP: Duration = Duration::from_micros(500);
 const TOKEN: Duration = Duration::from_micros(100);
@@ -27,15 +29,15 @@ pub(super) const LIMITS: StepLimits = StepLimits {
 };
 
 /// Numbers that look random and are the same in every run.
-struct Noise(u64);
+pub(super) struct Noise(pub(super) u64);
 
 impl Noise {
-    fn below(&mut self, end: usize) -> usize {
+    pub(super) fn below(&mut self, end: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % end
     }
 
-    fn tokens(&mut self, count: usize) -> Vec<u32> {
+    pub(super) fn tokens(&mut self, count: usize) -> Vec<u32> {
         (0..count).map(|_| self.below(LIMITS.vocab) as u32).collect()
     }
 }
@@ -50,7 +52,7 @@ fn turn(prompt: &[u32], new_tokens: usize) -> Turn {
 }
 
 fn request(client: u64, work: Work) -> Request {
-    Request { client: ClientId(client), work, timeout: None }
+    Request { client: ClientId(client), work, timeout: None, reuse: Some(Reuse::default()) }
 }
 
 fn reply(client: u64, prompt: usize, new_tokens: usize) -> Request {
@@ -86,6 +88,11 @@ fn one_at_a_time() -> (Desk, Batch<Paced>, Arc<Virtual>) {
     clocked(StepLimits { sequences: 1, ..LIMITS }, Options::default())
 }
 
+/// The token that an engine of nothing gives next.
+pub(super) fn following(tokens: &[u32]) -> u32 {
+    next_token(tokens.iter().fold(0, |sum, &token| summed(sum, token)), LIMITS.vocab)
+}
+
 /// How a reader behaves.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Manner {
@@ -100,6 +107,7 @@ enum Manner {
 }
 
 struct Client {
+    id: ClientId,
     answer: Answer,
     manner: Manner,
     prompt: Vec<u32>,
@@ -112,9 +120,11 @@ struct Client {
 impl Client {
     /// Checks the next token against what a stream of its own would be.
     fn take(&mut self, piece: &Piece) {
-        let position = self.prompt.len() + self.found.len() - 1;
-        let last = *self.found.last().or(self.prompt.last()).unwrap();
-        assert_eq!(piece.id, next_token(last, position, LIMITS.vocab), "a token of another stream");
+        assert_eq!(
+            piece.id,
+            following(&[&self.prompt[..], &self.found].concat()),
+            "a token of another stream"
+        );
         self.found.push(piece.id);
     }
 
@@ -136,7 +146,7 @@ impl Client {
                 let found = score.log_probabilities();
                 assert_eq!(found.len(), self.prompt.len() - 1);
                 for (i, (&value, pair)) in found.iter().zip(self.prompt.windows(2)).enumerate() {
-                    let is_next = next_token(pair[0], i, LIMITS.vocab) == pair[1];
+                    let is_next = following(&self.prompt[..=i]) == pair[1];
                     assert_eq!(value > -1.0, is_next, "the row of another token");
                 }
             }
@@ -158,6 +168,8 @@ struct Simulation {
     clock: Arc<Virtual>,
     noise: Noise,
     clients: Vec<Client>,
+    /// What was said lately, and to whom.
+    said: Vec<(ClientId, Vec<u32>)>,
     refused: u64,
 }
 
@@ -165,14 +177,31 @@ impl Simulation {
     fn new(seed: u64) -> Self {
         let options = Options { queue: 24, queue_per_client: 12, prefill_chunk: 16, ..Options::default() };
         let (desk, batch, clock) = clocked(LIMITS, options);
-        Simulation { desk, batch, clock, noise: Noise(seed), clients: Vec::new(), refused: 0 }
+        Simulation {
+            desk,
+            batch,
+            clock,
+            noise: Noise(seed),
+            clients: Vec::new(),
+            said: Vec::new(),
+            refused: 0,
+        }
     }
 
     fn arrive(&mut self) {
         let noise = &mut self.noise;
         let long = noise.below(20) == 0;
         let count = 1 + noise.below(if long { 200 } else { 24 });
-        let prompt = noise.tokens(count);
+        let mut prompt = noise.tokens(count);
+        // One client asks for as much as all others.
+        let mut client = ClientId(noise.below(8).saturating_sub(4) as u64);
+        if let Some((whose, said)) = self.said.get(noise.below(64)) {
+            // A conversation goes on, or from somewhere in the middle; now and then another client says the same.
+            let kept = if noise.below(3) == 0 { noise.below(said.len()) } else { said.len() };
+            prompt = [&said[..kept.min(200 - count.min(200))], &prompt].concat();
+            client = if noise.below(8) == 0 { client } else { *whose };
+        }
+        let count = prompt.len();
         let kind = noise.below(10);
         let most = if noise.below(8) == 0 { 100 } else { 12 };
         let new_tokens = if kind < 8 { noise.below(most) } else { 0 };
@@ -190,12 +219,20 @@ impl Simulation {
         };
         let has_timeout = noise.below(10) == 0;
         let timeout = has_timeout.then(|| Duration::from_micros(noise.below(200_000) as u64));
-        // One client asks for as much as all others.
-        let client = ClientId(noise.below(8).saturating_sub(4) as u64);
-        match self.desk.submit(Request { client, work, timeout }) {
+        match self.desk.submit(Request { client, work, timeout, reuse: Some(Reuse::default()) }) {
             Ok(answer) => {
                 let (found, looks) = (Vec::new(), 0);
-                self.clients.push(Client { answer, manner, prompt, new_tokens, has_timeout, found, looks });
+                let id = client;
+                self.clients.push(Client {
+                    id,
+                    answer,
+                    manner,
+                    prompt,
+                    new_tokens,
+                    has_timeout,
+                    found,
+                    looks,
+                });
             }
             Err(Refusal::QueueFull { waiting: 24, bound: 24, .. }) => self.refused += 1,
             Err(Refusal::ClientFull { waiting: 12, bound: 12, .. }) => self.refused += 1,
@@ -221,6 +258,8 @@ impl Simulation {
                     Some(Event::Piece(piece)) => client.take(&piece),
                     Some(Event::Ended(mut ended)) => {
                         client.finish(&mut ended);
+                        self.said.truncate(31);
+                        self.said.insert(0, (client.id, [&client.prompt[..], &client.found].concat()));
                         assert!(poll(&mut client.answer).is_none(), "answered twice");
                         return false;
                     }
@@ -288,6 +327,7 @@ fn a_hundred_thousand_requests_are_each_answered_once() {
         println!("seed {seed}");
         let figures = Simulation::new(seed).run(25_000);
         println!("{figures:?}");
+        assert!(figures.reused_tokens > 15_000, "conversations go on");
         assert!(figures.finished > 15_000 && figures.cancelled > 500 && figures.failed > 100);
         assert!(figures.refused > 100 && 2 * figures.batch_sequences > 3 * figures.steps);
         accepted += figures.accepted;

@@ -17,7 +17,7 @@ use super::reply::{Replies, Says, number};
 use super::request::{self, Input, Sampling};
 use super::{Caller, Services};
 use crate::models::{Lease, Opened};
-use crate::scheduler::Work;
+use crate::scheduler::{Reuse, Work};
 use crate::status::Trouble;
 
 /// What is to be continued: a prompt, or a conversation.
@@ -109,10 +109,11 @@ impl Services {
     ) -> Result<Replies<R>, Trouble> {
         let lease = self.lease(model, caller).await?;
         let (at_work, seed) = (lease.clone(), sampling.seed);
+        let reuse = sampling.scope.as_deref().map(|scope| caller.reuse(scope));
         let turn = self.work(move || turn(&at_work, asked, &sampling)).await??;
         let prompt_tokens = number(turn.prompt_tokens());
         let started = v1::Started { model_id: lease.handle(), prompt_tokens, seed, ..v1::Started::default() };
-        let answer = self.submit(caller, &lease, Work::Generate(Box::new(turn)))?;
+        let answer = self.submit(caller, &lease, Work::Generate(Box::new(turn)), reuse)?;
         Ok(Replies::new(answer, lease, self.meters.clone(), started))
     }
 }
@@ -199,8 +200,9 @@ impl Services {
         caller: &Caller,
         lease: &Arc<Lease>,
         work: Work,
+        reuse: Option<Reuse>,
     ) -> Result<crate::scheduler::Answer, Trouble> {
-        let answer = caller.submit(&lease.desk, work);
+        let answer = caller.submit(&lease.desk, work, reuse);
         if answer.is_err() && lease.desk.is_broken() {
             lease.broke();
         }

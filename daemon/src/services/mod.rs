@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 use bantam_proto::v1;
 use tonic::service::Routes;
 
-use crate::doors::{Door, Peer, timeout};
+use crate::doors::{Door, Peer, Who, timeout};
 use crate::hands::Hands;
 use crate::jobs::Jobs;
 use crate::metrics::Meters;
 use crate::models::{Asked, Catalog, Keeper, Known, Lease};
-use crate::scheduler::{Answer, ClientId, Desk, Request, Work};
+use crate::scheduler::{Answer, ClientId, Desk, Request, Reuse, Work};
 use crate::settings::Settings;
 use crate::status::Trouble;
 
@@ -79,6 +79,8 @@ impl Services {
 #[derive(Debug, Clone, Copy)]
 struct Caller {
     client: ClientId,
+    /// The connection, where several may stand behind one client.
+    connection: Option<u64>,
     door: Door,
     arrived: Instant,
     timeout: Option<Duration>,
@@ -93,7 +95,8 @@ impl Caller {
         let door = peer.map_or(Door::Tcp, |peer| peer.door);
         let value = request.metadata().get(timeout::HEADER).map(|value| value.as_bytes());
         let timeout = value.and_then(timeout::of_service);
-        Caller { client: ClientId(hasher.finish()), door, arrived: Instant::now(), timeout }
+        let connection = peer.filter(|peer| peer.who == Who::Local).map(|peer| peer.connection);
+        Caller { client: ClientId(hasher.finish()), connection, door, arrived: Instant::now(), timeout }
     }
 
     /// The answer of a service, unless its time is over first.
@@ -104,9 +107,17 @@ impl Caller {
         }
     }
 
+    /// What its replies share beginnings with: those of the same client that say the same words.
+    fn reuse(&self, scope: &str) -> Reuse {
+        let mut hasher = DefaultHasher::new();
+        (self.connection, scope).hash(&mut hasher);
+        // All requests meet the model as it was loaded.
+        Reuse { set: 0, scope: hasher.finish() }
+    }
+
     /// Hands in work, with the time that is left.
-    fn submit(&self, desk: &Desk, work: Work) -> Result<Answer, Trouble> {
+    fn submit(&self, desk: &Desk, work: Work, reuse: Option<Reuse>) -> Result<Answer, Trouble> {
         let timeout = self.timeout.map(|timeout| timeout.saturating_sub(self.arrived.elapsed()));
-        Ok(desk.submit(Request { client: self.client, work, timeout })?)
+        Ok(desk.submit(Request { client: self.client, work, timeout, reuse })?)
     }
 }

@@ -187,10 +187,11 @@ pub(super) fn count(meters: &Meters, ended: &Ended) {
     let Ended { timings, reused_tokens, work, .. } = ended;
     let (read, new) = work.as_ref().map_or((0, 0), |work| (work.prompt_tokens(), work.new_tokens()));
     meters.prompt_tokens.inc_by(read.saturating_sub(*reused_tokens) as u64);
+    meters.cached_tokens.inc_by(*reused_tokens as u64);
     meters.generated_tokens.inc_by(new as u64);
     meters.queue_seconds.observe(timings.queue.as_secs_f64());
     meters.first_token_seconds.observe((timings.queue + timings.prefill).as_secs_f64());
-    tracing::debug!(read, new, ?timings, "answered");
+    tracing::debug!(read, reused_tokens, new, ?timings, "answered");
 }
 
 impl<R: Says> Stream for Replies<R> {

@@ -24,6 +24,7 @@ use crate::status::Trouble;
 pub(super) const TEXT_BYTES_MAX: usize = 4 << 20;
 const BIASES_MAX: usize = 1024;
 const INPUTS_MAX: usize = 256;
+const SCOPE_BYTES_MAX: usize = 256;
 /// The longest span that a setting may have, too.
 const TTL_MAX: Duration = Duration::from_secs(366 * 86_400);
 
@@ -41,6 +42,8 @@ pub(super) struct Sampling {
     pub(super) seed: u64,
     /// Log-probabilities, with so many others.
     pub(super) alternatives: Option<usize>,
+    /// The words by which it shares beginnings with others of its client; nothing where it shares none.
+    pub(super) scope: Option<String>,
 }
 
 fn size(number: u32) -> usize {
@@ -132,7 +135,10 @@ pub(super) fn unknown(field: &str, found: i32) -> Trouble {
 fn check_not_yet(options: &v1::GenerationOptions) -> Result<(), Trouble> {
     let fields = [
         (options.structured_output.is_some(), "structured_output is not yet: leave it out"),
-        (options.prefix_cache.is_some(), "prefix_cache is not yet: leave it out"),
+        (
+            options.prefix_cache.as_ref().is_some_and(|prefix| prefix.keep.is_some()),
+            "prefix_cache.keep is not yet: leave it out, the least recently used leave first",
+        ),
         (options.speculation.is_some(), "speculation is not yet: leave it out"),
         (!options.adapter.is_empty(), "adapters per request are not yet: leave `adapter` out"),
         (options.priority != 0, "priorities are not yet: leave `priority` out"),
@@ -140,6 +146,18 @@ fn check_not_yet(options: &v1::GenerationOptions) -> Result<(), Trouble> {
     match fields.iter().find(|(is_set, _)| *is_set) {
         Some((_, what)) => Err(Trouble::NotYet(what)),
         None => Ok(()),
+    }
+}
+
+/// The words by which a request shares beginnings, unless it wants none.
+fn scope(found: Option<v1::PrefixCache>) -> Result<Option<String>, Trouble> {
+    let v1::PrefixCache { off, scope, .. } = found.unwrap_or_default();
+    match scope.len() {
+        0..=SCOPE_BYTES_MAX => Ok((!off).then_some(scope)),
+        found => {
+            let why = format!("expected at most {SCOPE_BYTES_MAX} bytes, found {found}; shorten it");
+            Err(Trouble::field("options.prefix_cache.scope", why))
+        }
     }
 }
 
@@ -202,7 +220,7 @@ pub(super) fn sampling(
     let checked = GenerationDefaults::default().settings(&flags, EosSources::default());
     checked.map_err(of_settings)?;
     let alternatives = (options.log_probabilities || alternatives > 0).then_some(alternatives);
-    Ok(Sampling { flags, seed, alternatives })
+    Ok(Sampling { flags, seed, alternatives, scope: scope(options.prefix_cache)? })
 }
 
 /// A seed that differs from request to request, short enough to be typed again.

@@ -163,6 +163,9 @@ settings! {
     /// Tokens of a prompt that are computed between two steps of running sequences.
     prefill_chunk: usize = "schedule.prefill_chunk", ["128"], |n| (1..=1 << 16).contains(n),
         "a whole number from 1 to 65536";
+    /// Whether what a reply has read rests until others need the room, so that the next turn of the same client reads
+    /// only what is new.
+    prefix_cache: bool = "schedule.prefix_cache", ["true"], |_| true, "true or false";
     /// Requests that may wait for one model.
     queue: usize = "schedule.queue", ["256"], |n| (1..=1 << 16).contains(n), "a whole number from 1 to 65536";
     /// Tokens that may wait for a stream's connection; what HTTP/2 has taken for its reader comes on top.

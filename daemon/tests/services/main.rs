@@ -10,5 +10,6 @@ mod generation;
 mod jobs;
 mod models;
 mod refusals;
+mod reuse;
 
 use support::served::{Served, asked, fields, generate, goldens};

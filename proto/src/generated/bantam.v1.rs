@@ -75,7 +75,9 @@ pub struct GenerationOptions {
     /// Not yet: what the text must look like.
     #[prost(message, optional, tag = "20")]
     pub structured_output: ::core::option::Option<StructuredOutput>,
-    /// Not yet: what may be kept of this prompt, and used from earlier ones.
+    /// What may be kept of this request, and used from earlier ones. Absent: what earlier requests of the same client have
+    /// read is not read again, and this one's prompt and reply are kept until others need the room. The tokens do not
+    /// change, but for what a card's last bits may do.
     #[prost(message, optional, tag = "21")]
     pub prefix_cache: ::core::option::Option<PrefixCache>,
     /// Not yet: guessing tokens ahead.
@@ -124,16 +126,16 @@ pub struct Choices {
     #[prost(string, repeated, tag = "1")]
     pub texts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// Not yet: how a request meets what earlier prompts left in the cache.
+/// How a request meets what earlier ones of the same client left in the cache. Clients never meet each other's.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PrefixCache {
     /// Neither uses nor leaves anything.
     #[prost(bool, tag = "1")]
     pub off: bool,
-    /// Only requests with the same words here share anything.
+    /// Of a client's requests only those with the same words here share anything; at most 256 bytes.
     #[prost(string, tag = "2")]
     pub scope: ::prost::alloc::string::String,
-    /// How long to keep the prompt at least.
+    /// Not yet: how long to keep the prompt at least.
     #[prost(message, optional, tag = "3")]
     pub keep: ::core::option::Option<::prost_types::Duration>,
 }
@@ -3486,7 +3488,7 @@ pub struct ModelFigures {
     /// Sequences that can run at once.
     #[prost(uint32, tag = "5")]
     pub slots: u32,
-    /// Positions of the cache that are taken.
+    /// Positions of the cache that are taken, those of resting sequences left out.
     #[prost(uint64, tag = "6")]
     pub cache_positions_used: u64,
     /// All positions of the cache.
@@ -3504,6 +3506,12 @@ pub struct ModelFigures {
     /// Generated in a second, all sequences together, since the last figures.
     #[prost(double, tag = "11")]
     pub tokens_per_second: f64,
+    /// Sequences that rest: what they hold is there for a next turn, and their positions count as free.
+    #[prost(uint32, tag = "12")]
+    pub resting: u32,
+    /// Tokens of prompts that the cache held already, since the model was loaded.
+    #[prost(uint64, tag = "13")]
+    pub cached_tokens: u64,
 }
 /// What all resident models do at the moment.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -270,7 +270,10 @@ class GenerationOptions(_message.Message):
 
     @_builtins.property
     def prefix_cache(self) -> Global___PrefixCache:
-        """Not yet: what may be kept of this prompt, and used from earlier ones."""
+        """What may be kept of this request, and used from earlier ones. Absent: what earlier requests of the same client have
+        read is not read again, and this one's prompt and reply are kept until others need the room. The tokens do not
+        change, but for what a card's last bits may do.
+        """
 
     @_builtins.property
     def speculation(self) -> Global___Speculation:
@@ -420,7 +423,7 @@ Global___Choices: _TypeAlias = Choices  # noqa: Y015
 
 @_typing.final
 class PrefixCache(_message.Message):
-    """Not yet: how a request meets what earlier prompts left in the cache."""
+    """How a request meets what earlier ones of the same client left in the cache. Clients never meet each other's."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -430,10 +433,10 @@ class PrefixCache(_message.Message):
     off: _builtins.bool
     """Neither uses nor leaves anything."""
     scope: _builtins.str
-    """Only requests with the same words here share anything."""
+    """Of a client's requests only those with the same words here share anything; at most 256 bytes."""
     @_builtins.property
     def keep(self) -> _duration_pb2.Duration:
-        """How long to keep the prompt at least."""
+        """Not yet: how long to keep the prompt at least."""
 
     def __init__(
         self,

@@ -891,6 +891,8 @@ class ModelFigures(_message.Message):
     NEW_TOKENS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    RESTING_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Handle of the model."""
     running: _builtins.int
@@ -902,7 +904,7 @@ class ModelFigures(_message.Message):
     slots: _builtins.int
     """Sequences that can run at once."""
     cache_positions_used: _builtins.int
-    """Positions of the cache that are taken."""
+    """Positions of the cache that are taken, those of resting sequences left out."""
     cache_positions: _builtins.int
     """All positions of the cache."""
     prompt_tokens: _builtins.int
@@ -913,6 +915,10 @@ class ModelFigures(_message.Message):
     """Steps of the engine since then."""
     tokens_per_second: _builtins.float
     """Generated in a second, all sequences together, since the last figures."""
+    resting: _builtins.int
+    """Sequences that rest: what they hold is there for a next turn, and their positions count as free."""
+    cached_tokens: _builtins.int
+    """Tokens of prompts that the cache held already, since the model was loaded."""
     def __init__(
         self,
         *,
@@ -927,10 +933,12 @@ class ModelFigures(_message.Message):
         new_tokens: _builtins.int = ...,
         steps: _builtins.int = ...,
         tokens_per_second: _builtins.float = ...,
+        resting: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_positions", b"cache_positions", "cache_positions_used", b"cache_positions_used", "model_id", b"model_id", "new_tokens", b"new_tokens", "paused", b"paused", "prompt_tokens", b"prompt_tokens", "running", b"running", "slots", b"slots", "steps", b"steps", "tokens_per_second", b"tokens_per_second", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_positions", b"cache_positions", "cache_positions_used", b"cache_positions_used", "cached_tokens", b"cached_tokens", "model_id", b"model_id", "new_tokens", b"new_tokens", "paused", b"paused", "prompt_tokens", b"prompt_tokens", "resting", b"resting", "running", b"running", "slots", b"slots", "steps", b"steps", "tokens_per_second", b"tokens_per_second", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -128,6 +128,7 @@ fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
         cache_positions: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     }
 }
 

@@ -43,6 +43,7 @@ fn engine(sequences: usize) -> Engine {
         head: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     };
     Engine::load(spec, &Checkpoint::open(&folder).unwrap(), options, Cpu::detect(), 2).unwrap()
 }

@@ -42,6 +42,7 @@ fn engine(folder: &Path) -> Engine {
         head: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     };
     let checkpoint = Checkpoint::open(folder).expect("sound");
     Engine::load(spec, &checkpoint, options, Cpu::detect(), 2).expect("the model loads")

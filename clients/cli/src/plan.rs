@@ -313,6 +313,7 @@ fn region_name(region: Region) -> &'static str {
         Region::Weights => "weights",
         Region::Cache => "cache",
         Region::Work => "work",
+        Region::Adapters => "adapters",
     }
 }
 

@@ -77,6 +77,7 @@ impl Recipe {
             head: asked.head.unwrap_or(way(&settings.load_head)),
             experts: asked.experts.unwrap_or(way(&settings.load_experts)),
             trits: Trits::of(Cpu::detect(), threads),
+            adapter_bytes: 0,
         };
         Recipe { options, threads, no_cache: asked.no_cache.unwrap_or(!settings.native_files) }
     }

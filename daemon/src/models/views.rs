@@ -100,6 +100,7 @@ pub(crate) fn lines(plan: &Plan, beside: u64) -> Vec<v1::PlanLine> {
             Region::Weights => "weights",
             Region::Cache => "cache",
             Region::Work => "work",
+            Region::Adapters => "adapters",
         }
         .to_owned(),
         device: RAM.to_owned(),

@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bantam_core::{Cpu, Precision, Region};
+use bantam_cuda::OneOf;
+use bantam_cusim::is_child;
 use bantam_model::adapter::Guest;
-use bantam_model::engine::{Chunk, Engine, StepError};
+use bantam_model::card::Passage;
+use bantam_model::engine::{Chunk, Engine, Placed, StepError};
 use bantam_model::formats::on_load::way;
 use bantam_model::plan::Options;
 use bantam_model::source::Source;
-use bantam_tests::{Noise, model_folder, options, repository};
+use bantam_tests::{Noise, check_close, model_folder, options, repository};
 
 /// Adapters that bring no whole tensors, by their folders, and the models that they are for.
 const GUESTS: &[(&str, &str)] = &[
@@ -187,8 +190,8 @@ fn what_has_no_place_is_refused_by_its_headers() {
         ("llama-untied", "lora/lora-modules_to_save-llama", ROOM, ["whole tensor", "bantam merge"]),
         ("mistral", "lora-made/saved-norms-mistral", ROOM, ["whole tensor", "--adapter"]),
         ("qwen2", "lora-made/bias-qwen2", ROOM, ["whole tensor", "k_proj.bias"]),
-        ("llama-tied", "lora/lora-llama", 0, ["at most 0 bytes", "--adapter-bytes"]),
-        ("llama-tied", "lora/lora-llama", 64, ["at most 64 bytes", "--adapter-bytes"]),
+        ("llama-tied", "lora/lora-llama", 0, ["at most 0 bytes", "models-adapter-bytes"]),
+        ("llama-tied", "lora/lora-llama", 64, ["at most 64 bytes", "models-adapter-bytes"]),
         ("gpt_neox", "lora/lora-llama", ROOM, ["expected a module that the model has", "lora-llama"]),
         ("llama-tied", "models/llama-tied", ROOM, ["adapter_config.json", "found"]),
     ] {
@@ -200,4 +203,56 @@ fn what_has_no_place_is_refused_by_its_headers() {
     let options = Options { adapter_bytes: ROOM, ..options() };
     let error = Guest::open(&adapter("lora/lora-llama"), &with, options, Cpu::detect());
     assert!(error.expect_err("it has one").to_string().contains("without an adapter of its own"));
+}
+
+/// Beside a card that has some of a model, or all of it and keeps steps, what an adapter adds is the processor's.
+#[test]
+fn an_adapter_beside_a_card_gives_the_processors_logits() {
+    const TEST: &str = "an_adapter_beside_a_card_gives_the_processors_logits";
+    if !is_child(TEST, &[]) {
+        return;
+    }
+    for (model, name) in [
+        ("llama-tied", "lora/lora-dora-llama"),
+        ("gpt_neox", "lora/lora-dora-rslora-gpt_neox"),
+        ("gpt_oss-bf16", "lora-made/experts-gpt_oss"),
+        ("mixtral", "lora-made/some-mixtral"),
+        ("gemma2", "lora-made/dora-embed-gemma2"),
+    ] {
+        let source = source(model);
+        let sizes = Options { sequences: 2, chunk: 16, context: 100, logits_rows: 2, ..options() };
+        let options = Options { adapter_bytes: ROOM, ..sizes };
+        let tokens = Noise::new(6).tokens(12, source.spec.vocab);
+        let mut engine = load(&source, options);
+        let guest = guest(&source, name, options);
+        let wanted = [None, Some(&guest)].map(|guest| reply(&mut engine, guest, &tokens));
+        let whole = Placed::forecast(engine.plan(), usize::MAX).expect("it fits");
+        let parts = whole.weight_bytes + whole.cache_bytes;
+        for (part, passage) in
+            [(1.0, Passage::Never), (0.6, Passage::Never), (0.6, Passage::From(3)), (0.3, Passage::Never)]
+        {
+            engine.set_passage(passage);
+            let bytes = whole.bytes - whole.kept_bytes - parts + (part * parts as f64) as usize;
+            let vram = if part < 1.0 { bytes } else { whole.bytes };
+            let placed = engine.place(&OneOf(0), Some(vram as u64)).cloned().expect("some of it has room");
+            assert_eq!((placed.is_whole, placed.kept_rows > 0), (part == 1.0, part == 1.0), "{placed:?}");
+            for _ in 0..2 {
+                for (guest, wanted) in [None, Some(&guest)].into_iter().zip(&wanted) {
+                    let what = format!("{name}, {part} of it, {passage:?}, {}", guest.is_some());
+                    check_close(&what, &reply(&mut engine, guest, &tokens), wanted);
+                }
+            }
+        }
+        // It goes on where the card is left in the middle of a reply.
+        let sequence = open(&mut engine, Some(&guest)).expect("there is room");
+        let (mut found, mut next) = (Vec::new(), tokens.clone());
+        for at in 0..4 {
+            if at == 2 {
+                engine.leave_card();
+            }
+            next = vec![step(&mut engine, sequence, &next, &mut found)];
+        }
+        engine.close(sequence);
+        check_close(&format!("{name}, the card is left"), &found, &wanted[1]);
+    }
 }

@@ -99,7 +99,8 @@ fn alone(engine: &mut Engine, text: &Text, i: usize) -> (Vec<u32>, String) {
 }
 
 async fn listen(desk: Desk, work: Work) -> (Vec<Piece>, Work, Timings) {
-    let mut answer = desk.submit(Request { client: ClientId(1), work, timeout: None }).unwrap();
+    let mut answer =
+        desk.submit(Request { client: ClientId(1), work, adapter: None, timeout: None }).unwrap();
     let mut pieces = Vec::new();
     loop {
         match answer.next().await.unwrap() {

@@ -64,7 +64,12 @@ impl Requests {
         let prompt = self.tokenizer.encode(&text, true).expect("plain text");
         if i % 7 == 3 {
             let work = Score::new(&desk.limits(), &prompt, 2).expect("enough tokens");
-            return Request { client: ClientId(i as u64 % 3), work: Work::Score(work), timeout: None };
+            return Request {
+                client: ClientId(i as u64 % 3),
+                work: Work::Score(work),
+                adapter: None,
+                timeout: None,
+            };
         }
         let flags = GenerationFlags {
             max_new_tokens: Some(10 + i % 50),
@@ -81,6 +86,7 @@ impl Requests {
         Request {
             client: ClientId(i as u64 % 3),
             work: Work::Generate(Box::new(turn.expect("it fits"))),
+            adapter: None,
             timeout: None,
         }
     }

@@ -9,7 +9,7 @@
 //! **Invariant**: the engine's thread allocates nothing per token.
 //!
 //! Not yet here: sequences that already hold a prompt's beginning (`Batch::begin` takes them as they are), speculation
-//! (a view with more than one unread token and a reply is read as a chunk), adapters and masks (of a step's rows).
+//! (a view with more than one unread token and a reply is read as a chunk), an adapter and a mask per row of a step.
 
 mod batch;
 mod bell;

@@ -122,11 +122,11 @@ impl<T> Waiting<T> {
         self.entries.iter().filter_map(|entry| entry.wish.deadline).min()
     }
 
-    /// Serves the next for whom there is room; `fits` is asked with the positions that are needed.
-    pub(super) fn take(&mut self, mut fits: impl FnMut(usize) -> bool) -> Option<(Wish, T)> {
+    /// Serves the next for whom there is room, as `fits` says.
+    pub(super) fn take(&mut self, mut fits: impl FnMut(&Wish, &T) -> bool) -> Option<(Wish, T)> {
         let mut place = None;
         for (index, entry) in self.entries.iter().enumerate() {
-            if fits(entry.wish.positions) {
+            if fits(&entry.wish, &entry.item) {
                 place = Some(index);
                 break;
             }
@@ -158,7 +158,9 @@ mod tests {
     }
 
     fn served(queue: &mut Waiting<()>, room: usize) -> Vec<u64> {
-        std::iter::from_fn(|| queue.take(|positions| positions <= room)).map(|(wish, ())| wish.id).collect()
+        std::iter::from_fn(|| queue.take(|wish, ()| wish.positions <= room))
+            .map(|(wish, ())| wish.id)
+            .collect()
     }
 
     #[test]
@@ -179,7 +181,7 @@ mod tests {
             if order.last() != Some(&1) {
                 queue.join(wish(id, 2, 1), ()).unwrap();
             }
-            order.push(queue.take(|_| true).unwrap().0.client.0);
+            order.push(queue.take(|_, ()| true).unwrap().0.client.0);
         }
         assert_eq!(order, [1, 2].repeat(8));
     }
@@ -203,7 +205,7 @@ mod tests {
             if below(8) == 0 {
                 continue;
             }
-            let Some((wish, ())) = queue.take(|_| true) else { continue };
+            let Some((wish, ())) = queue.take(|_, ()| true) else { continue };
             served += 1;
             for (client, others) in &mut since {
                 let before = others.len();
@@ -237,7 +239,7 @@ mod tests {
         queue.join(wish(0, 0, 100), ()).unwrap();
         (1..40).for_each(|id| assert!(queue.join(wish(id, id, 1), ()).is_ok()));
         assert_eq!(served(&mut queue, 10).len(), PASSES_MAX);
-        assert_eq!(queue.take(|_| true).unwrap().0.id, 0);
+        assert_eq!(queue.take(|_, ()| true).unwrap().0.id, 0);
         assert_eq!(served(&mut queue, 10).len(), 39 - PASSES_MAX);
     }
 

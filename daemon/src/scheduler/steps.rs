@@ -1,8 +1,12 @@
 //! What the scheduler needs of an engine.
 
+use std::sync::Arc;
+
 use bantam_core::layouts::page::POSITIONS;
+use bantam_model::adapter::Guest;
 use bantam_model::card::NoCard;
-use bantam_model::engine::{Chunk, Engine, Placed, StepError};
+use bantam_model::engine::{Chunk, Engine, Placed, Seated, StepError};
+use bantam_model::weights::WeightsError;
 
 use crate::cards::Device;
 
@@ -33,6 +37,22 @@ pub trait Steps: Send + 'static {
     fn free_positions(&self) -> usize;
     /// Begins a sequence of at most so many positions; `None` while there is no room. It may hold tokens already.
     fn open_for(&mut self, positions: usize) -> Option<usize>;
+    /// The same with an adapter that is opened for this engine; `None` also while there is no room for that.
+    fn open_with(&mut self, positions: usize, _: &Arc<Guest>) -> Option<usize> {
+        self.open_for(positions)
+    }
+    /// Reads the adapter of a sequence, unless it is there. Where it fails, the sequence can only be closed.
+    fn seat(&mut self, _sequence: usize) -> Result<(), WeightsError> {
+        Ok(())
+    }
+    /// What a sequence is computed with: 0 is the model alone. Sequences of one step have one number.
+    fn set_of(&self, _sequence: usize) -> usize {
+        0
+    }
+    /// Adapters that are there.
+    fn adapters(&self) -> Vec<Seated> {
+        Vec::new()
+    }
     /// Ends a sequence and frees its positions.
     fn close(&mut self, sequence: usize);
     /// Forgets all tokens from `length` on.
@@ -80,6 +100,22 @@ impl Steps for Engine {
 
     fn open_for(&mut self, positions: usize) -> Option<usize> {
         Engine::open_for(self, positions)
+    }
+
+    fn open_with(&mut self, positions: usize, adapter: &Arc<Guest>) -> Option<usize> {
+        Engine::open_with(self, positions, adapter)
+    }
+
+    fn seat(&mut self, sequence: usize) -> Result<(), WeightsError> {
+        Engine::seat(self, sequence)
+    }
+
+    fn set_of(&self, sequence: usize) -> usize {
+        Engine::set_of(self, sequence)
+    }
+
+    fn adapters(&self) -> Vec<Seated> {
+        self.guests().collect()
     }
 
     fn close(&mut self, sequence: usize) {

@@ -50,7 +50,7 @@ fn turn(prompt: &[u32], new_tokens: usize) -> Turn {
 }
 
 fn request(client: u64, work: Work) -> Request {
-    Request { client: ClientId(client), work, timeout: None }
+    Request { client: ClientId(client), work, adapter: None, timeout: None }
 }
 
 fn reply(client: u64, prompt: usize, new_tokens: usize) -> Request {
@@ -192,7 +192,7 @@ impl Simulation {
         let timeout = has_timeout.then(|| Duration::from_micros(noise.below(200_000) as u64));
         // One client asks for as much as all others.
         let client = ClientId(noise.below(8).saturating_sub(4) as u64);
-        match self.desk.submit(Request { client, work, timeout }) {
+        match self.desk.submit(Request { client, work, adapter: None, timeout }) {
             Ok(answer) => {
                 let (found, looks) = (Vec::new(), 0);
                 self.clients.push(Client { answer, manner, prompt, new_tokens, has_timeout, found, looks });

@@ -15,6 +15,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bantam_model::adapter::Guest;
 use bantam_proto::v1;
 use tonic::service::Routes;
 
@@ -105,8 +106,8 @@ impl Caller {
     }
 
     /// Hands in work, with the time that is left.
-    fn submit(&self, desk: &Desk, work: Work) -> Result<Answer, Trouble> {
+    fn submit(&self, desk: &Desk, work: Work, adapter: Option<Arc<Guest>>) -> Result<Answer, Trouble> {
         let timeout = self.timeout.map(|timeout| timeout.saturating_sub(self.arrived.elapsed()));
-        Ok(desk.submit(Request { client: self.client, work, timeout })?)
+        Ok(desk.submit(Request { client: self.client, work, adapter, timeout })?)
     }
 }

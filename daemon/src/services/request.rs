@@ -41,6 +41,8 @@ pub(super) struct Sampling {
     pub(super) seed: u64,
     /// Log-probabilities, with so many others.
     pub(super) alternatives: Option<usize>,
+    /// What is beside the model for this request alone; empty for nothing.
+    pub(super) adapter: String,
 }
 
 fn size(number: u32) -> usize {
@@ -134,7 +136,6 @@ fn check_not_yet(options: &v1::GenerationOptions) -> Result<(), Trouble> {
         (options.structured_output.is_some(), "structured_output is not yet: leave it out"),
         (options.prefix_cache.is_some(), "prefix_cache is not yet: leave it out"),
         (options.speculation.is_some(), "speculation is not yet: leave it out"),
-        (!options.adapter.is_empty(), "adapters per request are not yet: leave `adapter` out"),
         (options.priority != 0, "priorities are not yet: leave `priority` out"),
     ];
     match fields.iter().find(|(is_set, _)| *is_set) {
@@ -202,7 +203,7 @@ pub(super) fn sampling(
     let checked = GenerationDefaults::default().settings(&flags, EosSources::default());
     checked.map_err(of_settings)?;
     let alternatives = (options.log_probabilities || alternatives > 0).then_some(alternatives);
-    Ok(Sampling { flags, seed, alternatives })
+    Ok(Sampling { flags, seed, alternatives, adapter: options.adapter })
 }
 
 /// A seed that differs from request to request, short enough to be typed again.
@@ -317,15 +318,14 @@ pub(super) fn load_options(found: Option<v1::LoadOptions>) -> Result<Asked, Trou
         Ok(v1::KvType::Int8) => Some(KvKind::Int8),
         Err(_) => return Err(unknown("options.kv", found.kv)),
     };
-    let positions = match found.cache_positions {
-        None => None,
-        Some(found) => match usize::try_from(found) {
-            Ok(positions) if (1..=1 << 40).contains(&positions) => Some(positions),
-            _ => {
-                let why = format!("expected 1 to {}, found {found}; correct it", 1_u64 << 40);
-                return Err(Trouble::field("options.cache_positions", why));
-            }
-        },
+    let large = |field: &str, found: Option<u64>, least: usize| match found.map(usize::try_from) {
+        None => Ok(None),
+        Some(Ok(number)) if (least..=1 << 40).contains(&number) => Ok(Some(number)),
+        Some(_) => {
+            let found = found.unwrap_or_default();
+            let why = format!("expected {least} to {}, found {found}; correct it", 1_u64 << 40);
+            Err(Trouble::field(format!("options.{field}"), why))
+        }
     };
     let ttl = found.ttl.map(|ttl| span("options.ttl", ttl, TTL_MAX)).transpose()?;
     Ok(Asked {
@@ -339,7 +339,8 @@ pub(super) fn load_options(found: Option<v1::LoadOptions>) -> Result<Asked, Trou
         experts: way_of("experts", found.experts)?,
         threads: ranged("threads", found.threads, 1024)?,
         no_cache: found.no_cache,
-        cache_positions: positions,
+        cache_positions: large("cache_positions", found.cache_positions, 1)?,
+        adapter_bytes: large("adapter_bytes", found.adapter_bytes, 0)?,
         pin: found.pin,
         ttl: ttl.map(|ttl| Some(ttl).filter(|ttl| !ttl.is_zero())),
     })

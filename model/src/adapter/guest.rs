@@ -1,5 +1,5 @@
-//! An adapter for a model that is loaded: planned beside it from headers alone, and read once it has a place in the room
-//! that the model has for such.
+//! An adapter for a model that is loaded: planned beside it from headers alone, and read once it has a place in the
+//! room that the model has for such.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -140,7 +140,8 @@ impl Planner<'_> {
             Some(name) => Err(other_model(
                 name,
                 "expected changes alone of an adapter that comes to a loaded model, found a whole tensor \
-                 (modules_to_save, or a bias of the model's own); add it to the model with `bantam merge`, or load it with the model (--adapter)"
+                 (modules_to_save, or a bias of the model's own); add it to the model with `bantam merge`, or \
+                 load it with the model (--adapter)"
                     .to_owned(),
             )),
         }

@@ -125,7 +125,8 @@ pub enum PlanError {
     /// An adapter that is larger than the room for those that come after loading.
     #[error(
         "expected an adapter of at most {room} bytes, the room that the model has for adapters that come after \
-         loading, found one that takes {needed}; load the model with --adapter-bytes {needed} or more"
+         loading, found one that takes {needed}; raise models.adapter_bytes (`bantam serve --models-adapter-bytes`) to \
+         {needed} or more, and load the model again"
     )]
     AdapterRoom {
         /// Bytes that it takes.
@@ -525,7 +526,7 @@ impl Plan {
     }
 
     /// What an adapter adds that comes to a model of such a plan once that is loaded: weights whose changes stand in
-    /// [`Region::Adapters`] from its first byte on, how these are filled, and their bytes. All else is where it is without.
+    /// [`Region::Adapters`] from its first byte on, how these are filled, and their bytes. All else is where it was.
     pub(crate) fn guest(
         spec: &ModelSpec,
         stored: impl Fn(&str, &[usize]) -> Option<Stored>,
@@ -551,8 +552,8 @@ impl Plan {
         Ok(GuestPlan { weights, fills, bytes: needed, base_bytes: planner.weights.bytes() })
     }
 
-    /// [`Plan::new`] for one layer alone, number `number` of its model and the only one of `spec`, with neither embedding
-    /// nor head and all matrices in float32; a mixture's experts lie as they are stored where they are to be
+    /// [`Plan::new`] for one layer alone, number `number` of its model and the only one of `spec`, with neither
+    /// embedding nor head and all matrices in float32; a mixture's experts lie as they are stored where they are to be
     /// `replaced`, and there is room for what they become: gate, up, down.
     pub fn of_layer(
         spec: &ModelSpec,

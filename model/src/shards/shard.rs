@@ -94,10 +94,22 @@ impl Shard {
         x: Slot,
         products: &[Product],
     ) {
-        let first = &products[0].matrix;
-        if first.slot.region == Region::Adapters {
-            return self.here(host, rows, routed, x, products);
+        match products[0].matrix.slot.region {
+            Region::Adapters => self.here(host, rows, routed, x, products),
+            _ => self.of_model(host, rows, routed, x, products),
         }
+    }
+
+    /// The same with the model's own matrices.
+    fn of_model(
+        &mut self,
+        host: &mut Host,
+        rows: usize,
+        routed: Option<(&Routed, RowPer)>,
+        x: Slot,
+        products: &[Product],
+    ) {
+        let first = &products[0].matrix;
         if let Some((routed, per)) = routed {
             if let Some(which) = self.on_card.stacks.iter().position(|stacks| stacks.has(first)) {
                 return self.experts(host, rows, which, routed, per, x, products);

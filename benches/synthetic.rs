@@ -198,6 +198,7 @@ fn options() -> Options {
         cache_positions: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     }
 }
 

@@ -45,6 +45,7 @@ fn logits(folder: &std::path::Path) -> Vec<f32> {
         cache_positions: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     };
     let mut engine = Engine::load(spec, &checkpoint, options, Cpu::detect(), 1).expect("it loads");
     let sequence = engine.open().expect("a free sequence");

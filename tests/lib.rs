@@ -62,6 +62,7 @@ pub fn options() -> Options {
         cache_positions: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     }
 }
 

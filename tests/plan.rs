@@ -43,6 +43,7 @@ fn small(kv: KvKind) -> Options {
         cache_positions: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     }
 }
 

@@ -45,6 +45,7 @@ fn options(kv: KvKind, precision: Precision, quantization: Option<&'static OnLoa
         cache_positions: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     }
 }
 

@@ -172,6 +172,7 @@ fn hold(model: &str, precision: Precision, way: Option<&'static OnLoad>) {
                 cache_positions: None,
                 experts: None,
                 trits: Trits::Packed,
+                adapter_bytes: 0,
             };
             let threads = THREADS[(round + level + i) % THREADS.len()];
             let begin =

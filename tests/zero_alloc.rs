@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use bantam_core::{Cpu, KvKind, Precision, Trits};
+use bantam_model::adapter::Guest;
 use bantam_model::detokenizer::ByteTable;
 use bantam_model::engine::{Chunk, Engine, StepError};
 use bantam_model::formats::on_load::way;
@@ -128,6 +129,7 @@ fn options(kv: KvKind, precision: Precision, int8: bool) -> Options {
         cache_positions: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     }
 }
 
@@ -232,6 +234,35 @@ fn batched_steps(what: &str, engine: &mut Engine) {
         engine.rewind(sequence, 10);
     });
     sequences.into_iter().for_each(|sequence| engine.close(sequence));
+}
+
+/// Steps of a model and of one with an adapter that came to it, in turns.
+fn steps_with_a_guest(model: &str, adapter: &str, options: Options) {
+    let options = Options { adapter_bytes: 8 << 20, ..options };
+    let source = Source::open(&model_folder(model)).expect("the model opens");
+    let mut engine = source.load(options, Cpu::detect(), 3, None, &mut |_| {}).expect("the model loads");
+    let folder = repository("tests/goldens/lora-made").join(adapter);
+    let guest = Guest::open(&folder, &source, options, Cpu::detect()).expect("the adapter opens");
+    let base = engine.open_for(100).expect("room");
+    let with = engine.open_with(100, &guest).expect("room");
+    engine.seat(with).expect("a sound adapter");
+    let tokens = Noise::new(5).tokens(100, source.spec.vocab);
+    let step = |engine: &mut Engine, sequence: usize, at: usize, count: usize| {
+        engine.step(&[Chunk { sequence, tokens: &tokens[at..at + count] }]).expect("room");
+        assert!(engine.logits(&[count - 1]).iter().all(|logit| logit.is_finite()));
+    };
+    [base, with].into_iter().for_each(|sequence| step(&mut engine, sequence, 0, 1));
+    check(&format!("{adapter}: 20 steps of the model, and 20 with an adapter"), || {
+        for i in 0..20 {
+            [base, with].into_iter().for_each(|sequence| step(&mut engine, sequence, 2 * i, 1 + i % 3));
+        }
+    });
+    check(&format!("{adapter}: a sequence with it closed, and another opened"), || {
+        engine.close(with);
+        let with = engine.open_with(100, &guest).expect("room");
+        engine.seat(with).expect("it is there");
+        step(&mut engine, with, 0, 10);
+    });
 }
 
 const TURNS: usize = 8;
@@ -413,6 +444,7 @@ fn main() {
     }
     for (adapter, model) in [("dora-embed-gemma2", "gemma2"), ("experts-mixtral", "mixtral")] {
         batched_steps(adapter, &mut adapted(model, adapter, options));
+        steps_with_a_guest(model, adapter, options);
     }
 }
 

@@ -112,6 +112,7 @@ impl Lengths {
             head: way("int8"),
             experts: model.experts.and_then(way),
             trits: Trits::of(cpu, threads),
+            adapter_bytes: 0,
             ..Options::SMALLEST
         }
     }

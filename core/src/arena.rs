@@ -17,6 +17,8 @@ pub enum Region {
     Cache,
     /// Activations and scratch, overwritten in every step.
     Work,
+    /// Matrices and vectors of adapters that come and go beside a loaded model.
+    Adapters,
 }
 
 /// A place in a region: offset and size in bytes.
@@ -79,23 +81,57 @@ pub struct Arena<M> {
     pub cache: M,
     /// [`Region::Work`].
     pub work: M,
+    /// [`Region::Adapters`], where there is any.
+    pub adapters: Option<M>,
+}
+
+/// What a step only reads of an arena while it writes activations.
+#[derive(Clone, Copy, Debug)]
+pub struct Fixed<'a> {
+    weights: &'a [u8],
+    adapters: &'a [u8],
+}
+
+impl<'a> Fixed<'a> {
+    /// The bytes of a slot of one of these regions.
+    pub fn read(&self, slot: Slot) -> &'a [u8] {
+        match slot.region {
+            Region::Adapters => &self.adapters[slot.range()],
+            _ => &self.weights[slot.range()],
+        }
+    }
+
+    /// The values of a slot.
+    pub fn floats(&self, slot: Slot) -> &'a [f32] {
+        bytemuck::cast_slice(self.read(slot))
+    }
 }
 
 impl<M: DerefMut<Target = [u8]>> Arena<M> {
-    /// Takes the regions over. Each must be aligned to [`ALIGNMENT`].
+    /// Takes the regions over, without room for adapters. Each must be aligned to [`ALIGNMENT`].
     pub fn new(weights: M, cache: M, work: M) -> Self {
-        for block in [&weights, &cache, &work] {
-            assert!(
-                (block.as_ptr() as usize).is_multiple_of(ALIGNMENT),
-                "arena memory must be aligned to {ALIGNMENT} bytes"
-            );
-        }
-        Arena { weights, cache, work }
+        [&weights, &cache, &work].into_iter().for_each(check_aligned);
+        Arena { weights, cache, work, adapters: None }
+    }
+
+    /// The same with room for adapters.
+    pub fn with_adapters(self, adapters: M) -> Self {
+        check_aligned(&adapters);
+        Arena { adapters: Some(adapters), ..self }
+    }
+
+    /// What is only read, the cache, and activations.
+    pub fn parts(&mut self) -> (Fixed<'_>, &mut [u8], &mut [u8]) {
+        let Arena { weights, cache, work, adapters } = self;
+        (Fixed { weights, adapters: adapters.as_deref().unwrap_or(&[]) }, cache, work)
     }
 
     /// Bytes of all regions.
     pub fn bytes(&self) -> usize {
-        self.weights.len() + self.cache.len() + self.work.len()
+        self.weights.len()
+            + self.cache.len()
+            + self.work.len()
+            + self.adapters.as_deref().map_or(0, <[u8]>::len)
     }
 
     /// The bytes of a slot.
@@ -105,10 +141,11 @@ impl<M: DerefMut<Target = [u8]>> Arena<M> {
 
     /// The bytes of a slot, to be written.
     pub fn write(&mut self, slot: Slot) -> &mut [u8] {
-        let region = match slot.region {
+        let region: &mut [u8] = match slot.region {
             Region::Weights => &mut self.weights,
             Region::Cache => &mut self.cache,
             Region::Work => &mut self.work,
+            Region::Adapters => self.adapters.as_deref_mut().unwrap_or(&mut []),
         };
         &mut region[slot.range()]
     }
@@ -133,8 +170,16 @@ impl<M: DerefMut<Target = [u8]>> Arena<M> {
             Region::Weights => &self.weights,
             Region::Cache => &self.cache,
             Region::Work => &self.work,
+            Region::Adapters => self.adapters.as_deref().unwrap_or(&[]),
         }
     }
+}
+
+fn check_aligned<M: DerefMut<Target = [u8]>>(block: &M) {
+    assert!(
+        (block.as_ptr() as usize).is_multiple_of(ALIGNMENT),
+        "arena memory must be aligned to {ALIGNMENT} bytes"
+    );
 }
 
 /// Several slots of one region at once, each as float32 values. Panics where two overlap: a mistake in a plan.

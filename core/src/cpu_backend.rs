@@ -2,7 +2,7 @@
 
 use core::ops::DerefMut;
 
-use crate::arena::{Arena, Region, Slot, disjoint};
+use crate::arena::{Arena, Fixed, Region, Slot, disjoint};
 use crate::backend::{
     Activation, Attention, Backend, Batch, Heads, KvCache, Matrix, Norm, Product, Rope, Routed, RowPer,
 };
@@ -55,7 +55,7 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> CpuBackend<M, P> {
 
     /// Products of `tokens` rows of `x`, or of the places that rows of `x` were sent to.
     fn products(&mut self, rows: usize, routed: Option<(&Routed, RowPer)>, x: Slot, products: &[Product]) {
-        let Arena { weights, work, .. } = &mut self.arena;
+        let (fixed, _, work) = self.arena.parts();
         let columns = products[0].matrix.shape.columns;
         let places = routed.map_or(rows, |(routed, _)| routed.places(rows));
         let x_rows = match routed {
@@ -74,7 +74,7 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> CpuBackend<M, P> {
         );
         let slots = [x.first(x_rows * columns), self.panels, routing, place(0), place(1), place(2)];
         let [x, panels, routing, a, b, c] = disjoint(work, slots);
-        let output = |(product, out)| output(weights, product, out);
+        let output = |(product, out)| output(fixed, product, out);
         let mut outputs: heapless::Vec<Output, 3> = products.iter().zip([a, b, c]).map(output).collect();
         let (all, x) = ([[0, 0, rows as u32]], &*x);
         let routing = routed.map(|(routed, per)| (Routing::over(routed.choice, rows, routing), per));
@@ -91,17 +91,17 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> CpuBackend<M, P> {
 /// No memory: apart from every other slot.
 const NOWHERE: Slot = Slot { region: Region::Work, offset: 0, bytes: 0 };
 
-fn output<'a>(weights: &'a [u8], product: &Product, out: &'a mut [f32]) -> Output<'a> {
+fn output<'a>(fixed: Fixed<'a>, product: &Product, out: &'a mut [f32]) -> Output<'a> {
     Output {
         layout: product.matrix.layout,
         shape: product.matrix.shape,
-        tiles: &weights[product.matrix.slot.range()],
+        tiles: fixed.read(product.matrix.slot),
         taken: Taken {
-            order: product.matrix.order.map(|slot| bytemuck::cast_slice(&weights[slot.range()])),
-            factors: product.matrix.factors.map(|slot| floats(weights, slot)),
+            order: product.matrix.order.map(|slot| bytemuck::cast_slice(fixed.read(slot))),
+            factors: product.matrix.factors.map(|slot| fixed.floats(slot)),
             times: product.matrix.times,
         },
-        bias: product.bias.map(|slot| bytemuck::cast_slice(&weights[slot.range()])),
+        bias: product.bias.map(|slot| fixed.floats(slot)),
         out,
         add: product.add,
     }
@@ -113,11 +113,11 @@ fn floats(region: &[u8], slot: Slot) -> &[f32] {
 
 impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
     fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: Slot) {
-        let Arena { weights, work, .. } = &mut self.arena;
+        let (fixed, _, work) = self.arena.parts();
         let columns = table.shape.columns;
         assert!(table.times == 1 && table.factors.is_none(), "rows of a table are read as they are");
         let tile_bytes = table.layout.tile_bytes(columns);
-        let tiles = &weights[table.slot.range()];
+        let tiles = fixed.read(table.slot);
         let [out] = disjoint(work, [out.first(tokens.len() * columns)]);
         each_row(&self.pool, out, columns, 64, |row, out| {
             let token = tokens[row] as usize;
@@ -131,14 +131,14 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
     }
 
     fn norm(&mut self, norm: &Norm, rows: usize, x: Slot, out: Slot) {
-        let Arena { weights, work, .. } = &mut self.arena;
+        let (fixed, _, work) = self.arena.parts();
         let size = rows * norm.width;
         let of_row = RowNorm {
             kind: norm.kind,
             epsilon: norm.epsilon,
             weight_shift: norm.weight_shift,
-            weight: floats(weights, norm.weight),
-            bias: norm.bias.map(|slot| floats(weights, slot)),
+            weight: fixed.floats(norm.weight),
+            bias: norm.bias.map(|slot| fixed.floats(slot)),
         };
         let (cpu, width) = (self.cpu, norm.width);
         // Jobs below some thousand values cost more than they share.
@@ -189,8 +189,8 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
         bias: Option<Slot>,
         x: Slot,
     ) {
-        let Arena { weights, work, .. } = &mut self.arena;
-        let (factors, bias) = (floats(weights, factors), bias.map(|slot| floats(weights, slot)));
+        let (fixed, _, work) = self.arena.parts();
+        let (factors, bias) = (fixed.floats(factors), bias.map(|slot| fixed.floats(slot)));
         let places = routed.map_or(rows, |routed| routed.choice.places(rows));
         let [routing, x] =
             disjoint(work, [routed.map_or(NOWHERE, |routed| routed.slot), x.first(places * width)]);
@@ -220,12 +220,12 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
     }
 
     fn angles(&mut self, rope: &Rope, batch: &Batch, out: Slot) {
-        let Arena { weights, work, .. } = &mut self.arena;
-        let (weights, width): (&[u8], usize) = (weights, 2 * rope.pairs());
+        let (fixed, _, work) = self.arena.parts();
+        let width = 2 * rope.pairs();
         let [out] = disjoint(work, [out.first(batch.rows() * width)]);
         each_row(&self.pool, out, width, 64, |row, out| {
             let feed = batch.feed(row);
-            let frequencies = floats(weights, rope.frequencies_at(feed.length));
+            let frequencies = fixed.floats(rope.frequencies_at(feed.length));
             rope::angles(frequencies, feed.position(row) as u32, rope.scale, out);
         });
     }
@@ -248,9 +248,9 @@ impl<M: DerefMut<Target = [u8]>, P: Pool> Backend for CpuBackend<M, P> {
     }
 
     fn attend(&mut self, attention: &Attention, cache: &KvCache, batch: &Batch, queries: Slot, out: Slot) {
-        let Arena { weights, cache: memory, work } = &mut self.arena;
+        let (fixed, memory, work) = self.arena.parts();
         let size = batch.rows() * attention.heads.channels();
-        let sinks = attention.sinks.map(|slot| floats(weights, slot));
+        let sinks = attention.sinks.map(|slot| fixed.floats(slot));
         let [queries, out] = disjoint(work, [queries.first(size), out.first(size)]);
         let memory = &memory[cache.slot.range()];
         attention::attend_batch(self.cpu, &self.pool, attention, sinks, cache, memory, batch, queries, out);

@@ -275,6 +275,7 @@ impl From<Trouble> for Status {
 fn of_model(error: &Unavailable) -> Judged {
     match error {
         Unavailable::NotFound(NotFound::Malformed { .. }) => field("model", error.to_string()),
+        Unavailable::NotFound(NotFound::Adapter { .. }) => field("options.adapter", error.to_string()),
         Unavailable::NotFound(NotFound::PathFromAfar) => plain(Code::PermissionDenied, "PATH"),
         Unavailable::NotFound(NotFound::Unknown { name } | NotFound::Outside { name }) => {
             not_found(name, error.to_string())
@@ -346,6 +347,7 @@ fn of_failure(failure: &Failure) -> Judged {
         Failure::SlowReader { .. } => exhausted("schedule.slow_reader", failure.to_string(), None),
         Failure::Draining => unavailable(),
         Failure::Step(StepError::Fault) | Failure::Score(_) => plain(Code::DataLoss, "MODEL_BROKE"),
+        Failure::Adapter(_) => field("options.adapter", failure.to_string()),
         Failure::Step(StepError::Card(_)) => plain(Code::Unavailable, "CARD_LOST"),
         Failure::Generate(GenerateError::Sampler(SamplerError::NotANumber { .. })) => {
             plain(Code::DataLoss, "MODEL_BROKE")

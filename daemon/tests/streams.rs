@@ -43,6 +43,7 @@ fn engine(sequences: usize) -> Engine {
         head: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     };
     Engine::load(spec, &Checkpoint::open(&folder).unwrap(), options, Cpu::detect(), 2).unwrap()
 }
@@ -103,7 +104,8 @@ async fn listen(desk: Desk, work: Work) -> (Vec<Piece>, Work, Timings) {
 }
 
 async fn ended(desk: Desk, work: Work, reuse: Option<Reuse>) -> (Vec<Piece>, Box<Ended>) {
-    let mut answer = desk.submit(Request { client: ClientId(1), work, timeout: None, reuse }).unwrap();
+    let mut answer =
+        desk.submit(Request { client: ClientId(1), work, adapter: None, timeout: None, reuse }).unwrap();
     let mut pieces = Vec::new();
     loop {
         match answer.next().await.unwrap() {

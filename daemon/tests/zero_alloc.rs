@@ -42,6 +42,7 @@ fn engine(folder: &Path) -> Engine {
         head: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     };
     let checkpoint = Checkpoint::open(folder).expect("sound");
     Engine::load(spec, &checkpoint, options, Cpu::detect(), 2).expect("the model loads")
@@ -64,7 +65,7 @@ impl Requests {
         if i % 7 == 3 {
             let work = Score::new(&desk.limits(), &prompt, 2).expect("enough tokens");
             let client = ClientId(i as u64 % 3);
-            return Request { client, work: Work::Score(work), timeout: None, reuse: None };
+            return Request { client, work: Work::Score(work), adapter: None, timeout: None, reuse: None };
         }
         let flags = GenerationFlags {
             max_new_tokens: Some(10 + i % 50),
@@ -81,6 +82,7 @@ impl Requests {
         Request {
             client: ClientId(i as u64 % 3),
             work: Work::Generate(Box::new(turn.expect("it fits"))),
+            adapter: None,
             timeout: None,
             reuse: Some(Reuse::default()),
         }

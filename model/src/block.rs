@@ -194,6 +194,7 @@ fn options(length: usize) -> Options {
         head: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     }
 }
 

@@ -13,7 +13,11 @@ use crate::spec::{ExpertsSpec, LayerSpec, ModelSpec, Residual};
 pub struct Decoder {
     /// What it is.
     pub spec: ModelSpec,
-    weights: Weights,
+    base: Weights,
+    /// The same with what adapters add that came later, by their places.
+    sets: Vec<Option<Box<Weights>>>,
+    /// Which of them counts for what is computed now.
+    set: Option<usize>,
     caches: Vec<KvCache>,
     slots: WorkSlots,
 }
@@ -21,7 +25,32 @@ pub struct Decoder {
 impl Decoder {
     /// The decoder that a plan is for.
     pub fn new(spec: ModelSpec, plan: &Plan) -> Self {
-        Decoder { spec, weights: plan.weights.clone(), caches: plan.caches.clone(), slots: plan.work }
+        let (base, caches) = (plan.weights.clone(), plan.caches.clone());
+        Decoder { spec, base, sets: Vec::new(), set: None, caches, slots: plan.work }
+    }
+
+    /// Weights from now on for whoever chooses a place; nothing takes them away.
+    pub(crate) fn set_weights(&mut self, place: usize, weights: Option<Box<Weights>>) {
+        if self.sets.len() <= place {
+            self.sets.resize_with(place + 1, || None);
+        }
+        self.sets[place] = weights;
+        self.set = self.set.filter(|&set| set != place);
+    }
+
+    /// Chooses what the next steps are computed with: the model's own weights, or those of a place.
+    pub(crate) fn choose(&mut self, place: Option<usize>) {
+        self.set = place;
+    }
+
+    /// Whether that are the model's own.
+    pub(crate) fn is_base(&self) -> bool {
+        self.set.is_none()
+    }
+
+    fn weights(&self) -> &Weights {
+        let set = self.set.and_then(|set| self.sets.get(set)?.as_deref());
+        set.unwrap_or(&self.base)
     }
 
     /// Runs the tokens of a batch through all layers. The stream then holds their last hidden states. `is_stopped` is
@@ -34,26 +63,26 @@ impl Decoder {
         is_stopped: &dyn Fn() -> bool,
     ) -> bool {
         assert_eq!(batch.rows(), tokens.len());
-        let s = &self.slots;
+        let (s, weights) = (&self.slots, self.weights());
         let scale = self.spec.embedding_scale;
-        b.embed(&self.weights.embedding, tokens, scale, s.stream);
-        if let Some(low) = &self.weights.embedding_low {
+        b.embed(&weights.embedding, tokens, scale, s.stream);
+        if let Some(low) = &weights.embedding_low {
             lengthen(b, Reach::Rows(tokens.len()), low, self.spec.hidden, None, s.stream);
             b.embed(&low.down, tokens, scale, s.low);
             b.matmul(tokens.len(), s.low, &[raise(low, s.stream)]);
         }
         let mut turned_by = None;
-        for ((spec, weights), cache) in self.spec.layers.iter().zip(&self.weights.layers).zip(&self.caches) {
+        for ((spec, layer), cache) in self.spec.layers.iter().zip(&weights.layers).zip(&self.caches) {
             if is_stopped() {
                 return false;
             }
             let rope = spec.attention.rope;
             if turned_by != Some(rope) {
-                b.angles(&self.weights.ropes[rope], batch, s.angles);
+                b.angles(&weights.ropes[rope], batch, s.angles);
                 turned_by = Some(rope);
             }
             let angles = Slot { bytes: batch.rows() * self.spec.ropes[rope].width * 4, ..s.angles };
-            layer_forward(b, spec, weights, s, cache, angles, batch);
+            layer_forward(b, spec, layer, s, cache, angles, batch);
         }
         true
     }
@@ -61,15 +90,15 @@ impl Decoder {
     /// Runs the rows that stand in the stream through one layer: the stream then holds its result.
     pub fn forward_layer<B: Backend>(&self, b: &mut B, layer: usize, batch: &Batch) {
         let (s, spec) = (&self.slots, &self.spec.layers[layer]);
-        let rope = spec.attention.rope;
-        b.angles(&self.weights.ropes[rope], batch, s.angles);
+        let (rope, weights) = (spec.attention.rope, self.weights());
+        b.angles(&weights.ropes[rope], batch, s.angles);
         let angles = Slot { bytes: batch.rows() * self.spec.ropes[rope].width * 4, ..s.angles };
-        layer_forward(b, spec, &self.weights.layers[layer], s, &self.caches[layer], angles, batch);
+        layer_forward(b, spec, &weights.layers[layer], s, &self.caches[layer], angles, batch);
     }
 
     /// The matrices of a layer, to be changed: gate, up, down.
     pub(crate) fn feed_forward(&mut self, layer: usize) -> [Option<&mut Matrix>; 3] {
-        let LayerWeights { gate, up, down, .. } = &mut self.weights.layers[layer];
+        let LayerWeights { gate, up, down, .. } = &mut self.base.layers[layer];
         [gate.as_mut().map(|gate| &mut gate.matrix), Some(&mut up.matrix), Some(&mut down.matrix)]
     }
 
@@ -82,7 +111,7 @@ impl Decoder {
     pub fn hidden<B: Backend>(&self, b: &mut B, rows: &[usize]) -> Slot {
         let s = &self.slots;
         b.gather(rows, self.spec.hidden, s.stream, s.chosen);
-        b.norm(&self.weights.final_norm, rows.len(), s.chosen, s.chosen_normed);
+        b.norm(&self.weights().final_norm, rows.len(), s.chosen, s.chosen_normed);
         s.chosen_normed.first(rows.len() * self.spec.hidden)
     }
 
@@ -90,7 +119,7 @@ impl Decoder {
     pub fn logits<B: Backend>(&self, b: &mut B, rows: &[usize]) -> Slot {
         let s = &self.slots;
         self.hidden(b, rows);
-        multiply(b, s, Reach::Rows(rows.len()), s.chosen_normed, [(&self.weights.head, s.logits, false)]);
+        multiply(b, s, Reach::Rows(rows.len()), s.chosen_normed, [(&self.weights().head, s.logits, false)]);
         if let Some(limit) = self.spec.logits_cap {
             b.cap(limit, rows.len(), self.spec.vocab, s.logits);
         }

@@ -2,6 +2,7 @@
 //! nothing here allocates.
 
 mod error;
+mod guests;
 
 use std::ops::Range;
 
@@ -25,6 +26,8 @@ use crate::turn::Limits;
 use crate::weights;
 
 pub use error::{LoadError, StepError};
+use guests::Guests;
+pub use guests::Seated;
 
 /// Tokens to append to a sequence.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +49,7 @@ pub struct Engine {
     manner: Manner,
     plan: Plan,
     sequences: Sequences,
+    guests: Guests,
     feeds: Vec<Feed>,
     tokens: Vec<u32>,
     /// Why the last step's rows are gone.
@@ -325,8 +329,13 @@ impl Engine {
         }
         let (weights, watch) = weights.map(|Image { map, watch }| (map, watch)).unzip();
         let weights = weights.map_or_else(|| memory::region(plan.weight_bytes), Ok);
+        let adapters = Some(plan.adapter_bytes).filter(|&bytes| bytes > 0).map(memory::region);
         let arena = weights
             .and_then(|weights| memory::arena(weights, plan.cache_bytes, plan.work_bytes))
+            .and_then(|arena| match adapters {
+                None => Ok(arena),
+                Some(adapters) => Ok(arena.with_adapters(adapters?)),
+            })
             .map_err(|source| system(&format!("{} bytes of memory", plan.bytes()), source))?;
         let pool = Threads::start(threads).map_err(|source| system("threads", source))?;
         let options = plan.options;
@@ -338,6 +347,7 @@ impl Engine {
             placed: None,
             manner: Manner::default(),
             sequences: Sequences::new(options.sequences, plan.pages_per_sequence, plan.pages),
+            guests: Guests::new(plan.adapter_bytes, options.sequences),
             feeds: Vec::with_capacity(options.sequences),
             tokens: Vec::with_capacity(options.chunk),
             rows_lost: None,
@@ -438,6 +448,7 @@ impl Engine {
         on_card: OnCard,
         placed: Placed,
     ) -> Result<Placed, (usize, NoCard)> {
+        self.decoder.choose(None);
         let pages = self.sequences.pages();
         let last = found.len() - 1;
         let ring_refused = self.backend.take(&self.plan, found, on_card, self.manner.passage, &pages)?;
@@ -534,12 +545,15 @@ impl Engine {
 
     /// Ends a sequence. Its part of the cache is free again.
     pub fn close(&mut self, sequence: usize) {
+        self.guests.close(sequence, &mut self.decoder);
         self.sequences.close(sequence);
     }
 
     /// Lets a sequence rest, which keeps what it holds and gives back what was reserved beyond. It is there until it is
     /// closed.
     pub fn rest(&mut self, sequence: usize) {
+        // Whoever goes on there attaches its adapter again.
+        self.guests.close(sequence, &mut self.decoder);
         self.sequences.rest(sequence);
     }
 
@@ -629,6 +643,8 @@ impl Engine {
         is_stopped: &dyn Fn() -> bool,
     ) -> Result<bool, StepError> {
         self.admit(chunks)?;
+        let set = self.guests.place(chunks)?;
+        self.decoder.choose(set);
         self.feeds.clear();
         self.tokens.clear();
         self.rows_lost = None;
@@ -798,6 +814,7 @@ impl Engine {
             Region::Weights => arena.weights.fill(0xff),
             Region::Cache => arena.cache.fill(0xff),
             Region::Work => arena.work.fill(0xff),
+            Region::Adapters => arena.adapters.iter_mut().for_each(|bytes| bytes.fill(0xff)),
         }
     }
 

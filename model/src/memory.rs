@@ -26,7 +26,7 @@ pub fn region_of_small_pages(bytes: usize) -> io::Result<MmapMut> {
     Ok(map)
 }
 
-/// The three regions of an arena, of which the weights are there already.
+/// The regions of an arena, of which the weights are there already; without room for adapters.
 pub fn arena(weights: MmapMut, cache: usize, work: usize) -> io::Result<Arena<MmapMut>> {
     Ok(Arena::new(weights, region(cache)?, region(work)?))
 }

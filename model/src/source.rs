@@ -16,7 +16,7 @@ use crate::engine::{Engine, LoadError, stored};
 use crate::files::{EmbeddedFiles, FilesError, ModelFiles};
 use crate::generation::{GenerationDefaults, GenerationError};
 use crate::native::{Native, NativeError};
-use crate::plan::{Options, Plan, PlanError};
+use crate::plan::{GuestPlan, Options, Plan, PlanError};
 use crate::spec::ModelSpec;
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -251,6 +251,26 @@ impl Source {
             };
             SourceError::Plan { folder: folder.into(), source }
         })
+    }
+
+    /// What an adapter adds that comes to the model once that is loaded.
+    pub(crate) fn guest(
+        &self,
+        adapter: &Adapter,
+        mut options: Options,
+        cpu: Cpu,
+    ) -> Result<GuestPlan, SourceError> {
+        if self.checkpoint.native().is_some() {
+            options.trits = Trits::Packed;
+        }
+        let refused = |source| SourceError::Plan { folder: adapter.folder().into(), source };
+        if let Some(own) = &self.adapter {
+            let reason = "expected a model without an adapter of its own, to which another is to come, found one that \
+                          was loaded with it; load the model alone";
+            let tensor = own.folder().display().to_string();
+            return Err(refused(PlanError::Adapter { tensor, reason: reason.to_owned() }));
+        }
+        Plan::guest(&self.spec, stored(&self.checkpoint), adapter, options, cpu).map_err(refused)
     }
 
     /// Takes the memory and reads the weights, and tells how many bytes of them are there. Where there is a native file

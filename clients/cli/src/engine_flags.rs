@@ -114,6 +114,7 @@ pub(crate) fn usual_options(spec: &ModelSpec, quantization: Option<&'static OnLo
         cache_positions: None,
         experts: None,
         trits: Trits::of(Cpu::detect(), Threads::available()),
+        adapter_bytes: 0,
     }
 }
 
@@ -157,6 +158,7 @@ impl EngineFlags {
             cache_positions: None,
             experts: self.experts,
             trits: Trits::of(Cpu::detect(), self.threads()),
+            adapter_bytes: 0,
         }
     }
 

@@ -18,7 +18,7 @@ use crate::chosen_model::ChosenModel;
 use crate::daemon::{DaemonFlags, Link, Step};
 use crate::engine_flags::{ContextFlag, EngineFlags, kv_name, precision_name, size};
 use crate::failure::{Failure, refused};
-use crate::models::RAM;
+use crate::models::{self, RAM};
 use crate::placed::PlacementFlags;
 use crate::synthetic_shape::SyntheticShape;
 use crate::{output, style};
@@ -40,6 +40,9 @@ pub(crate) struct PlanRun {
     /// Sequences that are open at once [default: 1; of a daemon, its setting]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
     sequences: Option<u64>,
+    /// Room for adapters that requests name [default: 0; of a daemon, its setting]
+    #[arg(long, value_name = "BYTES", value_parser = models::bytes)]
+    adapter_bytes: Option<u64>,
     #[command(flatten)]
     context: ContextFlag,
     #[command(flatten)]
@@ -59,6 +62,8 @@ struct Needs {
     weight_bytes: u64,
     cache_bytes: u64,
     work_bytes: u64,
+    /// Room for adapters that requests name.
+    adapter_bytes: u64,
     generation_bytes: u64,
     bytes_per_token: u64,
     /// What is free for it: of this machine's memory, or of a daemon's budget for that.
@@ -165,6 +170,7 @@ impl PlanRun {
         let path = self.model.path();
         let mut options = self.engine.load_options(&self.context);
         options.slots = self.sequences.map(|slots| u32::try_from(slots).unwrap_or(u32::MAX));
+        options.adapter_bytes = self.adapter_bytes;
         let request = v1::PlanRequest { model: link.model(path), options: Some(options) };
         let mut client = link.models();
         let answer = link.wait(client.plan(link.request(request)));
@@ -182,7 +188,8 @@ impl PlanRun {
             true => self.placement.has_card(),
             false => Device::Auto.is_there(),
         };
-        self.engine.options(spec, has_card, self.context.of(spec), sequences, sequences)
+        let options = self.engine.options(spec, has_card, self.context.of(spec), sequences, sequences);
+        Options { adapter_bytes: self.adapter_bytes.map_or(0, size), ..options }
     }
 }
 
@@ -203,6 +210,7 @@ impl Needs {
             weight_bytes: plan.weight_bytes as u64,
             cache_bytes: plan.cache_bytes as u64,
             work_bytes: plan.work_bytes as u64,
+            adapter_bytes: plan.adapter_bytes as u64,
             generation_bytes: plan.generation_bytes as u64,
             bytes_per_token: plan.bytes_per_token as u64,
             available,
@@ -240,6 +248,7 @@ impl Needs {
             weight_bytes: here.weight_bytes,
             cache_bytes: here.cache_bytes,
             work_bytes: here.work_bytes,
+            adapter_bytes: here.adapter_bytes,
             generation_bytes: here.generation_bytes,
             bytes_per_token: answer.bytes_per_token,
             available: answer.devices.iter().find(|of| of.device == RAM).map(free),
@@ -276,7 +285,7 @@ impl Needs {
     }
 
     fn bytes(&self) -> u64 {
-        self.weight_bytes + self.cache_bytes + self.work_bytes
+        self.weight_bytes + self.cache_bytes + self.work_bytes + self.adapter_bytes
     }
 
     fn verdict(&self) -> String {
@@ -313,6 +322,7 @@ fn region_name(region: Region) -> &'static str {
         Region::Weights => "weights",
         Region::Cache => "cache",
         Region::Work => "work",
+        Region::Adapters => "adapters",
     }
 }
 
@@ -344,6 +354,7 @@ fn as_json(needs: &Needs) -> Value {
         "weight_bytes": needs.weight_bytes,
         "cache_bytes": needs.cache_bytes,
         "work_bytes": needs.work_bytes,
+        "adapter_bytes": needs.adapter_bytes,
         "bytes_per_token": needs.bytes_per_token,
         "generation_bytes": needs.generation_bytes,
         "available_bytes": needs.available,
@@ -377,8 +388,12 @@ fn as_text(needs: &Needs) -> String {
         ("weights", needs.weight_bytes),
         ("cache", needs.cache_bytes),
         ("work", needs.work_bytes),
+        ("adapters", needs.adapter_bytes),
         ("all", needs.bytes()),
     ] {
+        if name == "adapters" && bytes == 0 {
+            continue;
+        }
         rows.push(row([&format!("sum of {name}"), "", "", &output::bytes(bytes), &bytes.to_string()]));
     }
     let mapped = match &needs.native {
@@ -419,6 +434,7 @@ mod tests {
             work_bytes: 1,
             generation_bytes: 2,
             total_bytes: weights + cache + 3,
+            adapter_bytes: 0,
         };
         let of_use = |device: &str, budget_bytes, used_bytes| v1::DeviceUse {
             device: device.to_owned(),

@@ -814,5 +814,6 @@ fn options(source: &Source, window: usize, precision: Precision) -> Options {
         head: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     }
 }

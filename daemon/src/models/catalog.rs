@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use bantam_model::adapter;
+
 use super::opened::{Opened, Unusable};
 use crate::doors::Door;
 
@@ -35,6 +37,15 @@ pub(crate) enum NotFound {
         "the model {name:?} lies outside of its folder, by a link; move it there, or add its folder to models.folders"
     )]
     Outside {
+        /// As it was asked for, cut short.
+        name: String,
+    },
+    /// There is no adapter by it.
+    #[error(
+        "there is no adapter {name:?}: expected the name of a folder with adapter_config.json in one of models.folders, \
+         not by a link out of it, or by the unix socket its absolute path"
+    )]
+    Adapter {
         /// As it was asked for, cut short.
         name: String,
     },
@@ -203,6 +214,25 @@ impl Catalog {
             }
         }
         Err(unknown())
+    }
+
+    /// The folder of the adapter of a request that came by this door. Asks the disk.
+    pub(crate) fn adapter(&self, name: &str, door: Door) -> Result<PathBuf, NotFound> {
+        check(name)?;
+        let unknown = || NotFound::Adapter { name: clipped(name) };
+        let path = Path::new(name);
+        if path.is_absolute() {
+            return match door {
+                Door::Unix => path.canonicalize().map_err(|_| unknown()),
+                _ => Err(NotFound::PathFromAfar),
+            };
+        }
+        let within = |folder: &PathBuf| {
+            let folder = folder.canonicalize().ok()?;
+            let real = folder.join(path).canonicalize().ok()?;
+            (real.starts_with(&folder) && real.join(adapter::CONFIG).is_file()).then_some(real)
+        };
+        self.folders.iter().find_map(within).ok_or_else(unknown)
     }
 
     /// The name is the files' own and not what somebody wrote, who may have come by a link.

@@ -32,6 +32,7 @@ pub(crate) struct Asked {
     pub(crate) threads: Option<usize>,
     pub(crate) no_cache: Option<bool>,
     pub(crate) cache_positions: Option<usize>,
+    pub(crate) adapter_bytes: Option<usize>,
     pub(crate) pin: Option<bool>,
     /// Nothing inside is for ever.
     pub(crate) ttl: Option<Option<Duration>>,
@@ -63,6 +64,7 @@ impl Recipe {
         // A step never has more tokens than all sequences together, and always room for one of each.
         let most = context.saturating_mul(sequences).max(1);
         let chunk = asked.chunk.unwrap_or(CHUNK).min(most).max(sequences);
+        let usual_adapters = usize::try_from(settings.adapter_bytes.0).unwrap_or(usize::MAX);
         let usual = Some(settings.threads).filter(|&threads| threads > 0);
         let threads = asked.threads.or(usual).unwrap_or_else(Threads::available);
         let options = Options {
@@ -77,6 +79,7 @@ impl Recipe {
             head: asked.head.unwrap_or(way(&settings.load_head)),
             experts: asked.experts.unwrap_or(way(&settings.load_experts)),
             trits: Trits::of(Cpu::detect(), threads),
+            adapter_bytes: asked.adapter_bytes.unwrap_or(usual_adapters),
         };
         Recipe { options, threads, no_cache: asked.no_cache.unwrap_or(!settings.native_files) }
     }
@@ -101,6 +104,7 @@ impl Recipe {
             ("threads", differs(asked.threads, self.threads)),
             ("no_cache", differs(asked.no_cache, self.no_cache)),
             ("cache_positions", differs(asked.cache_positions.map(Some), o.cache_positions)),
+            ("adapter_bytes", differs(asked.adapter_bytes, o.adapter_bytes)),
         ];
         fields.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }

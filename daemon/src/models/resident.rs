@@ -1,10 +1,12 @@
 //! A model in memory: its thread with the engine, and the desk where requests for it are handed in.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use bantam_core::Cpu;
 use bantam_core::layouts::page::POSITIONS;
+use bantam_model::adapter::{self, Guest};
 use bantam_model::engine::{Engine, LoadError};
 use bantam_model::native::{Native, Store};
 use bantam_model::plan::Options as PlanOptions;
@@ -27,6 +29,27 @@ pub(crate) struct Resident {
     /// From the beginning of the read.
     pub(crate) duration: Duration,
     worker: Mutex<Option<Worker>>,
+    /// What its engine was planned with.
+    options: PlanOptions,
+    /// Adapters that were opened for it, as long as anybody has them.
+    guests: Mutex<Vec<(Stamp, Weak<Guest>)>>,
+}
+
+/// What tells an adapter's files from those that stand in their place later.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    folder: PathBuf,
+    files: [Option<(u64, SystemTime)>; 2],
+}
+
+impl Stamp {
+    fn of(folder: &Path) -> Stamp {
+        let file = |name: &str| {
+            let found = std::fs::metadata(folder.join(name)).ok()?;
+            Some((found.len(), found.modified().ok()?))
+        };
+        Stamp { folder: folder.to_owned(), files: [adapter::CONFIG, adapter::WEIGHTS].map(file) }
+    }
 }
 
 /// What a desk is told of the settings.
@@ -72,7 +95,8 @@ impl Resident {
             tracing::warn!(%error, "the next load repacks the weights again; models.native_files = false: do not try");
         }
         place(&mut engine)?;
-        Self::start(opened, engine, options, is_mapped, began)
+        let planned = engine.plan().options;
+        Self::start(opened, engine, planned, options, is_mapped, began)
     }
 
     /// The same with an engine that computes nothing: what is left is the daemon's own cost.
@@ -87,12 +111,13 @@ impl Resident {
         let PlanOptions { chunk, context, sequences, logits_rows, .. } = recipe.options;
         let (vocab, hidden) = (spec.vocab, spec.hidden);
         let limits = StepLimits { chunk, context, positions, vocab, sequences, logits_rows, hidden };
-        Self::start(opened, Paced::new(limits, pace), options, false, began)
+        Self::start(opened, Paced::new(limits, pace), recipe.options, options, false, began)
     }
 
     fn start(
         opened: Arc<Opened>,
         steps: impl Steps,
+        planned: PlanOptions,
         options: Options,
         is_mapped: bool,
         began: Instant,
@@ -104,7 +129,24 @@ impl Resident {
         })?;
         let (desk, loaded_at) = (worker.desk().clone(), SystemTime::now());
         let (duration, worker) = (began.elapsed(), Mutex::new(Some(worker)));
-        Ok(Resident { opened, desk, is_mapped, loaded_at, duration, worker })
+        let guests = Mutex::default();
+        Ok(Resident { opened, desk, is_mapped, loaded_at, duration, worker, options: planned, guests })
+    }
+
+    /// The adapter in a folder, opened for this engine: the one that others have, as long as its files are the same.
+    pub(crate) fn guest(&self, folder: &Path) -> Result<Arc<Guest>, SourceError> {
+        // Whoever comes meanwhile waits: two would take two places.
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        guests.retain(|(_, guest)| guest.strong_count() > 0);
+        // Taken before the files are read: what changes in between is opened again.
+        let stamp = Stamp::of(folder);
+        let known = guests.iter().find(|(known, _)| *known == stamp);
+        if let Some(guest) = known.and_then(|(_, guest)| guest.upgrade()) {
+            return Ok(guest);
+        }
+        let guest = Guest::open(folder, &self.opened.source, self.options, Cpu::detect())?;
+        guests.push((stamp, Arc::downgrade(&guest)));
+        Ok(guest)
     }
 
     /// Sends away who is left, and frees the engine's memory. Waits for the end of a step.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use bantam_core::{KvKind, Precision, Region};
-use bantam_model::engine::Portion;
+use bantam_model::engine::{Portion, Seated};
 use bantam_model::formats::on_load::OnLoad;
 use bantam_model::plan::Plan;
 use bantam_proto::v1;
@@ -15,6 +15,7 @@ use super::catalog::Known;
 use super::keeper::{State, bytes_of, generation_bytes, total_bytes};
 use super::recipe::Recipe;
 use crate::residency::{Bytes, Device, ModelId, Note, State as Phase, View, Why};
+use crate::scheduler::Desk;
 
 /// Main memory, which every model takes.
 pub(crate) const RAM: &str = "ram";
@@ -64,6 +65,7 @@ pub(crate) fn options(recipe: &Recipe, pin: bool, ttl: Option<Duration>) -> v1::
         ttl: Some(duration(ttl.unwrap_or_default())),
         no_cache: Some(recipe.no_cache),
         cache_positions: Some(o.cache_positions.unwrap_or(all) as u64),
+        adapter_bytes: Some(o.adapter_bytes as u64),
     }
 }
 
@@ -76,6 +78,7 @@ pub(crate) fn bytes(plan: &Plan, beside: u64) -> v1::DeviceBytes {
         work_bytes: plan.work_bytes as u64 + beside,
         generation_bytes: generation_bytes(plan),
         total_bytes: total_bytes(plan, beside),
+        adapter_bytes: plan.adapter_bytes as u64,
     }
 }
 
@@ -89,6 +92,7 @@ fn card_bytes(portion: &Portion) -> v1::DeviceBytes {
         work_bytes: (bytes - weight_bytes - cache_bytes) as u64,
         generation_bytes: 0,
         total_bytes: *bytes as u64,
+        adapter_bytes: 0,
     }
 }
 
@@ -100,6 +104,7 @@ pub(crate) fn lines(plan: &Plan, beside: u64) -> Vec<v1::PlanLine> {
             Region::Weights => "weights",
             Region::Cache => "cache",
             Region::Work => "work",
+            Region::Adapters => "adapters",
         }
         .to_owned(),
         device: RAM.to_owned(),
@@ -205,8 +210,20 @@ fn variant(state: &State, id: ModelId) -> v1::Model {
         native: resident.is_some_and(|resident| resident.is_mapped),
         vocab: u32::try_from(variant.opened.source.spec.vocab).unwrap_or(u32::MAX),
         can_chat,
+        adapters: resident.map_or_else(Vec::new, |resident| adapters(&resident.desk)),
         ..absent(state, &variant.known)
     }
+}
+
+/// What stands beside a model.
+fn adapters(desk: &Desk) -> Vec<v1::ModelAdapter> {
+    let one = |seated: Seated| v1::ModelAdapter {
+        // Paths are not for everybody who may ask for a model.
+        name: seated.guest.folder().file_name().map_or_else(String::new, |name| name.display().to_string()),
+        bytes: seated.guest.bytes() as u64,
+        references: u32::try_from(seated.uses).unwrap_or(u32::MAX),
+    };
+    desk.adapters().into_iter().map(one).collect()
 }
 
 /// What a model does at the moment.

@@ -15,7 +15,7 @@ use super::figures::{add, add_time, average, set};
 use super::queue::Wish;
 use super::resting::Resting;
 use super::ring::{Begun, Flow};
-use super::schedule::{Budget, View, share};
+use super::schedule::{Budget, View, next_set, share};
 use super::steps::Steps;
 use super::work::{Failure, Work};
 
@@ -64,6 +64,8 @@ pub struct Batch<S: Steps> {
     rows: Vec<usize>,
     owners: Vec<usize>,
     budget: Budget,
+    /// What the last step was computed with.
+    set: usize,
 }
 
 impl<S: Steps> Batch<S> {
@@ -87,6 +89,7 @@ impl<S: Steps> Batch<S> {
             rows: Vec::with_capacity(limits.chunk),
             owners: Vec::with_capacity(sequences),
             budget: Budget { chunk: limits.chunk, prefill_chunk: shared.options.prefill_chunk },
+            set: 0,
             shared,
         }
     }
@@ -108,8 +111,8 @@ impl<S: Steps> Batch<S> {
         while self.look(now) {
             self.admit(now);
         }
-        let budget = self.budget;
-        if share(&self.views, budget, &mut self.tokens) == 0 {
+        self.set = next_set(&self.views, self.set);
+        if share(&self.views, self.set, self.budget, &mut self.tokens) == 0 {
             self.gauge();
             return Advance::Idle(self.next_event(now));
         }
@@ -216,14 +219,43 @@ impl<S: Steps> Batch<S> {
             let mut state = self.shared.lock();
             let mut opened = None;
             let taken = state.waiting.take(|wish, job| {
-                opened = self.resting.begin(&mut self.steps, wish.whose(), job.wanted(), wish.positions);
+                // Nobody leaves for whoever has to wait for another's adapter.
+                if job.adapter.as_ref().is_none_or(|adapter| self.steps.has_room_for(adapter)) {
+                    opened = self.resting.begin(&mut self.steps, wish.whose(), job.wanted(), wish.positions);
+                }
+                if let (Some(sequence), Some(adapter)) = (opened, &job.adapter) {
+                    self.steps.attach(sequence, adapter);
+                }
                 opened.is_some()
             });
             set(&self.shared.cells.waiting, state.waiting.len());
             drop(state);
             let (Some((wish, job)), Some(sequence)) = (taken, opened) else { return };
-            self.begin(wish, job, sequence, now);
+            self.seat(wish, job, sequence, now);
         }
+    }
+
+    /// Lets a request begin once its adapter is there, which is read now if it was not.
+    fn seat(&mut self, wish: Wish, mut job: Job, sequence: usize, now: Duration) {
+        let has_adapter = job.adapter.is_some();
+        match self.steps.seat(sequence) {
+            Ok(()) => self.begin(wish, job, sequence, now),
+            Err(error) => {
+                self.steps.close(sequence);
+                job.ended.timings.queue = now.saturating_sub(wish.arrived);
+                add(&self.shared.cells.failed, 1);
+                job.end(Err(Failure::Adapter(error)));
+            }
+        }
+        if has_adapter {
+            self.tell_adapters();
+        }
+    }
+
+    /// Lets the desk know what stands beside the model.
+    fn tell_adapters(&self) {
+        let adapters = self.steps.adapters();
+        self.shared.lock().adapters = adapters;
     }
 
     fn begin(&mut self, wish: Wish, mut job: Job, sequence: usize, now: Duration) {
@@ -263,7 +295,8 @@ impl<S: Steps> Batch<S> {
         for run in &self.runs {
             let unread = run.job.wanted().len() - self.steps.length(run.sequence);
             let (is_replying, is_paused) = (run.first_result.is_some(), run.stalled.is_some());
-            self.views.push(View { unread, is_replying, is_paused });
+            let set = self.steps.set_of(run.sequence);
+            self.views.push(View { unread, is_replying, is_paused, set });
         }
         self.tokens.clear();
         self.tokens.resize(self.runs.len(), 0);
@@ -451,6 +484,9 @@ impl<S: Steps> Batch<S> {
             }
             None => self.steps.close(run.sequence),
         }
+        if run.job.adapter.is_some() {
+            self.tell_adapters();
+        }
         // Who hears of the end finds it in the figures.
         self.gauge();
         run
@@ -467,7 +503,7 @@ impl<S: Steps> Batch<S> {
 
 impl Run {
     fn choose(&mut self, logits: &mut [f32], now: Duration) {
-        let Job { ended, writer } = &mut self.job;
+        let Job { ended, writer, .. } = &mut self.job;
         let Some(Work::Generate(turn)) = &mut ended.work else { return };
         self.outcome = match turn.choose(logits) {
             Ok(token) => {
@@ -487,6 +523,7 @@ impl<S: Steps> Drop for Batch<S> {
             state.phase = Phase::Gone;
         }
         (state.movement, state.placed) = (None, None);
+        state.adapters.clear();
         drop(state);
         self.leave_queue(|state| state.waiting.dismissed(), |_| Failure::Gone);
         set(&self.shared.cells.running, 0);

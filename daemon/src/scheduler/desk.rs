@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bantam_model::adapter::Guest;
 use bantam_model::card::NoCard;
-use bantam_model::engine::{Placed, StepError};
+use bantam_model::engine::{Placed, Seated, StepError};
 
 use super::bell::Bell;
 use super::clock::Clock;
@@ -58,6 +59,8 @@ pub struct Request {
     pub client: ClientId,
     /// What is to be done.
     pub work: Work,
+    /// What is to stand beside the model for it, opened for this engine.
+    pub adapter: Option<Arc<Guest>>,
     /// How long it may take, the time in the queue included.
     pub timeout: Option<Duration>,
     /// What its reply shares beginnings with; where it is nothing, it neither uses nor leaves any. Only replies do.
@@ -138,6 +141,8 @@ pub(super) enum Phase {
 pub(super) struct Job {
     pub(super) ended: Box<Ended>,
     pub(super) writer: Writer,
+    /// What stands beside the model for it.
+    pub(super) adapter: Option<Arc<Guest>>,
 }
 
 impl Job {
@@ -171,6 +176,8 @@ pub(super) struct State {
     pub(super) movement: Option<Move>,
     /// What stands on a card.
     pub(super) placed: Option<Placed>,
+    /// What stands beside the model.
+    pub(super) adapters: Vec<Seated>,
     next_id: u64,
 }
 
@@ -196,6 +203,7 @@ impl Shared {
                 phase: Phase::Serving,
                 movement: None,
                 placed: None,
+                adapters: Vec::new(),
                 next_id: 0,
             }),
             is_news: AtomicBool::new(false),
@@ -274,7 +282,7 @@ impl Desk {
         accepted
     }
 
-    fn accept(&self, Request { client, work, timeout, reuse }: Request) -> Result<Answer, Refusal> {
+    fn accept(&self, Request { client, work, adapter, timeout, reuse }: Request) -> Result<Answer, Refusal> {
         let shared = &self.shared;
         shared.check(&work)?;
         shared.judge(&shared.lock(), client)?;
@@ -284,7 +292,7 @@ impl Desk {
         let (writer, reader) = ring::ring(room(&work, shared.options.tokens_in_flight), shared.bell.clone());
         let ended =
             Ended { outcome: Ok(()), work: Some(work), reused_tokens: 0, timings: Timings::default() };
-        let job = Job { ended: Box::new(ended), writer };
+        let job = Job { ended: Box::new(ended), writer, adapter };
         let mut state = shared.lock();
         // Others may have come meanwhile.
         shared.judge(&state, client)?;
@@ -343,6 +351,11 @@ impl Desk {
     /// What of the model stands on a card.
     pub(crate) fn placed(&self) -> Option<Placed> {
         self.shared.lock().placed.clone()
+    }
+
+    /// Adapters that stand beside the model.
+    pub(crate) fn adapters(&self) -> Vec<Seated> {
+        self.shared.lock().adapters.clone()
     }
 
     /// Whether the engine has failed for good, or its thread has ended.

@@ -10,8 +10,8 @@
 //! **Invariant**: the engine's thread allocates nothing per token.
 //! **Invariant**: what a client has asked is met by its own requests alone.
 //!
-//! Not yet here: speculation (a view with more than one unread token and a reply is read as a chunk), adapters and
-//! masks (of a step's rows).
+//! Not yet here: speculation (a view with more than one unread token and a reply is read as a chunk), an adapter and a
+//! mask per row of a step.
 
 mod batch;
 mod bell;

@@ -1,8 +1,12 @@
 //! What the scheduler needs of an engine.
 
+use std::sync::Arc;
+
 use bantam_core::layouts::page::POSITIONS;
+use bantam_model::adapter::Guest;
 use bantam_model::card::NoCard;
-use bantam_model::engine::{Chunk, Engine, Placed, StepError};
+use bantam_model::engine::{Chunk, Engine, Placed, Seated, StepError};
+use bantam_model::weights::WeightsError;
 
 use crate::cards::Device;
 
@@ -42,6 +46,24 @@ pub trait Steps: Send + 'static {
     /// Goes on with a resting sequence of which up to `length` tokens are kept. Says how many; `None`, and nothing has
     /// changed, while there is no room.
     fn resume(&mut self, sequence: usize, length: usize, positions: usize) -> Option<usize>;
+    /// Whether an adapter that is opened for this engine is there, or has room beside those in use.
+    fn has_room_for(&self, _: &Arc<Guest>) -> bool {
+        true
+    }
+    /// Has a sequence computed with an adapter, for which there is room.
+    fn attach(&mut self, _sequence: usize, _: &Arc<Guest>) {}
+    /// Reads the adapter of a sequence, unless it is there. Where it fails, the sequence can only be closed.
+    fn seat(&mut self, _sequence: usize) -> Result<(), WeightsError> {
+        Ok(())
+    }
+    /// What a sequence is computed with: 0 is the model alone. Sequences of one step have one number.
+    fn set_of(&self, _sequence: usize) -> usize {
+        0
+    }
+    /// Adapters that are there.
+    fn adapters(&self) -> Vec<Seated> {
+        Vec::new()
+    }
     /// Ends a sequence and frees its positions.
     fn close(&mut self, sequence: usize);
     /// Forgets all tokens from `length` on.
@@ -105,6 +127,26 @@ impl Steps for Engine {
 
     fn resume(&mut self, sequence: usize, length: usize, positions: usize) -> Option<usize> {
         Engine::resume(self, sequence, length, positions)
+    }
+
+    fn has_room_for(&self, adapter: &Arc<Guest>) -> bool {
+        Engine::has_room_for(self, adapter)
+    }
+
+    fn attach(&mut self, sequence: usize, adapter: &Arc<Guest>) {
+        Engine::attach(self, sequence, adapter);
+    }
+
+    fn seat(&mut self, sequence: usize) -> Result<(), WeightsError> {
+        Engine::seat(self, sequence)
+    }
+
+    fn set_of(&self, sequence: usize) -> usize {
+        Engine::set_of(self, sequence)
+    }
+
+    fn adapters(&self) -> Vec<Seated> {
+        self.guests().collect()
     }
 
     fn close(&mut self, sequence: usize) {

@@ -52,7 +52,7 @@ fn turn(prompt: &[u32], new_tokens: usize) -> Turn {
 }
 
 fn request(client: u64, work: Work) -> Request {
-    Request { client: ClientId(client), work, timeout: None, reuse: Some(Reuse::default()) }
+    Request { client: ClientId(client), work, adapter: None, timeout: None, reuse: Some(Reuse::default()) }
 }
 
 fn reply(client: u64, prompt: usize, new_tokens: usize) -> Request {
@@ -219,7 +219,13 @@ impl Simulation {
         };
         let has_timeout = noise.below(10) == 0;
         let timeout = has_timeout.then(|| Duration::from_micros(noise.below(200_000) as u64));
-        match self.desk.submit(Request { client, work, timeout, reuse: Some(Reuse::default()) }) {
+        match self.desk.submit(Request {
+            client,
+            work,
+            adapter: None,
+            timeout,
+            reuse: Some(Reuse::default()),
+        }) {
             Ok(answer) => {
                 let (found, looks) = (Vec::new(), 0);
                 let id = client;

@@ -8,6 +8,7 @@ use bantam_model::engine::StepError;
 use bantam_model::generate::GenerateError;
 use bantam_model::score::{ScoreError, Scoring};
 use bantam_model::turn::Turn;
+use bantam_model::weights::WeightsError;
 
 use super::steps::{StepLimits, Steps};
 
@@ -228,6 +229,9 @@ pub enum Failure {
         "the model's thread has ended; load the model again, and look for the reason in the daemon's log"
     )]
     Gone,
+    /// The adapter that it was to be computed with cannot be read.
+    #[error(transparent)]
+    Adapter(#[from] WeightsError),
     /// The engine refused a step.
     #[error(transparent)]
     Step(#[from] StepError),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bantam_model::adapter::Guest;
 use bantam_model::generation::GenerationSettings;
 use bantam_model::prompt::Prompt;
 use bantam_model::reply::reader::Reader;
@@ -16,7 +17,8 @@ use super::conversation::conversation;
 use super::reply::{Replies, Says, number};
 use super::request::{self, Input, Sampling};
 use super::{Caller, Services};
-use crate::models::{Lease, Opened};
+use crate::doors::Door;
+use crate::models::{Catalog, Lease, NotFound, Opened};
 use crate::scheduler::{Reuse, Work};
 use crate::status::Trouble;
 
@@ -65,6 +67,19 @@ pub(super) fn prompt(opened: &Opened, conversation: &Conversation) -> Result<(St
     Ok((prompt.into_text(), ids))
 }
 
+/// The adapter that a request names, opened for its model.
+fn adapter(catalog: &Catalog, lease: &Lease, name: &str, door: Door) -> Result<Option<Arc<Guest>>, Trouble> {
+    const FIELD: &str = "options.adapter";
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let folder = catalog.adapter(name, door).map_err(|error| match error {
+        NotFound::PathFromAfar => error.into(),
+        _ => Trouble::field(FIELD, error),
+    })?;
+    lease.guest(&folder).map(Some).map_err(|error| Trouble::field(FIELD, error))
+}
+
 /// A turn with the prompt that it answers, as `bantam run` and `bantam chat` make it.
 fn turn(lease: &Lease, asked: Asked, sampling: &Sampling) -> Result<Turn, Trouble> {
     let (opened, limits, field) = (&lease.opened, limits(lease), asked.field());
@@ -108,12 +123,18 @@ impl Services {
         sampling: Sampling,
     ) -> Result<Replies<R>, Trouble> {
         let lease = self.lease(model, caller).await?;
-        let (at_work, seed) = (lease.clone(), sampling.seed);
-        let reuse = sampling.scope.as_deref().map(|scope| caller.reuse(scope));
-        let turn = self.work(move || turn(&at_work, asked, &sampling)).await??;
+        let (at_work, seed, catalog, door) =
+            (lease.clone(), sampling.seed, self.catalog.clone(), caller.door);
+        let scope = sampling.scope.clone();
+        let made = self.work(move || {
+            let adapter = adapter(&catalog, &at_work, &sampling.adapter, door)?;
+            Ok::<_, Trouble>((turn(&at_work, asked, &sampling)?, adapter))
+        });
+        let (turn, adapter) = made.await??;
+        let reuse = scope.map(|scope| caller.reuse(&scope, adapter.as_deref()));
         let prompt_tokens = number(turn.prompt_tokens());
         let started = v1::Started { model_id: lease.handle(), prompt_tokens, seed, ..v1::Started::default() };
-        let answer = self.submit(caller, &lease, Work::Generate(Box::new(turn)), reuse)?;
+        let answer = self.submit(caller, &lease, Work::Generate(Box::new(turn)), adapter, reuse)?;
         Ok(Replies::new(answer, lease, self.meters.clone(), started))
     }
 }
@@ -200,9 +221,10 @@ impl Services {
         caller: &Caller,
         lease: &Arc<Lease>,
         work: Work,
+        adapter: Option<Arc<Guest>>,
         reuse: Option<Reuse>,
     ) -> Result<crate::scheduler::Answer, Trouble> {
-        let answer = caller.submit(&lease.desk, work, reuse);
+        let answer = caller.submit(&lease.desk, work, adapter, reuse);
         if answer.is_err() && lease.desk.is_broken() {
             lease.broke();
         }

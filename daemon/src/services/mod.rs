@@ -15,6 +15,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bantam_model::adapter::Guest;
 use bantam_proto::v1;
 use tonic::service::Routes;
 
@@ -107,17 +108,23 @@ impl Caller {
         }
     }
 
-    /// What its replies share beginnings with: those of the same client that say the same words.
-    fn reuse(&self, scope: &str) -> Reuse {
+    /// What its replies share beginnings with: those of the same client that were read with the same weights and say the
+    /// same words.
+    fn reuse(&self, scope: &str, adapter: Option<&Guest>) -> Reuse {
         let mut hasher = DefaultHasher::new();
         (self.connection, scope).hash(&mut hasher);
-        // All requests meet the model as it was loaded.
-        Reuse { set: 0, scope: hasher.finish() }
+        Reuse { set: adapter.map_or(0, Guest::number), scope: hasher.finish() }
     }
 
     /// Hands in work, with the time that is left.
-    fn submit(&self, desk: &Desk, work: Work, reuse: Option<Reuse>) -> Result<Answer, Trouble> {
+    fn submit(
+        &self,
+        desk: &Desk,
+        work: Work,
+        adapter: Option<Arc<Guest>>,
+        reuse: Option<Reuse>,
+    ) -> Result<Answer, Trouble> {
         let timeout = self.timeout.map(|timeout| timeout.saturating_sub(self.arrived.elapsed()));
-        Ok(desk.submit(Request { client: self.client, work, timeout, reuse })?)
+        Ok(desk.submit(Request { client: self.client, work, adapter, timeout, reuse })?)
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Sampling {
     pub(super) alternatives: Option<usize>,
     /// The words by which it shares beginnings with others of its client; nothing where it shares none.
     pub(super) scope: Option<String>,
+    /// What is beside the model for this request alone; empty for nothing.
+    pub(super) adapter: String,
 }
 
 fn size(number: u32) -> usize {
@@ -140,7 +142,6 @@ fn check_not_yet(options: &v1::GenerationOptions) -> Result<(), Trouble> {
             "prefix_cache.keep is not yet: leave it out, the least recently used leave first",
         ),
         (options.speculation.is_some(), "speculation is not yet: leave it out"),
-        (!options.adapter.is_empty(), "adapters per request are not yet: leave `adapter` out"),
         (options.priority != 0, "priorities are not yet: leave `priority` out"),
     ];
     match fields.iter().find(|(is_set, _)| *is_set) {
@@ -220,7 +221,7 @@ pub(super) fn sampling(
     let checked = GenerationDefaults::default().settings(&flags, EosSources::default());
     checked.map_err(of_settings)?;
     let alternatives = (options.log_probabilities || alternatives > 0).then_some(alternatives);
-    Ok(Sampling { flags, seed, alternatives, scope: scope(options.prefix_cache)? })
+    Ok(Sampling { flags, seed, alternatives, adapter: options.adapter, scope: scope(options.prefix_cache)? })
 }
 
 /// A seed that differs from request to request, short enough to be typed again.
@@ -335,15 +336,14 @@ pub(super) fn load_options(found: Option<v1::LoadOptions>) -> Result<Asked, Trou
         Ok(v1::KvType::Int8) => Some(KvKind::Int8),
         Err(_) => return Err(unknown("options.kv", found.kv)),
     };
-    let positions = match found.cache_positions {
-        None => None,
-        Some(found) => match usize::try_from(found) {
-            Ok(positions) if (1..=1 << 40).contains(&positions) => Some(positions),
-            _ => {
-                let why = format!("expected 1 to {}, found {found}; correct it", 1_u64 << 40);
-                return Err(Trouble::field("options.cache_positions", why));
-            }
-        },
+    let large = |field: &str, found: Option<u64>, least: usize| match found.map(usize::try_from) {
+        None => Ok(None),
+        Some(Ok(number)) if (least..=1 << 40).contains(&number) => Ok(Some(number)),
+        Some(_) => {
+            let found = found.unwrap_or_default();
+            let why = format!("expected {least} to {}, found {found}; correct it", 1_u64 << 40);
+            Err(Trouble::field(format!("options.{field}"), why))
+        }
     };
     let ttl = found.ttl.map(|ttl| span("options.ttl", ttl, TTL_MAX)).transpose()?;
     Ok(Asked {
@@ -357,7 +357,8 @@ pub(super) fn load_options(found: Option<v1::LoadOptions>) -> Result<Asked, Trou
         experts: way_of("experts", found.experts)?,
         threads: ranged("threads", found.threads, 1024)?,
         no_cache: found.no_cache,
-        cache_positions: positions,
+        cache_positions: large("cache_positions", found.cache_positions, 1)?,
+        adapter_bytes: large("adapter_bytes", found.adapter_bytes, 0)?,
         pin: found.pin,
         ttl: ttl.map(|ttl| Some(ttl).filter(|ttl| !ttl.is_zero())),
     })

@@ -153,6 +153,8 @@ settings! {
     /// What of a model stands on a card that does not hold it: shares of every layer, so that both compute (auto), the
     /// same with all else passing through the card for every token (pinned), or nothing, so that all passes (lru).
     residency: Residency = "models.residency", ["auto"], |_| true, "auto, pinned or lru";
+    /// Room beside each model for adapters that requests name, all of a model's together. 0: no request may name one.
+    adapter_bytes: Bytes = "models.adapter_bytes", ["0"], |n| n.0 <= 1 << 40, "bytes like \"256MiB\", up to 1TiB, or 0";
     /// Whether repacked weights are kept in native files for the next start.
     native_files: bool = "models.native_files", ["true"], |_| true, "true or false";
 

@@ -39,6 +39,7 @@ fn engine(source: &Source) -> Engine {
         head: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     };
     source.load(options, Cpu::detect(), 1, None, &mut |_| {}).unwrap()
 }

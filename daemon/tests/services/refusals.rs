@@ -193,14 +193,13 @@ async fn unknown_models_are_not_found_and_names_lead_nowhere() {
 async fn what_is_not_yet_says_so() {
     let served = Served::start().await;
     let mut client = served.generation().await;
-    let changes: [fn(&mut v1::GenerationOptions); 5] = [
+    let changes: [fn(&mut v1::GenerationOptions); 4] = [
         |options| options.structured_output = Some(v1::StructuredOutput::default()),
         |options| {
             let keep = Some(prost_types::Duration { seconds: 1, nanos: 0 });
             options.prefix_cache = Some(v1::PrefixCache { keep, ..v1::PrefixCache::default() });
         },
         |options| options.speculation = Some(v1::Speculation::default()),
-        |options| options.adapter = "mine".to_owned(),
         |options| options.priority = v1::Priority::High.into(),
     ];
     for change in changes {

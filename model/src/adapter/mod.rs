@@ -5,7 +5,9 @@
 //! finds room for changes beside the matrices, `fill.rs` puts them there, and `merge/` adds them up for good.
 
 mod fill;
+pub(crate) mod guest;
 mod keys;
+pub(crate) mod room;
 mod settings;
 mod values;
 
@@ -20,6 +22,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, TensorView};
 use crate::plan::{PlanError, Stored};
 use crate::weights::WeightsError;
 pub(crate) use fill::fill;
+pub use guest::Guest;
 use keys::{Key, Side};
 pub(crate) use settings::Settings;
 pub(crate) use values::{Loader, Values, square};

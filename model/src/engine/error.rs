@@ -86,6 +86,12 @@ pub enum StepError {
          its start, announce its length and read it again"
     )]
     MustRestart(usize),
+    /// Sequences with different adapters in one step, or one whose adapter was not read.
+    #[error(
+        "the sequences of a step have one adapter, or none, which was read before it; step others apart, and call \
+         Engine::seat when a sequence with an adapter was opened"
+    )]
+    Adapters,
     /// A sequence that is not open, or twice in a step.
     #[error("sequence {0} is not open, or stands twice in a step")]
     Sequence(usize),

@@ -81,6 +81,10 @@ pub(super) struct Lows {
 
 const LINE: &str = "adapter";
 
+/// The largest rank of an adapter that comes after loading: what holds the results of the first of two products is
+/// taken before anybody knows which will come.
+pub const GUEST_RANK_MAX: usize = 256;
+
 impl Lows {
     /// Room for the results of the first of two products; none where there is no adapter.
     pub(super) fn work(&self, work: &mut Layouter, lines: &mut Vec<Line>) -> Result<Slot, PlanError> {
@@ -104,6 +108,45 @@ impl Lows {
 }
 
 impl Planner<'_> {
+    /// Where the slots of a line of weights are.
+    pub(super) fn region_of(&self, line: &str) -> Region {
+        if self.is_guest && line == LINE { Region::Adapters } else { Region::Weights }
+    }
+
+    /// The room for adapters that come after loading.
+    pub(super) fn room_for_guests(&mut self) -> Result<(), PlanError> {
+        match self.options.adapter_bytes {
+            0 => Ok(()),
+            bytes => self.slot(Region::Adapters, "adapters", "room".to_owned(), Some(bytes)).map(|_| ()),
+        }
+    }
+
+    /// What a change of such an adapter needs of a step's memory, where so many rows meet a matrix of so many columns.
+    fn expect_guests(&mut self, columns: usize, tokens: usize) -> Result<(), PlanError> {
+        if self.options.adapter_bytes == 0 {
+            return Ok(());
+        }
+        self.prepared(FLOAT32, columns, tokens)?;
+        self.prepared(FLOAT32, GUEST_RANK_MAX, tokens)?;
+        let (most_rows, most_rank) = self.lows.work;
+        self.lows.work = (most_rows.max(tokens), most_rank.max(GUEST_RANK_MAX));
+        Ok(())
+    }
+
+    /// Refuses whole tensors: the model's own stay as they are for whoever else uses them.
+    pub(super) fn refuse_wholes(&self) -> Result<(), PlanError> {
+        match self.adapter.and_then(|(adapter, _)| adapter.wholes().next()) {
+            None => Ok(()),
+            Some(name) => Err(other_model(
+                name,
+                "expected changes alone of an adapter that comes to a loaded model, found a whole tensor \
+                 (modules_to_save, or a bias of the model's own); add it to the model with `bantam merge`, or \
+                 load it with the model (--adapter)"
+                    .to_owned(),
+            )),
+        }
+    }
+
     /// Whether the adapter brings this tensor of the model.
     pub(super) fn takes_whole(&self, tensor: &str) -> bool {
         let Some((adapter, used)) = self.adapter else { return false };
@@ -143,6 +186,7 @@ impl Planner<'_> {
         let asked =
             Asked { module: spec.trained.head, part: None, name: spec.trained.head, shape, is_table: false };
         let change = self.change(&asked)?;
+        self.expect_guests(shape.columns, self.options.logits_rows)?;
         let low = self.low(vec![change], matrix, Cut::WHOLE, self.options.logits_rows)?;
         Ok(Linear { matrix, bias: None, low })
     }
@@ -152,6 +196,7 @@ impl Planner<'_> {
         let module = self.spec.trained.embedding;
         let shape = embedding.shape;
         let change = self.change(&Asked { module, part: None, name: module, shape, is_table: true })?;
+        self.expect_guests(0, self.options.chunk)?;
         self.low(vec![change], embedding, Cut::WHOLE, self.options.chunk)
     }
 
@@ -162,6 +207,7 @@ impl Planner<'_> {
         wanted: &Wanted,
         matrix: Matrix,
     ) -> Result<Option<Low>, PlanError> {
+        self.expect_guests(wanted.shape.columns, self.options.chunk)?;
         if self.adapter.is_none() {
             return Ok(None);
         }
@@ -181,6 +227,8 @@ impl Planner<'_> {
         choice: Choice,
         matrix: Matrix,
     ) -> Result<Option<Low>, PlanError> {
+        let places = self.options.chunk.saturating_mul(choice.chosen);
+        self.expect_guests(wanted.shape.columns, places)?;
         if self.adapter.is_none() {
             return Ok(None);
         }
@@ -204,7 +252,7 @@ impl Planner<'_> {
             }
         };
         let changes = (0..choice.experts).map(change).collect::<Result<Vec<_>, _>>()?;
-        let low = self.low(changes, matrix, cut, self.options.chunk.saturating_mul(choice.chosen))?;
+        let low = self.low(changes, matrix, cut, places)?;
         if let Some(Low { down, up, .. }) = low {
             let bytes = (down.slot.bytes + up.slot.bytes) / choice.experts;
             self.unread_bytes += (choice.experts - choice.chosen) * bytes;
@@ -225,6 +273,20 @@ impl Planner<'_> {
         self.adapter.map_or(Ok(None), |(adapter, used)| adapter.change(asked, used))
     }
 
+    /// Refuses a rank that no room was taken for.
+    fn check_rank(&self, changes: &[Option<Change>], rank: usize) -> Result<(), PlanError> {
+        match changes.iter().flatten().find(|change| self.is_guest && change.rank > GUEST_RANK_MAX) {
+            None => Ok(()),
+            Some(change) => Err(other_model(
+                change.down(),
+                format!(
+                    "expected a rank of at most {GUEST_RANK_MAX} of an adapter that comes to a loaded model, found \
+                     {rank}; add it to the model with `bantam merge`, or load it with the model (--adapter)"
+                ),
+            )),
+        }
+    }
+
     /// Takes slots for a change, and says how they are filled.
     fn low(
         &mut self,
@@ -236,6 +298,7 @@ impl Planner<'_> {
         let Some(rank) = changes.iter().flatten().map(|change| change.rank).max() else {
             return Ok(None);
         };
+        self.check_rank(&changes, rank)?;
         let (count, Shape { rows, columns }) = (changes.len(), base.shape);
         let has = |part: fn(&Change) -> bool| changes.iter().flatten().any(part);
         let (is_table, has_bias) = (has(|change| change.is_table), has(Change::has_bias));
@@ -246,7 +309,7 @@ impl Planner<'_> {
         let mut vector = |is_there: bool| match is_there {
             true => {
                 let bytes = outputs.checked_mul(count).and_then(|n| n.checked_mul(4));
-                self.slot(Region::Weights, LINE, "f32 vectors".to_owned(), bytes).map(Some)
+                self.slot(self.region_of(LINE), LINE, "f32 vectors".to_owned(), bytes).map(Some)
             }
             false => Ok(None),
         };

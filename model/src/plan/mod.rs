@@ -17,7 +17,7 @@ use crate::formats::on_load::OnLoad;
 use crate::sampler::Sampler;
 use crate::spec::ModelSpec;
 pub(crate) use low::wrapped;
-pub use low::{Low, LowFill, LowSide};
+pub use low::{GUEST_RANK_MAX, Low, LowFill, LowSide};
 use planner::Planner;
 pub(crate) use planner::cut;
 
@@ -46,6 +46,8 @@ pub struct Options {
     pub experts: Option<&'static OnLoad>,
     /// How ternary codes are held.
     pub trits: Trits,
+    /// Bytes for adapters that come and go while the model is loaded, all of them together.
+    pub adapter_bytes: usize,
 }
 
 impl Options {
@@ -62,6 +64,7 @@ impl Options {
         head: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     };
 }
 
@@ -118,6 +121,18 @@ pub enum PlanError {
         tensor: String,
         /// What was expected and what was found.
         reason: String,
+    },
+    /// An adapter that is larger than the room for those that come after loading.
+    #[error(
+        "expected an adapter of at most {room} bytes, the room that the model has for adapters that come after \
+         loading, found one that takes {needed}; raise models.adapter_bytes (`bantam serve --models-adapter-bytes`) to \
+         {needed} or more, and load the model again"
+    )]
+    AdapterRoom {
+        /// Bytes that it takes.
+        needed: usize,
+        /// Bytes that there are.
+        room: usize,
     },
     /// A longer context than the model knows.
     #[error(
@@ -401,6 +416,19 @@ impl WorkSlots {
     }
 }
 
+/// What an adapter adds to a model that is loaded.
+#[derive(Debug)]
+pub(crate) struct GuestPlan {
+    /// The model's weights with what is added to them.
+    pub(crate) weights: Weights,
+    /// How that is filled.
+    pub(crate) fills: Vec<LowFill>,
+    /// Bytes of it.
+    pub(crate) bytes: usize,
+    /// Bytes of the weights that it was planned beside.
+    pub(crate) base_bytes: usize,
+}
+
 /// Every buffer of a run.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -428,6 +456,8 @@ pub struct Plan {
     pub cache_bytes: usize,
     /// Bytes of the work region.
     pub work_bytes: usize,
+    /// Bytes of the region for adapters that come and go.
+    pub adapter_bytes: usize,
     /// Weight bytes that are read for one token: everything but the rows of an untied embedding that are not asked for,
     /// and the experts that are not chosen.
     pub bytes_per_token: usize,
@@ -436,7 +466,7 @@ pub struct Plan {
 impl Plan {
     /// Bytes of the whole run.
     pub fn bytes(&self) -> usize {
-        self.weight_bytes + self.cache_bytes + self.work_bytes
+        self.weight_bytes + self.cache_bytes + self.work_bytes + self.adapter_bytes
     }
 
     /// The line that takes the most.
@@ -495,8 +525,35 @@ impl Plan {
         Plan::with(planner, weights, options)
     }
 
-    /// The same for one layer alone, number `number` of its model and the only one of `spec`, with neither embedding
-    /// nor head and all matrices in float32; a mixture's experts lie as they are stored where they are to be
+    /// What an adapter adds that comes to a model of such a plan once that is loaded: weights whose changes stand in
+    /// [`Region::Adapters`] from its first byte on, how these are filled, and their bytes. All else is where it was.
+    pub(crate) fn guest(
+        spec: &ModelSpec,
+        stored: impl Fn(&str, &[usize]) -> Option<Stored>,
+        adapter: &Adapter,
+        options: Options,
+        cpu: Cpu,
+    ) -> Result<GuestPlan, PlanError> {
+        let used = Used::default();
+        let mut planner = Planner::new(spec, &stored, Some((adapter, &used)), options, cpu);
+        planner.is_guest = true;
+        planner.refuse_wholes()?;
+        let weights = planner.weights()?;
+        adapter.check_used(&used)?;
+        let (needed, room) = (planner.guests.bytes(), options.adapter_bytes);
+        if needed > room {
+            return Err(PlanError::AdapterRoom { needed, room });
+        }
+        let low = |fill| match fill {
+            Fill::Low(low) => Some(*low),
+            _ => None,
+        };
+        let fills = planner.fills.into_iter().filter_map(low).collect();
+        Ok(GuestPlan { weights, fills, bytes: needed, base_bytes: planner.weights.bytes() })
+    }
+
+    /// [`Plan::new`] for one layer alone, number `number` of its model and the only one of `spec`, with neither
+    /// embedding nor head and all matrices in float32; a mixture's experts lie as they are stored where they are to be
     /// `replaced`, and there is room for what they become: gate, up, down.
     pub fn of_layer(
         spec: &ModelSpec,
@@ -530,6 +587,7 @@ impl Plan {
         let pages = pages(&options, pages_per_sequence)?;
         let caches = planner.caches(pages)?;
         let work = planner.work()?;
+        planner.room_for_guests()?;
         let is_tied = weights.head.matrix.slot == weights.embedding.slot;
         let untied = if is_tied { 0 } else { weights.embedding.slot.bytes };
         Ok(Plan {
@@ -539,6 +597,7 @@ impl Plan {
             weight_bytes: planner.weights.bytes(),
             cache_bytes: planner.cache.bytes(),
             work_bytes: planner.work.bytes(),
+            adapter_bytes: planner.guests.bytes(),
             lines: planner.lines,
             fills: planner.fills,
             weights,

@@ -37,6 +37,9 @@ pub(crate) struct Planner<'a> {
     /// Bytes of experts that a token is not sent to.
     pub(crate) unread_bytes: usize,
     pub(super) lows: Lows,
+    /// What the adapter adds stands in a region of its own.
+    pub(super) is_guest: bool,
+    pub(super) guests: Layouter,
 }
 
 /// How a matrix is held in memory.
@@ -124,6 +127,8 @@ impl<'a> Planner<'a> {
             lean: false,
             unread_bytes: 0,
             lows: Lows::default(),
+            is_guest: false,
+            guests: Layouter::new(Region::Adapters),
         }
     }
 
@@ -132,6 +137,7 @@ impl<'a> Planner<'a> {
             Region::Weights => &mut self.weights,
             Region::Cache => &mut self.cache,
             Region::Work => &mut self.work,
+            Region::Adapters => &mut self.guests,
         }
     }
 
@@ -158,7 +164,7 @@ impl<'a> Planner<'a> {
             }
             None => {
                 let lifetime = match region {
-                    Region::Weights => "run",
+                    Region::Weights | Region::Adapters => "run",
                     Region::Cache => "sequence",
                     Region::Work => "step",
                 };
@@ -303,20 +309,31 @@ impl<'a> Planner<'a> {
         let twice = if times > 1 { format!("{times} x ") } else { String::new() };
         let text = format!("{stacked}{}x{twice}{} {}", shape.rows, shape.columns, layout.name());
         let bytes = Matrix::bytes(layout, whole).and_then(|bytes| bytes.checked_mul(count));
-        let slot = self.slot(Region::Weights, line, text, bytes)?;
+        let slot = self.slot(self.region_of(line), line, text, bytes)?;
         let mut of_columns = |wanted: bool, name: &str, text: &str| {
             let bytes = shape.columns.checked_mul(4 * count);
             wanted.then(|| self.slot(Region::Weights, name, text.to_owned(), bytes)).transpose()
         };
         let order = of_columns(ordered, "orders of columns", "u32 vectors")?;
         let factors = of_columns(factored, "factors of columns", "f32 vectors")?;
+        self.prepared(layout, whole.columns, tokens)?;
+        Ok(Matrix { layout, shape, slot, order, factors, times })
+    }
+
+    /// Room for so many rows of a product's prepared input.
+    pub(super) fn prepared(
+        &mut self,
+        layout: &dyn Layout,
+        columns: usize,
+        tokens: usize,
+    ) -> Result<(), PlanError> {
         let form = layout.form(self.options.precision, self.cpu);
         // Prepared input grows by the same for every token.
-        let bytes = panel_bytes(form, whole.columns, 1)
+        let bytes = panel_bytes(form, columns, 1)
             .checked_mul(tokens)
             .ok_or_else(|| PlanError::TooLarge { what: "prepared input".to_owned() })?;
         self.panel_bytes = self.panel_bytes.max(bytes);
-        Ok(Matrix { layout, shape, slot, order, factors, times })
+        Ok(())
     }
 
     fn vector(

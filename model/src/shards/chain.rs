@@ -58,7 +58,7 @@ impl Chain {
         let of = match slot.region {
             Region::Weights => 0,
             Region::Cache => 1,
-            Region::Work => return self.now,
+            Region::Work | Region::Adapters => return self.now,
         };
         self.ends.partition_point(|ends| ends[of] <= slot.offset).min(self.cards.len() - 1)
     }
@@ -69,7 +69,7 @@ impl Chain {
         match slot.region {
             Region::Weights => Slot { offset: slot.offset - before[0], ..slot },
             Region::Cache => Slot { offset: slot.offset - before[1], ..slot },
-            Region::Work => slot,
+            Region::Work | Region::Adapters => slot,
         }
     }
 

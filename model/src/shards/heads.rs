@@ -18,11 +18,12 @@ pub(super) struct Divided<'a> {
 }
 
 impl<'a> Divided<'a> {
-    pub(super) fn new(layer: &'a LayerWeights, cache: &'a KvCache) -> Self {
+    /// `is_divisible` where no adapter may come.
+    pub(super) fn new(layer: &'a LayerWeights, cache: &'a KvCache, is_divisible: bool) -> Self {
         let all = cache.heads;
         let inputs = [&layer.query, &layer.key, &layer.value];
         // What an adapter adds is added to whole rows.
-        let is_plain = inputs.iter().all(|linear| linear.low.is_none());
+        let is_plain = is_divisible && inputs.iter().all(|linear| linear.low.is_none());
         let is_whole = |heads: usize, linear: &Linear| {
             let rows = linear.matrix.shape.rows;
             rows.is_multiple_of(all) && (rows / all * heads).is_multiple_of(TILE_ROWS)

@@ -126,6 +126,7 @@ impl Shards {
         is_stopped: &dyn Fn() -> bool,
     ) -> bool {
         if let Some(shard) = &mut self.shard
+            && decoder.is_base()
             && !is_stopped()
             && shard.card.again(Stretch::Layers { tokens, batch })
         {
@@ -138,6 +139,7 @@ impl Shards {
     /// [`Decoder::logits`], the same way.
     pub(crate) fn logits(&mut self, decoder: &Decoder, rows: &[usize]) -> Slot {
         if let Some(shard) = &mut self.shard
+            && decoder.is_base()
             && shard.card.again(Stretch::Logits { rows })
         {
             let slot = decoder.logits_slot(rows.len());

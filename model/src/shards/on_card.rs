@@ -117,6 +117,10 @@ impl Pieces {
 
     /// As much of a slot as stands on the card from its first byte on, as a slot there.
     fn find(&self, slot: Slot) -> Option<Slot> {
+        // What came after the model was placed is nowhere but here.
+        if slot.region != self.region {
+            return None;
+        }
         let after = self.list.partition_point(|piece| piece.from <= slot.offset);
         let piece = self.list.get(after.checked_sub(1)?)?;
         let inside = slot.offset - piece.from;
@@ -261,7 +265,7 @@ impl OnCard {
                 weights.take_rows(&of.head, share, &mut left);
             }
             left = if with_layers { left } else { 0 };
-            let (blocks, stacks) = weights.take_blocks(&of.layers[range.clone()], &mut left);
+            let (blocks, stacks) = weights.take_blocks(plan, &of.layers[range.clone()], &mut left);
             (0..2).for_each(|i| found.blocks[i] += blocks[i]);
             if budgets.len() > 1 && heads == 0 && blocks[0] == 0 {
                 return None;
@@ -466,7 +470,9 @@ impl Pieces {
         left: &mut usize,
     ) -> (usize, Vec<usize>) {
         let layers = plan.weights.layers[range.clone()].iter().zip(&plan.caches[range.clone()]);
-        let layers: Vec<Divided> = layers.map(|(layer, cache)| Divided::new(layer, cache)).collect();
+        let is_divisible = plan.adapter_bytes == 0;
+        let divided = |(layer, cache)| Divided::new(layer, cache, is_divisible);
+        let layers: Vec<Divided> = layers.map(divided).collect();
         // Where everything stands there already, this only counts.
         let is_there = layers.iter().all(|of| caches.whole(of.cache.slot).is_some());
         let heads = shared(&layers, if is_there { usize::MAX } else { *left });
@@ -499,7 +505,12 @@ impl Pieces {
     }
 
     /// Feed-forward blocks: bytes that it has of them, and all; experts that stand there one by one.
-    fn take_blocks(&mut self, layers: &[LayerWeights], left: &mut usize) -> ([usize; 2], Option<Stacks>) {
+    fn take_blocks(
+        &mut self,
+        plan: &Plan,
+        layers: &[LayerWeights],
+        left: &mut usize,
+    ) -> ([usize; 2], Option<Stacks>) {
         let linears = |layer: &'_ LayerWeights| [layer.gate, Some(layer.up), Some(layer.down)];
         let bytes = |linear: &Linear| linear.matrix.slot.bytes;
         let all: usize = layers.iter().flat_map(linears).flatten().map(|linear| bytes(&linear)).sum();
@@ -510,7 +521,12 @@ impl Pieces {
             linears(layer).into_iter().flatten().flat_map(slots_of).collect()
         };
         let every: Vec<Slot> = mixed.iter().flat_map(|layer| of(layer)).collect();
-        let stacks = if self.take(&every, left) { None } else { Stacks::take(self, &mixed, left) };
+        // What an adapter adds to experts is added to all places of a row together.
+        let is_divisible = plan.adapter_bytes == 0;
+        let stacks = match self.take(&every, left) {
+            false if is_divisible => Stacks::take(self, &mixed, left),
+            _ => None,
+        };
         if stacks.is_none() {
             // Those that differ stand there by whole layers.
             for layer in &mixed {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bantam_core::arena::disjoint;
-use bantam_core::{Backend, KvCache, Matrix, Product, Routed, RowPer, Slot};
+use bantam_core::{Backend, KvCache, Matrix, Product, Region, Routed, RowPer, Slot};
 
 use super::Host;
 use super::fresh::{At, Fresh, Split};
@@ -94,6 +94,21 @@ impl Shard {
         x: Slot,
         products: &[Product],
     ) {
+        match products[0].matrix.slot.region {
+            Region::Adapters => self.here(host, rows, routed, x, products),
+            _ => self.of_model(host, rows, routed, x, products),
+        }
+    }
+
+    /// The same with the model's own matrices.
+    fn of_model(
+        &mut self,
+        host: &mut Host,
+        rows: usize,
+        routed: Option<(&Routed, RowPer)>,
+        x: Slot,
+        products: &[Product],
+    ) {
         let first = &products[0].matrix;
         if let Some((routed, per)) = routed {
             if let Some(which) = self.on_card.stacks.iter().position(|stacks| stacks.has(first)) {
@@ -154,6 +169,31 @@ impl Shard {
         pass(self.card.as_mut(), host, rows, x, passing.all());
         send(host, rows, routed, x, here.all());
         products.iter().for_each(|product| self.finish(host, rows, routed.is_some(), product));
+    }
+
+    /// Products with what an adapter brought that came after the model was placed: the processor's.
+    fn here(
+        &mut self,
+        host: &mut Host,
+        rows: usize,
+        routed: Option<(&Routed, RowPer)>,
+        x: Slot,
+        products: &[Product],
+    ) {
+        let places = routed.map_or(rows, |(routed, _)| routed.choice.places(rows));
+        let x_rows = if matches!(routed, Some((_, RowPer::Place))) { places } else { rows };
+        self.need(host, x, x_rows * products[0].matrix.shape.columns, At::Host);
+        if let Some((routed, _)) = routed {
+            self.need_routing(host, routed, rows, At::Host);
+        }
+        for product in products {
+            let count = places * product.matrix.shape.rows;
+            if product.add {
+                self.need(host, product.out, count, At::Host);
+            }
+            self.fresh.set(product.out, count, At::Host);
+        }
+        send(host, rows, routed, x, products);
     }
 
     /// Tells the experts of a layer that they come next, if this is its router.

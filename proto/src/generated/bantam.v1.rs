@@ -21,7 +21,7 @@ pub struct LogitBias {
 /// How to choose tokens, when to end, and what to tell. What is absent is the model's own default, from its
 /// `generation_config.json`, and where that says nothing, the one named here.
 ///
-/// Fields from 20 on have their place but do nothing yet: a request that sets one is refused with UNIMPLEMENTED.
+/// Fields that say "not yet" have their place but do nothing: a request that sets one is refused with UNIMPLEMENTED.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GenerationOptions {
     /// False takes the likeliest token always; true samples even where the model's file says otherwise. Default: true.
@@ -83,7 +83,9 @@ pub struct GenerationOptions {
     /// Not yet: guessing tokens ahead.
     #[prost(message, optional, tag = "22")]
     pub speculation: ::core::option::Option<Speculation>,
-    /// Not yet: name of an adapter for this request alone.
+    /// An adapter for this request alone, a folder as PEFT writes it: its name in one of the model folders, or by the unix
+    /// socket its absolute path. The model must have room for it (`adapter_bytes`), of which adapters that nobody uses
+    /// leave first. Empty: the model as it is.
     #[prost(string, tag = "23")]
     pub adapter: ::prost::alloc::string::String,
     /// Not yet: who goes first when there is not room for all.
@@ -2888,6 +2890,9 @@ pub struct LoadOptions {
     /// requests then wait until enough of them are free.
     #[prost(uint64, optional, tag = "13")]
     pub cache_positions: ::core::option::Option<u64>,
+    /// Room for adapters that requests name, all of them together, in bytes. Default: 0, no request may name one.
+    #[prost(uint64, optional, tag = "14")]
+    pub adapter_bytes: ::core::option::Option<u64>,
 }
 /// Bytes of a model on one device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2910,6 +2915,22 @@ pub struct DeviceBytes {
     /// The sum.
     #[prost(uint64, tag = "6")]
     pub total_bytes: u64,
+    /// Room for adapters that requests name.
+    #[prost(uint64, tag = "7")]
+    pub adapter_bytes: u64,
+}
+/// An adapter that stands beside a model.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ModelAdapter {
+    /// What its folder is called.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Its part of the room for adapters.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Requests that are computed with it now. Without any it stays until others need its room.
+    #[prost(uint32, tag = "3")]
+    pub references: u32,
 }
 /// How much of a device may be used, and is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2969,6 +2990,9 @@ pub struct Model {
     /// Whether it has a chat template, which `Chat` needs; false while it is absent.
     #[prost(bool, tag = "12")]
     pub can_chat: bool,
+    /// Adapters that requests have brought and that are still there.
+    #[prost(message, repeated, tag = "13")]
+    pub adapters: ::prost::alloc::vec::Vec<ModelAdapter>,
 }
 /// One line of the table of every byte of a run.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2976,7 +3000,7 @@ pub struct PlanLine {
     /// What it is for.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// `weights`, `cache`, `work` or `generation`.
+    /// `weights`, `cache`, `work`, `adapters` or `generation`.
     #[prost(string, tag = "2")]
     pub region: ::prost::alloc::string::String,
     /// Where it lives: `ram`, or a card.

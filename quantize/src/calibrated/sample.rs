@@ -49,6 +49,7 @@ pub fn options(written: &Written) -> Options {
         head: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     }
 }
 

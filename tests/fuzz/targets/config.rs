@@ -26,6 +26,7 @@ fuzz_target!(|input: &[u8]| {
         cache_positions: None,
         experts: None,
         trits: Trits::Packed,
+        adapter_bytes: 0,
     };
     // The lists of a plan grow with layers and experts, as they should.
     let experts = spec.layers.first().and_then(|layer| layer.mlp.experts).map_or(1, |e| e.choice.experts);

@@ -86,6 +86,7 @@ fn model() -> v1::Model {
         work_bytes: 2,
         generation_bytes: 1,
         total_bytes: 10,
+        adapter_bytes: 0,
     };
     v1::Model {
         id: "m1".to_owned(),

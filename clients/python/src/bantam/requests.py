@@ -78,6 +78,7 @@ class GenerationSettings(TypedDict, total=False):
     ignore_eos: bool
     log_probabilities: bool
     alternatives: int
+    adapter: str
 
 
 class LoadSettings(TypedDict, total=False):
@@ -97,6 +98,7 @@ class LoadSettings(TypedDict, total=False):
     ttl: Span
     no_cache: bool
     cache_positions: int
+    adapter_bytes: int
 
 
 def generate(

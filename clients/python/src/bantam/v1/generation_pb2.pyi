@@ -198,7 +198,7 @@ class GenerationOptions(_message.Message):
     """How to choose tokens, when to end, and what to tell. What is absent is the model's own default, from its
     `generation_config.json`, and where that says nothing, the one named here.
 
-    Fields from 20 on have their place but do nothing yet: a request that sets one is refused with UNIMPLEMENTED.
+    Fields that say "not yet" have their place but do nothing: a request that sets one is refused with UNIMPLEMENTED.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -253,7 +253,10 @@ class GenerationOptions(_message.Message):
     alternatives: _builtins.int
     """So many of the likeliest tokens come with every token, and the log-probabilities as well; 0 to 64."""
     adapter: _builtins.str
-    """Not yet: name of an adapter for this request alone."""
+    """An adapter for this request alone, a folder as PEFT writes it: its name in one of the model folders, or by the unix
+    socket its absolute path. The model must have room for it (`adapter_bytes`), of which adapters that nobody uses
+    leave first. Empty: the model as it is.
+    """
     priority: Global___Priority.ValueType
     """Not yet: who goes first when there is not room for all."""
     @_builtins.property

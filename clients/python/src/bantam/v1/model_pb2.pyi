@@ -137,6 +137,7 @@ class LoadOptions(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     NO_CACHE_FIELD_NUMBER: _builtins.int
     CACHE_POSITIONS_FIELD_NUMBER: _builtins.int
+    ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
     precision: Global___Precision.ValueType
     """How to compute."""
     kv: Global___KvType.ValueType
@@ -165,6 +166,8 @@ class LoadOptions(_message.Message):
     """Positions that the cache of all sequences holds together. Default: context times slots. Fewer take less memory;
     requests then wait until enough of them are free.
     """
+    adapter_bytes: _builtins.int
+    """Room for adapters that requests name, all of them together, in bytes. Default: 0, no request may name one."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long the model may stand idle before it is unloaded; zero is for ever. Default: the daemon's setting."""
@@ -185,11 +188,14 @@ class LoadOptions(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         no_cache: _builtins.bool | None = ...,
         cache_positions: _builtins.int | None = ...,
+        adapter_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_positions", b"_cache_positions", "_chunk", b"_chunk", "_context", b"_context", "_experts", b"_experts", "_head", b"_head", "_no_cache", b"_no_cache", "_pin", b"_pin", "_quantization", b"_quantization", "_slots", b"_slots", "_threads", b"_threads", "cache_positions", b"cache_positions", "chunk", b"chunk", "context", b"context", "experts", b"experts", "head", b"head", "no_cache", b"no_cache", "pin", b"pin", "quantization", b"quantization", "slots", b"slots", "threads", b"threads", "ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_bytes", b"_adapter_bytes", "_cache_positions", b"_cache_positions", "_chunk", b"_chunk", "_context", b"_context", "_experts", b"_experts", "_head", b"_head", "_no_cache", b"_no_cache", "_pin", b"_pin", "_quantization", b"_quantization", "_slots", b"_slots", "_threads", b"_threads", "adapter_bytes", b"adapter_bytes", "cache_positions", b"cache_positions", "chunk", b"chunk", "context", b"context", "experts", b"experts", "head", b"head", "no_cache", b"no_cache", "pin", b"pin", "quantization", b"quantization", "slots", b"slots", "threads", b"threads", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_positions", b"_cache_positions", "_chunk", b"_chunk", "_context", b"_context", "_experts", b"_experts", "_head", b"_head", "_no_cache", b"_no_cache", "_pin", b"_pin", "_quantization", b"_quantization", "_slots", b"_slots", "_threads", b"_threads", "cache_positions", b"cache_positions", "chunk", b"chunk", "context", b"context", "experts", b"experts", "head", b"head", "kv", b"kv", "no_cache", b"no_cache", "pin", b"pin", "precision", b"precision", "quantization", b"quantization", "slots", b"slots", "threads", b"threads", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_bytes", b"_adapter_bytes", "_cache_positions", b"_cache_positions", "_chunk", b"_chunk", "_context", b"_context", "_experts", b"_experts", "_head", b"_head", "_no_cache", b"_no_cache", "_pin", b"_pin", "_quantization", b"_quantization", "_slots", b"_slots", "_threads", b"_threads", "adapter_bytes", b"adapter_bytes", "cache_positions", b"cache_positions", "chunk", b"chunk", "context", b"context", "experts", b"experts", "head", b"head", "kv", b"kv", "no_cache", b"no_cache", "pin", b"pin", "precision", b"precision", "quantization", b"quantization", "slots", b"slots", "threads", b"threads", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adapter_bytes: _TypeAlias = _typing.Literal["adapter_bytes"]  # noqa: Y015
+    _WhichOneofArgType__adapter_bytes: _TypeAlias = _typing.Literal["_adapter_bytes", b"_adapter_bytes"]  # noqa: Y015
     _WhichOneofReturnType__cache_positions: _TypeAlias = _typing.Literal["cache_positions"]  # noqa: Y015
     _WhichOneofArgType__cache_positions: _TypeAlias = _typing.Literal["_cache_positions", b"_cache_positions"]  # noqa: Y015
     _WhichOneofReturnType__chunk: _TypeAlias = _typing.Literal["chunk"]  # noqa: Y015
@@ -210,6 +216,8 @@ class LoadOptions(_message.Message):
     _WhichOneofArgType__slots: _TypeAlias = _typing.Literal["_slots", b"_slots"]  # noqa: Y015
     _WhichOneofReturnType__threads: _TypeAlias = _typing.Literal["threads"]  # noqa: Y015
     _WhichOneofArgType__threads: _TypeAlias = _typing.Literal["_threads", b"_threads"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adapter_bytes) -> _WhichOneofReturnType__adapter_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_positions) -> _WhichOneofReturnType__cache_positions | None: ...
     @_typing.overload
@@ -245,6 +253,7 @@ class DeviceBytes(_message.Message):
     WORK_BYTES_FIELD_NUMBER: _builtins.int
     GENERATION_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """`ram`, or a card."""
     weight_bytes: _builtins.int
@@ -257,6 +266,8 @@ class DeviceBytes(_message.Message):
     """What belongs to replies in the making, of all slots together: samplers and texts."""
     total_bytes: _builtins.int
     """The sum."""
+    adapter_bytes: _builtins.int
+    """Room for adapters that requests name."""
     def __init__(
         self,
         *,
@@ -266,14 +277,45 @@ class DeviceBytes(_message.Message):
         work_bytes: _builtins.int = ...,
         generation_bytes: _builtins.int = ...,
         total_bytes: _builtins.int = ...,
+        adapter_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bytes", b"cache_bytes", "device", b"device", "generation_bytes", b"generation_bytes", "total_bytes", b"total_bytes", "weight_bytes", b"weight_bytes", "work_bytes", b"work_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_bytes", b"adapter_bytes", "cache_bytes", b"cache_bytes", "device", b"device", "generation_bytes", b"generation_bytes", "total_bytes", b"total_bytes", "weight_bytes", b"weight_bytes", "work_bytes", b"work_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceBytes: _TypeAlias = DeviceBytes  # noqa: Y015
+
+@_typing.final
+class ModelAdapter(_message.Message):
+    """An adapter that stands beside a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    REFERENCES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What its folder is called."""
+    bytes: _builtins.int
+    """Its part of the room for adapters."""
+    references: _builtins.int
+    """Requests that are computed with it now. Without any it stays until others need its room."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        references: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "name", b"name", "references", b"references"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelAdapter: _TypeAlias = ModelAdapter  # noqa: Y015
 
 @_typing.final
 class DeviceUse(_message.Message):
@@ -331,6 +373,7 @@ class Model(_message.Message):
     NATIVE_FIELD_NUMBER: _builtins.int
     VOCAB_FIELD_NUMBER: _builtins.int
     CAN_CHAT_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """A handle, made by the daemon and valid while it runs. Every field `model` of a request takes it."""
     name: _builtins.str
@@ -363,6 +406,10 @@ class Model(_message.Message):
     def loaded_at(self) -> _timestamp_pb2.Timestamp:
         """When it was loaded; absent while it is not resident."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelAdapter]:
+        """Adapters that requests have brought and that are still there."""
+
     def __init__(
         self,
         *,
@@ -378,10 +425,11 @@ class Model(_message.Message):
         native: _builtins.bool = ...,
         vocab: _builtins.int = ...,
         can_chat: _builtins.bool = ...,
+        adapters: _abc.Iterable[Global___ModelAdapter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_used", b"last_used", "loaded_at", b"loaded_at", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "can_chat", b"can_chat", "id", b"id", "last_used", b"last_used", "loaded_at", b"loaded_at", "name", b"name", "native", b"native", "options", b"options", "path", b"path", "references", b"references", "state", b"state", "vocab", b"vocab"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "bytes", b"bytes", "can_chat", b"can_chat", "id", b"id", "last_used", b"last_used", "loaded_at", b"loaded_at", "name", b"name", "native", b"native", "options", b"options", "path", b"path", "references", b"references", "state", b"state", "vocab", b"vocab"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,7 +450,7 @@ class PlanLine(_message.Message):
     name: _builtins.str
     """What it is for."""
     region: _builtins.str
-    """`weights`, `cache`, `work` or `generation`."""
+    """`weights`, `cache`, `work`, `adapters` or `generation`."""
     device: _builtins.str
     """Where it lives: `ram`, or a card."""
     lifetime: _builtins.str

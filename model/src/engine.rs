@@ -857,6 +857,7 @@ fn does_not_fit(plan: &Plan, available: u64) -> LoadError {
     let advice = match line {
         "keys and values" if plan.options.kv == KvKind::Int8 => "a shorter --context",
         "keys and values" => "a shorter --context, or --kv int8",
+        "adapters" => "less room for adapters (models.adapter_bytes)",
         _ if plan.options.quantization.is_some() => "close other programs, or take a smaller model",
         _ => "close other programs, or take a smaller model or --quantization int8",
     };

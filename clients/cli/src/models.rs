@@ -284,6 +284,11 @@ pub(crate) fn model_json(model: &v1::Model) -> Value {
         "pinned": is_pinned(model),
         "ttl_seconds": ttl_seconds(model),
         "references": model.references,
+        "adapters": model.adapters.iter().map(|adapter| json!({
+            "name": adapter.name,
+            "bytes": adapter.bytes,
+            "references": adapter.references,
+        })).collect::<Vec<_>>(),
         "context": model.options.as_ref().and_then(|options| options.context),
         "slots": model.options.as_ref().and_then(|options| options.slots),
         "native": model.native,

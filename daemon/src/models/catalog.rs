@@ -383,6 +383,29 @@ mod tests {
     }
 
     #[test]
+    fn adapters_are_found_as_models_are() {
+        let folder = Folder::new("adapters");
+        for at in ["models/owner/mine", "secret"] {
+            std::fs::create_dir_all(folder.0.join(at)).unwrap();
+            std::fs::write(folder.0.join(at).join(adapter::CONFIG), "{}").unwrap();
+        }
+        let catalog = Catalog::new(&[folder.0.join("none"), folder.0.join("models")]);
+        let mine = folder.0.join("models/owner/mine");
+        for door in [Door::Tcp, Door::Unix] {
+            assert_eq!(catalog.adapter("owner/mine", door).unwrap(), mine);
+            // A model is none, and a link leads nowhere.
+            for name in ["plain", "link", "none", "owner"] {
+                assert!(matches!(catalog.adapter(name, door), Err(NotFound::Adapter { .. })), "{name}");
+            }
+            assert!(matches!(catalog.adapter("../secret", door), Err(NotFound::Malformed { .. })));
+        }
+        let secret = folder.0.join("secret");
+        let path = secret.display().to_string();
+        assert_eq!(catalog.adapter(&path, Door::Unix).unwrap(), secret);
+        assert!(matches!(catalog.adapter(&path, Door::Tcp), Err(NotFound::PathFromAfar)));
+    }
+
+    #[test]
     fn paths_are_for_the_sockets_owner_and_so_are_their_handles() {
         let folder = Folder::new("paths");
         let catalog = Catalog::new(&[folder.0.join("models")]);

@@ -67,6 +67,16 @@ impl Device {
         self.cards().into_iter().next()
     }
 
+    /// The number of the first of its cards that is there.
+    #[must_use]
+    pub fn number(self) -> Option<usize> {
+        match self {
+            Self::Cpu => None,
+            Self::Auto => (0..CARDS_MOST).find(|&number| card(number).look().is_ok()),
+            Self::Cuda(numbers) => numbers.all().iter().copied().find(|&number| card(number).look().is_ok()),
+        }
+    }
+
     /// The cards that it is, there or not; of all that a machine may have those that are there, or the first.
     fn cards(self) -> Vec<Box<dyn Cards>> {
         match self {

@@ -1,11 +1,12 @@
 //! `bantam plan --machine this`: how fast this machine's memories are read, measured once and kept beside native files
 //! until the processor, the cards or the program are others.
 
-use std::path::PathBuf;
-use std::{fs, process};
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use bantam_core::Cpu;
 use bantam_daemon::cards::Device;
+use bantam_model::checkpoint::writer::{left_of, write_file};
 use bantam_model::memory;
 use bantam_model::placement::{CardRates, Machine};
 use bantam_model::pool::Threads;
@@ -49,18 +50,25 @@ fn rates() -> Result<Rates, Failure> {
     let rates = Rates { host, card: card()? };
     // Where it cannot be kept it is measured again.
     if let Some(path) = path {
-        let making = path.with_extension(format!("json.{}", process::id()));
-        let _ = path.parent().map(fs::create_dir_all);
-        let written = fs::write(&making, format!("{:#}\n", told(&key, &rates)));
-        if written.and_then(|()| fs::rename(&making, &path)).is_err() {
-            let _ = fs::remove_file(&making);
-        }
+        keep(&path, &told(&key, &rates));
     }
     Ok(rates)
 }
 
+const FILE: &str = "machine.json";
+
 fn path() -> Option<PathBuf> {
-    Some(cache::store()?.folder().join("machine.json"))
+    Some(cache::store()?.folder().join(FILE))
+}
+
+/// Writes what was measured; what a killed run left beside it goes.
+fn keep(path: &Path, told: &Value) {
+    let Some(folder) = path.parent() else { return };
+    let _ = fs::create_dir_all(folder);
+    let left = fs::read_dir(folder).into_iter().flatten().flatten();
+    let left = left.filter(|entry| entry.file_name().to_str().and_then(left_of) == Some(FILE));
+    left.for_each(|entry| drop(fs::remove_file(entry.path())));
+    let _ = write_file(path, format!("{told:#}\n").as_bytes());
 }
 
 /// What the measurement is of.
@@ -79,10 +87,8 @@ fn key() -> Value {
 
 #[cfg(feature = "cuda")]
 fn card() -> Result<Option<CardRates>, Failure> {
-    if !Device::Auto.is_there() {
-        return Ok(None);
-    }
-    let rates = bantam_cuda::rates(0);
+    let Some(number) = Device::Auto.number() else { return Ok(None) };
+    let rates = bantam_cuda::rates(number);
     rates.map(Some).map_err(|error| refused(format!("the card cannot be measured: {error}")))
 }
 
@@ -140,6 +146,21 @@ fn read(kept: &Value) -> Option<Rates> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_killed_run_left_goes() {
+        let folder = std::env::temp_dir().join(format!("bantam-machine-{}", std::process::id()));
+        let path = folder.join(FILE);
+        fs::create_dir_all(&folder).expect("a folder");
+        let (left, other) = (folder.join(".machine.json.77.0.tmp"), folder.join(".other.json.77.0.tmp"));
+        [&left, &other].into_iter().for_each(|path| fs::write(path, "{").expect("a file"));
+        keep(&path, &json!({ "of": "here" }));
+        let found = [&path, &left, &other].map(|path| path.exists());
+        let text = fs::read(&path).expect("it was written");
+        fs::remove_dir_all(&folder).expect("it is ours");
+        assert_eq!(found, [true, false, true]);
+        assert_eq!(serde_json::from_slice::<Value>(&text).expect("JSON"), json!({ "of": "here" }));
+    }
 
     #[test]
     fn what_was_kept_is_read_or_measured_again() {

@@ -262,13 +262,13 @@ impl Sequences {
     }
 
     /// What all of them hold is gone: each must be read again from its start.
-    pub(crate) fn lose(&mut self) {
+    pub fn lose(&mut self) {
         self.list.iter_mut().flatten().for_each(|sequence| sequence.is_lost = sequence.length > 0);
     }
 
     /// Whether what is stored for a sequence was read for lengths on the other side of a border than this one, or is
     /// gone.
-    pub(crate) fn is_across(
+    pub fn is_across(
         &self,
         sequence: usize,
         length: usize,

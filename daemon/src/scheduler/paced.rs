@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bantam_core::layouts::page::POSITIONS;
+use bantam_model::card::CardFault;
 use bantam_model::engine::{Chunk, StepError};
 use bantam_model::sequences::Sequences;
 
@@ -69,6 +70,7 @@ pub struct Paced {
     logits: Vec<f32>,
     hidden: Vec<f32>,
     fault_at: Option<u64>,
+    lost_at: Option<u64>,
     steps: u64,
 }
 
@@ -99,6 +101,7 @@ impl Paced {
             logits: vec![0.0; limits.logits_rows * limits.vocab],
             hidden: vec![0.0; limits.logits_rows * limits.hidden],
             fault_at: None,
+            lost_at: None,
             steps: 0,
         }
     }
@@ -106,6 +109,12 @@ impl Paced {
     /// The same, the weights of which are lost at step number `step`.
     pub fn failing_at(mut self, step: u64) -> Self {
         self.fault_at = Some(step);
+        self
+    }
+
+    /// The same, which loses its card, and with it what all sequences hold, at step number `step`.
+    pub fn losing_at(mut self, step: u64) -> Self {
+        self.lost_at = Some(step);
         self
     }
 
@@ -179,8 +188,8 @@ impl Steps for Paced {
         self.sequences.length(sequence)
     }
 
-    fn must_restart(&self, _sequence: usize, _length: usize) -> bool {
-        false
+    fn must_restart(&self, sequence: usize, length: usize) -> bool {
+        self.sequences.is_across(sequence, length, std::iter::empty())
     }
 
     fn announce(&mut self, sequence: usize, length: usize) -> Result<(), StepError> {
@@ -192,6 +201,11 @@ impl Steps for Paced {
         self.steps += 1;
         if self.fault_at.is_some_and(|step| self.steps >= step) {
             return Err(StepError::Fault);
+        }
+        if self.lost_at == Some(self.steps) {
+            self.sequences.lose();
+            self.cache.fill(0);
+            return Err(StepError::Card(CardFault { what: "a step", code: "of a test" }));
         }
         self.rows.clear();
         for chunk in chunks {

@@ -157,3 +157,21 @@ fn ends_that_leave_a_sequence_sound_leave_what_it_holds() {
     batch.advance();
     assert_eq!((desk.figures().resting, desk.figures().free_positions), (0, LIMITS.positions as u64));
 }
+
+#[test]
+fn what_was_lost_with_a_card_is_read_again() {
+    // Two steps read the first prompt and five choose; the third of the second request is the one that fails.
+    let paced = Paced::new(LIMITS, Pace::Instant).losing_at(10);
+    let (desk, mut batch) = pair(paced, Options::default(), Arc::new(Virtual::default()));
+    let prompt = Noise(13).tokens(100);
+    say(&desk, &mut batch, of(1, &prompt, 6));
+    assert_eq!(desk.figures().resting, 1);
+    let mut fails = desk.submit(of(2, &[5; 20], 50)).unwrap();
+    while desk.figures().failed == 0 {
+        assert_eq!(batch.advance(), Advance::Stepped);
+    }
+    while matches!(poll(&mut fails), Some(Event::Piece(_))) {}
+    assert_eq!((desk.figures().resting, desk.figures().free_positions), (0, LIMITS.positions as u64));
+    assert_eq!(say(&desk, &mut batch, of(1, &prompt, 6)).reused, 0);
+    assert_eq!(say(&desk, &mut batch, of(1, &prompt, 6)).reused, 99);
+}

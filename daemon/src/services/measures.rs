@@ -43,7 +43,7 @@ impl Services {
             Ok::<_, Trouble>((score.map_err(|error| request::of_work(error, &field))?, ids))
         });
         let (score, ids) = made.await??;
-        let answer = self.submit(caller, &lease, Work::Score(score), None)?;
+        let answer = self.submit(caller, &lease, Work::Score(score), None, None)?;
         let Work::Score(score) = self.result(&lease, answer).await? else { return Err(Trouble::Panicked) };
         let all = score.log_probabilities();
         let total: f64 = all.iter().sum();
@@ -79,7 +79,7 @@ impl Services {
             {
                 embeddings.push(self.embedding(&lease, answer, normalize).await?);
             }
-            waiting.push_back(self.submit(caller, &lease, work, None)?);
+            waiting.push_back(self.submit(caller, &lease, work, None, None)?);
         }
         for answer in waiting {
             embeddings.push(self.embedding(&lease, answer, normalize).await?);

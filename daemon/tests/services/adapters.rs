@@ -129,6 +129,49 @@ async fn requests_with_adapters_and_without_get_the_librarys_tokens() {
     served.end().await;
 }
 
+/// What was read with one adapter is met by requests with that adapter, in the folder as it is now, and by no others.
+#[tokio::test]
+async fn what_an_adapter_has_read_is_met_by_its_own_requests_alone() {
+    let served = Served::with(with_room(8 << 20)).await;
+    let mut client = served.generation().await;
+    let folder = served.folder.0.join("mine");
+    fs::create_dir_all(&folder).unwrap();
+    let put = |from: &Path| {
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            let _ = fs::remove_file(folder.join(file));
+            fs::copy(from.join(file), folder.join(file)).unwrap();
+        }
+    };
+    let [one, other] = ["lora-llama", "lora-rslora-llama"].map(|name| adapters().join("lora").join(name));
+    let mine = folder.display().to_string();
+    let mut ids: Vec<u32> = (0..90).map(|i| (i * 37 + 11) % 200).collect();
+    put(&one);
+    for (adapter, from, known) in [
+        ("", None, 0),
+        (mine.as_str(), Some(&one), 0),
+        ("lora-dora-llama", Some(&adapters().join("lora/lora-dora-llama")), 0),
+        // Each goes on where it was, and another adapter in the same folder is another.
+        ("", None, 89),
+        (mine.as_str(), Some(&one), 89),
+        (mine.as_str(), Some(&other), 0),
+        (mine.as_str(), Some(&other), 89),
+    ] {
+        if from.is_some_and(|from| *from == other) && known == 0 {
+            put(&other);
+        }
+        let reply = generate(&mut client, request("llama-tied", adapter, &ids, 9)).await.unwrap();
+        assert_eq!(reply.ids(), alone("llama-tied", from.map(PathBuf::as_path), &ids, 9), "{adapter:?}");
+        assert_eq!(reply.started.cached_tokens, known, "{adapter:?}");
+    }
+    // A reply's own tokens are read as well, and the adapter may have left between two turns.
+    let reply = generate(&mut client, request("llama-tied", "", &ids, 9)).await.unwrap();
+    ids.extend(reply.ids());
+    ids.extend([7, 7, 7]);
+    let reply = generate(&mut client, request("llama-tied", "", &ids, 9)).await.unwrap();
+    assert_eq!((reply.started.cached_tokens, reply.ids()), (98, alone("llama-tied", None, &ids, 9)));
+    served.end().await;
+}
+
 /// Where there is room for one, one waits for the other; and whoever is not in use leaves.
 #[tokio::test]
 async fn adapters_that_do_not_fit_together_wait_for_one_another() {

@@ -37,6 +37,23 @@ class Generations(DaemonTest):
             )
             self.assertEqual(again.text(), text)
 
+    def test_the_next_turn_reads_only_what_is_new(self) -> None:
+        messages: list[Message] = ["Tell me what Bantam is, of files and models, and what I need to have for it."]
+        first = self.client.chat(messages, max_new_tokens=8, temperature=0, timeout=PATIENCE).text()
+        messages += [{"role": "assistant", "content": first}, "And then?"]
+        found = []
+        for off in (False, True):
+            reply = self.client.chat(
+                messages, max_new_tokens=8, temperature=0, prefix_cache={"off": off}, timeout=PATIENCE
+            )
+            text = reply.text()
+            assert reply.finished is not None
+            found.append((text, reply.finished.usage.cached_tokens))
+        (warm, known), (cold, none) = found
+        self.assertEqual(warm, cold)
+        self.assertGreater(known, 10)
+        self.assertEqual(none, 0)
+
     def test_log_probabilities_and_alternatives(self) -> None:
         generation = self.client.generate(
             PROMPT, max_new_tokens=2, temperature=0, repetition_penalty=1, alternatives=3, timeout=PATIENCE
@@ -106,7 +123,7 @@ class Refusals(DaemonTest):
 
     def test_what_is_not_yet_says_so(self) -> None:
         request = bantam.requests.generate("", PROMPT, 1, {})
-        request.options.adapter = "some"
+        request.options.speculation.tokens = 2
         with self.assertRaises(bantam.NotYet):
             bantam.Generation(self.client.generation_service.Generate(request)).text()
 

@@ -168,7 +168,10 @@ impl Block {
 }
 
 fn layer(spec: &LayerSpec, w: &LayerWeights, cache: &KvCache, plan: &Plan) -> LayerParts {
-    let heads = spec.attention.kv_heads;
+    // What an adapter adds is added to whole rows, whether it is there or may come.
+    let is_whole =
+        plan.adapter_bytes > 0 || [w.query, w.key, w.value].iter().any(|linear| linear.low.is_some());
+    let heads = if is_whole { 1 } else { spec.attention.kv_heads };
     let attention = Part::of(&[&w.query, &w.key, &w.value, &w.output], heads);
     let seen = plan.options.context.min(POSITIONS_READ).min(spec.attention.window.unwrap_or(usize::MAX));
     let read = cache.page_bytes() as f64 * seen as f64 / POSITIONS as f64;
@@ -235,6 +238,20 @@ mod tests {
                     auto.ram
                 );
             }
+        }
+    }
+
+    #[test]
+    fn heads_go_together_where_adapters_may_come() {
+        let (_, config) = SHAPES[0];
+        let spec = ModelSpec::parse(config.as_bytes()).unwrap();
+        for (adapter_bytes, units) in [(0, spec.layers[0].attention.kv_heads), (1 << 20, 1)] {
+            let options = Options { adapter_bytes, ..Options::SMALLEST };
+            let plan = synthetic_plan(&spec, Dtype::Bf16, options, Cpu::detect()).unwrap();
+            let parts = Parts::new(&spec, &plan);
+            assert!(
+                parts.layers.iter().all(|layer| [layer.attention.units, layer.cache.units] == [units; 2])
+            );
         }
     }
 }

@@ -58,6 +58,13 @@ Message: TypeAlias = "Union[str, MessageFields, generation.ChatMessage]"
 Tool: TypeAlias = "Union[ToolFields, generation.Tool]"
 
 
+class PrefixCacheFields(TypedDict, total=False):
+    """What a request shares of what was read before it, with the fields of `bantam.v1.PrefixCache`."""
+
+    off: bool
+    scope: str
+
+
 class GenerationSettings(TypedDict, total=False):
     """How to choose tokens, when to end, what to tell: `bantam.v1.GenerationOptions`, where every field is described.
     What is not given is the model's own default."""
@@ -78,6 +85,7 @@ class GenerationSettings(TypedDict, total=False):
     ignore_eos: bool
     log_probabilities: bool
     alternatives: int
+    prefix_cache: PrefixCacheFields
     adapter: str
 
 
@@ -217,6 +225,8 @@ def _generation_options(settings: GenerationSettings) -> generation.GenerationOp
             options.logit_bias.extend(generation.LogitBias(id=token, bias=bias) for token, bias in value.items())
         elif key == "stop":
             options.stop.extend([value] if isinstance(value, str) else value)
+        elif key == "prefix_cache":
+            options.prefix_cache.CopyFrom(generation.PrefixCache(**value))
         else:
             setattr(options, key, value)
     return options

@@ -28,11 +28,11 @@ impl AdapterFlag {
         }
     }
 
-    /// A daemon that can do it: none takes adapters yet.
+    /// A daemon that can do it: none does where an adapter is given here.
     pub(crate) fn find(&self, daemon: &DaemonFlags) -> Result<Option<Link>, Failure> {
         match (daemon.find()?, &self.folder) {
             (Some(link), Some(_)) => {
-                link.cannot::<()>("it takes no adapters yet")?;
+                link.cannot::<()>("an adapter beside the model is put there by this program itself; a request of a client names one in options.adapter")?;
                 Ok(None)
             }
             (link, _) => Ok(link),

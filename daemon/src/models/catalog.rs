@@ -310,9 +310,11 @@ fn models_in(folder: &Path) -> Vec<(PathBuf, PathBuf)> {
             if name.to_str().is_none_or(|name| check(name).is_err()) {
                 continue;
             }
+            // An adapter is none, nor are its weights.
+            let is_adapter = real.join(adapter::CONFIG).is_file();
             if is_model(&real) {
                 found.push((real, name));
-            } else if depth == 0 && real.is_dir() {
+            } else if depth == 0 && real.is_dir() && !is_adapter {
                 folders.push((real, 1));
             }
             if found.len() >= LISTED_MAX {

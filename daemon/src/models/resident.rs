@@ -39,16 +39,36 @@ pub(crate) struct Resident {
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     folder: PathBuf,
-    files: [Option<(u64, SystemTime)>; 2],
+    files: [Option<FileStamp>; 2],
+}
+
+/// Copies keep lengths and times of change; which file it is, and when the system changed it last, they cannot keep.
+#[derive(Debug, PartialEq, Eq)]
+struct FileStamp {
+    length: u64,
+    modified: SystemTime,
+    #[cfg(unix)]
+    own: [i64; 4],
+}
+
+impl FileStamp {
+    fn of(path: &Path) -> Option<FileStamp> {
+        #[cfg(unix)]
+        use std::os::unix::fs::MetadataExt;
+        let found = std::fs::metadata(path).ok()?;
+        Some(FileStamp {
+            length: found.len(),
+            modified: found.modified().ok()?,
+            #[cfg(unix)]
+            own: [found.dev().cast_signed(), found.ino().cast_signed(), found.ctime(), found.ctime_nsec()],
+        })
+    }
 }
 
 impl Stamp {
     fn of(folder: &Path) -> Stamp {
-        let file = |name: &str| {
-            let found = std::fs::metadata(folder.join(name)).ok()?;
-            Some((found.len(), found.modified().ok()?))
-        };
-        Stamp { folder: folder.to_owned(), files: [adapter::CONFIG, adapter::WEIGHTS].map(file) }
+        let files = [adapter::CONFIG, adapter::WEIGHTS].map(|name| FileStamp::of(&folder.join(name)));
+        Stamp { folder: folder.to_owned(), files }
     }
 }
 

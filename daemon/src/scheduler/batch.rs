@@ -12,7 +12,7 @@ use bantam_model::engine::{Chunk, StepError};
 
 use super::desk::{Job, Move, Phase, Shared, State};
 use super::figures::{add, add_time, average, set};
-use super::queue::Wish;
+use super::queue::{Fit, Wish};
 use super::resting::Resting;
 use super::ring::{Begun, Flow};
 use super::schedule::{Budget, View, next_set, share};
@@ -218,15 +218,17 @@ impl<S: Steps> Batch<S> {
         {
             let mut state = self.shared.lock();
             let mut opened = None;
-            let taken = state.waiting.take(|wish, job| {
+            let taken = state.waiting.take(|wish, job, is_claimed| {
                 // Nobody leaves for whoever has to wait for another's adapter.
-                if job.adapter.as_ref().is_none_or(|adapter| self.steps.has_room_for(adapter)) {
-                    opened = self.resting.begin(&mut self.steps, wish.whose(), job.wanted(), wish.positions);
+                let has_room = |adapter| !is_claimed && self.steps.has_room_for(adapter);
+                if !job.adapter.as_ref().is_none_or(has_room) {
+                    return Fit::NoAdapterYet;
                 }
+                opened = self.resting.begin(&mut self.steps, wish.whose(), job.wanted(), wish.positions);
                 if let (Some(sequence), Some(adapter)) = (opened, &job.adapter) {
                     self.steps.attach(sequence, adapter);
                 }
-                opened.is_some()
+                if opened.is_some() { Fit::Now } else { Fit::NotYet }
             });
             set(&self.shared.cells.waiting, state.waiting.len());
             drop(state);

@@ -16,6 +16,17 @@ pub struct ClientId(pub u64);
 /// How often later requests may pass one that does not fit yet.
 pub(super) const PASSES_MAX: usize = 16;
 
+/// Whether there is room for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// It begins.
+    Now,
+    /// It waits for what everybody takes.
+    NotYet,
+    /// It waits for the room that adapters have.
+    NoAdapterYet,
+}
+
 /// What is known of a request that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Wish {
@@ -133,16 +144,19 @@ impl<T> Waiting<T> {
         self.entries.iter().filter_map(|entry| entry.wish.deadline).min()
     }
 
-    /// Serves the next for whom there is room, as `fits` says.
-    pub(super) fn take(&mut self, mut fits: impl FnMut(&Wish, &T) -> bool) -> Option<(Wish, T)> {
-        let mut place = None;
+    /// Serves the next for whom there is room, as `fits` says, which hears whether the room of adapters is another's.
+    pub(super) fn take(&mut self, mut fits: impl FnMut(&Wish, &T, bool) -> Fit) -> Option<(Wish, T)> {
+        let (mut place, mut is_claimed) = (None, false);
         for (index, entry) in self.entries.iter().enumerate() {
-            if fits(&entry.wish, &entry.item) {
-                place = Some(index);
-                break;
-            }
-            if entry.passed >= PASSES_MAX {
-                break;
+            let is_due = entry.passed >= PASSES_MAX;
+            match fits(&entry.wish, &entry.item, is_claimed) {
+                Fit::Now => {
+                    place = Some(index);
+                    break;
+                }
+                Fit::NotYet if is_due => break,
+                Fit::NotYet => {}
+                Fit::NoAdapterYet => is_claimed |= is_due,
             }
         }
         let place = place?;
@@ -169,9 +183,11 @@ mod tests {
     }
 
     fn served(queue: &mut Waiting<()>, room: usize) -> Vec<u64> {
-        std::iter::from_fn(|| queue.take(|wish, ()| wish.positions <= room))
-            .map(|(wish, ())| wish.id)
-            .collect()
+        std::iter::from_fn(|| {
+            queue.take(|wish, (), _| if wish.positions <= room { Fit::Now } else { Fit::NotYet })
+        })
+        .map(|(wish, ())| wish.id)
+        .collect()
     }
 
     #[test]
@@ -192,7 +208,7 @@ mod tests {
             if order.last() != Some(&1) {
                 queue.join(wish(id, 2, 1), ()).unwrap();
             }
-            order.push(queue.take(|_, ()| true).unwrap().0.client.0);
+            order.push(queue.take(|_, (), _| Fit::Now).unwrap().0.client.0);
         }
         assert_eq!(order, [1, 2].repeat(8));
     }
@@ -216,7 +232,7 @@ mod tests {
             if below(8) == 0 {
                 continue;
             }
-            let Some((wish, ())) = queue.take(|_, ()| true) else { continue };
+            let Some((wish, ())) = queue.take(|_, (), _| Fit::Now) else { continue };
             served += 1;
             for (client, others) in &mut since {
                 let before = others.len();
@@ -250,7 +266,7 @@ mod tests {
         queue.join(wish(0, 0, 100), ()).unwrap();
         (1..40).for_each(|id| assert!(queue.join(wish(id, id, 1), ()).is_ok()));
         assert_eq!(served(&mut queue, 10).len(), PASSES_MAX);
-        assert_eq!(queue.take(|_, ()| true).unwrap().0.id, 0);
+        assert_eq!(queue.take(|_, (), _| Fit::Now).unwrap().0.id, 0);
         assert_eq!(served(&mut queue, 10).len(), 39 - PASSES_MAX);
     }
 
@@ -266,5 +282,31 @@ mod tests {
         assert_eq!(queue.expired(Duration::from_secs(6)).unwrap().0.id, 2);
         assert!(queue.expired(Duration::from_secs(6)).is_none());
         assert_eq!(queue.dismissed().unwrap().0.id, 0);
+    }
+
+    /// Numbers from 100 on have an adapter for which there is no room as long as it is closed.
+    #[test]
+    fn who_waits_for_an_adapter_holds_up_none_but_those_with_adapters() {
+        let mut queue = Waiting::new(200, 200);
+        let is_with_adapter = |wish: &Wish| wish.positions >= 100;
+        let next = |queue: &mut Waiting<()>, is_open: bool| {
+            let fits = |wish: &Wish, (): &(), is_claimed: bool| match wish.positions {
+                100 if !is_open => Fit::NoAdapterYet,
+                101 if is_claimed => Fit::NoAdapterYet,
+                _ => Fit::Now,
+            };
+            queue.take(fits).map(|(wish, ())| wish.id)
+        };
+        queue.join(wish(0, 0, 100), ()).unwrap();
+        for id in 1..=2 * PASSES_MAX as u64 {
+            queue.join(wish(id, id, 1), ()).unwrap();
+            assert_eq!(next(&mut queue, false), Some(id), "whoever has none goes on");
+        }
+        // Somebody whose adapter is there has passed often enough.
+        queue.join(wish(90, 90, 101), ()).unwrap();
+        queue.join(wish(91, 91, 1), ()).unwrap();
+        assert_eq!([(); 3].map(|()| next(&mut queue, false)), [Some(91), None, None]);
+        assert!(queue.entries.iter().all(|entry| is_with_adapter(&entry.wish)));
+        assert_eq!([(); 3].map(|()| next(&mut queue, true)), [Some(0), Some(90), None]);
     }
 }

@@ -175,10 +175,13 @@ impl Form {
     }
 }
 
-/// The header of all tensors, one behind the other, and their bytes.
+/// The header of all tensors, one behind the other, and their bytes. Those of wide numbers come first: so each begins
+/// at a multiple of its own numbers' size, without gaps.
 fn outline(checkpoint: &Checkpoint) -> (String, u64) {
     let mut start = 0;
-    let tensors = checkpoint.tensors().map(|tensor| {
+    let mut tensors: Vec<_> = checkpoint.tensors().collect();
+    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bytes()));
+    let tensors = tensors.into_iter().map(|tensor| {
         let end = start + tensor.data.len() as u64;
         let (name, dtype, shape) = (json(tensor.name), tensor.dtype.name(), tensor.shape);
         let entry =

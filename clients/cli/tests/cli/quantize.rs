@@ -237,6 +237,26 @@ fn a_native_folder_runs_and_is_nothing_else() {
     );
 }
 
+/// Their tensors are of odd sizes, of which the native file's header tells.
+#[test]
+fn a_native_folder_of_any_form_runs_as_the_tools_does() {
+    let folder = folder("native-forms");
+    let model = golden("llama-tied");
+    for form in ["nf4", "fp4", "int8", "hqq", "ternary"] {
+        let [tool, native] = ["tool", "native"].map(|name| folder.join(format!("{form}-{name}")));
+        let (tool, native) = (tool.to_str().unwrap(), native.to_str().unwrap());
+        let quantize = ["quantize", &model, "--to", form, "--json", "--output"];
+        answer(bantam(&[&quantize[..], &[tool]].concat()));
+        answer(bantam(&[&quantize[..], &[native, "--native"]].concat()));
+        let run = |model: &str| {
+            let prompt = ["--ids", "5,9,2", "--max-new-tokens", "8", "--ignore-eos", "--temperature", "0"];
+            answer(bantam(&[&["run", model][..], &prompt].concat()))
+        };
+        assert_eq!(run(native), run(tool), "{form}");
+        answer(bantam(&["inspect", native, "--json"]));
+    }
+}
+
 /// Kills runs at random moments of what one takes until `BANTAM_KILLS` of them are dead; each is taken up again until
 /// one comes through.
 fn check_killed(name: &str, model: &str, more: &[&str]) {

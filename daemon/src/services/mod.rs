@@ -108,8 +108,8 @@ impl Caller {
         }
     }
 
-    /// What its replies share beginnings with: those of the same client that were read with the same weights and say the
-    /// same words.
+    /// What its replies share beginnings with: those of the same client that were read with the same weights and say
+    /// the same words.
     fn reuse(&self, scope: &str, adapter: Option<&Guest>) -> Reuse {
         let mut hasher = DefaultHasher::new();
         (self.connection, scope).hash(&mut hasher);

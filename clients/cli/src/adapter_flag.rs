@@ -32,7 +32,10 @@ impl AdapterFlag {
     pub(crate) fn find(&self, daemon: &DaemonFlags) -> Result<Option<Link>, Failure> {
         match (daemon.find()?, &self.folder) {
             (Some(link), Some(_)) => {
-                link.cannot::<()>("an adapter beside the model is put there by this program itself; a request of a client names one in options.adapter")?;
+                link.cannot::<()>(
+                    "here an adapter is put beside the model by this program itself; requests of other clients name \
+                     one in options.adapter",
+                )?;
                 Ok(None)
             }
             (link, _) => Ok(link),

@@ -175,12 +175,21 @@ impl Form {
     }
 }
 
-/// The header of all tensors, one behind the other, and their bytes. Those of wide numbers come first: so each begins
-/// at a multiple of its own numbers' size, without gaps.
+/// The header of all tensors, one behind the other, and their bytes. Each begins at a multiple of its own numbers' size,
+/// without gaps: where odd sizes are in the way of that, those of wide numbers come first.
 fn outline(checkpoint: &Checkpoint) -> (String, u64) {
     let mut start = 0;
     let mut tensors: Vec<_> = checkpoint.tensors().collect();
-    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bytes()));
+    let mut before = 0;
+    let is_aligned = tensors.iter().all(|tensor| {
+        let at = before;
+        before += tensor.data.len();
+        at.is_multiple_of(tensor.dtype.bytes())
+    });
+    // Not always: folders that could be opened before would be others.
+    if !is_aligned {
+        tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bytes()));
+    }
     let tensors = tensors.into_iter().map(|tensor| {
         let end = start + tensor.data.len() as u64;
         let (name, dtype, shape) = (json(tensor.name), tensor.dtype.name(), tensor.shape);

@@ -175,8 +175,8 @@ impl Form {
     }
 }
 
-/// The header of all tensors, one behind the other, and their bytes. Each begins at a multiple of its own numbers' size,
-/// without gaps: where odd sizes are in the way of that, those of wide numbers come first.
+/// The header of all tensors, one behind the other, and their bytes. Each begins at a multiple of its own numbers'
+/// size, without gaps: where odd sizes are in the way of that, those of wide numbers come first.
 fn outline(checkpoint: &Checkpoint) -> (String, u64) {
     let mut start = 0;
     let mut tensors: Vec<_> = checkpoint.tensors().collect();
